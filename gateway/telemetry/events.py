@@ -1,0 +1,140 @@
+"""The one table of events and keys; docs/log.md is generated from it, and a test holds both ways.
+
+An event is named `room.what_happened`. `request.finished` and `subtask.finished` carry all of
+REQUEST_KEYS, always: unknown is null, a term that did not occur is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.plugin import TERMS
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event: what it says, and its keys with what they mean."""
+
+    doc: str
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+COMMON_KEYS: Mapping[str, str] = {
+    "ts": "wall time the line was written, RFC 3339, UTC",
+    "level": "debug, info, warning or error",
+    "event": "`room.what_happened`",
+}
+
+_TERM_DOCS: Mapping[str, str] = {
+    "read": "reading the request's body",
+    "admit": "checking who asks and what",
+    "decide": "choosing the backend",
+    "queue": "waiting in the gateway for a slot",
+    "split": "dividing the work (hybrid)",
+    "edge": "work on this site",
+    "connect": "DNS, TCP and TLS to the backend; about 0 on a warm connection",
+    "upload": "sending the request's body until the kernel has it acknowledged",
+    "network": "from the last byte sent to the first received, less the cloud's own time",
+    "cloud": "the cloud's own time; of a stream, generation too",
+    "download": "reading the answer's body after its first byte",
+    "aggregate": "putting parts together (hybrid)",
+    "write": "waiting for the client to take the answer",
+}
+
+REQUEST_KEYS: Mapping[str, str] = {
+    "request_id": "also in `x-request-id`",
+    "trace_id": "of the client's `traceparent`",
+    "parent_id": "of a subtask: the request it belongs to",
+    "door": "`http` or `mqtt`",
+    "kind": "`chat`, `completion`, `embeddings`, `transcription`, `task`, `models` or `other`",
+    "model": "the model or task, as the client wrote it",
+    "backend": "who answered, or `none`",
+    "site": "`edge`, `cloud`, `hybrid` or `none`",
+    "outcome": "`served`, `refused`, `failed`, `timed_out` or `cancelled`",
+    "status": "the HTTP status",
+    "reason": "why this backend, or the error's code",
+    "attempts": "how many backends were asked",
+    "items": "units of work in the request",
+    "bytes_in": "size of the request's body, bytes",
+    "bytes_out": "size of the answer's body, bytes",
+    "candidates": "per backend `{t_ms, j}`, its prediction and score, or `{refused}`, why not",
+    "predicted_ms": "predicted time from decision to last byte; of a stream, to first content",
+    "prediction_error_ratio": "|predicted - actual| / actual",
+    "rtt_ms": "HTTP round trip to the backend on a warm connection, smoothed",
+    "rtt_min_ms": "the smallest recent one",
+    "tcp_rtt_ms": "the kernel's own estimate (TCP_INFO)",
+    "uplink_bytes_per_s": "measured upload rate to the backend",
+    "downlink_bytes_per_s": "measured download rate from it",
+    "link_state": "`up`, `degraded`, `down`, or null where there is no link or no sample",
+    "load": "`{cpu, psi, mem, temp_c}` of the device at decision, ratios 0 to 1 and degrees",
+    "queue": "per backend, how many waited at decision",
+    **{f"t_{term}_ms": doc for term, doc in _TERM_DOCS.items()},
+    "t_overlap_ms": "sum of all terms less their union: what parallel work saved",
+    "t_other_ms": "what no term covers",
+    "t_total_ms": "from the request's head to the last byte handed to the kernel",
+    "t_first_byte_ms": "until the first content was written",
+    "t_cloud_source": "where `t_cloud_ms` comes from: `server-timing`, `header` or `estimated`",
+    "r_edge_per_s": "items / T_edge",
+    "r_cloud_per_s": "items / T_cloud",
+    "r_network_per_s": "items / T_network",
+    "r_total_per_s": "the rate of the whole path",
+    "r_sum_per_s": "R_cloud + R_network, the textbook's index; no rate",
+    "r_path": "`serial`, `pipelined`, `parallel` or null",
+    "error": "the message the client got, where it got an error",
+}
+assert tuple(_TERM_DOCS) == TERMS
+
+EVENTS: Mapping[str, Event] = {
+    "request.finished": Event("One request ended; exactly one line for each.", REQUEST_KEYS),
+    "subtask.finished": Event("One part of a divided request ended.", REQUEST_KEYS),
+    "service.started": Event(
+        "The gateway accepts requests.",
+        {"version": "of edge-gateway", "listen": "data listeners", "admin": "admin listener", "backends": "names"},
+    ),
+    "service.stopping": Event("A stop was asked for; what is in flight is finished.", {"signal": "which"}),
+    "service.stopped": Event("Everything is closed.", {}),
+    "service.failed": Event("The gateway could not start.", {"error": "why"}),
+    "http.rejected": Event(
+        "Bytes that are no request were answered and the connection closed; rate-limited.",
+        {"why": "what was wrong", "peer": "address", "suppressed": "lines left out since the last one"},
+    ),
+    "http.broke": Event(
+        "The gateway's own code failed on a request: a bug; please report it.",
+        {"error": "exception", "where": "file and line", "request_id": "of the request"},
+    ),
+    "backend.opened": Event(
+        "A backend is ready.",
+        {"backend": "its name", "plugin": "which", "seconds": "it took to start"},
+    ),
+    "backend.failed_to_open": Event(
+        "A backend could not be imported or started; it is left out, others serve.",
+        {"backend": "its name", "plugin": "which", "error": "why"},
+    ),
+    "backend.unwell": Event("A backend's health check reports a fault.", {"backend": "its name", "error": "what"}),
+    "backend.well": Event("A backend's health check passes again.", {"backend": "its name"}),
+    "backend.close_failed": Event("A backend raised while it was stopped.", {"backend": "its name", "error": "what"}),
+    "dispatch.fell_back": Event(
+        "A backend could not serve; the next one is asked.",
+        {"request_id": "of the request", "backend": "who failed", "error": "why", "next": "who is asked"},
+    ),
+    "dispatch.raised": Event(
+        "A plugin raised something that is not one of the gateway's errors.",
+        {"request_id": "of the request", "backend": "whose plugin", "error": "exception", "where": "file and line"},
+    ),
+    "breaker.opened": Event("A backend is not asked for a while.", {"backend": "its name", "why": "what led to it"}),
+    "breaker.closed": Event("A backend is asked again.", {"backend": "its name"}),
+    "breaker.half_opened": Event("One try is let through.", {"backend": "its name"}),
+    "link.state_changed": Event(
+        "The link to a backend changed state.",
+        {"backend": "its name", "before": "state", "after": "state", "why": "the event that moved it"},
+    ),
+    "lane.rebound": Event(
+        "A waiting request was moved to another backend's lane.",
+        {"request_id": "of the request", "before": "backend", "after": "backend"},
+    ),
+    "dispatch.rescued": Event(
+        "A stalled upload was duplicated on another backend.",
+        {"request_id": "of the request", "backend": "who stalled", "next": "who is asked too"},
+    ),
+}

@@ -1,0 +1,95 @@
+"""Structured logging to standard error: JSON lines, or a readable console on a terminal.
+
+One line is one event, written whole. Values are bounded and stripped of control characters by the JSON
+encoder; prompts, answers, keys and file contents are never given to a logger in the first place.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, Literal
+
+import msgspec
+import structlog
+
+Format = Literal["auto", "console", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def _stamp(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    head = {
+        "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "level": level,
+        "event": event.pop("event"),
+    }
+    return head | event
+
+
+def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+    return _encode(event)
+
+
+def configure(form: Format = "auto", level: Level = "info", stream: BinaryIO | None = None) -> None:
+    """Set up logging for the process. `auto` is console on a terminal, JSON otherwise.
+
+    What libraries log by the standard module is passed on from warning up, as event `library.logged`
+    without tracebacks, so that a stranger's bytes cannot fill the disk.
+    """
+    out = stream or sys.stderr.buffer
+    console = form == "console" or (form == "auto" and sys.stderr.isatty())
+    processors: list[Any] = [_stamp, structlog.dev.ConsoleRenderer()] if console else [_stamp, _render]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr) if console else structlog.BytesLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [_Forward()]
+    root.setLevel(logging.WARNING)
+
+
+class _Forward(logging.Handler):
+    """Hands a library's warnings to structlog, at most a few a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limited = Limited("library.logged", per_s=1.0, burst=5)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        self._limited.warning(
+            logger=record.name,
+            message=record.getMessage()[:300],
+            error=None if error is None else f"{type(error).__name__}: {error}"[:300],
+        )
+
+
+class Limited:
+    """An event that strangers can cause: `burst` lines at once, `per_s` on average, the rest only counted."""
+
+    def __init__(
+        self, event: str, *, per_s: float = 1.0, burst: int = 10, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._event, self._per_s, self._burst, self._clock = event, per_s, burst, clock
+        self._tokens, self._at, self._suppressed = float(burst), clock(), 0
+
+    def warning(self, **keys: Any) -> None:
+        """Log the event with `keys`, and `suppressed`, the number left out since the last line; or count it."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
+        self._at = now
+        if self._tokens < 1:
+            self._suppressed += 1
+            return
+        self._tokens -= 1
+        log.warning(self._event, **keys, suppressed=self._suppressed)
+        self._suppressed = 0

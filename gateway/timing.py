@@ -1,0 +1,263 @@
+"""The account of time: where each microsecond of a request went, and the rates that follow.
+
+A request's life is a line from its first byte to its last. A `Watch` writes on it: at every instant one
+term is being charged, or none. Work that forks (subtasks, a second attempt) writes on a line of its own,
+laid over the parent's when it ends. At the end a sweep over all intervals gives, for any history:
+
+    T_term    = length of the union of the term's intervals
+    T_overlap = sum over terms of T_term - length of the union of everything
+    T_other   = T_total - length of the union of everything
+    T_total   = sum over terms of T_term - T_overlap + T_other        (exact: integer microseconds)
+
+None of them can be negative, because all are lengths of sets on one line. docs/timing.md has worked examples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gateway.plugin import TERMS
+
+CloudSource = Literal["server-timing", "header", "estimated"]
+Path = Literal["serial", "pipelined", "parallel"]
+
+WIRE_TERMS = frozenset({"connect", "upload", "network", "download"})
+CLOUD_PATH = WIRE_TERMS | {"cloud"}
+
+Interval = tuple[str, int, int]  # term, start, end; microseconds since the request began
+
+
+class Watch:
+    """Writes one line of intervals. Implements `gateway.plugin.Terms`; forks for work that runs beside it.
+
+    Times given and returned are seconds on `clock`. After `close` nothing changes any more: a straggler's
+    writing is ignored.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_closed",
+        "_intervals",
+        "_only",
+        "_since",
+        "_term",
+        "began",
+        "children",
+        "cloud_source",
+        "first_byte_at",
+        "worked",
+    )
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, *, began: float | None = None, only: str | None = None
+    ) -> None:
+        self._clock = clock
+        self.began = clock() if began is None else began
+        self._intervals: list[tuple[str, float, float]] = []
+        self._term: str | None = None
+        self._since = self.began
+        self._only = only
+        self._closed = False
+        self.children: list[Watch] = []
+        self.cloud_source: CloudSource | None = None
+        self.first_byte_at: float | None = None
+        self.worked: dict[str, int] = {}
+
+    def enter(self, term: str, at: float | None = None) -> float:
+        """Charge `term` from now on, or from `at`, clipped to the last change. Raises KeyError for no term of ours."""
+        if term not in _ORDER:
+            raise KeyError(f"{term!r} is no term of the account: {', '.join(TERMS)}")
+        now = self._switch(self._only or term, at)
+        return now
+
+    def leave(self) -> float:
+        """Charge nothing from now on."""
+        return self._switch(None, None)
+
+    def _switch(self, term: str | None, at: float | None) -> float:
+        now = self._clock() if at is None else at
+        if self._closed:
+            return now
+        now = max(now, self._since)
+        if self._term is not None and now > self._since:
+            self._intervals.append((self._term, self._since, now))
+        self._term, self._since = term, now
+        return now
+
+    def divide(self, term: str, seconds: float, *, into: str) -> None:
+        """Give `seconds` of the last closed interval of `term` to `into`, half at either end, at most all of it."""
+        if self._closed or self._only:
+            return
+        for index in range(len(self._intervals) - 1, -1, -1):
+            name, start, end = self._intervals[index]
+            if name == term:
+                half = min(max(seconds, 0.0), end - start) / 2
+                self._intervals[index : index + 1] = [
+                    (into, start, start + half), (term, start + half, end - half), (into, end - half, end),
+                ]  # fmt: skip
+                return
+
+    def note_cloud_source(self, source: CloudSource) -> None:
+        """Remember where the cloud's figure came from."""
+        if not self._only:
+            self.cloud_source = source
+
+    def did(self, site: str, items: int) -> None:
+        """Remember that `items` units of work were done at `site`, for the rates."""
+        self.worked[site] = self.worked.get(site, 0) + items
+
+    def fork(self, *, only: str | None = None) -> Watch:
+        """A line for work beside this one; it is laid over this line when this one closes.
+
+        only: charge everything to that one term (an HTTP service on this site is `edge`, wire and all).
+        """
+        child = Watch(self._clock, only=only or self._only)
+        self.children.append(child)
+        return child
+
+    def stop(self) -> None:
+        """Take no more entries; what is open ends now."""
+        self.leave()
+        self._closed = True
+
+    def spent_s(self, terms: Iterable[str]) -> float:
+        """Seconds charged so far to any of `terms`, on this line alone."""
+        wanted = frozenset(terms)
+        return sum(end - start for term, start, end in self._intervals if term in wanted)
+
+    def close(self) -> Account:
+        """End the line and its children, and balance the account."""
+        self.stop()
+        ended = self._since
+        intervals: list[Interval] = []
+        worked: dict[str, int] = {}
+        source = self._collect(self.began, ended, intervals, worked)
+        total = round((ended - self.began) * 1e6)
+        first = None if self.first_byte_at is None else round((self.first_byte_at - self.began) * 1e6)
+        return balance(intervals, total, worked=worked, cloud_source=source, first_byte_us=first)
+
+    def _collect(self, began: float, ended: float, out: list[Interval], worked: dict[str, int]) -> CloudSource | None:
+        for child in self.children:
+            if not child._closed:
+                child._switch(None, ended)
+                child._closed = True
+        for term, start, end in self._intervals:
+            a, b = round((max(start, began) - began) * 1e6), round((min(end, ended) - began) * 1e6)
+            if b > a:
+                out.append((term, a, b))
+        for site, items in self.worked.items():
+            worked[site] = worked.get(site, 0) + items
+        source = self.cloud_source
+        for child in self.children:
+            source = child._collect(began, ended, out, worked) or source
+        return source
+
+
+_ORDER = {term: index for index, term in enumerate(TERMS)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A balanced account; times in integer microseconds. `worked` maps site to items done there."""
+
+    terms_us: Mapping[str, int]
+    overlap_us: int
+    other_us: int
+    total_us: int
+    path: Path | None
+    worked: Mapping[str, int]
+    cloud_source: CloudSource | None
+    first_byte_us: int | None
+
+
+def balance(
+    intervals: Iterable[Interval],
+    total_us: int,
+    *,
+    worked: Mapping[str, int] | None = None,
+    cloud_source: CloudSource | None = None,
+    first_byte_us: int | None = None,
+) -> Account:
+    """Sweep over `intervals` (all within 0..total_us) and balance the account."""
+    edges: list[tuple[int, int, str]] = []
+    for term, start, end in intervals:
+        edges.append((start, 1, term))
+        edges.append((end, -1, term))
+    edges.sort()
+    active = dict.fromkeys(TERMS, 0)
+    spent = dict.fromkeys(TERMS, 0)
+    union = before = on_cloud_path = 0
+    parallel = pipelined = False
+    live: set[str] = set()
+    for at, step, term in edges:
+        if at > before:
+            if live:
+                union += at - before
+                for name in live:
+                    spent[name] += at - before
+                if len(live) > 1:
+                    on_cloud_path = len(live & CLOUD_PATH)
+                    parallel = parallel or ("edge" in live and on_cloud_path > 0)
+                    pipelined = pipelined or ("cloud" in live and on_cloud_path > 1)
+            before = at
+        active[term] += step
+        if active[term]:
+            live.add(term)
+        else:
+            live.discard(term)
+    path: Path | None = None
+    if spent["edge"] or spent["cloud"]:
+        path = "parallel" if parallel else "pipelined" if pipelined else "serial"
+    return Account(
+        terms_us=spent,
+        overlap_us=sum(spent.values()) - union,
+        other_us=total_us - union,
+        total_us=total_us,
+        path=path,
+        worked=worked or {},
+        cloud_source=cloud_source,
+        first_byte_us=first_byte_us,
+    )
+
+
+def rates(account: Account, items: int) -> dict[str, float | str | None]:
+    """Items per second by site, the rate of the whole path, and the textbook's sum, by their log keys.
+
+    r_total: serial 1/R = sum of 1/R_x; pipelined the smallest; parallel paths add. `r_sum_per_s` is
+    R_cloud + R_network, an index and no rate (docs/timing.md). Unknown is None.
+    """
+    terms = account.terms_us
+    at_edge = account.worked.get("edge", 0) if account.path == "parallel" else items
+    at_cloud = account.worked.get("cloud", 0) if account.path == "parallel" else items
+    edge, cloud, network = (
+        _rate(at_edge, terms["edge"]),
+        _rate(at_cloud, terms["cloud"]),
+        _rate(at_cloud, terms["network"]),
+    )
+    total: float | None = None
+    if account.path == "parallel":
+        total = (edge or 0.0) + (_serial(cloud, network) or 0.0)
+    elif account.path == "pipelined":
+        total = min((r for r in (edge, cloud, network) if r), default=None)
+    elif account.path == "serial":
+        total = _serial(edge, cloud, network)
+    return {
+        "r_edge_per_s": edge,
+        "r_cloud_per_s": cloud,
+        "r_network_per_s": network,
+        "r_total_per_s": total or None,
+        "r_sum_per_s": cloud + network if cloud and network else None,
+        "r_path": account.path,
+    }
+
+
+def _rate(items: int, us: int) -> float | None:
+    return items / us * 1e6 if us and items else None
+
+
+def _serial(*parts: float | None) -> float | None:
+    slowness = sum(1 / rate for rate in parts if rate)
+    return 1 / slowness if slowness else None
