@@ -1,0 +1,1 @@
+"""Equipment that tests share; `tests/` is on the path, so `from support.programs import needs`."""

@@ -1,0 +1,338 @@
+"""The rooms of gateway/ and who may import whom.  Imports go down only; docs/architecture.md says why.
+
+A module belongs to the room it is named after: `gateway/measure/link.py` to *measure*, `gateway/workers.py`
+and `gateway/workers_main.py` to *workers*.  A room imports itself and rooms on strictly lower floors; rooms
+on one floor do not know each other.  An import inside a function or under `TYPE_CHECKING` counts like any
+other: it is the knowledge that is rationed, not the cost of loading.  No import cycles, not inside a room
+either.  A plugin imports `gateway.plugin` and nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "gateway"
+PLUGIN_API = "gateway.plugin"
+ANYTHING = 99
+
+FLOORS = {
+    "__init__": -1,  # imported by everyone, so it imports nothing of ours
+    "plugin": 0,
+    "telemetry": 0,
+    "timing": 1,
+    "measure": 1,
+    "decide": 2,
+    "workers": 2,
+    "lanes": 3,
+    "admit": 3,
+    "registry": 3,
+    "dispatch": 4,
+    "ingress": 5,
+    "admin": 5,
+    "settings": 5,
+    "service": 6,  # joins the rooms
+    "demo": 7,  # runs a service
+    "doctor": 7,
+    "cli": 8,  # runs all of them
+    "__main__": 9,
+    "testing": ANYTHING,  # equipment for us and for plugin authors; nobody imports it
+}
+
+
+class Import(NamedTuple):
+    """`importer` names `imported` at this place; both are dotted module names that exist in the tree."""
+
+    importer: str
+    imported: str
+    path: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+# --- reading a tree -----------------------------------------------------------------------------------------
+
+
+def modules(source_root: Path) -> dict[str, Path]:
+    """Dotted name → file, of every module below a source root; a package goes by its own name."""
+    found = {}
+    for path in sorted(source_root.rglob("*.py")):
+        parts = path.relative_to(source_root).with_suffix("").parts
+        if parts[-1] == "__init__" and len(parts) > 1:
+            parts = parts[:-1]
+        found[".".join(parts)] = path
+    return found
+
+
+def our_modules(root: Path) -> dict[str, Path]:
+    """Every module of gateway/ and plugins/."""
+    gateway = {f"{PACKAGE}.{name}": path for name, path in modules(root / PACKAGE).items()}
+    top = gateway.pop(f"{PACKAGE}.__init__", None)
+    if top is not None:
+        gateway[PACKAGE] = top
+    return gateway | modules(root / "plugins")
+
+
+def imports(root: Path) -> list[Import]:
+    """Every import of one of our modules by another, wherever in the file it stands."""
+    known = our_modules(root)
+    found = []
+    for importer, path in known.items():
+        tree = ast.parse(path.read_text(), filename=str(path))
+        for node in ast.walk(tree):
+            for name in sorted(set(imported_names(node, importer, path.name == "__init__.py"))):
+                imported = nearest(name, known)
+                if imported is not None and imported != importer:
+                    found.append(Import(importer, imported, str(path.relative_to(root)), node.lineno))
+    return found
+
+
+def imported_names(node: ast.AST, importer: str, is_package: bool) -> Iterator[str]:
+    """What one statement asks for, as absolute dotted names; `from a import b` asks for a.b."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            here = importer.split(".")
+            above = here[: len(here) - node.level + (1 if is_package else 0)]
+            base = ".".join([*above, base] if base else above)
+        yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def nearest(name: str, known: Mapping[str, Path]) -> str | None:
+    """The module that holds this name: itself, else the closest parent there is; None when it is not ours."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+# --- the rules ----------------------------------------------------------------------------------------------
+
+
+def room_of(module: str) -> str:
+    """The room's name; for one that is not in the table, the top-level module's."""
+    name = "__init__" if module == PACKAGE else module.split(".")[1]
+    candidates = [room for room in FLOORS if name == room or name.startswith(f"{room}_")]
+    return max(candidates, key=len, default=name)
+
+
+def is_gateway(module: str) -> bool:
+    return module.split(".")[0] == PACKAGE
+
+
+def complaints(root: Path) -> list[str]:
+    """Every broken rule with its place and what to do about it."""
+    found = imports(root)
+    unknown = [complaint for module, path in our_modules(root).items()
+               if (complaint := complaint_about_module(module, path.relative_to(root)))]  # fmt: skip
+    return unknown + [c for each in found if (c := complaint_about(each))] + cycles(found)
+
+
+def complaint_about_module(module: str, path: Path) -> str | None:
+    if not is_gateway(module) or room_of(module) in FLOORS:
+        return None
+    return (
+        f"{path}:1: {module} is in no room. Put it into one ({', '.join(FLOORS)}), name it after one "
+        f"(workers_main belongs to workers), or give it a floor: FLOORS in tests/test_layering.py, "
+        f"and docs/architecture.md"
+    )
+
+
+def complaint_about(found: Import) -> str | None:
+    if not is_gateway(found.importer):
+        return complaint_about_plugin(found)
+    if not is_gateway(found.imported):
+        return (
+            f"{found}: {found.importer} imports the plugin {found.imported}. "
+            f"The gateway finds plugins by entry point only: go through the registry"
+        )
+    return complaint_about_floors(found)
+
+
+def complaint_about_plugin(found: Import) -> str | None:
+    same_plugin = found.importer.split(".")[0] == found.imported.split(".")[0]
+    if same_plugin or found.imported == PLUGIN_API:
+        return None
+    return (
+        f"{found}: the plugin {found.importer} imports {found.imported}. "
+        f"A plugin imports {PLUGIN_API} and nothing else of ours: add there what is missing"
+    )
+
+
+def complaint_about_floors(found: Import) -> str | None:
+    above, below = room_of(found.importer), room_of(found.imported)
+    if above == below or above not in FLOORS or below not in FLOORS or FLOORS[below] < FLOORS[above]:
+        return None
+    return (
+        f"{found}: {above} (floor {FLOORS[above]}) imports {below} (floor {FLOORS[below]}). "
+        f"Imports go to lower floors only: pass the value in from above, or move what both need down"
+    )
+
+
+def cycles(found: list[Import]) -> list[str]:
+    """One complaint for each group of modules that import each other in a ring."""
+    edges: dict[str, dict[str, Import]] = {}
+    for each in found:
+        edges.setdefault(each.importer, {}).setdefault(each.imported, each)
+    told: set[str] = set()
+    complaints = []
+    for module in sorted(edges):
+        ring = [] if module in told else ring_through(module, edges)
+        if ring:
+            told.update(each.importer for each in ring)
+            way = " → ".join([each.importer for each in ring] + [module])
+            places = ", ".join(map(str, ring))
+            complaints.append(
+                f"{ring[0]}: import cycle {way} ({places}). Move what they share to a module below them"
+            )
+    return complaints
+
+
+def ring_through(start: str, edges: Mapping[str, Mapping[str, Import]]) -> list[Import]:
+    """The shortest way from a module back to itself; empty when there is none."""
+    ways: list[list[Import]] = [[each] for each in edges.get(start, {}).values()]
+    seen = {start}
+    for way in ways:  # grows while we walk it: breadth first
+        here = way[-1].imported
+        if here == start:
+            return way
+        if here not in seen:
+            seen.add(here)
+            ways.extend([*way, each] for each in edges.get(here, {}).values())
+    return []
+
+
+# --- our tree -----------------------------------------------------------------------------------------------
+
+
+def test_imports_go_down_only() -> None:
+    found = complaints(ROOT)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_there_is_something_to_look_at() -> None:
+    assert PLUGIN_API in our_modules(ROOT)
+
+
+# --- the checker itself, on small made-up trees -------------------------------------------------------------
+
+
+def tree(tmp_path: Path, files: Mapping[str, str]) -> Path:
+    for name, text in {"gateway/__init__.py": "", "gateway/plugin.py": "", **files}.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def only(found: list[str]) -> str:
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import gateway.dispatch",
+        "from gateway import dispatch",
+        "from gateway.dispatch import Dispatcher",
+        "from . import dispatch",
+        "from .dispatch import Dispatcher",
+        "def later():\n    from gateway.dispatch import Dispatcher",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import gateway.dispatch",
+    ],
+)
+def test_an_import_that_goes_up_is_named_with_its_line(tmp_path: Path, text: str) -> None:
+    root = tree(tmp_path, {"gateway/timing.py": text, "gateway/dispatch.py": ""})
+    complaint = only(complaints(root))
+    assert complaint.startswith(
+        f"gateway/timing.py:{text.count(chr(10)) + 1}: timing (floor 1) imports dispatch (floor 4)"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["from ..lanes import Lane", "from .. import lanes", "from gateway.lanes import Lane"]
+)
+def test_a_module_inside_a_room_is_held_to_its_rooms_floor(tmp_path: Path, text: str) -> None:
+    root = tree(
+        tmp_path, {"gateway/measure/__init__.py": "", "gateway/measure/link.py": text, "gateway/lanes.py": ""}
+    )
+    assert "measure (floor 1) imports lanes (floor 3)" in only(complaints(root))
+
+
+def test_rooms_on_one_floor_do_not_know_each_other(tmp_path: Path) -> None:
+    root = tree(tmp_path, {"gateway/lanes.py": "import gateway.admit", "gateway/admit.py": ""})
+    assert "lanes (floor 3) imports admit (floor 3)" in only(complaints(root))
+
+
+def test_a_room_may_import_itself_and_what_lies_below(tmp_path: Path) -> None:
+    files = {
+        "gateway/measure/__init__.py": "from gateway.measure.board import Board",
+        "gateway/measure/board.py": "from gateway.measure.link import Link\nfrom .link import Link",
+        "gateway/measure/link.py": "from gateway.plugin import Task",
+        "gateway/workers.py": "from gateway.plugin import Task",
+        "gateway/workers_main.py": "from gateway.workers import frame",
+        "gateway/testing.py": "import gateway.service",
+        "gateway/service.py": "from gateway.measure import Board",
+        "gateway/cli.py": "def main():\n    from gateway import service, __version__",
+    }
+    assert complaints(tree(tmp_path, files)) == []
+
+
+def test_nobody_imports_the_testing_equipment(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path, {"gateway/testing.py": "", "gateway/service.py": "from gateway.testing import FakeClock"}
+    )
+    assert "imports testing" in only(complaints(root))
+
+
+def test_a_module_in_no_room_is_told_where_to_go(tmp_path: Path) -> None:
+    complaint = only(complaints(tree(tmp_path, {"gateway/helpers.py": ""})))
+    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers is in no room. Put it into one")
+
+
+def test_the_gateway_does_not_import_a_plugin(tmp_path: Path) -> None:
+    files = {"gateway/demo.py": "from gateway_echo import Echo", "plugins/gateway_echo/__init__.py": ""}
+    assert "demo imports the plugin gateway_echo" in only(complaints(tree(tmp_path, files)))
+
+
+@pytest.mark.parametrize(
+    "text", ["from gateway.lanes import Lane", "import gateway", "from gateway_http import Http"]
+)
+def test_a_plugin_imports_the_plugin_interface_and_nothing_else_of_ours(tmp_path: Path, text: str) -> None:
+    files = {
+        "gateway/lanes.py": "",
+        "plugins/gateway_echo/__init__.py": f"from gateway.plugin import Task\nimport gateway_echo.tone\n{text}",
+        "plugins/gateway_echo/tone.py": "",
+        "plugins/gateway_http/__init__.py": "",
+    }
+    complaint = only(complaints(tree(tmp_path, files)))
+    assert complaint.startswith("plugins/gateway_echo/__init__.py:3: the plugin gateway_echo imports")
+
+
+def test_an_import_cycle_inside_a_room_is_told_with_every_step(tmp_path: Path) -> None:
+    files = {
+        "gateway/decide/__init__.py": "",
+        "gateway/decide/a.py": "from gateway.decide import b",
+        "gateway/decide/b.py": "from .c import thing",
+        "gateway/decide/c.py": "def later():\n    from gateway.decide.a import thing",
+    }
+    complaint = only(complaints(tree(tmp_path, files)))
+    assert "gateway.decide.a → gateway.decide.b → gateway.decide.c → gateway.decide.a" in complaint
+    assert "gateway/decide/c.py:2" in complaint
+
+
+def test_a_submodule_that_imports_its_own_package_is_a_cycle(tmp_path: Path) -> None:
+    files = {
+        "gateway/decide/__init__.py": "from gateway.decide.policy import decide\nLIMIT = 1",
+        "gateway/decide/policy.py": "from gateway.decide import LIMIT",
+    }
+    assert "import cycle" in only(complaints(tree(tmp_path, files)))

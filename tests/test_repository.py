@@ -1,0 +1,160 @@
+"""What is tracked: no machine's paths, no package index, locks that are whole, entry points that load."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from support.programs import find, needs
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+RUNTIME_LIMIT = 20
+
+sys.path.insert(0, str(ROOT / "requirements"))
+import check  # noqa: E402
+
+# Spelled in two parts, so that this file does not hold what it looks for.
+PUBLIC_INDEXES = ("pypi.org" + "/simple", "files.python" + "hosted.org", "registry.npmjs" + ".org")
+ORDINARY = {
+    "/",
+    "/tmp",
+    "/home",
+    "/root",
+    "/opt",
+    "/srv",
+    "/usr",
+    "/var",
+    "/mnt",
+    "/usr/local",
+    "/usr/local/src",
+    "/workspace",
+}
+NOT_A_HOST = re.compile(r"localhost|127\.|\[?::1|0\.0\.0\.0|.*\.example")
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def index_hosts() -> set[str]:
+    """The hosts this machine takes packages from, as pip, uv and apt are configured."""
+    texts = [
+        f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "NPM_"))
+    ]
+    pip = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    apt = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    texts += [pip.stdout, *(path.read_text(errors="replace") for path in apt if path.is_file())]
+    urls = re.findall(r"\bhttps?://[^\s'\"\],]+", "\n".join(texts))
+    hosts = {urlsplit(url).netloc.rpartition("@")[2] for url in urls}
+    return {host for host in hosts if host and not NOT_A_HOST.match(host)}
+
+
+def machine_paths() -> set[str]:
+    """Directories that mean something on this machine only."""
+    candidates = {ROOT, ROOT.parent, Path.home(), Path(sys.base_prefix)}
+    return {str(path) for path in candidates if str(path) not in ORDINARY}
+
+
+def mentions(pattern: str) -> list[str]:
+    """path:line of every tracked line in which the pattern occurs."""
+    wanted = re.compile(pattern)
+    found = []
+    for path in tracked():
+        for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
+            if wanted.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}")
+    return found
+
+
+@needs("git")
+def test_no_tracked_file_names_a_package_index() -> None:
+    hosts = "|".join(map(re.escape, sorted({*PUBLIC_INDEXES, *index_hosts()})))
+    assert mentions(rf"(?<![\w.-])(?:{hosts})") == []
+
+
+@needs("git")
+def test_no_tracked_file_names_a_path_of_this_machine() -> None:
+    paths = "|".join(map(re.escape, sorted(machine_paths())))
+    assert mentions(rf"(?<![\w.$}}~-])(?:{paths})(?![\w.-])") == []
+
+
+@needs("git")
+def test_nothing_that_a_tool_made_is_tracked() -> None:
+    made = re.compile(r"(^|/)(__pycache__|\.venv.*|.*\.egg-info|\.\w+_cache|uv\.lock)(/|$)|\.py[co]$")
+    assert [str(path) for path in tracked() if made.search(str(path.relative_to(ROOT)))] == []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.stem)
+def test_a_lock_pins_every_line_by_hash_and_names_no_place(lock: Path) -> None:
+    text = lock.read_text()
+    assert check.pins(text)
+    assert check.pins_without_hash(text) == []
+    assert "://" not in text
+    assert not re.search(
+        r"^\s*(-|[\w.-]+ *@)", re.sub(r"^ +--hash=.*$", "", text, flags=re.MULTILINE), re.MULTILINE
+    )
+
+
+def test_the_gateway_itself_needs_few_distributions() -> None:
+    assert len(check.pins((ROOT / "requirements" / "runtime.txt").read_text())) <= RUNTIME_LIMIT
+
+
+def test_the_locks_are_in_step_with_what_is_asked_for() -> None:
+    assert check.problems(check.inputs(), {lock.stem: lock.read_text() for lock in LOCKS}) == []
+
+
+LOCK = "# for: aiohttp>=3.14\naiohttp==3.14.5 \\\n    --hash=sha256:00\n"
+
+
+@pytest.mark.parametrize(
+    ("requirements", "lock", "problem"),
+    [
+        (["aiohttp>=3.14", "uvloop"], LOCK, "uvloop is asked for"),
+        (["aiohttp>=3.15"], LOCK, "aiohttp==3.14.5 does not satisfy aiohttp>=3.15"),
+        ([], LOCK, "aiohttp>=3.14 is no longer asked for"),
+        (["aiohttp>=3.14"], LOCK.replace(" \\\n    --hash=sha256:00", ""), "aiohttp has no hash"),
+        (["aiohttp>=3.14"], "# for: aiohttp>=3.14\n", "aiohttp is not pinned"),
+    ],
+)
+def test_a_lock_that_is_out_of_step_is_named(requirements: list[str], lock: str, problem: str) -> None:
+    found = check.problems({"runtime": requirements}, {"runtime": lock})
+    assert any(problem in line and line.startswith("requirements/runtime.txt") for line in found), found
+
+
+def test_a_missing_lock_and_locks_that_disagree_are_named() -> None:
+    locks = {"runtime": LOCK, "speech": LOCK.replace("3.14.5", "3.14.6")}
+    found = check.problems({"runtime": ["aiohttp>=3.14"], "uv": ["uv"]}, locks)
+    assert "requirements/uv.txt is missing" in found
+    assert "aiohttp differs: runtime.txt 3.14.5, speech.txt 3.14.6" in found
+
+
+ENTRY_POINTS = PROJECT["entry-points"]["gateway.backends"]
+
+
+@pytest.mark.parametrize("name", sorted(ENTRY_POINTS))
+def test_every_first_party_plugin_is_found_by_its_entry_point(name: str) -> None:
+    (found,) = importlib.metadata.entry_points(group="gateway.backends", name=name)
+    assert found.value == ENTRY_POINTS[name]
+    assert found.load().__name__ == ENTRY_POINTS[name].partition(":")[2]
+
+
+def test_the_shell_scripts_parse() -> None:
+    for script, shell in (("run", "sh"), ("requirements/lock.sh", "sh"), (".ci/run", "bash")):
+        path = find(shell)
+        assert path is not None
+        subprocess.run([path, "-n", str(ROOT / script)], check=True)
