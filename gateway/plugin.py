@@ -29,6 +29,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 __all__ = [
+    "TERMS",
     "Backend",
     "BackendFailed",
     "BackendSettings",
@@ -80,6 +81,8 @@ class GatewayError(Exception):
     """What a request can end in. `code` is one of the contract's error codes; the door picks the status.
 
     `message` says what is wrong, where, and what to do; it reaches the client, so it holds no secret.
+    `began` is False where the work certainly never started, so that even what must not run twice may be
+    tried elsewhere.
     """
 
     code = "plugin_error"
@@ -92,6 +95,7 @@ class GatewayError(Exception):
         param: str | None = None,
         status: int | None = None,
         retry_after_s: float | None = None,
+        began: bool = True,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -99,6 +103,7 @@ class GatewayError(Exception):
         self.param = param
         self.status = status  # an upstream's own status, where the contract says it is kept
         self.retry_after_s = retry_after_s
+        self.began = began
 
 
 class TaskInvalid(GatewayError):
@@ -461,8 +466,12 @@ class Backend(ABC, Generic[S]):
                 cls.Settings = settings
 
     def __init__(self, settings: S, services: Services) -> None:
+        """Keep both; what the operator set takes the place of what the class declares. Cheap: starts nothing."""
         self.settings = settings
         self.services = services
+        for name in ("site", "slots", "models", "tasks", "repeatable"):
+            if (chosen := getattr(settings, name)) is not None:
+                setattr(self, name, chosen)
 
     async def __aenter__(self) -> Self:
         """Start: load models, open connections. Raise to be left out; the message is shown to the operator."""

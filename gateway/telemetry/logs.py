@@ -25,12 +25,13 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 def _stamp(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    head = {
+    head: dict[str, Any] = {
         "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": level,
         "event": event.pop("event"),
     }
-    return head | event
+    head.update(event)
+    return head
 
 
 def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:

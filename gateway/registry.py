@@ -1,0 +1,308 @@
+"""Finds plugins, starts them, keeps an eye on them, stops them; and knows who serves what.
+
+A backend that cannot be imported or started is left out by name while the others serve. Starting never
+waits for the slowest: requests for what is not known yet are told to come back, not that it does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import difflib
+import importlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Literal
+
+from gateway.decide.breaker import Breaker
+from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, Services, Site, names_of
+from gateway.telemetry import log
+from gateway.workers import WorkerBackend
+
+GROUP = "gateway.backends"
+HEALTH_TIMEOUT_S = 5.0
+AUTO = "auto"
+
+State = Literal["starting", "serving", "failed", "closed"]
+
+
+class PluginMissing(Exception):
+    """No such plugin is installed; the message names the nearest."""
+
+
+class PluginBroken(Exception):
+    """The plugin is installed but cannot be imported, or is no Backend."""
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The entry points of all installed plugins, by name."""
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def find_plugin(plugin: str) -> type[Backend[Any]]:
+    """The class behind an entry point's name, or behind `package.module:attribute`.
+
+    Raises PluginMissing or PluginBroken.
+    """
+    points = installed()
+    if plugin in points:
+        point = points[plugin]
+    elif ":" in plugin:
+        point = EntryPoint(plugin, plugin, GROUP)
+    else:
+        near = difflib.get_close_matches(plugin, points, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise PluginMissing(f"no plugin {plugin!r} is installed ({', '.join(sorted(points)) or 'none are'}){hint}")
+    try:
+        found = point.load()
+    except Exception as exc:
+        raise PluginBroken(f"plugin {plugin!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise PluginBroken(f"plugin {plugin!r} is {found!r}, not a subclass of gateway.plugin.Backend")
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendConfig:
+    """One configured backend: its plugin's class and validated settings, or what is broken about it."""
+
+    name: str
+    plugin: str
+    cls: type[Backend[Any]] | None = None
+    settings: BackendSettings | None = None
+    broken: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Member:
+    """One backend in life. What the operator set wins over what the plugin declares."""
+
+    name: str
+    plugin: str
+    settings: BackendSettings
+    backend: Backend[Any] | None
+    breaker: Breaker
+    state: State = "starting"
+    error: str | None = None
+    unwell: str | None = None
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def site(self) -> Site:
+        return self.backend.site if self.backend else "edge"
+
+    @property
+    def slots(self) -> int:
+        return self.backend.slots if self.backend else 1
+
+    @property
+    def models(self) -> Mapping[str, str] | None:
+        """Models by the client's name; None while unknown."""
+        return None if self.backend is None or self.backend.models is None else names_of(self.backend.models)
+
+    @property
+    def tasks(self) -> Mapping[str, str] | None:
+        """Tasks by the client's name; None while unknown."""
+        return None if self.backend is None or self.backend.tasks is None else names_of(self.backend.tasks)
+
+    def serves(self, kind: Kind, name: str) -> str | None:
+        """The backend's own name for `name`, or None where it does not serve that."""
+        if kind == "task":
+            return (self.tasks or {}).get(name)
+        models = self.models if self.backend and kind in self.backend.kinds else None
+        if not models:
+            return None
+        return next(iter(models.values())) if name == AUTO else models.get(name)
+
+    def knows(self, kind: Kind) -> bool:
+        """Whether it is known what it serves of `kind`."""
+        if self.state == "starting":
+            return False
+        return self.state != "serving" or (self.tasks if kind == "task" else self.models) is not None
+
+    def repeatable(self, kind: Kind) -> bool:
+        """Whether running a task of `kind` twice is harmless."""
+        declared = self.backend.repeatable if self.backend else None
+        return kind != "task" if declared is None else declared
+
+    @property
+    def is_watched(self) -> bool:
+        return self.backend is not None and type(self.backend).health is not Backend.health
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Who serves a name: the backend's own name for it by backend, and the one that was pinned, if any."""
+
+    names: Mapping[str, str]
+    pinned: str | None = None
+
+
+class Registry:
+    """All configured backends."""
+
+    def __init__(
+        self,
+        configs: Iterable[BackendConfig],
+        services_for: Callable[[str], Services],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.members: dict[str, Member] = {}
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stop = asyncio.Event()
+        for config in configs:
+            self.members[config.name] = self._member(config, services_for)
+
+    def _member(self, config: BackendConfig, services_for: Callable[[str], Services]) -> Member:
+        settings, backend, error = config.settings or BackendSettings(), None, config.broken
+        if config.cls is not None and error is None:
+            try:
+                backend = _build(config.cls, settings, services_for(config.name))
+            except Exception as exc:
+                error = f"{type(exc).__name__}: {exc}"
+        return Member(
+            name=config.name,
+            plugin=config.plugin,
+            settings=settings,
+            backend=backend,
+            breaker=Breaker(self._clock, config.name),
+            error=error,
+        )
+
+    async def open_all(self, changed: Callable[[Member], None], probe_in_s: Callable[[str], float]) -> None:
+        """Start every backend, all at once, in the background; `changed` is told of each that opened or failed.
+
+        probe_in_s: seconds until a backend's health is to be asked next.
+        """
+        for member in self.members.values():
+            task = asyncio.create_task(self._live(member, changed, probe_in_s), name=f"backend {member.name}")
+            self._tasks.add(task)
+
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until every backend has opened or failed, or `timeout_s` has passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for member in self.members.values():
+                    await member.opened.wait()
+
+    async def close_all(self) -> None:
+        """Stop every backend."""
+        self._stop.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _live(
+        self, member: Member, changed: Callable[[Member], None], probe_in_s: Callable[[str], float]
+    ) -> None:
+        began = self._clock()
+        try:
+            if member.backend is None:
+                raise GatewayError(member.error or "it has no plugin")
+            await member.backend.__aenter__()
+        except Exception as exc:
+            member.state, member.error = "failed", _describe(exc)
+            log.error("backend.failed_to_open", backend=member.name, plugin=member.plugin, error=member.error)
+            changed(member)
+            member.opened.set()
+            return
+        member.state = "serving"
+        log.info(
+            "backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3)
+        )
+        changed(member)
+        try:
+            await self._watch(member, probe_in_s)
+        finally:
+            await self._close(member)
+
+    async def _watch(self, member: Member, probe_in_s: Callable[[str], float]) -> None:
+        while not self._stop.is_set():
+            if member.is_watched:
+                await self._probe(member)
+            member.opened.set()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._stop.wait(), max(0.01, probe_in_s(member.name)) if member.is_watched else None
+                )
+
+    async def _probe(self, member: Member) -> None:
+        assert member.backend is not None
+        was = member.unwell
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                member.unwell = await member.backend.health()
+        except Exception as exc:
+            member.unwell = _describe(exc)
+        if member.unwell is None:
+            member.breaker.probe_ok()
+        if member.unwell and not was:
+            log.warning("backend.unwell", backend=member.name, error=member.unwell)
+        elif was and not member.unwell:
+            log.info("backend.well", backend=member.name)
+
+    async def _close(self, member: Member) -> None:
+        member.state = "closed"
+        try:
+            assert member.backend is not None
+            await member.backend.__aexit__(None, None, None)
+        except Exception as exc:
+            log.error("backend.close_failed", backend=member.name, error=_describe(exc))
+
+    # ── who serves what ──────────────────────────────────────────────────────────────────────────
+
+    def offer(self, kind: Kind, name: str) -> Offer:
+        """Who serves `name`. Raises GatewayError: not found (with the nearest name), or not known yet."""
+        pin, _, rest = name.partition("/")
+        if kind != "task" and rest and pin in self.members:
+            return Offer(self._among({pin: self.members[pin]}, kind, rest, name), pin)
+        return Offer(self._among(self.members, kind, name, name))
+
+    def _among(self, members: Mapping[str, Member], kind: Kind, name: str, asked: str) -> dict[str, str]:
+        found = {m.name: own for m in members.values() if (own := m.serves(kind, name)) is not None}
+        if found:
+            return found
+        unknown = [m.name for m in members.values() if not m.knows(kind)]
+        if unknown:
+            raise GatewayError(
+                f"what {', '.join(unknown)} serves is not known yet; try again shortly",
+                code="unavailable",
+                retry_after_s=1.0,
+            )
+        what = "task" if kind == "task" else "model"
+        near = difflib.get_close_matches(asked, self.names(kind), n=1)
+        raise GatewayError(
+            f"no backend serves the {what} {asked!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            code="not_found" if kind == "task" else "model_not_found",
+            param=None if kind == "task" else "model",
+        )
+
+    def names(self, kind: Kind | None = None) -> dict[str, str]:
+        """Every name a client may use for `kind` (None: for any model), with who serves it (`edge-gateway`: several)."""
+        out: dict[str, str] = {}
+        for member in self.members.values():
+            if member.state != "serving":
+                continue
+            if kind == "task":
+                out |= dict.fromkeys(member.tasks or {}, member.name)
+            elif member.models and member.backend and (kind is None or kind in member.backend.kinds):
+                for model in member.models:
+                    out[model] = "edge-gateway" if model in out else member.name
+                    out[f"{member.name}/{model}"] = member.name
+        if kind != "task" and out:
+            out[AUTO] = "edge-gateway"
+        return out
+
+
+def _build(cls: type[Backend[Any]], settings: BackendSettings, services: Services) -> Backend[Any]:
+    isolation = settings.isolation or cls.isolation
+    if isolation == "process":
+        return WorkerBackend(cls, settings, services, slots=settings.slots or cls.slots)
+    return cls(settings, services)
+
+
+def _describe(exc: BaseException) -> str:
+    return exc.message if isinstance(exc, GatewayError) else f"{type(exc).__name__}: {exc}"
