@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -158,3 +159,43 @@ def test_the_shell_scripts_parse() -> None:
         path = find(shell)
         assert path is not None
         subprocess.run([path, "-n", str(ROOT / script)], check=True)
+
+
+def test_no_test_directory_hides_a_package_of_ours() -> None:
+    """tests/ is on the path: tests/gateway/__init__.py would be found as `gateway`."""
+    packages = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+    assert packages <= {"support"}
+
+
+SKIPPING = {
+    "test_inside.py": "import pytest\ndef test_one():\n    pytest.skip('inside')\n",
+    "test_marked.py": "from support.programs import needs\n@needs('no-such-program')\ndef test_two(): pass\n",
+    "test_whole.py": "import pytest\npytest.importorskip('no_such_module')\n",
+    "test_xfail.py": "import pytest\n@pytest.mark.xfail\ndef test_three(): assert False\n",
+    "test_heavy.py": "import pytest\n@pytest.mark.clients\ndef test_four(): assert False\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("ci", "status", "counts"),
+    [
+        ("", 0, "3 skipped, 1 deselected, 1 xfailed"),
+        ("true", 1, "1 failed, 1 deselected, 1 xfailed, 2 errors"),
+    ],
+)
+def test_a_skip_is_a_failure_in_ci(tmp_path: Path, ci: str, status: int, counts: str) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for name in ("conftest.py", "support/__init__.py", "support/programs.py"):
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
+    for name, text in SKIPPING.items():
+        (tmp_path / "tests" / name).write_text(text)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "xfail_strict=false"]
+    if ci:
+        command.append("--continue-on-collection-errors")
+    result = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "CI": ci}, capture_output=True, text=True, check=False
+    )
+    assert counts in result.stdout, result.stdout
+    assert "no-such-program" in result.stdout
+    assert result.returncode == status
