@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import importlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -210,9 +209,7 @@ class Registry:
             member.opened.set()
             return
         member.state = "serving"
-        log.info(
-            "backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3)
-        )
+        log.info("backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3))
         changed(member)
         try:
             await self._watch(member, probe_in_s)
@@ -281,7 +278,7 @@ class Registry:
         )
 
     def names(self, kind: Kind | None = None) -> dict[str, str]:
-        """Every name a client may use for `kind` (None: for any model), with who serves it (`edge-gateway`: several)."""
+        """Every name a client may use for `kind` (None: any model), with who serves it; `edge-gateway`: several."""
         out: dict[str, str] = {}
         for member in self.members.values():
             if member.state != "serving":

@@ -119,8 +119,11 @@ class Watch:
         return child
 
     def stop(self) -> None:
-        """Take no more entries; what is open ends now."""
-        self.leave()
+        """Take no more entries, here and in what was forked; what is open ends now."""
+        now = self.leave()
+        for child in self.children:
+            child._switch(None, now)
+            child.stop()
         self._closed = True
 
     def spent_s(self, terms: Iterable[str]) -> float:
@@ -128,10 +131,16 @@ class Watch:
         wanted = frozenset(terms)
         return sum(end - start for term, start, end in self._intervals if term in wanted)
 
+    def so_far(self) -> Account:
+        """The account as it stands now; nothing is ended."""
+        return self._balance(max(self._clock(), self._since))
+
     def close(self) -> Account:
         """End the line and its children, and balance the account."""
         self.stop()
-        ended = self._since
+        return self._balance(self._since)
+
+    def _balance(self, ended: float) -> Account:
         intervals: list[Interval] = []
         worked: dict[str, int] = {}
         source = self._collect(self.began, ended, intervals, worked)
@@ -140,11 +149,8 @@ class Watch:
         return balance(intervals, total, worked=worked, cloud_source=source, first_byte_us=first)
 
     def _collect(self, began: float, ended: float, out: list[Interval], worked: dict[str, int]) -> CloudSource | None:
-        for child in self.children:
-            if not child._closed:
-                child._switch(None, ended)
-                child._closed = True
-        for term, start, end in self._intervals:
+        open_now = [(self._term, self._since, ended)] if self._term is not None and not self._closed else []
+        for term, start, end in [*self._intervals, *open_now]:
             a, b = round((max(start, began) - began) * 1e6), round((min(end, ended) - began) * 1e6)
             if b > a:
                 out.append((term, a, b))
