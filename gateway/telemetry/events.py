@@ -137,4 +137,14 @@ EVENTS: Mapping[str, Event] = {
         "A stalled upload was duplicated on another backend.",
         {"request_id": "of the request", "backend": "who stalled", "next": "who is asked too"},
     ),
+    "hybrid.group_moved": Event(
+        "One side could not serve a part of a divided request; the other is asked.",
+        {
+            "backend": "the hybrid's name",
+            "parent_id": "of the request",
+            "before": "who failed",
+            "after": "who is asked",
+            "error": "the error's code",
+        },
+    ),
 }

@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from gateway.plugin import (
+    BackendFailed,
+    BackendUnavailable,
+    DeadlineExceeded,
+    LinkSample,
+    Result,
+    Task,
+    TaskInvalid,
+    TaskRefused,
+)
+from gateway.timing import Watch
+from gateway_hybrid import Hybrid, HybridSettings
+
+Side = Callable[[Task], Awaitable[Result]]
+
+
+async def squares(task: Task) -> Result:
+    await asyncio.sleep(0)
+    return Result(json={"result": [n * n for n in task.json["items"]]})
+
+
+async def never(task: Task) -> Result:
+    await asyncio.Event().wait()
+    raise AssertionError("unreachable")
+
+
+def raises(error: Exception) -> Side:
+    async def side(task: Task) -> Result:
+        raise error
+
+    return side
+
+
+def answers(result: Result) -> Side:
+    async def side(task: Task) -> Result:
+        return result
+
+    return side
+
+
+class Log:
+    """Remembers the events."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def info(self, event: str, **keys: Any) -> None:
+        self.events.append(event)
+
+    debug = warning = error = info
+
+
+class TwoSides:
+    """Services whose backends are two coroutine functions."""
+
+    name = "both"
+
+    def __init__(self, edge: Side = squares, cloud: Side = squares) -> None:
+        self.sides = {"here": edge, "there": cloud}
+        self.log = Log()
+        self.asked: list[Task] = []
+        self.cancelled = 0
+
+    async def dispatch(self, task: Task) -> Result:
+        self.asked.append(task)
+        assert task.pin is not None
+        try:
+            return await self.sides[task.pin](task)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    def observe(self, sample: LinkSample) -> None: ...
+
+    def asked_of(self, side: str) -> list[Task]:
+        return [task for task in self.asked if task.pin == side]
+
+
+def hybrid(services: TwoSides, **settings: Any) -> Hybrid:
+    given = {"edge": "here", "cloud": "there", "tasks": ["squares"], **settings}
+    return Hybrid(HybridSettings.model_validate(given), services)
+
+
+def work(arguments: Any, **changes: Any) -> Task:
+    task = Task(kind="task", name="squares", deadline=time.monotonic() + 60, **changes)
+    return task.replace(_decoded=arguments)
+
+
+async def run(services: TwoSides, items: list[Any], *, may_leave: bool = True, **settings: Any) -> Result:
+    return await hybrid(services, **settings).run(work({"items": items}, may_leave=may_leave))
+
+
+# ── dividing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    items=st.lists(st.integers(), max_size=60),
+    groups=st.integers(2, 20),
+    yields=st.tuples(st.integers(0, 7), st.integers(0, 7)),
+)
+def test_no_item_is_lost_doubled_or_out_of_order(items: list[int], groups: int, yields: tuple[int, int]) -> None:
+    def after(turns: int) -> Side:
+        async def side(task: Task) -> Result:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return await squares(task)
+
+        return side
+
+    services = TwoSides(after(yields[0]), after(yields[1]))
+    result = asyncio.run(run(services, items, groups=groups))
+    assert result.json == {"result": [n * n for n in items]}
+    assert sum(task.items for task in services.asked) == len(items)
+    assert len(services.asked) == min(groups, len(items))
+
+
+async def test_both_sides_are_put_to_work() -> None:
+    services = TwoSides()
+    await run(services, list(range(16)))
+    assert services.asked_of("here")
+    assert services.asked_of("there")
+
+
+async def test_the_faster_side_does_more() -> None:
+    async def slow(task: Task) -> Result:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await squares(task)
+
+    services = TwoSides(edge=squares, cloud=slow)
+    await run(services, list(range(16)))
+    assert len(services.asked_of("here")) > 2 * len(services.asked_of("there"))
+
+
+async def test_the_other_arguments_reach_every_group() -> None:
+    services = TwoSides()
+    await hybrid(services).run(work({"items": [1, 2, 3], "unit": "mm"}))
+    assert [task.json["unit"] for task in services.asked] == ["mm", "mm", "mm"]
+
+
+async def test_subtasks_are_one_deeper_and_name_their_parent() -> None:
+    services = TwoSides()
+    task = work({"items": [1, 2]})
+    await hybrid(services).run(task)
+    assert {(child.parent_id, child.depth, child.deadline) for child in services.asked} == {(task.id, 1, task.deadline)}
+
+
+async def test_an_empty_list_is_answered_without_asking_anyone() -> None:
+    services = TwoSides()
+    assert (await run(services, [])).json == {"result": []}
+    assert services.asked == []
+
+
+async def test_the_list_may_have_another_name() -> None:
+    async def doubled(task: Task) -> Result:
+        return Result(json={"result": [2 * n for n in task.json["numbers"]]})
+
+    services = TwoSides(doubled, doubled)
+    result = await hybrid(services, argument="numbers").run(work({"numbers": [1, 2]}))
+    assert result.json == {"result": [2, 4]}
+
+
+@pytest.mark.parametrize("arguments", [None, [1, 2], {}, {"items": "abc"}, {"items": {"a": 1}}, {"item": [1]}])
+async def test_anything_but_a_list_is_the_clients_mistake(arguments: Any) -> None:
+    services = TwoSides()
+    with pytest.raises(TaskInvalid, match="squares takes an object with a list 'items'") as caught:
+        await hybrid(services).run(work(arguments))
+    assert caught.value.param == "items"
+    assert services.asked == []
+
+
+# ── what may not leave ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_task_that_may_not_leave_is_done_by_the_edge_alone() -> None:
+    services = TwoSides(cloud=raises(AssertionError("asked the cloud")))
+    assert (await run(services, [1, 2, 3], may_leave=False)).json == {"result": [1, 4, 9]}
+
+
+async def test_a_task_that_may_not_leave_fails_rather_than_try_the_cloud() -> None:
+    services = TwoSides(edge=raises(BackendUnavailable("the edge is down")))
+    with pytest.raises(BackendUnavailable, match="the edge is down"):
+        await run(services, [1, 2, 3], may_leave=False)
+    assert services.asked_of("there") == []
+
+
+# ── when a side fails ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("no route"), BackendFailed("bad answer"), TaskRefused("busy")])
+@pytest.mark.parametrize("broken", ["edge", "cloud"])
+async def test_a_failed_group_is_done_by_the_other_side(error: Exception, broken: str) -> None:
+    services = TwoSides(**{broken: raises(error)})
+    assert (await run(services, list(range(12)))).json == {"result": [n * n for n in range(12)]}
+    assert "hybrid.group_moved" in services.log.events
+
+
+async def test_a_group_is_moved_once_and_no_more() -> None:
+    services = TwoSides(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
+    with pytest.raises(BackendUnavailable):
+        await run(services, [1])
+    assert len(services.asked) == 2
+
+
+async def test_what_may_not_run_twice_is_not_moved_after_it_may_have_run() -> None:
+    services = TwoSides(cloud=raises(BackendUnavailable("reset while waiting")))
+    with pytest.raises(BackendUnavailable):
+        await run(services, list(range(8)), repeatable=False)
+
+
+async def test_what_may_not_run_twice_is_moved_when_nothing_was_run() -> None:
+    services = TwoSides(cloud=raises(TaskRefused("busy")))
+    assert (await run(services, [1, 2], repeatable=False)).json == {"result": [1, 4]}
+
+
+@pytest.mark.parametrize("error", [TaskInvalid("wrong unit"), DeadlineExceeded("too late")])
+async def test_a_mistake_or_a_missed_deadline_ends_it_at_once(error: Exception) -> None:
+    services = TwoSides(edge=never, cloud=raises(error))
+    with pytest.raises(type(error)):
+        await run(services, list(range(8)))
+    assert services.cancelled == 1
+    assert len(services.asked) == 2
+
+
+async def test_an_upstreams_own_refusal_is_passed_on() -> None:
+    refusal = Result(status=422, json={"error": "items must be numbers"})
+    assert await run(TwoSides(cloud=answers(refusal)), list(range(8))) == refusal
+
+
+@pytest.mark.parametrize("value", [{"result": 5}, {"sum": [1]}, [1], None])
+async def test_an_answer_that_is_no_list_is_the_backends_fault(value: Any) -> None:
+    services = TwoSides(*[answers(Result(json=value, backend="there"))] * 2)
+    with pytest.raises(BackendFailed, match="there was to answer") as caught:
+        await run(services, [1])
+    assert caught.value.code == "upstream_bad_response"
+
+
+async def test_cancelling_it_cancels_what_it_asked_for() -> None:
+    both_asked = asyncio.Event()
+
+    async def hang(task: Task) -> Result:
+        if len(services.asked) == 2:
+            both_asked.set()
+        return await never(task)
+
+    services = TwoSides(hang, hang)
+    running = asyncio.ensure_future(run(services, list(range(8))))
+    await both_asked.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert services.cancelled == 2
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_dividing_and_joining_are_terms_of_the_account_and_waiting_is_not() -> None:
+    now = 0.0
+    watch = Watch(lambda: now, began=0.0)
+
+    async def takes_3_s(task: Task) -> Result:
+        nonlocal now
+        now += 3
+        return await squares(task)
+
+    services = TwoSides(takes_3_s, takes_3_s)
+    await hybrid(services).run(work({"items": [1, 2]}, terms=watch))
+    now += 1  # the gateway renders the answer: still the aggregate's second
+    account = watch.close()
+    assert account.terms_us["aggregate"] == 1_000_000
+    assert account.other_us == 6_000_000  # its children have accounts of their own
+    assert account.terms_us["edge"] == account.terms_us["cloud"] == 0
+
+
+class Predictions:
+    def __init__(self, **seconds: float) -> None:
+        self._seconds = seconds
+
+    def seconds(self, backend: str, task: Task) -> float | None:
+        return self._seconds.get(backend)
+
+    def slots(self, backend: str) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "may_leave", "expected"),
+    [
+        ({"here": 2.0, "there": 2.0}, True, 1.0),
+        ({"here": 3.0, "there": 6.0}, True, 2.0),
+        ({"here": 3.0, "there": 6.0}, False, 3.0),
+        ({"here": 3.0}, True, 3.0),
+        ({"there": 6.0}, False, None),
+        ({}, True, None),
+    ],
+)
+def test_the_speeds_of_both_sides_add(seconds: dict[str, float], may_leave: bool, expected: float | None) -> None:
+    task = work({"items": [1]}, may_leave=may_leave)
+    assert hybrid(TwoSides()).estimate(task, Predictions(**seconds)) == pytest.approx(expected)
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_one_backend_cannot_be_both_sides() -> None:
+    with pytest.raises(ValidationError, match="EDGE and CLOUD are both 'here'; name two different backends"):
+        hybrid(TwoSides(), cloud="here")
+
+
+@pytest.mark.parametrize("missing", ["edge", "cloud", "tasks"])
+def test_both_sides_and_the_tasks_must_be_named(missing: str) -> None:
+    given = {"edge": "here", "cloud": "there", "tasks": ["squares"]}
+    del given[missing]
+    with pytest.raises(ValidationError, match=missing):
+        HybridSettings.model_validate(given)
+
+
+def test_only_the_modes_that_exist_are_accepted() -> None:
+    with pytest.raises(ValidationError, match="mode"):
+        hybrid(TwoSides(), mode="hedge")
