@@ -42,10 +42,12 @@ def inputs(root: Path = ROOT) -> dict[str, list[str]]:
     return {"runtime": runtime, "speech": speech, "test": test, "dev": dev, **files}
 
 
-def pins(lock: str) -> dict[str, str]:
-    """Canonical name → version, of every pin in a lock's text."""
-    found = (PIN.match(line) for line in lock.splitlines())
-    return {canonical(m["name"]): m["version"] for m in found if m}
+def pins(lock: str) -> dict[str, list[str]]:
+    """Canonical name → versions, of every pin in a lock's text; more than one where markers tell them apart."""
+    found: dict[str, list[str]] = {}
+    for match in filter(None, map(PIN.match, lock.splitlines())):
+        found.setdefault(canonical(match["name"]), []).append(match["version"])
+    return found
 
 
 def pins_without_hash(lock: str) -> list[str]:
@@ -77,20 +79,20 @@ def lock_problems(path: str, requirements: list[str], lock: str) -> list[str]:
     found += [f"{path}: {name} has no hash" for name in pins_without_hash(lock)]
     pinned = pins(lock)
     for requirement in map(Requirement, requirements):
-        version = pinned.get(canonical(requirement.name))
-        if version is None:
+        versions = pinned.get(canonical(requirement.name), [])
+        if not versions:
             found.append(f"{path}: {requirement.name} is not pinned")
-        elif not requirement.specifier.contains(version, prereleases=True):
-            found.append(f"{path}: {requirement.name}=={version} does not satisfy {requirement}")
+        elif not any(requirement.specifier.contains(version, prereleases=True) for version in versions):
+            found.append(f"{path}: {requirement.name}=={', '.join(versions)} does not satisfy {requirement}")
     return found
 
 
-def disagreements(locks: Mapping[str, Mapping[str, str]]) -> list[str]:
+def disagreements(locks: Mapping[str, Mapping[str, list[str]]]) -> list[str]:
     """Locks that share a venv but pin one distribution at different versions."""
     found = []
     names = sorted({name for pinned in locks.values() for name in pinned})
     for name in names:
-        versions = {lock: pinned[name] for lock, pinned in locks.items() if name in pinned}
+        versions = {lock: ", ".join(pinned[name]) for lock, pinned in locks.items() if name in pinned}
         if len(set(versions.values())) > 1:
             found.append(f"{name} differs: " + ", ".join(f"{k}.txt {v}" for k, v in versions.items()))
     return found
