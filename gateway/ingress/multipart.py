@@ -1,0 +1,220 @@
+"""multipart/form-data on bytes that are already here: split into parts, and put together again.
+
+Ours, because nothing among the dependencies does this: aiohttp's reader wants a stream and a loop, and
+the standard library's email parser decodes transfer encodings, accepts a missing end and walks a body
+line by line (seconds for a recording). What is left of RFC 2046 §5.1 and RFC 7578 is a search for one
+delimiter, and a body that is cut or garbled must be refused, never half understood. Linear in the body.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import unquote
+
+from gateway.plugin import TaskInvalid, Upload
+
+MAX_PARTS = 64
+MAX_HEADER_BYTES = 8192
+
+# RFC 2046 §5.1.1: bchars, at most 70 of them, the last no space.
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+_PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]*))', re.ASCII)
+_ESCAPED = re.compile(r'\\(["\\])|%(22|0[DdAa])')
+_ESCAPES = {"\\": "\\\\", '"': "%22", "\r": "%0D", "\n": "%0A"}
+_AFTER_DELIMITER = re.compile(rb"--|[ \t]*\r\n")
+_PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormPart:
+    """One part as it stood in the body. `filename` is None where the part named none; "" is a name."""
+
+    name: str
+    data: bytes
+    filename: str | None = None
+    content_type: str = ""
+
+    @property
+    def is_file(self) -> bool:
+        """A part is a file when it has a file name, or when its type could not be text in a form."""
+        return self.filename is not None or self.content_type.startswith(
+            ("audio/", "image/", "video/", "application/octet-stream")
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A form's fields (a name that ends in `[]`, or is repeated, holds a list) and its files."""
+
+    fields: dict[str, Any]
+    files: dict[str, Upload]
+
+
+def is_multipart(content_type: str, body: bytes) -> bool:
+    """Whether the body is a form; one whose Content-Type was lost is known by its first delimiter."""
+    return content_type.lstrip()[:10].lower() == "multipart/" or body.startswith(b"--")
+
+
+def parse(content_type: str, body: bytes) -> list[FormPart]:
+    """The parts of a form, in the order they came. Raises TaskInvalid for anything that is not a whole form."""
+    delimiter = b"--" + _boundary(content_type, body)
+    edges = _edges(delimiter, body)
+    if len(edges) - 1 > MAX_PARTS:
+        raise _garbled(f"it has more than {MAX_PARTS} parts")
+    return [_part(body, start, end) for (_, start), (end, _) in zip(edges, edges[1:], strict=False)]
+
+
+def collect(parts: Iterable[FormPart]) -> Form:
+    """The parts by name. Raises TaskInvalid for a field that is not UTF-8, and for two files of one name."""
+    form = Form({}, {})
+    for part in parts:
+        if not part.is_file:
+            _add_field(form.fields, part)
+        elif part.name in form.files:
+            raise TaskInvalid(f"the form has two files named {part.name!r}; send one", param=part.name)
+        else:
+            kind = part.content_type or "application/octet-stream"
+            form.files[part.name] = Upload(part.data, part.filename or "", kind)
+    return form
+
+
+def encode(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[str, bytes]:
+    """A form as (content type, body); the boundary occurs nowhere in what it bounds."""
+    chunks = [*_encoded_fields(fields), *_encoded_files(files)]
+    boundary = secrets.token_hex(16)
+    while any(boundary.encode() in chunk for chunk in chunks):
+        boundary = secrets.token_hex(16)
+    delimiter = b"--" + boundary.encode()
+    body = b"".join([b"".join([delimiter, b"\r\n", chunk, b"\r\n"]) for chunk in chunks])
+    return f"multipart/form-data; boundary={boundary}", body + delimiter + b"--\r\n"
+
+
+# ── where the parts are ──────────────────────────────────────────────────────────────────────────
+
+
+def _boundary(content_type: str, body: bytes) -> bytes:
+    if content_type.lstrip()[:10].lower() == "multipart/":
+        found = _parameters(content_type).get("boundary", "").encode("utf-8", "replace")
+    else:
+        found = body[2 : body.find(b"\r\n", 0, 80)].rstrip(b" \t")
+    if not _BOUNDARY.fullmatch(found):
+        raise _garbled("its Content-Type names no usable boundary (let your HTTP library set that header)")
+    return found
+
+
+def _edges(delimiter: bytes, body: bytes) -> list[tuple[int, int]]:
+    """Of each delimiter line: where the data before it ends, and where what follows it begins."""
+    edges: list[tuple[int, int]] = []
+    at = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter)
+    while at >= 0:
+        after = at + len(delimiter) + (2 if at or not body.startswith(delimiter) else 0)
+        if follows := _AFTER_DELIMITER.match(body, after):
+            edges.append((at, follows.end()))
+            if follows[0] == b"--":
+                return edges
+            after = follows.end() - 2  # the line end may be the next delimiter's
+        if len(edges) > MAX_PARTS:
+            return [*edges, (at, at)]
+        at = body.find(b"\r\n" + delimiter, after)
+    raise _garbled(
+        "its final boundary is missing; was the upload cut?" if edges else "its boundary never occurs"
+    )
+
+
+def _part(body: bytes, start: int, end: int) -> FormPart:
+    head_end = body.find(b"\r\n\r\n", start, min(end, start + MAX_HEADER_BYTES + 4))
+    if head_end < 0:
+        raise _garbled(f"a part has no end of headers within {MAX_HEADER_BYTES} bytes")
+    headers = _headers(body[start:head_end])
+    encoding = headers.get("content-transfer-encoding", "").lower()
+    if encoding not in _PLAIN_ENCODINGS:
+        raise _garbled(f"a part has Content-Transfer-Encoding {encoding[:40]!r}; send its bytes as they are")
+    disposition = headers.get("content-disposition", "")
+    parameters = _parameters(disposition)
+    if disposition.partition(";")[0].strip().lower() != "form-data" or "name" not in parameters:
+        raise _garbled('a part has no `Content-Disposition: form-data; name="…"`')
+    return FormPart(
+        name=parameters["name"],
+        data=body[head_end + 4 : end],
+        filename=parameters.get("filename"),
+        content_type=headers.get("content-type", "").lower(),
+    )
+
+
+def _headers(head: bytes) -> dict[str, str]:
+    try:
+        lines = head.decode().split("\r\n")
+    except UnicodeDecodeError:
+        raise _garbled("a part's headers are not UTF-8") from None
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def _parameters(header: str) -> dict[str, str]:
+    """The `; name="value"` of a header; `name*=utf-8''…` (RFC 5987, not of forms, but sent) wins over `name`."""
+    plain: dict[str, str] = {}
+    extended: dict[str, str] = {}
+    for name, quoted, token in _PARAMETER.findall(header):
+        if name.endswith("*"):
+            extended[name[:-1].lower()] = unquote(token.rpartition("'")[2])
+        else:
+            plain.setdefault(name.lower(), _ESCAPED.sub(_unescape, quoted) if quoted else token)
+    return plain | extended
+
+
+def _unescape(found: re.Match[str]) -> str:
+    return found[1] or chr(int(found[2], 16))
+
+
+def _garbled(why: str) -> TaskInvalid:
+    return TaskInvalid(f"the multipart/form-data body cannot be read: {why}")
+
+
+# ── fields and files ─────────────────────────────────────────────────────────────────────────────
+
+
+def _add_field(fields: dict[str, Any], part: FormPart) -> None:
+    try:
+        text = part.data.decode()
+    except UnicodeDecodeError:
+        problem = f"the form field {part.name!r} is not UTF-8; send a file with a file name"
+        raise TaskInvalid(problem, param=part.name) from None
+    before = fields.get(part.name)
+    if isinstance(before, list):
+        before.append(text)
+    elif before is not None:
+        fields[part.name] = [before, text]
+    else:
+        fields[part.name] = [text] if part.name.endswith("[]") else text
+
+
+def _encoded_fields(fields: Mapping[str, Any]) -> Iterator[bytes]:
+    for name, value in fields.items():
+        values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
+        for one in values:
+            yield _head(name) + b"\r\n\r\n" + _field_text(one).encode()
+
+
+def _encoded_files(files: Mapping[str, Upload]) -> Iterator[bytes]:
+    for name, upload in files.items():
+        head = _head(name, upload.filename)
+        yield b"".join([head, b"\r\nContent-Type: ", upload.content_type.encode(), b"\r\n\r\n", upload.data])
+
+
+def _head(name: str, filename: str | None = None) -> bytes:
+    named = "" if filename is None else f'; filename="{_escape(filename)}"'
+    return f'Content-Disposition: form-data; name="{_escape(name)}"{named}'.encode()
+
+
+def _escape(text: str) -> str:
+    """Quote as browsers and httpx do (HTML, "multipart/form-data encoding algorithm")."""
+    return "".join(_ESCAPES.get(char, char) for char in text)
+
+
+def _field_text(value: Any) -> str:
+    booleans: dict[Any, Literal["true", "false"]] = {True: "true", False: "false"}
+    return booleans[value] if isinstance(value, bool) else str(value)
