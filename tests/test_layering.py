@@ -24,23 +24,24 @@ ANYTHING = 99
 FLOORS = {
     "__init__": -1,  # imported by everyone, so it imports nothing of ours
     "plugin": 0,
-    "telemetry": 0,
-    "timing": 1,
-    "measure": 1,
-    "decide": 2,
-    "workers": 2,
-    "lanes": 3,
-    "admit": 3,
-    "registry": 3,
-    "dispatch": 4,
-    "ingress": 5,
-    "admin": 5,
-    "settings": 5,
-    "service": 6,  # joins the rooms
-    "demo": 7,  # runs a service
-    "doctor": 7,
-    "cli": 8,  # runs all of them
-    "__main__": 9,
+    "telemetry": 1,
+    "timing": 2,
+    "measure": 2,
+    "decide": 3,
+    "workers": 3,
+    "journal": 4,
+    "lanes": 4,
+    "admit": 4,
+    "registry": 4,
+    "dispatch": 5,
+    "ingress": 6,
+    "admin": 6,
+    "settings": 6,
+    "service": 7,  # joins the rooms
+    "demo": 8,  # runs a service
+    "doctor": 8,
+    "cli": 9,  # runs all of them
+    "__main__": 10,
     "testing": ANYTHING,  # equipment for us and for plugin authors; nobody imports it
 }
 
