@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.plugin import (
     Backend,
@@ -40,6 +40,14 @@ class HybridSettings(BackendSettings):
     )
     argument: str = Field("items", description="the argument of the task that holds the list")
     groups: int = Field(8, ge=2, le=1024, description="into how many groups a list is cut, at most")
+
+    @field_validator("edge", "cloud")
+    @classmethod
+    def _is_another_backend(cls, value: str, info: ValidationInfo) -> str:
+        others = {*(info.context or {}).get("backends", ())} - {(info.context or {}).get("name")}
+        if info.context and value not in others:
+            raise ValueError(f"there is no other backend {value!r}; there are: {', '.join(sorted(others)) or 'none'}")
+        return value
 
     @model_validator(mode="after")
     def _two_sides(self) -> Self:
@@ -107,8 +115,8 @@ class _Scatter:
         try:
             return await self._ask(side, group)
         except (TaskRefused, BackendUnavailable, BackendFailed) as exc:
-            ran = not isinstance(exc, TaskRefused)
-            if other is None or (ran and self.settings.repeatable is False):
+            may_have_run = exc.began and not isinstance(exc, TaskRefused)
+            if other is None or (may_have_run and self.settings.repeatable is False):
                 raise
             self.services.log.info(
                 "hybrid.group_moved", parent_id=self.task.id, before=side, after=other, error=exc.code

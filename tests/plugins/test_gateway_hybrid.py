@@ -220,8 +220,9 @@ async def test_what_may_not_run_twice_is_not_moved_after_it_may_have_run() -> No
         await run(services, list(range(8)), repeatable=False)
 
 
-async def test_what_may_not_run_twice_is_moved_when_nothing_was_run() -> None:
-    services = TwoSides(cloud=raises(TaskRefused("busy")))
+@pytest.mark.parametrize("error", [TaskRefused("busy"), BackendUnavailable("connection refused", began=False)])
+async def test_what_may_not_run_twice_is_moved_when_nothing_was_run(error: Exception) -> None:
+    services = TwoSides(cloud=raises(error))
     assert (await run(services, [1, 2], repeatable=False)).json == {"result": [1, 4]}
 
 
@@ -326,6 +327,19 @@ def test_both_sides_and_the_tasks_must_be_named(missing: str) -> None:
     del given[missing]
     with pytest.raises(ValidationError, match=missing):
         HybridSettings.model_validate(given)
+
+
+@pytest.mark.parametrize("edge", ["hear", "both"])
+def test_a_side_that_is_no_other_backend_is_told_apart_from_those_that_are(edge: str) -> None:
+    given = {"edge": edge, "cloud": "there", "tasks": ["squares"]}
+    with pytest.raises(ValidationError, match=f"no other backend '{edge}'; there are: here, there"):
+        HybridSettings.model_validate(given, context={"name": "both", "backends": {"both", "here", "there"}})
+
+
+def test_sides_that_exist_are_accepted() -> None:
+    given = {"edge": "here", "cloud": "there", "tasks": ["squares"]}
+    context = {"name": "both", "backends": {"both", "here", "there"}}
+    assert HybridSettings.model_validate(given, context=context).cloud == "there"
 
 
 def test_only_the_modes_that_exist_are_accepted() -> None:
