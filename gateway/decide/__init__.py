@@ -1,0 +1,1 @@
+"""Where a request may go, and where it should: a pure policy, and a breaker per backend."""

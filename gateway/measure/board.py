@@ -1,0 +1,258 @@
+"""The board: everything measured, in one place, readable at any instant.
+
+Samples come in from dispatch and from backends; predictions go out to lanes, the log and /status. The board
+never raises on a bad sample and never does I/O but the load sampler's. It holds no wall time, so the same
+board runs live and on a simulation's virtual clock.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from gateway.measure.link import Change, Link, LinkView, Measured
+from gateway.measure.load import UNKNOWN, Readings
+from gateway.measure.service_time import LONGEST_S, Z95, Drift, Estimate, ServiceTime, is_duration
+from gateway.plugin import LinkSample
+
+__all__ = ["Board", "Change", "Estimate", "LinkView", "Measured", "Sampler"]
+
+PRIOR_EDGE_S, PRIOR_CLOUD_S = 0.2, 0.3
+DRIFT_EDGE_PER_S, DRIFT_CLOUD_PER_S = 0.004, 0.001
+MOST_CLASSES = 4096
+TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.6
+PASSES_PER_TRIAL, TRIAL_EVERY_S = 100, 60.0
+
+
+class Sampler(Protocol):
+    """Whatever reads the device's load."""
+
+    def sample(self) -> Readings: ...
+
+
+class _Backend:
+    """What the board holds of one backend."""
+
+    __slots__ = ("classes", "drift", "link", "prior_s")
+
+    def __init__(self, remote: bool, link: Link) -> None:
+        self.prior_s = PRIOR_CLOUD_S if remote else PRIOR_EDGE_S
+        self.drift = Drift(DRIFT_CLOUD_PER_S if remote else DRIFT_EDGE_PER_S)
+        self.link = link
+        self.classes: dict[tuple[str, str], ServiceTime] = {}
+
+
+class Board:
+    """Everything measured. `clock` gives monotonic seconds; `on_link(backend, change)` hears of link states."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        sampler: Sampler | None = None,
+        probe_s: float = 1.0,
+        on_link: Callable[[str, Change], None] = lambda backend, change: None,
+    ) -> None:
+        self._clock = clock
+        self._sampler = sampler
+        self._load: Readings = dict(UNKNOWN)
+        self._backends: dict[str, _Backend] = {}
+        self.probe_s = probe_s
+        self.on_link = on_link
+
+    # ── who is measured ──────────────────────────────────────────────────────────────────────────
+
+    def add(self, backend: str, *, remote: bool) -> None:
+        """Measure `backend` from now on; what is known of one by that name stays."""
+        if backend not in self._backends:
+            self._backends[backend] = _Backend(remote, self._new_link(backend))
+
+    def remove(self, backend: str) -> None:
+        """Forget `backend`."""
+        self._backends.pop(backend, None)
+
+    def _new_link(self, backend: str) -> Link:
+        return Link(self._clock(), lambda change: self.on_link(backend, change))
+
+    def _of(self, backend: str) -> _Backend:
+        found = self._backends.get(backend)
+        if found is None:
+            found = self._backends[backend] = _Backend(False, self._new_link(backend))
+        return found
+
+    # ── the network ──────────────────────────────────────────────────────────────────────────────
+
+    def observe(self, backend: str, sample: LinkSample) -> None:
+        """Learn from what a backend saw of its network. Impossible values are ignored."""
+        self._of(backend).link.observe(sample, self._clock())
+
+    def link(self, backend: str) -> LinkView:
+        """The link to `backend` now."""
+        return self._of(backend).link.view(self._clock())
+
+    def is_down(self, backend: str) -> bool:
+        """Whether nothing sent there now would arrive."""
+        found = self._backends.get(backend)
+        return found is not None and found.link.state == "down"
+
+    def uplink_bytes_per_s(self, backend: str) -> float:
+        """The rate to reckon with for uploads to `backend`, known or not."""
+        return self._of(backend).link.uplink_bytes_per_s(self._clock())
+
+    def carrier_lost(self, backend: str) -> None:
+        """The kernel says that the way to `backend` is gone."""
+        self._of(backend).link.carrier_lost()
+
+    def carrier_back(self, backend: str) -> None:
+        """The kernel says that there is a way to `backend` again."""
+        self._of(backend).link.carrier_back()
+
+    def note_traffic(self, backend: str) -> None:
+        """Somebody has work that could go to `backend`: probes keep their pace."""
+        self._of(backend).link.wanted(self._clock())
+
+    def probe_due_s(self, backend: str) -> float:
+        """Seconds until `backend` is to be probed; 0 or less: now."""
+        return self._of(backend).link.probe_due_s(self._clock(), self.probe_s)
+
+    def probe_sent(self, backend: str) -> None:
+        """A probe is on its way; its answer, or its failure, comes by `observe`."""
+        self._of(backend).link.asked(self._clock())
+
+    def probe_timeout_s(self, backend: str) -> float:
+        """How long a probe's answer may take before it counts as missing."""
+        return self._of(backend).link.probe_timeout_s()
+
+    # ── service times ────────────────────────────────────────────────────────────────────────────
+
+    def learn(self, backend: str, kind: str, model: str, x: float, seconds: float) -> None:
+        """One service time: the edge's run time; a remote's last byte sent to result (streams: first content)."""
+        if not is_duration(seconds):
+            return
+        x = x if 0.0 <= x < math.inf else 0.0
+        now, found = self._clock(), self._of(backend)
+        known = self._class(found, kind, model)
+        if known.samples:
+            usual_s = max(known.usual_s(x), 1e-5)
+            found.drift.learn(math.log(seconds / usual_s), known.variance, now)
+        known.learn(x, seconds / math.exp(found.drift.log_slowdown(now)), now)
+        found.link.wanted(now)
+
+    def timed_out(self, backend: str, kind: str, model: str, x: float, seconds: float) -> None:
+        """It had not finished after `seconds`: it takes at least that long. Other failures teach no speed."""
+        if is_duration(seconds) and seconds > self.predict(backend, kind, model, x).mean_s:
+            self.learn(backend, kind, model, x, min(2 * seconds, LONGEST_S))
+
+    def passed_over(self, backend: str, kind: str, model: str) -> None:
+        """A decision went elsewhere, though `backend` could have served it."""
+        self._class(self._of(backend), kind, model).passes += 1
+
+    def _class(self, found: _Backend, kind: str, model: str) -> ServiceTime:
+        known = found.classes.get((kind, model))
+        if known is None:
+            if len(found.classes) >= MOST_CLASSES:
+                del found.classes[min(found.classes, key=lambda k: found.classes[k].at)]
+            known = found.classes[kind, model] = ServiceTime()
+        return known
+
+    def predict(self, backend: str, kind: str, model: str, x: float) -> Estimate:
+        """Seconds a piece of work of size `x` takes at `backend` once it runs there (remote: is sent)."""
+        found = self._backends.get(backend) or self._of(backend)
+        known = found.classes.get((kind, model))
+        if known is None or not known.samples:
+            return Estimate(found.prior_s, found.prior_s * 3, 0)
+        now = self._clock()
+        x = x if 0.0 <= x < math.inf else 0.0
+        mean_s = max(known.usual_s(x) * math.exp(found.drift.log_slowdown(now)), 1e-5)
+        p95_s = mean_s * math.exp(Z95 * math.sqrt(known.variance))
+        return Estimate(mean_s, p95_s, known.samples, max(now - known.at, 0.0))
+
+    def p95_s(self, backend: str, kind: str, model: str, x: float) -> float:
+        """The 95th percentile of the same, for hedging."""
+        return self.predict(backend, kind, model, x).p95_s
+
+    def optimism(self, backend: str, kind: str, model: str) -> float:
+        """A factor of at most 1 on the predicted cost: how much benefit of the doubt this class deserves.
+
+        A class with fewer than three samples gets 0.6. A known loser is tried again when it was passed over
+        so often that the try costs no more than one percent of what was spent since: a backend r times slower
+        after 100 (r - 1) decisions, and not more often than each minute per (r - 1).
+        """
+        known = self._class(self._of(backend), kind, model)
+        doubt = min(known.passes / PASSES_PER_TRIAL, max(self._clock() - known.at, 0.0) / TRIAL_EVERY_S)
+        return (TRIAL_FACTOR if known.samples < TRIAL_SAMPLES else 1.0) / (1.0 + doubt)
+
+    # ── the device ───────────────────────────────────────────────────────────────────────────────
+
+    def sample_load(self) -> None:
+        """Take one reading; a timer's business, twice a second."""
+        if self._sampler is not None:
+            self._load = self._sampler.sample()
+
+    def load(self) -> Readings:
+        """The last reading: cpu, psi, mem (0 to 1), temp_c; None where unknown."""
+        return self._load
+
+    # ── over a restart ───────────────────────────────────────────────────────────────────────────
+
+    def save(self, hashes: Mapping[str, str]) -> dict[str, Any]:
+        """What was learned, as JSON; `hashes` maps each backend to a hash of its settings."""
+        return {
+            name: {
+                "settings": hashes.get(name, ""),
+                "uplink": found.link.up.save(),
+                "classes": [[*key, known.save()] for key, known in found.classes.items() if known.samples],
+            }
+            for name, found in self._backends.items()
+        }
+
+    def restore(self, saved: Any, hashes: Mapping[str, str]) -> None:
+        """Take back what `save` gave, for backends whose settings are the same. Damage is skipped, never raised."""
+        if not isinstance(saved, dict):
+            return
+        now = self._clock()
+        for name, kept in saved.items():
+            if name in hashes and isinstance(kept, dict) and kept.get("settings") == hashes[name]:
+                self._restore_one(self._of(name), kept, now)
+
+    @staticmethod
+    def _restore_one(found: _Backend, kept: dict[str, Any], now: float) -> None:
+        found.link.up.restore(kept.get("uplink"), now)
+        for entry in kept.get("classes") or ():
+            try:
+                kind, model, known = entry
+                found.classes[str(kind), str(model)] = ServiceTime.restored(known, now)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                continue
+
+    def status(self) -> dict[str, Any]:
+        """Everything, as JSON, for /status."""
+        now = self._clock()
+        return {"load": dict(self._load), "backends": {n: self._status_of(b, now) for n, b in self._backends.items()}}
+
+    @staticmethod
+    def _status_of(found: _Backend, now: float) -> dict[str, Any]:
+        view = found.link.view(now)
+        return {
+            "link_state": view.state,
+            "link_why": found.link.why,
+            "rtt_s": view.rtt.value,
+            "rtt_min_s": view.rtt_min.value,
+            "tcp_rtt_s": view.tcp_rtt.value,
+            "uplink_bytes_per_s": view.uplink_bytes_per_s.value,
+            "downlink_bytes_per_s": view.downlink_bytes_per_s.value,
+            "slowdown": math.exp(found.drift.log_slowdown(now)),
+            "classes": [
+                {
+                    "kind": kind,
+                    "model": model,
+                    "samples": known.samples,
+                    "constant_s": known.w0,
+                    "per_unit_s": known.w1 / known.unit,
+                    "spread": math.exp(math.sqrt(known.variance)),
+                }
+                for (kind, model), known in found.classes.items()
+                if known.samples
+            ],
+        }

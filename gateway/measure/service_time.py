@@ -1,0 +1,159 @@
+"""How long a piece of work takes at a backend, learned from what it took before.
+
+Theory of operation. For a class k = (kind, model) at backend b, and a size x (bytes, audio seconds, tokens):
+
+    S(x) = (w0 + w1 x) exp(g)
+
+(w0, w1) belong to the class: recursive least squares on the relative error, forgetting 0.99, each residual
+clipped to twice the prediction, so that one straggler cannot bend the line. g belongs to the backend and is
+shared by its classes: the logarithm of how much slower than usual it is just now (throttling, a busy
+cloud). A scalar Kalman filter follows it: between samples g returns to 0 and its variance P grows; a sample
+more than three standard deviations off is a change point and opens the gain. The variance v of the log
+residuals of a class gives quantiles, S exp(z sqrt(v)).
+
+The first sample of a class replaces the prior: half of it is taken for constant, half for proportional,
+each with a standard deviation of its own size, and a few sizes settle the rest.
+
+Everything is O(1) in plain floats, and nothing a sample can hold (NaN, infinity, zero, negative) is learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+FORGETTING = 0.99  # of the least squares: about the last 100 samples count
+CLIP = 2.0  # a residual beyond this many predictions counts as this many
+SHORTEST_S, LONGEST_S = 1e-5, 86_400.0
+Z95 = 1.645  # the normal distribution's 95th percentile
+FIRST_LOG_VARIANCE = 0.25
+VARIANCE_GAIN = 0.05
+
+
+class Estimate(NamedTuple):
+    """What a piece of work is expected to take; `samples` 0 says that this is a prior and no knowledge."""
+
+    mean_s: float
+    p95_s: float
+    samples: int
+    age_s: float | None = None
+
+
+def is_duration(seconds: float) -> bool:
+    """Whether `seconds` can be how long something took."""
+    return SHORTEST_S <= seconds <= LONGEST_S  # false for NaN too
+
+
+class Drift:
+    """How much slower than usual a backend is just now: g = log(slowdown), by a scalar Kalman filter."""
+
+    __slots__ = ("_at", "_g", "_p", "_process_per_s")
+
+    REVERSION_S = 120.0
+    CHANGE_POINT = 9.0  # squared standard deviations
+    OPENED = 0.1  # added to P at a change point
+    MOST = 3.0  # exp(3) is twenty times slower: beyond that the class is wrong, not the backend
+
+    def __init__(self, process_per_s: float) -> None:
+        self._process_per_s = process_per_s
+        self._g = 0.0
+        self._p = 0.02
+        self._at: float | None = None
+
+    def log_slowdown(self, now: float) -> float:
+        """g as it stands at `now`."""
+        if self._at is None or now <= self._at:
+            return self._g
+        return self._g * math.exp((self._at - now) / self.REVERSION_S)
+
+    def learn(self, log_ratio: float, variance: float, now: float) -> None:
+        """One sample: log(taken / expected without drift), and the variance such samples have."""
+        idle_s = max(now - self._at, 0.0) if self._at is not None else 0.0
+        g = self.log_slowdown(now)
+        p = min(self._p + self._process_per_s * idle_s, 1.0)
+        off = max(-self.MOST, min(log_ratio, self.MOST)) - g
+        if off * off > self.CHANGE_POINT * (p + variance):
+            p += self.OPENED
+        gain = p / (p + variance)
+        self._g = g + gain * off
+        self._p = p * (1.0 - gain)
+        self._at = now if self._at is None else max(now, self._at)
+
+
+class ServiceTime:
+    """One class at one backend: a line through its samples, and their spread."""
+
+    __slots__ = ("at", "p00", "p01", "p11", "passes", "samples", "unit", "variance", "w0", "w1")
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.passes = 0  # decisions that went elsewhere since the last sample
+        self.at = 0.0
+        self.unit = 1.0  # sizes are divided by the first one seen, so that both weights are of one magnitude
+        self.w0 = self.w1 = 0.0
+        self.p00 = self.p01 = self.p11 = 0.0
+        self.variance = FIRST_LOG_VARIANCE
+
+    def usual_s(self, x: float) -> float:
+        """Seconds for size `x` at a backend that is neither faster nor slower than usual."""
+        return self.w0 + self.w1 * (x / self.unit)
+
+    def learn(self, x: float, seconds: float, now: float) -> None:
+        """One sample, the backend's drift already taken off."""
+        if not self.samples:
+            self._begin(x, seconds)
+        else:
+            self._correct(x / self.unit, seconds)
+        self.samples += 1
+        self.passes = 0
+        self.at = now
+
+    def _begin(self, x: float, seconds: float) -> None:
+        self.unit = x if x > 0.0 else 1.0
+        half = seconds / 2
+        self.w0, self.w1 = (half, half) if x > 0.0 else (seconds, 0.0)
+        self.p00 = self.p11 = half * half
+
+    def _correct(self, x: float, seconds: float) -> None:
+        expected = max(self.w0 + self.w1 * x, SHORTEST_S)
+        off = math.log(seconds / expected)
+        self.variance += max(VARIANCE_GAIN, 1.0 / (self.samples + 4)) * (min(off * off, 9.0) - self.variance)
+        error = max(-CLIP * expected, min(seconds - expected, CLIP * expected))
+        a0, a1 = self.p00 + self.p01 * x, self.p01 + self.p11 * x  # P phi
+        scale = FORGETTING * expected * expected + a0 + a1 * x
+        k0, k1 = a0 / scale, a1 / scale
+        self.w0 = max(self.w0 + k0 * error, 0.0)
+        self.w1 = max(self.w1 + k1 * error, 0.0)
+        if self.w0 + self.w1 <= 0.0:
+            self.w0 = expected / CLIP
+        # The variance a direction has when it is never excited must not grow for ever: one prediction at most.
+        most = expected * expected
+        self.p00 = min((self.p00 - k0 * a0) / FORGETTING, most)
+        self.p11 = min((self.p11 - k1 * a1) / FORGETTING, most)
+        bound = math.sqrt(max(self.p00 * self.p11, 0.0))
+        self.p01 = max(-bound, min((self.p01 - k0 * a1) / FORGETTING, bound))
+
+    def save(self) -> dict[str, Any]:
+        """What is worth keeping over a restart; instants are not."""
+        names = ("samples", "unit", "w0", "w1", "p00", "p01", "p11", "variance")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], now: float) -> ServiceTime:
+        """What `save` gave. Raises ValueError, KeyError or TypeError where it is damaged."""
+        self = cls()
+        self.samples = int(saved["samples"])
+        self.at = now
+        for name in ("unit", "w0", "w1", "p00", "p01", "p11", "variance"):
+            setattr(self, name, _finite(saved[name]))
+        if self.samples < 1 or self.unit <= 0 or self.w0 < 0 or self.w1 < 0 or self.w0 + self.w1 <= 0:
+            raise ValueError("no service time")
+        return self
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("not a finite number")
+    return number
