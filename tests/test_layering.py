@@ -24,6 +24,7 @@ ANYTHING = 99
 FLOORS = {
     "__init__": -1,  # imported by everyone, so it imports nothing of ours
     "plugin": 0,
+    "systemd": 0,
     "telemetry": 1,
     "timing": 2,
     "measure": 2,
@@ -35,13 +36,13 @@ FLOORS = {
     "registry": 4,
     "dispatch": 5,
     "ingress": 6,
-    "admin": 6,
+    "admin": 7,
     "settings": 6,
-    "service": 7,  # joins the rooms
-    "demo": 8,  # runs a service
-    "doctor": 8,
-    "cli": 9,  # runs all of them
-    "__main__": 10,
+    "service": 8,  # joins the rooms
+    "demo": 9,  # runs a service
+    "doctor": 9,
+    "cli": 10,  # runs all of them
+    "__main__": 11,
     "testing": ANYTHING,  # equipment for us and for plugin authors; nobody imports it
 }
 

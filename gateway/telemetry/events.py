@@ -95,6 +95,17 @@ EVENTS: Mapping[str, Event] = {
     "service.stopping": Event("A stop was asked for; what is in flight is finished.", {"signal": "which"}),
     "service.stopped": Event("Everything is closed.", {}),
     "service.failed": Event("The gateway could not start.", {"error": "why"}),
+    "service.state_unreadable": Event(
+        "What was learned before could not be read; the gateway starts afresh.", {"path": "which file", "error": "why"}
+    ),
+    "service.state_not_saved": Event(
+        "What was learned could not be written; it is lost at a restart.", {"path": "which file", "error": "why"}
+    ),
+    "service.unhandled": Event("A task of the gateway ended in an error nobody caught: a bug.", {"error": "which"}),
+    "library.logged": Event(
+        "A library's warning; rate-limited.",
+        {"logger": "whose", "message": "what", "error": "exception", "suppressed": "lines left out since the last one"},
+    ),
     "http.rejected": Event(
         "Bytes that are no request were answered and the connection closed; rate-limited.",
         {"why": "what was wrong", "peer": "address", "suppressed": "lines left out since the last one"},

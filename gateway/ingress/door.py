@@ -1,0 +1,379 @@
+"""The life of one request, whichever way it came in: read, understood, decided, served, answered, accounted.
+
+HTTP and MQTT bring an `Incoming` and a `Reply`; everything between is here, once. Whatever happens, the
+request gets exactly one answer where one can be given, and exactly one line in the log.
+
+Nothing is committed before the first content, with one exception: a stream that has been silent for
+HEARTBEAT_S is begun with a comment, so that the client keeps waiting; errors from then on are in-stream.
+A stream that cannot be completed ends in an error event and an aborted connection, never cleanly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from gateway.dispatch import Answer, Dispatcher, Limits
+from gateway.ingress import openai, openapi, tasks
+from gateway.ingress.drafts import Draft, read
+from gateway.ingress.errors import envelope, error_headers, status_of
+from gateway.ingress.render import Rendered, Streamed, collect, has_content, render, streamed
+from gateway.ingress.routes import Match, match
+from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
+from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Task, TaskInvalid, TaskRefused, new_id
+from gateway.telemetry import log, metrics
+from gateway.timing import Watch
+
+HEARTBEAT_S = 10.0
+STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
+
+# The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
+TRAVELLING = ("traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta")
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """A request as a door received it. `headers` are lower-cased; `read` gives the body, at most so many bytes.
+
+    is_trusted: the client is on this host, or authenticated; it may see where the time went.
+    """
+
+    door: str
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    read: Callable[[int], Awaitable[bytes]]
+    is_trusted: bool
+
+
+class Reply(Protocol):
+    """How a door answers. Exactly one of `whole` or `begin` is called, once."""
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None: ...
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None: ...
+    async def write(self, data: bytes) -> None: ...
+    async def end(self) -> None: ...
+    async def abort(self, data: bytes) -> None:
+        """Write `data`, and break the connection so that nobody takes the stream for complete."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the operator set for every request. Times in seconds, sizes in bytes."""
+
+    deadline_s: float = 300.0
+    max_body_bytes: int = 33_554_432
+    limits: Limits = field(default_factory=Limits)
+
+
+class Door:
+    """Serves requests."""
+
+    def __init__(self, dispatcher: Dispatcher, rules: Rules, version: str, is_ready: Callable[[], bool]) -> None:
+        self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
+        self.openapi = msgspec.json.encode(openapi.build(version))
+
+    async def serve(self, incoming: Incoming, reply: Reply) -> None:
+        """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
+        watch = Watch()
+        visit = _Visit(self, incoming, reply, watch)
+        try:
+            await visit.run()
+        except asyncio.CancelledError:
+            visit.record.outcome = "cancelled"
+            raise
+        finally:
+            visit.close()
+            if not visit.is_health:
+                finish(visit.record, watch)
+
+
+class _Visit:
+    """One request's way through the door."""
+
+    def __init__(self, door: Door, incoming: Incoming, reply: Reply, watch: Watch) -> None:
+        self.door, self.incoming, self.reply, self.watch = door, incoming, reply, watch
+        self.record = Record(request_id=new_id(), door=incoming.door)
+        self.is_health = False
+        self.answer: Answer | None = None
+        self.stream: Streamed | None = None
+        self.has_begun = False
+
+    def close(self) -> None:
+        if self.answer is not None:
+            self.answer.close()
+
+    async def run(self) -> None:
+        try:
+            await self._serve()
+        except GatewayError as exc:
+            await self._refuse(exc)
+        except ConnectionError:
+            self.record.outcome = "cancelled"
+        except Exception as exc:
+            self._report(exc)
+            await self._refuse(GatewayError("the gateway failed on this request; its log says where"))
+
+    async def _serve(self) -> None:
+        self.watch.enter("admit")
+        found = match(self.incoming.method, self.incoming.target)
+        self.record.kind = found.route.kind
+        self.is_health = found.route.is_health
+        if not found.route.needs_body:
+            await self._look_up(found)
+            return
+        self._check_head()
+        self.watch.enter("read")
+        body = await self.incoming.read(self.door.rules.max_body_bytes)
+        self.record.bytes_in = len(body)
+        self.watch.enter("admit")
+        draft = read(found, self.incoming.headers.get("content-type", ""), body)
+        self.record.model, self.record.items, self.record.is_stream = draft.name or None, draft.items, draft.stream
+        task = self._task(draft)
+        await self._dispatch(task, draft)
+
+    def _check_head(self) -> None:
+        encoding = self.incoming.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise GatewayError(
+                f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is",
+                code="unsupported_encoding",
+            )
+
+    def _task(self, draft: Draft) -> Task:
+        headers = self.incoming.headers
+        travelling = {name: headers[name] for name in TRAVELLING if name in headers}
+        if trace := _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
+            self.record.trace_id = trace[1]
+        else:
+            travelling.pop("traceparent", None)
+        whole_s = STREAM_DEADLINE_S if draft.stream else self.door.rules.deadline_s
+        return Task(
+            id=self.record.request_id,
+            kind=draft.kind,
+            name=draft.name,
+            path=draft.path,
+            body=draft.body,
+            content_type=draft.content_type,
+            headers=travelling,
+            fields=draft.fields,
+            files=draft.files,
+            items=draft.items,
+            stream=draft.stream,
+            deadline=self.watch.began + min(whole_s, _client_deadline_s(headers)),
+            may_leave=_may_leave(headers),
+        )
+
+    # ── what needs no backend ────────────────────────────────────────────────────────────────────
+
+    async def _look_up(self, found: Match) -> None:
+        operation = found.route.operation
+        if operation in ("livez", "healthz"):
+            await self._send(200, "application/json", b'{"status":"ok"}')
+        elif operation == "readyz":
+            ready = self.door.is_ready()
+            await self._send(200 if ready else 503, "application/json", b'{"ready":%s}' % str(ready).lower().encode())
+        elif operation == "openapi":
+            await self._send(200, "application/json", self.door.openapi)
+        else:
+            await self._send(200, "application/json", msgspec.json.encode(self._listing(found)))
+
+    def _listing(self, found: Match) -> dict[str, Any]:
+        registry = self.door.dispatcher.registry
+        if found.route.operation == "list_tasks":
+            return tasks.tasks_list(registry.tasks())
+        models = registry.names()
+        wanted = found.params.get("id")
+        if wanted is None:
+            return openai.models_list(models.items())
+        if wanted not in models:
+            registry.offer("chat", wanted)  # names the nearest, or says that it is not known yet
+        return openai.model(wanted, models.get(wanted, "edge-gateway"))
+
+    # ── what does ────────────────────────────────────────────────────────────────────────────────
+
+    async def _dispatch(self, task: Task, draft: Draft) -> None:
+        limits = self._limits()
+        self.stream = streamed(draft, request_id=self.record.request_id) if draft.stream else None
+
+        def is_content(part: Part) -> bool:
+            return has_content(draft, part)
+
+        asked = self.door.dispatcher.dispatch(task, self.watch, self.record, is_content, limits)
+        self.answer = await (self._patiently(asked) if draft.stream else asked)
+        result, parts = self.answer.result, self.answer.parts
+        if parts is not None and draft.streams_anyway and self.stream is None:
+            self.stream = streamed(draft, request_id=self.record.request_id)
+        if parts is not None and self.stream is None:
+            result = await collect(draft, parts)
+        if result is not None and (self.stream is None or result.status >= 400):
+            await self._whole(draft, result)
+        elif self.stream is not None:
+            await self._relay(self.stream, self.answer, result)
+
+    def _limits(self) -> Limits:
+        """The smaller of what the operator allows and what the client will wait for."""
+        ours = self.door.rules.limits
+        theirs = _seconds(self.incoming.headers.get("x-stainless-read-timeout"))
+        if theirs is None:
+            return ours
+        return Limits(first_byte_s=min(ours.first_byte_s, theirs), stall_s=min(ours.stall_s, theirs))
+
+    async def _whole(self, draft: Draft, result: Result) -> None:
+        rendered: Rendered = render(
+            draft, result, backend=self.record.backend, request_id=self.record.request_id
+        )
+        if self.has_begun:
+            raise GatewayError(f"the backend refused with status {rendered.status}", code="upstream_bad_response")
+        await self._send(rendered.status, rendered.content_type, rendered.body, result.headers)
+
+    async def _send(
+        self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.record.status, self.record.bytes_out = status, len(body)
+        self.record.outcome = outcome_of(status)
+        out = {"Content-Type": content_type, **(headers or {}), **self._headers()}
+        self.watch.first_byte_at = self.watch.enter("write")
+        await self.reply.whole(status, out, body)
+        self.watch.leave()
+
+    def _headers(self) -> dict[str, str]:
+        record = self.record
+        headers = {
+            "x-request-id": record.request_id,
+            "x-gateway-backend": record.backend,
+            "x-gateway-site": record.site,
+            "x-gateway-reason": record.reason or "none",
+            "x-gateway-attempts": str(record.attempts),
+        }
+        if self.incoming.is_trusted:
+            headers["Server-Timing"] = server_timing(self.watch.so_far())
+        return headers
+
+    # ── streams ──────────────────────────────────────────────────────────────────────────────────
+
+    async def _relay(self, stream: Streamed, answer: Answer, result: Result | None) -> None:
+        working = "edge" if answer.site == "edge" else "cloud"
+        if result is not None:
+            await self._write(stream.whole(result))
+        else:
+            assert answer.parts is not None
+            while (part := await self._next(answer, working)) is not None:
+                await self._write(stream.part(part))
+        self.watch.enter("write")
+        timing = term_keys(self.watch.so_far()) if self.incoming.is_trusted else {}
+        await self._write(stream.end(timing))
+        await self.reply.end()
+        self.record.status, self.record.outcome = 200, "served"
+        self.watch.leave()
+
+    async def _next(self, answer: Answer, working: str) -> Part | None:
+        self.watch.enter(working)
+        assert answer.parts is not None
+        return await self._patiently(anext(answer.parts, None))
+
+    async def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        self.watch.enter("write")
+        await self._begin()
+        if self.record.content_at is None:
+            self.watch.first_byte_at = self.record.content_at = time.monotonic()
+        self.record.bytes_out += len(data)
+        await self.reply.write(data)
+
+    async def _begin(self) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            assert self.stream is not None
+            await self.reply.begin(200, {**self.stream.headers, **self._headers()})
+
+    async def _patiently(self, awaitable: Awaitable[T]) -> T:
+        """Wait for it, with a comment to the client every HEARTBEAT_S."""
+        waiting = asyncio.ensure_future(awaitable)
+        try:
+            while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
+                assert self.stream is not None
+                await self._begin()
+                await self.reply.write(self.stream.heartbeat())
+            return waiting.result()
+        finally:
+            waiting.cancel()
+
+    # ── when it cannot be served ─────────────────────────────────────────────────────────────────
+
+    async def _refuse(self, error: GatewayError) -> None:
+        record = self.record
+        record.error, record.reason, record.status = error.message, error.code, status_of(error)
+        record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else outcome_of(record.status)
+        if isinstance(error, TaskRefused):
+            metrics.SHED.inc(reason=error.code)
+        if record.attempts == 0 or record.outcome == "refused":
+            record.backend, record.site = ("none", "none") if record.attempts == 0 else (record.backend, record.site)
+        body = envelope(error, record.request_id)
+        try:
+            if self.has_begun and self.stream is not None:
+                self.watch.enter("write")
+                await self.reply.abort(self.stream.error(body))
+            else:
+                await self._send_error(error, msgspec.json.encode(body))
+        except ConnectionError:
+            record.outcome = "cancelled"
+
+    async def _send_error(self, error: GatewayError, body: bytes) -> None:
+        outcome = self.record.outcome
+        more = error_headers(error, self.record.attempts)
+        await self._send(status_of(error), "application/json", body, more)
+        self.record.outcome = outcome
+
+    def _report(self, exc: Exception) -> None:
+        frame = traceback.extract_tb(exc.__traceback__)[-1]
+        log.error(
+            "http.broke",
+            error=f"{type(exc).__name__}: {exc}"[:500],
+            where=f"{frame.filename}:{frame.lineno}",
+            request_id=self.record.request_id,
+        )
+
+
+def _may_leave(headers: Mapping[str, str]) -> bool:
+    locality = headers.get("x-gateway-locality")
+    if locality not in (None, "edge-only"):
+        raise TaskInvalid(
+            f"x-gateway-locality is {locality[:40]!r}; the one value it can have is `edge-only`",
+            param="x-gateway-locality",
+        )
+    return locality is None
+
+
+def _client_deadline_s(headers: Mapping[str, str]) -> float:
+    text = headers.get("x-gateway-deadline-ms")
+    if text is None:
+        return float("inf")
+    milliseconds = _seconds(text)
+    if milliseconds is None:
+        raise TaskInvalid(
+            f"x-gateway-deadline-ms is {text[:40]!r}; it must be a positive number of milliseconds",
+            param="x-gateway-deadline-ms",
+        )
+    return milliseconds / 1000
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None

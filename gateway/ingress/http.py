@@ -1,0 +1,277 @@
+"""The HTTP door, on aiohttp's low-level server.
+
+What aiohttp leaves to us is here: who may call us what (Host), browsers (Origin), framing it lets pass,
+the limits it has not (a body that comes too slowly, a client that does not read), and errors of the parser
+in our envelope instead of its own text. Its private parts we lean on are `_Connection` alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.ingress.door import Door, Incoming
+from gateway.ingress.errors import envelope, error_headers, status_of
+from gateway.ingress.hosts import host_of
+from gateway.plugin import GatewayError, TaskInvalid, new_id
+from gateway.telemetry import Limited
+
+HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only deadline for a request's head
+BODY_TIMEOUT_S = 20.0
+BODY_S_PER_BYTE = 1.0 / 1000
+WRITE_TIMEOUT_S = 30.0
+
+_rejected = Limited("http.rejected", per_s=1.0, burst=10)
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class _Connection(RequestHandler):
+    """aiohttp's connection, answering in our envelope what it would have answered in its own words."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Bytes that are no request. Never a traceback, neither to the client nor into the log."""
+        why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
+        peer = self.peername
+        _rejected.warning(why=(why or ["malformed request"])[0][:200], peer=str(peer[0] if peer else "unix"))
+        error = TaskInvalid("the request is not valid HTTP: check its request line, headers and framing")
+        response = _error_response(error, new_id())
+        response.force_close()
+        return response
+
+
+class Server(web.Server):
+    """Accepts connections and hands each request to `handler`; the handler is cancelled when its client leaves."""
+
+    def __init__(self, handler: Handler) -> None:
+        super().__init__(handler, handler_cancellation=True)
+
+    def __call__(self) -> RequestHandler:
+        """One more connection."""
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=HEAD_TIMEOUT_S,
+            access_log=None,  # type: ignore[arg-type]
+            auto_decompress=False,
+        )
+
+
+def check_parser() -> None:
+    """Refuse aiohttp's pure-Python parser: it lets pass what the compiled one does not."""
+    if HttpRequestParser is HttpRequestParserPy:
+        raise RuntimeError(
+            "aiohttp runs on its pure-Python HTTP parser, which is weaker against smuggled requests; "
+            "install aiohttp from a wheel with its C extensions, and unset AIOHTTP_NO_EXTENSIONS"
+        )
+
+
+def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
+    """Raises GatewayError unless the request is for us by a name of ours."""
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) != 1:
+        raise TaskInvalid(f"a request needs one Host header; this one has {len(hosts)}")
+    named = host_of(hosts[0])
+    if not request.raw_path.startswith("/") and request.raw_path != "*":
+        authority = request.raw_path.partition("://")[2].partition("/")[0]
+        if host_of(authority) != named:
+            raise GatewayError("the request line and the Host header name different hosts", code="misdirected_request")
+    if named not in allowed and "*" not in allowed:
+        raise GatewayError(
+            f"this gateway is not called {named!r}; add it to GATEWAY_ALLOWED_HOSTS if it should be",
+            code="misdirected_request",
+        )
+
+
+def check_framing(request: web.BaseRequest) -> None:
+    """Raises GatewayError for framing that another parser might read differently."""
+    coding = request.headers.getall("Transfer-Encoding", [])
+    if coding and [c.strip().lower() for c in coding] != ["chunked"]:
+        raise TaskInvalid("the only Transfer-Encoding understood is `chunked`, once")
+    if coding and "Content-Length" in request.headers:
+        raise TaskInvalid("a request has either Content-Length or Transfer-Encoding, not both")
+
+
+class HttpDoor:
+    """Turns aiohttp's requests into the door's, and the door's answers into HTTP."""
+
+    def __init__(self, door: Door, *, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
+        self._door, self._hosts, self._origins = door, allowed_hosts, allowed_origins
+        self.is_draining = False
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one request."""
+        reply = HttpReply(request, self._cors(request), close_after=self.is_draining)
+        try:
+            check_framing(request)
+            check_host(request, self._hosts)
+            self._check_origin(request)
+        except GatewayError as exc:
+            await reply.refuse(exc)
+            return reply.response
+        if request.method == "OPTIONS" and "Origin" in request.headers:
+            await reply.whole(204, _PREFLIGHT, b"")
+            return reply.response
+        await self._door.serve(self._incoming(request, reply), reply)
+        return reply.response
+
+    def _incoming(self, request: web.BaseRequest, reply: HttpReply) -> Incoming:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return Incoming(
+            door="http",
+            method=request.method,
+            target=_path_of(request.raw_path),
+            headers=headers,
+            read=lambda limit: read_body(request, reply, limit),
+            is_trusted=is_local(request),
+        )
+
+    def _check_origin(self, request: web.BaseRequest) -> None:
+        origin = request.headers.get("Origin")
+        if origin is not None and origin not in self._origins:
+            raise GatewayError(
+                f"pages of {origin[:80]!r} may not use this gateway; see GATEWAY_ALLOWED_ORIGINS", code="forbidden"
+            )
+
+    def _cors(self, request: web.BaseRequest) -> dict[str, str]:
+        origin = request.headers.get("Origin")
+        if origin is None or origin not in self._origins:
+            return {}
+        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, x-gateway-locality, x-gateway-deadline-ms",
+    "Access-Control-Max-Age": "600",
+}
+
+
+def _path_of(target: str) -> str:
+    if target.startswith("/") or "://" not in target:
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]
+
+
+def is_local(request: web.BaseRequest) -> bool:
+    """Whether the client is on this host."""
+    peer = request.transport.get_extra_info("peername") if request.transport else None
+    return not isinstance(peer, tuple) or peer[0] in ("127.0.0.1", "::1") or peer[0].startswith("127.")
+
+
+async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int) -> bytes:
+    """The whole body. Raises GatewayError when it is larger than `limit`, or comes too slowly."""
+    declared = request.content_length
+    if declared is not None and declared > limit:
+        raise _too_large(limit)
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0
+    pieces: list[bytes] = []
+    size = 0
+    until = asyncio.get_running_loop().time() + BODY_TIMEOUT_S
+    try:
+        async with asyncio.timeout_at(until) as deadline:
+            async for piece in request.content.iter_any():
+                size += len(piece)
+                if size > limit:
+                    raise _too_large(limit)
+                pieces.append(piece)
+                deadline.reschedule(until + size * BODY_S_PER_BYTE)
+    except TimeoutError:
+        raise GatewayError(
+            f"the body came too slowly: {size} bytes in the time allowed (20 s and 1 s for each kB)",
+            code="request_timeout",
+        ) from None
+    except web.RequestPayloadError as exc:
+        raise TaskInvalid(f"the body's framing is broken: {type(exc).__name__}") from exc
+    finally:
+        reply.body_is_read = request.content.is_eof()
+    return b"".join(pieces)
+
+
+def _too_large(limit: int) -> GatewayError:
+    return GatewayError(
+        f"the body is larger than {limit} bytes; send less, or raise GATEWAY_MAX_BODY_BYTES", code="body_too_large"
+    )
+
+
+class HttpReply:
+    """`door.Reply` over one aiohttp request. A client that does not read for WRITE_TIMEOUT_S is let go."""
+
+    def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], *, close_after: bool) -> None:
+        self._request, self._headers, self._close_after = request, headers, close_after
+        self.response: web.StreamResponse = web.StreamResponse()
+        self.body_is_read = False
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """A complete answer."""
+        self.response = web.Response(status=status, body=body, headers={**self._headers, **headers})
+        if self._close_after or (status >= 400 and not self.body_is_read and self._request.can_read_body):
+            self.response.force_close()
+        await self._in_time(self._finish())
+
+    async def _finish(self) -> None:
+        await self.response.prepare(self._request)
+        await self.response.write_eof()
+
+    async def refuse(self, error: GatewayError) -> None:
+        """An answer for what never became a request of the door's."""
+        request_id = new_id()
+        body = msgspec.json.encode(envelope(error, request_id))
+        headers = {"Content-Type": "application/json", "x-request-id": request_id, **error_headers(error, 0)}
+        await self.whole(status_of(error), headers, body)
+
+    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The head of a stream."""
+        self.response = web.StreamResponse(status=status, headers={**self._headers, **headers})
+        if self._close_after:
+            self.response.force_close()
+        await self._in_time(self.response.prepare(self._request))
+
+    async def write(self, data: bytes) -> None:
+        """More of a stream; waits while the client does not read."""
+        await self._in_time(self.response.write(data))
+
+    async def end(self) -> None:
+        """A stream's proper end."""
+        await self._in_time(self.response.write_eof())
+
+    async def abort(self, data: bytes) -> None:
+        """Write `data`, then close without the last chunk, so that nobody takes it for complete."""
+        await self.write(data)
+        self.response.force_close()
+        if self._request.transport is not None:
+            self._request.transport.close()
+
+    async def _in_time(self, writing: Awaitable[Any]) -> None:
+        try:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await writing
+        except TimeoutError:
+            if self._request.transport is not None:
+                self._request.transport.abort()
+            raise ConnectionResetError("the client does not read") from None
+
+
+def _error_response(error: GatewayError, request_id: str) -> web.Response:
+    return web.Response(
+        status=status_of(error),
+        body=msgspec.json.encode(envelope(error, request_id)),
+        content_type="application/json",
+        headers={"x-request-id": request_id},
+    )

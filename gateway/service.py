@@ -1,0 +1,284 @@
+"""Builds the rooms, joins them, starts and stops them. Only this module reads settings.
+
+Start: listeners first, so that nobody is refused; then the backends, all at once. `/readyz` and systemd's
+READY wait until each has opened or failed, or START_S have passed. Stop: `/readyz` says no, new work
+still comes in on open connections and is served, what is in flight has DRAIN_S to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import platform
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway import __version__, systemd
+from gateway.admin import Admin
+from gateway.decide.policy import Policy
+from gateway.dispatch import BackendServices, Dispatcher, Limits
+from gateway.ingress.door import Door, Rules
+from gateway.ingress.hosts import own_hosts
+from gateway.ingress.http import HttpDoor, Server, check_parser
+from gateway.lanes import Lanes
+from gateway.measure.board import Board, Change
+from gateway.measure.load import LoadSampler
+from gateway.plugin import Backend, GatewayError
+from gateway.registry import BackendConfig, Member, Registry
+from gateway.settings import Listener, Loaded, Settings, UnixListener
+from gateway.telemetry import configure, log, metrics
+
+START_S = 5.0
+DRAIN_S = 30.0
+TICK_S = 0.25
+LOAD_EVERY_TICKS = 2
+SAVE_S = 300.0
+BACKLOG = 1024
+
+
+class Service:
+    """One gateway: made from settings, started, stopped."""
+
+    def __init__(self, settings: Settings, backends: Mapping[str, BackendConfig]) -> None:
+        self.settings = settings
+        policy = settings.policy
+        self.board = Board(time.monotonic, sampler=LoadSampler(), probe_s=policy.probe_s, on_link=_log_link)
+        weights = {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
+        self.policy = Policy(**weights)
+        self.lanes = Lanes(self.board, self.policy, time.monotonic)
+        self._services: dict[str, BackendServices] = {}
+        self.registry = Registry(backends.values(), self._services_for)
+        limits = Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s)
+        self.dispatcher = Dispatcher(self.registry, self.board, self.lanes, self.policy, limits)
+        for services in self._services.values():
+            services.dispatcher = self.dispatcher
+        rules = Rules(deadline_s=settings.deadline_s, max_body_bytes=settings.max_body_bytes, limits=limits)
+        self.door = Door(self.dispatcher, rules, __version__, lambda: self.is_ready)
+        self.is_ready = False
+        self.http: HttpDoor | None = None
+        self.bound: list[str] = []
+        self.admin_bound: list[str] = []
+        self._runners: list[web.BaseRunner] = []
+        self._ticker: asyncio.Task[None] | None = None
+
+    def _services_for(self, name: str) -> BackendServices:
+        services = BackendServices(name, self.board, log.bind(backend=name))
+        self._services[name] = services
+        return services
+
+    async def start(self) -> None:
+        """Listen, and start the backends. Raises OSError where an address cannot be bound."""
+        check_parser()
+        metrics.BUILD.set(1, version=__version__, python=platform.python_version())
+        self._restore()
+        await self._listen()
+        await self.registry.open_all(self._changed, self.board.probe_due_s)
+        self._ticker = asyncio.create_task(self._tick(), name="tick")
+        await self.registry.settled(START_S)
+        self.is_ready = True
+        log.info(
+            "service.started",
+            version=__version__,
+            listen=self.bound,
+            admin=self.admin_bound,
+            backends=sorted(self.registry.members),
+        )
+
+    async def stop(self) -> None:
+        """Finish what is in flight, then close everything."""
+        self.is_ready = False
+        if self.http is not None:
+            self.http.is_draining = True
+        for runner in self._runners:
+            await runner.cleanup()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._ticker
+        await self.dispatcher.close()
+        await self.registry.close_all()
+        self._save()
+        log.info("service.stopped")
+
+    # ── listening ────────────────────────────────────────────────────────────────────────────────
+
+    async def _listen(self) -> None:
+        settings = self.settings
+        passed = systemd.sockets()
+        listening = passed or [_bind(listener) for listener in settings.listen]
+        admin = _bind(settings.admin_listen)
+        self.bound, self.admin_bound = [_name(sock) for sock in listening], [_name(admin)]
+        hosts = own_hosts([_host(sock) for sock in [*listening, admin]])
+        allowed = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else hosts
+        self.http = HttpDoor(self.door, allowed_hosts=allowed, allowed_origins=frozenset(settings.allowed_origins))
+        await self._serve(self.http, listening)
+        await self._serve(Admin(self.dispatcher, lambda: self.is_ready, hosts), [admin])
+
+    async def _serve(self, handler: Any, sockets: list[socket.socket]) -> None:
+        runner = web.ServerRunner(Server(handler), handle_signals=False, shutdown_timeout=DRAIN_S)
+        await runner.setup()
+        for sock in sockets:
+            await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        self._runners.append(runner)
+
+    # ── what goes on beside requests ─────────────────────────────────────────────────────────────
+
+    def _changed(self, member: Member) -> None:
+        """A backend has opened, or failed to: give it a lane."""
+        if member.state != "serving":
+            return
+        remote = member.backend is not None and type(member.backend).health is not Backend.health
+        remote = remote and member.site != "hybrid"
+        self.board.add(member.name, remote=remote)
+        self.lanes.add(
+            member.name,
+            site=member.site,
+            slots=member.slots,
+            queue=member.settings.queue,
+            remote=remote,
+            usd=member.settings.usd_per_request,
+            watts=member.settings.watts,
+        )
+
+    async def _tick(self) -> None:
+        """Re-binding, load and saving, by one timer; how late it runs is how long the loop was blocked."""
+        loop = asyncio.get_running_loop()
+        ticks, due, save_at = 0, loop.time(), loop.time() + SAVE_S
+        while True:
+            due = max(due + TICK_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+            metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
+            self.lanes.tick()
+            ticks += 1
+            if ticks % LOAD_EVERY_TICKS == 0:
+                self.board.sample_load()
+            if loop.time() > save_at:
+                save_at = loop.time() + SAVE_S
+                self._save()
+
+    # ── what was learned ─────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _learned(self) -> Path:
+        return self.settings.state_dir.expanduser() / "learned.json"
+
+    def _hashes(self) -> dict[str, str]:
+        return {
+            name: hashlib.sha256(member.settings.model_dump_json().encode()).hexdigest()[:16]
+            for name, member in self.registry.members.items()
+        }
+
+    def _restore(self) -> None:
+        try:
+            self.board.restore(msgspec.json.decode(self._learned.read_bytes()), self._hashes())
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.DecodeError) as exc:
+            log.warning("service.state_unreadable", path=str(self._learned), error=str(exc))
+
+    def _save(self) -> None:
+        """Write it beside, then rename: a reader never sees half of it."""
+        path = self._learned
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(self.board.save(self._hashes())))
+            fresh.replace(path)
+        except OSError as exc:
+            log.warning("service.state_not_saved", path=str(path), error=str(exc))
+
+
+def _log_link(backend: str, change: Change) -> None:
+    log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
+
+
+def _bind(listener: Listener) -> socket.socket:
+    """A listening socket; a Unix one takes the place of one nobody listens at any more."""
+    if isinstance(listener, UnixListener):
+        sock = socket.socket(socket.AF_UNIX)
+        _remove_stale(listener.path)
+        sock.bind(listener.path)
+    else:
+        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+        sock = socket.create_server((listener.host, listener.port), family=family, backlog=BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+
+
+def _name(sock: socket.socket) -> str:
+    address = sock.getsockname()
+    if not isinstance(address, tuple):
+        return f"unix:{address}"
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+def _host(sock: socket.socket) -> str:
+    address = sock.getsockname()
+    return address[0] if isinstance(address, tuple) else "localhost"
+
+
+def serve(loaded: Loaded) -> int:
+    """Run until SIGTERM or SIGINT; the process's exit status."""
+    configure(loaded.settings.log.format, loaded.settings.log.level)
+    try:
+        return asyncio.run(_run(loaded))
+    except (OSError, RuntimeError, GatewayError) as exc:
+        log.error("service.failed", error=str(exc))
+        return 1
+
+
+async def _run(loaded: Loaded) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_unhandled)
+    asked: asyncio.Future[str] = loop.create_future()
+    for name in ("SIGTERM", "SIGINT"):
+        loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
+    service = Service(loaded.settings, loaded.backends)
+    starting = asyncio.create_task(service.start())
+    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        gc.collect()
+        gc.freeze()  # what start-up made stays; no need to look at it again
+        systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
+        await asked
+    log.info("service.stopping", signal=asked.result())
+    systemd.notify("STOPPING=1", "STATUS=finishing what is in flight")
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+    await service.stop()
+    return 0
+
+
+def _ask(asked: asyncio.Future[str], name: str) -> None:
+    if not asked.done():
+        asked.set_result(name)
+
+
+def _unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    error = context.get("exception")
+    log.error("service.unhandled", error=f"{context.get('message')}: {type(error).__name__}: {error}"[:500])
+
+
+_: Callable[[Loaded], int] = serve

@@ -1,0 +1,44 @@
+"""What a service tells systemd, and the sockets it is handed. Nothing happens outside systemd.
+
+Protocol: sd_notify(3), sd_listen_fds(3).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+_FIRST_FD = 3
+
+
+def notify(*lines: str) -> bool:
+    """Send assignments such as `READY=1` to the service manager; False where there is none, or it does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as out:
+            out.sendto("\n".join(lines).encode(), "\0" + address[1:] if address.startswith("@") else address)
+    except OSError:
+        return False
+    return True
+
+
+def reloading() -> bool:
+    """Say that the configuration is being read again, with the clock reading systemd 253 and later insist on."""
+    return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def sockets() -> list[socket.socket]:
+    """The listening sockets systemd passed to this process, non-blocking; none is the usual case."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    passed = []
+    for fd in range(_FIRST_FD, _FIRST_FD + count):
+        os.set_inheritable(fd, False)
+        listener = socket.socket(fileno=fd)
+        listener.setblocking(False)
+        passed.append(listener)
+    return passed
