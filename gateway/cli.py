@@ -1,0 +1,224 @@
+"""The commands. Each loads only what it needs, so that asking for the version does not start a gateway.
+
+A command is one line in COMMANDS: its name, what it does, its arguments, and the function that does it.
+Exit codes: 0 done, 1 failed, 2 usage, 78 configuration (EX_CONFIG of sysexits.h).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gateway import __version__
+
+if TYPE_CHECKING:
+    from gateway.plugin import Backend
+    from gateway.settings import Loaded, Problem
+
+OK, FAILED, CONFIGURATION = 0, 1, 78
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A sub-command. takes_rest: arguments it does not declare are handed on as `args.rest`, `--help` too."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    takes_rest: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not args.command.takes_rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.rest = rest
+    try:
+        return _checked(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `config | head`: nobody reads on, and Python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _checked(args: argparse.Namespace) -> int:
+    command: Command = args.command
+    code = command.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="edge-gateway",
+        description="Gives each AI request to the backend, here or far away, that will finish it best.",
+        epilog="Settings are GATEWAY_… environment variables: `edge-gateway config --env` explains all of them. "
+        "Exit codes: 0 done, 1 failed, 2 usage, 78 configuration.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name, help=command.help, description=command.help, add_help=not command.takes_rest
+        )
+        command.arguments(sub)
+        sub.set_defaults(command=command)
+    return parser
+
+
+# ── serve, demo ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _serve(args: argparse.Namespace) -> int:
+    loaded = _load_or_tell(args.env_file)
+    if loaded is None:
+        return CONFIGURATION
+    from gateway import service
+
+    return service.serve(loaded)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from gateway import demo
+
+    return demo.main(args.rest)
+
+
+# ── check, config ────────────────────────────────────────────────────────────────────────────────
+
+
+def _check(args: argparse.Namespace) -> int:
+    loaded = _load_or_tell(args.env_file, out=sys.stdout)
+    if loaded is None:
+        return CONFIGURATION
+    for problem in loaded.broken:
+        print(problem)
+    if loaded.broken:
+        return CONFIGURATION
+    for line in _backend_table(loaded):
+        print(line)
+    return OK
+
+
+def _backend_table(loaded: Loaded) -> Iterator[str]:
+    for backend in loaded.backends.values():
+        site = (backend.settings and backend.settings.site) or (backend.cls and backend.cls.site)
+        yield f"{backend.name}: plugin {backend.plugin}, site {site}: ok"
+
+
+def _config(args: argparse.Namespace) -> int:
+    from gateway.settings.report import render_env, show_settings
+
+    if args.env:
+        print(render_env(_usable_plugins()), end="")
+        return OK
+    loaded = _load_or_tell(args.env_file)
+    if loaded is None:
+        return CONFIGURATION
+    for line in show_settings(loaded):
+        print(line)
+    return OK
+
+
+def _load_or_tell(env_file: Path | None, out: Any = None) -> Loaded | None:
+    """The configuration; or None, when every problem has been printed."""
+    from gateway.settings import SettingsError, load
+
+    try:
+        return load(os.environ, env_file)
+    except SettingsError as exc:
+        _tell(exc.problems, out or sys.stderr)
+        return None
+
+
+def _tell(problems: Sequence[Problem], out: Any) -> None:
+    for problem in problems:
+        print(problem, file=out)
+
+
+# ── plugins, version ─────────────────────────────────────────────────────────────────────────────
+
+
+def _plugins_list(args: argparse.Namespace) -> int:
+    from gateway.registry import PluginBroken, find_plugin, installed
+
+    for name, point in sorted(installed().items()):
+        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+        try:
+            cls = find_plugin(name)
+        except PluginBroken as exc:
+            print(f"{name}: {origin}: broken: {exc}")
+        else:
+            print(f"{name}: {origin}: {cls.__module__}:{cls.__qualname__}")
+    return OK
+
+
+def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
+    from gateway.registry import PluginBroken, find_plugin, installed
+
+    found = {}
+    for name in sorted(installed()):
+        try:
+            found[name] = find_plugin(name)
+        except PluginBroken as exc:
+            print(f"edge-gateway: left out: {exc}", file=sys.stderr)
+    return found
+
+
+def _version(args: argparse.Namespace) -> int:
+    if not args.json:
+        print(f"edge-gateway {__version__}")
+        return OK
+    import json
+    import platform
+
+    about = {"version": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    print(json.dumps(about))
+    return OK
+
+
+# ── the table ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _env_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--env-file", type=Path, metavar="PATH", help="read settings from this file too; the environment wins over it"
+    )
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    _env_file(parser)
+    parser.add_argument("--env", action="store_true", help="print an environment file of every setting instead")
+
+
+def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="each installed plugin: where it is from, its class, or why it is broken")
+    listing.set_defaults(action=_plugins_list)
+
+
+def _version_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as a JSON object, with the Python it runs on")
+
+
+COMMANDS: tuple[Command, ...] = (
+    Command("serve", "run the gateway", _serve, _env_file),
+    Command("demo", "show the gateway at work, with nothing configured", _demo, takes_rest=True),
+    Command("check", "name every problem of the configuration, with a fix", _check, _env_file),
+    Command("config", "print the effective settings and where each came from", _config, _config_arguments),
+    Command("plugins", "what plugins are installed", lambda args: int(args.action(args)), _plugins_arguments),
+    Command("version", "print the version", _version, _version_arguments),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

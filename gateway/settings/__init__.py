@@ -1,0 +1,28 @@
+"""The whole configuration, one tree: read from the environment once, checked as a whole, frozen.
+
+loaded = load(os.environ, Path("/etc/edge-gateway/env"))    # or SettingsError with every problem
+loaded.settings.deadline_s, loaded.backends["cloud"].settings.url
+"""
+
+from __future__ import annotations
+
+from gateway.registry import BackendConfig
+from gateway.settings.listeners import Listener, TcpListener, UnixListener, parse_listener
+from gateway.settings.load import Loaded, load
+from gateway.settings.problems import Problem, SettingsError
+from gateway.settings.tree import Log, Policy, Settings
+
+__all__ = [
+    "BackendConfig",
+    "Listener",
+    "Loaded",
+    "Log",
+    "Policy",
+    "Problem",
+    "Settings",
+    "SettingsError",
+    "TcpListener",
+    "UnixListener",
+    "load",
+    "parse_listener",
+]

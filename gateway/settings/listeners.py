@@ -1,0 +1,83 @@
+"""Where the gateway listens, as written in `GATEWAY_LISTEN` and as a value. Valid at birth; resolves nothing."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+MAX_PORT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class TcpListener:
+    """A TCP socket to be bound; port 0 takes any free one."""
+
+    host: str
+    port: int
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it; a name other than `localhost` is taken for a public one."""
+        if self.host.lower() == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixListener:
+    """A Unix socket to be bound; who may connect is the file system's business."""
+
+    path: str
+    is_local = True
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Listener = TcpListener | UnixListener
+
+
+def parse_listener(text: str) -> Listener:
+    """`host:port`, `[v6]:port` or `unix:/path`. Raises ValueError that says what is wrong with it."""
+    text = text.strip()
+    if text.startswith("unix:"):
+        return _unix(text, text.removeprefix("unix:"))
+    if "://" in text:
+        raise ValueError(f"{text!r} is a URL; a listener is host:port, [v6]:port or unix:/path")
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text!r} has no port; a listener is host:port, [v6]:port or unix:/path")
+    return TcpListener(_host(text, host), _port(text, port))
+
+
+def _unix(text: str, path: str) -> UnixListener:
+    if not path.startswith("/") or path.endswith("/"):
+        raise ValueError(f"{text!r} names no absolute path of a socket; write unix:/run/edge-gateway/http.sock")
+    return UnixListener(path)
+
+
+def _port(text: str, port: str) -> int:
+    if not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
+        raise ValueError(f"{text!r} has no port between 0 and {MAX_PORT} after its last colon")
+    return int(port)
+
+
+def _host(text: str, host: str) -> str:
+    if host in ("", "*"):
+        raise ValueError(f"{text!r} names no address; every IPv4 address is 0.0.0.0, every address [::]")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            return str(ipaddress.IPv6Address(host[1:-1]))
+        except ValueError:
+            raise ValueError(f"{text!r} has no IPv6 address between its brackets") from None
+    if ":" in host:
+        raise ValueError(f"{text!r} looks like IPv6; write the address in brackets: [{host}]:PORT")
+    if any(character.isspace() or character in "/@[]?#" for character in host):
+        raise ValueError(f"{text!r} has no host name or address before its port")
+    return host

@@ -1,0 +1,225 @@
+"""Makes the configuration out of the environment: whole and checked, or a list of everything wrong with it.
+
+Each backend's settings are checked by its plugin's own settings class, with `{"name": …, "backends": {names}}` as
+the validators' context, so that a plugin which names other backends can tell whether they exist. A plugin that cannot
+be imported is no error here: its backend is left out by name while the others serve.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.plugin import Backend, BackendSettings
+from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
+from gateway.settings.model import fill, groups_of, leaves_of
+from gateway.settings.problems import Problem, SettingsError, nearest
+from gateway.settings.secrets import with_secrets
+from gateway.settings.tree import PREFIX, Settings
+from gateway.settings.variables import BACKENDS, Variable, Variables, read_variables
+
+DEFAULT = "default"
+RESERVED_NAMES = frozenset({"auto", "none"})  # a model's name, and what x-gateway-backend says for nobody
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A configuration that can be used. origins: for each variable where its value came from, defaults too."""
+
+    settings: Settings
+    backends: Mapping[str, BackendConfig]
+    origins: Mapping[str, str]
+
+    @property
+    def broken(self) -> tuple[Problem, ...]:
+        """Backends whose plugin cannot be imported: no reason not to serve, but one to tell."""
+        return tuple(
+            Problem(f"{BACKENDS}__{b.name.upper()}__PLUGIN", b.broken, "repair or reinstall the plugin, or remove it")
+            for b in self.backends.values()
+            if b.broken
+        )
+
+
+def load(environ: Mapping[str, str], env_file: Path | None = None) -> Loaded:
+    """The configuration in `environ` and `env_file`; the first wins. Raises SettingsError with every problem."""
+    known = [leaf.variable for leaf in leaves_of(Settings, PREFIX)]
+    variables, problems = read_variables(environ, env_file, groups_of(Settings, PREFIX), known)
+    own, by_backend = _part(variables)
+    settings, origins = _load_tree(own, environ, problems)
+    backends = _load_backends(by_backend, environ, problems, origins)
+    if settings is not None:
+        problems += _across(settings, backends, {problem.variable for problem in problems})
+    if problems or settings is None:
+        raise SettingsError(sorted(problems, key=lambda problem: problem.variable))
+    return Loaded(settings=settings, backends=backends, origins=origins)
+
+
+def _part(variables: Variables) -> tuple[Variables, dict[str, Variables]]:
+    """The gateway's own variables, and each backend's by its name."""
+    own: Variables = {}
+    backends: dict[str, Variables] = {}
+    for name, variable in variables.items():
+        if not name.startswith(f"{BACKENDS}__"):
+            own[name] = variable
+        else:
+            backend = name.removeprefix(f"{BACKENDS}__").partition("__")[0]
+            backends.setdefault(backend.lower(), {})[name] = variable
+    return own, backends
+
+
+# ── the gateway's own tree ───────────────────────────────────────────────────────────────────────
+
+
+def _load_tree(
+    own: Variables, environ: Mapping[str, str], problems: list[Problem]
+) -> tuple[Settings | None, dict[str, str]]:
+    leaves = list(leaves_of(Settings, PREFIX))
+    own, unreadable = with_secrets(own, leaves, environ)
+    own.setdefault(f"{PREFIX}STATE_DIR", Variable(*_default_state_dir(environ)))
+    settings, wrong = fill(Settings, PREFIX, own)
+    problems += unreadable + wrong
+    return settings, {leaf.variable: _origin(own, leaf.variable) for leaf in leaves}
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
+    """systemd's directory, else the XDG state home (a relative one is to be ignored, says its specification)."""
+    if given := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return given, "$STATE_DIRECTORY"
+    home = environ.get("XDG_STATE_HOME", "")
+    if not home.startswith("/"):
+        home = f"{environ.get('HOME') or '~'}/.local/state"
+    return f"{home}/edge-gateway", DEFAULT
+
+
+def _origin(variables: Variables, name: str) -> str:
+    return variables[name].origin if name in variables else DEFAULT
+
+
+def _across(settings: Settings, backends: Mapping[str, BackendConfig], told: set[str]) -> Iterator[Problem]:
+    """What no setting can know alone. What is wrong already is not held against others."""
+    public = [str(listener) for listener in settings.listen if not listener.is_local]
+    if public and not settings.allow_unauthenticated and f"{PREFIX}ALLOW_UNAUTHENTICATED" not in told:
+        yield Problem(
+            f"{PREFIX}LISTEN",
+            f"{', '.join(public)} can be reached from other machines, and nobody would be asked for a key",
+            f"listen on 127.0.0.1, or accept it with {PREFIX}ALLOW_UNAUTHENTICATED=true",
+        )
+    if not settings.admin_listen.is_local:
+        yield Problem(
+            f"{PREFIX}ADMIN_LISTEN",
+            f"{settings.admin_listen} can be reached from other machines",
+            "listen on 127.0.0.1:8081, [::1]:8081 or unix:/path",
+        )
+    yield from _twice(settings)
+    for name, backend in settings.policy.routes.items():
+        if backend not in backends:
+            yield _no_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
+
+
+def _twice(settings: Settings) -> Iterator[Problem]:
+    seen = {str(settings.admin_listen): f"{PREFIX}ADMIN_LISTEN"}
+    for text in map(str, settings.listen):
+        if text in seen and not text.endswith(":0"):
+            yield Problem(f"{PREFIX}LISTEN", f"{text} is taken by {seen[text]}", "give each listener its own address")
+        seen[text] = f"{PREFIX}LISTEN"
+
+
+def _no_backend(variable: str, does: str, name: str, backends: Mapping[str, Any]) -> Problem:
+    near = nearest(name, backends)
+    return Problem(
+        variable,
+        f"{does} {name!r}, which is no configured backend",
+        f"did you mean {near!r}?" if near else f"name one of: {', '.join(sorted(backends)) or '(none configured)'}",
+    )
+
+
+# ── backends ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _load_backends(
+    by_backend: Mapping[str, Variables],
+    environ: Mapping[str, str],
+    problems: list[Problem],
+    origins: dict[str, str],
+) -> dict[str, BackendConfig]:
+    if not by_backend and not any(problem.variable.startswith(BACKENDS) for problem in problems):
+        problems.append(_no_backends())
+    configs: dict[str, BackendConfig] = {}
+    for name in sorted(by_backend):
+        reader = _BackendReader(name, by_backend, environ)
+        configs[name] = reader.read()
+        problems += reader.problems
+        origins |= reader.origins
+    return configs
+
+
+def _no_backends() -> Problem:
+    plugin = next((p for p in ("local", "echo", *sorted(installed())) if p in installed()), "echo")
+    return Problem(
+        f"{BACKENDS}__<NAME>__PLUGIN",
+        "no backend is configured, so nothing could be served",
+        f"set at least one, such as {BACKENDS}__{plugin.upper()}__PLUGIN={plugin}, or for a service elsewhere "
+        f"{BACKENDS}__CLOUD__PLUGIN=http {BACKENDS}__CLOUD__URL=https://api.example.com",
+    )
+
+
+class _BackendReader:
+    """Reads one backend's variables; collects what is wrong, and where each value came from."""
+
+    def __init__(self, name: str, by_backend: Mapping[str, Variables], environ: Mapping[str, str]) -> None:
+        self._name = name
+        self._names = frozenset(by_backend)
+        self._variables = by_backend[name]
+        self._environ = environ
+        self._prefix = f"{BACKENDS}__{name.upper()}__"
+        self.problems: list[Problem] = []
+        self.origins: dict[str, str] = {}
+
+    def read(self) -> BackendConfig:
+        """What can be said of this backend, whole or not."""
+        self._check_name()
+        variable = f"{self._prefix}PLUGIN"
+        plugin = self._variables[variable].text if variable in self._variables else ""
+        cls, settings, broken = None, None, None
+        try:
+            cls = self._find(variable, plugin)
+        except PluginBroken as exc:
+            broken = str(exc)
+            self.origins[variable] = self._variables[variable].origin
+        if cls is not None:
+            settings = self._settings(cls.Settings)
+        return BackendConfig(name=self._name, plugin=plugin, cls=cls, settings=settings, broken=broken)
+
+    def _check_name(self) -> None:
+        if not _NAME.fullmatch(self._name) or "__" in self._name or self._name in RESERVED_NAMES:
+            why = "is reserved" if self._name in RESERVED_NAMES else "cannot be a backend's name"
+            fix = "use letters, digits and single underscores, such as GPU_BOX"
+            self.problems.append(Problem(self._prefix.rstrip("_"), f"{self._name!r} {why}", fix))
+
+    def _find(self, variable: str, plugin: str) -> type[Backend[Any]] | None:
+        if not plugin:
+            choice = ", ".join(sorted(installed())) or "none is installed"
+            fix = f"set {variable} to one of the installed ones ({choice}), or to package.module:attribute"
+            self.problems.append(Problem(variable, "is not set, so it is not known which plugin this is", fix))
+            return None
+        try:
+            return find_plugin(plugin)
+        except PluginMissing as exc:
+            near = nearest(plugin, installed())
+            fix = f"set {variable}={near}" if near else "`edge-gateway plugins list` shows what is installed"
+            self.problems.append(Problem(variable, str(exc), fix))
+            return None
+
+    def _settings(self, model: type[BackendSettings]) -> BackendSettings | None:
+        leaves = list(leaves_of(model, self._prefix))
+        variables, unreadable = with_secrets(self._variables, leaves, self._environ)
+        context = {"name": self._name, "backends": self._names}
+        settings, wrong = fill(model, self._prefix, variables, context)
+        self.problems += unreadable + wrong
+        self.origins |= {leaf.variable: _origin(variables, leaf.variable) for leaf in leaves}
+        return settings

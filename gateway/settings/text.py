@@ -1,0 +1,52 @@
+"""How a setting's value is written: for people, for environment files, and never a secret."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, SecretBytes, SecretStr
+
+REDACTED = "********"
+
+_PLAIN = re.compile(r"[\w.,:;/@%+=~\[\]{}^-]+", re.ASCII)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]*(?=@)")
+
+
+def render(value: Any) -> str:
+    """A value as it would stand in its variable; unset is empty."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    if isinstance(value, SecretStr | SecretBytes):
+        return REDACTED
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    if isinstance(value, Mapping):
+        return json.dumps({str(k): render(v) for k, v in value.items()}, ensure_ascii=False) if value else ""
+    if isinstance(value, tuple | list | set | frozenset):
+        return _list(sorted(value, key=str) if isinstance(value, set | frozenset) else value)
+    return str(value)
+
+
+def _list(values: tuple[Any, ...] | list[Any]) -> str:
+    texts = [render(value) for value in values]
+    plain = all(text and text == text.strip() and "," not in text and text[0] not in "[{" for text in texts)
+    return ",".join(texts) if plain else json.dumps(texts, ensure_ascii=False)
+
+
+def conceal(text: str) -> str:
+    """The same text with the user and password of any URL in it left out."""
+    return _USERINFO.sub(REDACTED, text)
+
+
+def quote(text: str) -> str:
+    """The text as the right side of `NAME=` in an environment file, in quotes where they are needed."""
+    if not text or _PLAIN.fullmatch(text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

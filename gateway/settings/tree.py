@@ -1,0 +1,141 @@
+"""Every setting of the gateway with its default, limits, unit and meaning. It says what is; it reads nothing.
+
+A new setting is one line here: `load` finds it in the environment, `check` names it, and `config`, the
+generated environment file and docs/configuration.md show it. What backends may set stands in
+`gateway.plugin.BackendSettings` and in each plugin's own settings.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gateway.settings.listeners import Listener, TcpListener, UnixListener, parse_listener
+
+PREFIX = "GATEWAY_"
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,*]+")
+_HOST = re.compile(r"[^/?#@\s,*]+")
+
+
+def setting(default: Any, description: str, *, unit: str = "", **limits: Any) -> Any:
+    """A field: its meaning, and the unit it is counted in (seconds, bytes, a ratio …)."""
+    return Field(default, description=description, json_schema_extra={"unit": unit}, **limits)
+
+
+def _listener(value: Any) -> Listener:
+    return value if isinstance(value, TcpListener | UnixListener) else parse_listener(str(value))
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _host_name(value: str) -> str:
+    name = value.strip().lower().rstrip(".")
+    if not _HOST.fullmatch(name):
+        raise ValueError(f"{value!r} is no host name or address; write names only, such as box.example")
+    return name
+
+
+def _browser_origin(value: str) -> str:
+    origin = value.strip().lower().removesuffix("/")
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f"{value!r} is no browser origin; write each one whole, such as https://app.example")
+    return origin
+
+
+def _home_opened(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("`~` stands for no directory here; name one that exists") from None
+
+
+ListenerField = Annotated[Listener, PlainValidator(_listener)]
+Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Group(BaseModel):
+    """Settings that belong together: `GATEWAY_<GROUP>__<FIELD>`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Policy(Group):
+    """What a choice between backends weighs, beside the predicted time."""
+
+    usd: Weight = setting(0.0, "what one dollar is worth: 100 makes a cent as bad as a second", unit="s per USD")
+    joule: Weight = setting(0.0, "what one joule is worth", unit="s per J")
+    lateness: Weight = setting(0.0, "what a second past the deadline is worth (95th percentile)", unit="s per s")
+    hysteresis: Ratio = setting(0.03, "how much better another backend must be to leave the last one", unit="ratio")
+    rescue: bool = setting(True, "run stalled work elsewhere too, where that is harmless; the first answer wins")
+    rebind: Ratio = setting(
+        0.8, "waiting work moves where it takes less than this part of the time it would take here; 0: never",
+        unit="ratio",
+    )  # fmt: skip
+    price: Weight = setting(0.5, "weight of the delay a task adds to those behind it", unit="s per s")
+    routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
+    probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
+
+
+class Log(Group):
+    """What is written to standard error."""
+
+    format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = setting(
+        "auto", "`auto`: console on a terminal, JSON lines otherwise"
+    )
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = setting(
+        "info", "the least important events that are written"
+    )
+
+
+class Settings(BaseSettings):
+    """The gateway's own settings. Making one reads nothing: only `gateway.settings.load` looks at the environment."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__")
+
+    listen: tuple[ListenerField, ...] = setting(
+        (TcpListener("127.0.0.1", 8080),),
+        "data listeners: `host:port`, `[v6]:port`, `unix:/path`; sockets passed by systemd take their place",
+        min_length=1,
+    )
+    admin_listen: ListenerField = setting(
+        TcpListener("127.0.0.1", 8081), "admin listener, for this machine only: `host:port`, `[v6]:port`, `unix:/path`"
+    )
+    deadline_s: Seconds = setting(300.0, "whole request, where the answer is not a stream", unit="s")
+    first_byte_s: Seconds = setting(60.0, "streams: until the first content", unit="s")
+    stall_s: Seconds = setting(30.0, "streams: between two contents", unit="s")
+    max_body_bytes: int = setting(33_554_432, "the largest request body; more is 413", unit="bytes", ge=1)
+    allow_unauthenticated: bool = setting(False, "serve anybody who can reach a listener that is not loopback")
+    allowed_hosts: tuple[Annotated[str, BeforeValidator(_host_name)], ...] | None = setting(
+        None,
+        "names clients may use in the Host header, else 421; unset: the bound addresses (every interface's where bound "
+        "to all), the host name, its `.local` name, loopback names",
+    )
+    allowed_origins: tuple[Annotated[str, BeforeValidator(_browser_origin)], ...] = setting(
+        (), "browser origins that may ask, else 403 when an Origin is sent"
+    )
+    policy: Policy = Field(Policy(), description="what a choice weighs")
+    state_dir: Annotated[Path, AfterValidator(_home_opened)] = setting(
+        Path("~/.local/state/edge-gateway"), "learned state; unset: `$STATE_DIRECTORY`, else the XDG state home"
+    )
+    log: Log = Field(Log(), description="what is written to standard error")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but what it is given."""
+        return (init_settings,)

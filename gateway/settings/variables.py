@@ -1,0 +1,163 @@
+"""Reads `GATEWAY_…` variables from the process environment and an environment file, as text with an origin.
+
+The process environment wins over the file. Names are upper-cased, empty values count as unset, and a JSON
+object given for a whole group (`GATEWAY_POLICY='{"usd": 1}'`) is opened into the variables it stands for,
+so that nobody further on has to know how a value was written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dotenv.parser import Binding, parse_stream
+
+from gateway.settings.problems import Problem, nearest
+from gateway.settings.tree import PREFIX
+
+BACKENDS = f"{PREFIX}BACKENDS"
+
+# What Docker links and Kubernetes services named `gateway` or `gateway-x` inject, and CGI's GATEWAY_INTERFACE.
+_INJECTED = re.compile(rf"{PREFIX}(INTERFACE|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?))", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable's text, and where it came from."""
+
+    text: str
+    origin: str
+
+
+Variables = dict[str, Variable]
+
+
+def read_variables(
+    environ: Mapping[str, str], env_file: Path | None, groups: Iterable[str], known: Iterable[str]
+) -> tuple[Variables, list[Problem]]:
+    """Every `GATEWAY_…` variable that is set, by upper-case name; and what could not be read.
+
+    groups: variables that stand for several, besides the backends. known: never taken for an injected name.
+    """
+    known = frozenset(known)
+    problems: list[Problem] = []
+    layers = [_read_file(env_file, known, problems)] if env_file else []
+    layers.append(_ours(((name, Variable(text, "environment")) for name, text in environ.items()), known, problems))
+    merged: Variables = {}
+    for layer in layers:
+        merged |= _open_groups(layer, frozenset(groups), problems)
+    return {name: variable for name, variable in merged.items() if variable.text}, problems
+
+
+def is_injected(name: str) -> bool:
+    """Whether a container engine put this variable there, not an operator; its names have no double underscore."""
+    return "__" not in name and _INJECTED.fullmatch(name) is not None
+
+
+def _ours(pairs: Iterable[tuple[str, Variable]], known: frozenset[str], problems: list[Problem]) -> Variables:
+    found: dict[str, tuple[str, Variable]] = {}
+    for written, variable in pairs:
+        name = written.upper()
+        if not name.startswith(PREFIX) or (name not in known and is_injected(name)):
+            continue
+        if name in found and found[name][0] != written:
+            problems.append(Problem(written, f"is also set as {found[name][0]}", "keep one of the two"))
+        found[name] = (written, variable)
+    return {name: variable for name, (_, variable) in found.items()}
+
+
+# ── the environment file ─────────────────────────────────────────────────────────────────────────
+
+
+def _read_file(path: Path, known: frozenset[str], problems: list[Problem]) -> Variables:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as exc:
+        problems.append(
+            Problem("--env-file", f"{path} cannot be read: {_why(exc)}", "name a text file this user may read")
+        )
+        return {}
+    pairs = list(_bindings(path, text, problems))
+    problems += [problem for name, variable in pairs if (problem := _misspelt(name, variable))]
+    return _ours(pairs, known, problems)
+
+
+def _misspelt(name: str, variable: Variable) -> Problem | None:
+    """In our own file a name that almost has our prefix was meant for us."""
+    head, _, rest = name.upper().partition("_")
+    if f"{head}_" == PREFIX or not nearest(f"{head}_", [PREFIX], cutoff=0.85):
+        return None
+    return Problem(name, f"is no setting ({variable.origin})", f"did you mean {PREFIX}{rest}?")
+
+
+def _bindings(path: Path, text: str, problems: list[Problem]) -> Iterator[tuple[str, Variable]]:
+    """systemd's comments start with `;` too; python-dotenv knows `#` only."""
+    for binding in parse_stream(io.StringIO(re.sub(r"(?m)^([ \t]*);", r"\1#", text))):
+        where = f"{path}, line {_line(binding)}"
+        if binding.error or (binding.key is not None and binding.value is None):
+            fix = "write NAME=value, NAME='value with # or spaces', or # a comment; end every quote"
+            problems.append(Problem("--env-file", f"{where} is not NAME=value", fix))
+        elif binding.key is not None and binding.value is not None:
+            yield binding.key, Variable(binding.value, where)
+
+
+def _line(binding: Binding) -> int:
+    """The line the binding stands on: the parser counts from the blank lines before it."""
+    leading = binding.original.string[: -len(binding.original.string.lstrip()) or None]
+    return binding.original.line + leading.count("\n")
+
+
+def _why(exc: OSError | UnicodeDecodeError) -> str:
+    return (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else "it is not UTF-8 text"
+
+
+# ── groups written as JSON ───────────────────────────────────────────────────────────────────────
+
+
+def _open_groups(layer: Variables, groups: frozenset[str], problems: list[Problem]) -> Variables:
+    """What is said for one variable wins over what is said for its group."""
+    opened: Variables = {}
+    for name in sorted(layer, key=lambda name: name.count("__")):
+        opened |= dict(_open(name, layer[name], groups, problems))
+    return opened
+
+
+def _open(
+    name: str, variable: Variable, groups: frozenset[str], problems: list[Problem]
+) -> Iterator[tuple[str, Variable]]:
+    if not variable.text or not _is_group(name, groups):
+        yield name, variable
+        return
+    try:
+        content = json.loads(variable.text)
+    except ValueError as exc:
+        content, why = None, f"is no JSON object ({exc})"
+    else:
+        why = "is no JSON object"
+    if not isinstance(content, dict):
+        problems.append(Problem(name, why, _group_fix(name)))
+        return
+    for key, value in content.items():
+        yield from _open(f"{name}__{key.upper()}", Variable(_as_text(value), variable.origin), groups, problems)
+
+
+def _is_group(name: str, groups: frozenset[str]) -> bool:
+    return name in groups or name == BACKENDS or (name.startswith(f"{BACKENDS}__") and name.count("__") == 1)
+
+
+def _group_fix(name: str) -> str:
+    backend, _, rest = name.removeprefix(f"{BACKENDS}__").partition("_")
+    if name.startswith(f"{BACKENDS}__") and rest:
+        return f"did you mean {BACKENDS}__{backend}__{rest}? Two underscores part a backend's name from its setting"
+    return f"set {name}__… one by one, or give a JSON object"
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
