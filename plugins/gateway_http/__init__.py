@@ -1,0 +1,163 @@
+"""Any HTTP service as a backend: OpenAI-style, a peer gateway, or one that answers `POST /add`.
+
+A request goes out as it came, but for the model's name where the operator gave it another. Each term
+of its time is stamped where it happens, at the socket. What comes back is checked and bounded before
+anybody sees it: an upstream may be slow, broken or hostile, and costs its own requests only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from gateway.plugin import (
+    Backend,
+    BackendFailed,
+    DeadlineExceeded,
+    GatewayError,
+    LinkSample,
+    Part,
+    Result,
+    Services,
+    Site,
+    Task,
+)
+
+from .answers import whole
+from .exchange import Exchange, ask
+from .faults import Translated
+from .network import open_session
+from .outgoing import outgoing
+from .settings import Base, HttpSettings
+from .streams import relay
+from .upstream import REFRESH_S, Upstream
+
+__all__ = ["Http", "HttpSettings"]
+
+Names = Mapping[str, str] | Iterable[str] | None
+
+
+class Http(Backend[HttpSettings]):
+    """Sends tasks to an upstream and relays what it answers."""
+
+    site: Site = "cloud"
+    slots = 16
+
+    def __init__(self, settings: HttpSettings, services: Services) -> None:
+        super().__init__(settings, services)
+        self.site = settings.site or "cloud"
+        self.slots = settings.slots or type(self).slots
+        self.models = settings.models
+        self.tasks = settings.tasks
+        self._base = Base(str(settings.url))
+        self._refreshed_at = -math.inf
+
+    async def __aenter__(self) -> Self:
+        """Open the pool; the upstream need not be there."""
+        self._session = await open_session(self.settings, slots=self.slots, only_private=self.site == "edge")
+        self._upstream = Upstream(self._session, self._base)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        """Parts for an SSE answer, else one Result."""
+        self._check(task)
+        exchange = await self._ask(task)
+        watchdog = _close_at(task.deadline, exchange)
+        is_stream = _is_stream(exchange.response)
+        try:
+            with self._translated(task):
+                if is_stream:
+                    task.terms.leave()
+                    async with aclosing(relay(task, exchange)) as events:
+                        async for raw in events:
+                            yield Part(raw=raw)
+                else:
+                    yield await whole(task, exchange)
+        finally:
+            watchdog.cancel()
+            exchange.close()
+            task.terms.leave()
+            self._observe(exchange.sample(whole=not is_stream))
+
+    def _check(self, task: Task) -> None:
+        if self.site == "cloud" and not task.may_leave:
+            raise BackendFailed("this request may not leave the site", code="forbidden")
+        if time.monotonic() >= task.deadline:
+            raise DeadlineExceeded("the time was up before the request could be sent")
+
+    async def _ask(self, task: Task) -> Exchange:
+        what = outgoing(task, self._base)
+        try:
+            with self._translated(task):
+                async with asyncio.timeout_at(task.deadline):
+                    return await ask(
+                        self._session, task, what, rtt_s=self._upstream.rtt_s, may_repeat=self._may_repeat(task)
+                    )
+        except BaseException:
+            task.terms.leave()
+            raise
+
+    def _may_repeat(self, task: Task) -> bool:
+        """Whether sending it twice is harmless: what the operator says, else yes for models and no for tasks."""
+        said = self.settings.repeatable
+        return task.kind != "task" if said is None else said
+
+    def _translated(self, task: Task) -> Translated:
+        return Translated(self._base.netloc, task.deadline, self._link_failed)
+
+    def _link_failed(self, why: str) -> None:
+        self._observe(LinkSample(failed=why))
+
+    def _observe(self, sample: LinkSample) -> None:
+        if self.settings.proxy is not None:  # the kernel knows the way to the proxy only
+            sample = dataclasses.replace(sample, tcp_rtt_s=None)
+        self.services.observe(sample)
+
+    async def health(self) -> str | None:
+        """One round trip on a warm connection; now and then also what the upstream serves."""
+        try:
+            with Translated(self._base.netloc, math.inf, self._link_failed):
+                self._observe(await self._upstream.probe())
+                await self._refresh()
+        except GatewayError as exc:
+            return exc.message
+        return None
+
+    async def _refresh(self) -> None:
+        """Ask for the lists the operator left open, once a minute."""
+        now = time.monotonic()
+        if now - self._refreshed_at < REFRESH_S:
+            return
+        if self.settings.models is None:
+            self.models = _newer(self.models, await self._upstream.names("/v1/models"))
+        if self.settings.tasks is None:
+            self.tasks = _newer(self.tasks, await self._upstream.names("/v1/tasks"))
+        if self.models is not None and self.tasks is not None:
+            self._refreshed_at = now
+
+
+def _newer(known: Names, found: Names) -> Names:
+    return known if found is None else found
+
+
+def _is_stream(response: aiohttp.ClientResponse) -> bool:
+    return 200 <= response.status < 300 and response.content_type == "text/event-stream"
+
+
+def _close_at(deadline: float, exchange: Exchange) -> asyncio.TimerHandle:
+    """Close the exchange when its time is up: whoever reads from it is told."""
+    return asyncio.get_running_loop().call_at(deadline, exchange.close)

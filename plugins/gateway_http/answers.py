@@ -1,0 +1,218 @@
+"""Whole answers: which are passed on, which are failures, and how much of them is read.
+
+An upstream's refusal of the request (400, 404, 409, 413, 422 and their like) is an answer and passes
+as it is. That it will not or cannot serve (401, 403, 408, 425, 429, 5xx, a redirect) is a failure of
+the backend, and another may be asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from gateway.plugin import BackendUnavailable, Result, Task
+
+from .exchange import Exchange
+from .faults import bad_response
+from .streams import message_of
+
+MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
+MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed
+MAX_ERROR_BYTES = 256 << 10
+MAX_CHECKED_BYTES = 16 << 20  # JSON is walked through up to here (11 ms)
+INFLATE_STEP_BYTES = 256 << 10
+MAX_RETRY_AFTER_S = 60.0
+
+PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
+JSON_FORMATS = frozenset({"", "json", "verbose_json", "diarized_json"})
+NOT_SERVED = frozenset({401, 403, 408, 425, 429})
+
+
+async def whole(task: Task, exchange: Exchange) -> Result:
+    """The answer, read to its end. Raises BackendUnavailable where it is none, and what aiohttp raises."""
+    status = exchange.response.status
+    if 200 <= status < 300:
+        return await _success(task, exchange)
+    if 400 <= status < 500 and status not in NOT_SERVED:
+        return await _refusal(exchange)
+    raise await _failure(exchange)
+
+
+async def _success(task: Task, exchange: Exchange) -> Result:
+    response = exchange.response
+    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, MAX_UNDECLARED_BYTES))
+    content_type = response.headers.get("Content-Type", "")
+    if response.status != 204:
+        content_type = _checked(task, body, content_type)
+    headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
+    return Result(body=body, status=response.status, content_type=content_type, headers=headers)
+
+
+async def _refusal(exchange: Exchange) -> Result:
+    status = exchange.response.status
+    body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
+    if not is_json(body):
+        said = f"the upstream refused the request (status {status})"
+        body = msgspec.json.encode({"error": {"message": said, "type": "invalid_request_error", "code": None}})
+    return Result(body=body, status=status, content_type="application/json")
+
+
+async def _failure(exchange: Exchange) -> BackendUnavailable:
+    response = exchange.response
+    status = response.status
+    if status < 400:
+        where = "redirects, which is never followed" if status >= 300 else "switches protocols"
+        return bad_response(f"{where} (status {status}); check the URL")
+    if status in (401, 403):
+        return BackendUnavailable(
+            f"the upstream does not accept this gateway's key (status {status}); check API_KEY",
+            code="upstream_auth",
+        )
+    said = f"{await _message(exchange)}{_advice(response.headers.get('x-should-retry'))}"
+    wait_s = retry_after_s(response.headers.get("retry-after-ms"), response.headers.get("Retry-After"))
+    if status == 429:
+        return BackendUnavailable(
+            f"the upstream limits its rate: {said}", code="rate_limited", status=429, retry_after_s=wait_s
+        )
+    return bad_response(f"failed (status {status}): {said}", status=status, retry_after_s=wait_s)
+
+
+def _advice(should_retry: str | None) -> str:
+    return " (it says that trying again is of no use)" if should_retry == "false" else ""
+
+
+async def _message(exchange: Exchange) -> str:
+    """What the upstream's error says, shortened; never a page of HTML."""
+    try:
+        body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
+        members = msgspec.json.decode(body, type=dict[str, object])
+    except (BackendUnavailable, msgspec.DecodeError, RecursionError):
+        return "no message"
+    return message_of(members.get("error") or members.get("detail") or members.get("message"))
+
+
+def retry_after_s(ms: str | None, text: str | None) -> float | None:
+    """When to come back, in seconds, 60 at most: `retry-after-ms`, else Retry-After, a number or a date."""
+    for value, scale in ((ms, 1e-3), (text, 1.0)):
+        try:
+            seconds = float(value or "") * scale
+        except ValueError:
+            continue
+        if seconds >= 0:  # false for NaN
+            return min(seconds, MAX_RETRY_AFTER_S)
+    try:
+        at = parsedate_to_datetime(text or "").timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(at - time.time(), 0.0), MAX_RETRY_AFTER_S)
+
+
+# ── the body ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def _read(exchange: Exchange, max_declared: int, max_undeclared: int) -> bytes:
+    """All of the body, as it was sent."""
+    declared = exchange.response.content_length
+    cap = max_undeclared if declared is None else max_declared
+    if declared is not None and declared > cap:
+        raise _too_large(cap)
+    chunks: list[bytes] = []
+    while chunk := await exchange.read():
+        if exchange.received > cap:
+            raise _too_large(cap)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _too_large(cap: int) -> BackendUnavailable:
+    return bad_response(f"answers with more than {cap} bytes")
+
+
+async def _inflated(exchange: Exchange, body: bytes) -> bytes:
+    """The body decompressed, where an upstream compressed it though it was asked not to."""
+    coding = exchange.response.headers.get("Content-Encoding", "identity").strip().lower()
+    if coding in ("", "identity") or not body:
+        return body
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise bad_response(f"compresses its answer ({coding[:20]}), though it was asked not to")
+    return await inflate(body, MAX_UNDECLARED_BYTES)
+
+
+async def inflate(body: bytes, cap: int) -> bytes:
+    """Decompress gzip, zlib or raw deflate to `cap` bytes at most, in small steps. Raises BackendUnavailable."""
+    raw_deflate = body[:2] != b"\x1f\x8b" and (body[0] & 0x0F) != zlib.DEFLATED
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS if raw_deflate else zlib.MAX_WBITS | 32)
+    pieces: list[bytes] = []
+    size, rest = 0, body
+    try:
+        while not inflater.eof:
+            piece = inflater.decompress(rest, INFLATE_STEP_BYTES)
+            rest = inflater.unconsumed_tail
+            size += len(piece)
+            if size > cap:
+                raise _too_large(cap)
+            if not piece and not rest:
+                raise bad_response("sent a compressed answer that is cut")
+            pieces.append(piece)
+            await asyncio.sleep(0)
+    except zlib.error as exc:
+        raise bad_response("sent a compressed answer that is corrupt") from exc
+    return b"".join(pieces)
+
+
+# ── its shape ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _checked(task: Task, body: bytes, content_type: str) -> str:
+    """The content type to pass on, once the body has proved to be of that kind."""
+    media = content_type.partition(";")[0].strip().lower()
+    if task.kind == "task":  # a plain service may label its JSON any way it likes
+        if not is_json(body):
+            raise bad_response(f"answered the task with something that is not JSON ({media or 'no content type'})")
+        return "application/json"
+    if task.kind in ("chat", "completion", "embeddings") or _wants_json(task):
+        _check_object(body, media)
+        return content_type or "application/json"
+    if media == "text/html":
+        raise bad_response("answered with a web page; is a login page or a proxy in between?")
+    return content_type or "application/octet-stream"
+
+
+def _wants_json(task: Task) -> bool:
+    if task.kind != "transcription":
+        return False
+    wanted = (task.fields or {}).get("response_format") or ""
+    return wanted in JSON_FORMATS
+
+
+def _check_object(body: bytes, media: str) -> None:
+    if media and media != "application/json" and not media.endswith(("+json", "/json")):
+        raise bad_response(f"answered with {media[:60]} instead of JSON")
+    if not is_json(body, of_object=True):
+        raise bad_response("answered with something that is not a JSON object")
+    if body.lstrip().startswith(b'{"error"'):
+        _check_error(body)
+
+
+def _check_error(body: bytes) -> None:
+    """Some upstreams answer 200 and report an error nevertheless."""
+    members = msgspec.json.decode(body)
+    if members["error"] and len(members) == 1:
+        raise bad_response(f"answered with an error: {message_of(members['error'])}")
+
+
+def is_json(body: bytes, *, of_object: bool = False) -> bool:
+    """Whether the body is JSON, walked through without building it; of a giant only both ends are looked at."""
+    if len(body) > MAX_CHECKED_BYTES:
+        return body[:64].lstrip()[:1] in (b"{", b"[") and body[-64:].rstrip()[-1:] in (b"}", b"]")
+    try:
+        if not body.isascii():
+            body.decode()
+        msgspec.json.decode(body, type=dict[str, msgspec.Raw] if of_object else msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""What is sent: where, with which headers, and the body, touched only where the model's name differs."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from yarl import URL
+
+from gateway.plugin import Task, Upload
+
+from .settings import Base
+
+# Ours to say, the connection's, or credentials: never taken from the client, whatever a task's headers hold.
+NOT_FORWARDED = frozenset(
+    {
+        "accept-encoding", "api-key", "authorization", "connection", "content-encoding", "content-length",
+        "content-type", "cookie", "expect", "host", "keep-alive", "proxy-authorization", "te", "trailer",
+        "transfer-encoding", "upgrade", "x-api-key", "x-gateway-deadline-ms", "x-gateway-locality", "x-request-id",
+    }
+)  # fmt: skip
+MULTIPART_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})  # HTML §4.10.21.8
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One request, ready to be sent, any number of times."""
+
+    url: URL
+    headers: dict[str, str]
+    body: bytes
+    content_type: str
+
+
+def outgoing(task: Task, base: Base) -> Outgoing:
+    """The request that asks the upstream for `task`."""
+    url = base.task_url(task.name) if task.kind == "task" else base.url(task.path)
+    body, content_type = _body(task)
+    return Outgoing(url, _headers(task), body, content_type)
+
+
+def _headers(task: Task) -> dict[str, str]:
+    headers = {name: value for name, value in task.headers.items() if name not in NOT_FORWARDED}
+    headers["x-request-id"] = task.id
+    if math.isfinite(task.deadline):
+        left_ms = int((task.deadline - time.monotonic()) * 1000)
+        headers["x-gateway-deadline-ms"] = str(max(left_ms, 1))
+    if not task.may_leave:
+        headers["x-gateway-locality"] = "edge-only"  # a peer on this site has a cloud of its own
+    return headers
+
+
+class _Peek(msgspec.Struct):
+    model: str | None = None
+
+
+def _body(task: Task) -> tuple[bytes, str]:
+    """The body as it came, unless it names another model than this backend's."""
+    if task.kind == "task" or not task.name:
+        return task.body, task.content_type
+    if task.fields is not None:
+        if task.body and task.fields.get("model") == task.name:
+            return task.body, task.content_type
+        return multipart({**task.fields, "model": task.name}, task.files)
+    return _with_model(task.body, task.name), task.content_type
+
+
+def _with_model(body: bytes, name: str) -> bytes:
+    try:
+        if msgspec.json.decode(body, type=_Peek).model == name:
+            return body
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError):
+        return body  # no object: the upstream is the one to refuse it
+    members["model"] = msgspec.Raw(msgspec.json.encode(name))
+    return msgspec.json.encode(members)
+
+
+def multipart(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[bytes, str]:
+    """A `multipart/form-data` body of these parts, and its content type."""
+    boundary = secrets.token_hex(16)
+    pieces: list[bytes] = []
+    for name, value in fields.items():
+        for text in _texts(value):
+            pieces += (_part_head(boundary, name), b"\r\n\r\n", text.encode(), b"\r\n")
+    for name, upload in files.items():
+        head = _part_head(boundary, name, upload)
+        pieces += (head, b"\r\n\r\n", upload.data, b"\r\n")
+    pieces.append(f"--{boundary}--\r\n".encode())
+    return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
+
+
+def _part_head(boundary: str, name: str, upload: Upload | None = None) -> bytes:
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name.translate(MULTIPART_ESCAPES)}"'
+    if upload is not None:
+        kind = upload.content_type.translate(MULTIPART_ESCAPES)
+        head += f'; filename="{upload.filename.translate(MULTIPART_ESCAPES)}"\r\nContent-Type: {kind}'
+    return head.encode()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, bytes):
+        yield value.decode("utf-8", "replace")
+    elif isinstance(value, Iterable) and not isinstance(value, Mapping):
+        for item in value:
+            yield from _texts(item)
+    elif value is not None:
+        yield msgspec.json.encode(value).decode()

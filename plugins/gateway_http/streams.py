@@ -1,0 +1,134 @@
+"""A stream relayed event by event, and the rule that says whether it ended or was cut.
+
+To both OpenAI SDKs a stream that just stops is a complete answer (research: they report success with
+truncated text). So every stream has a proper end here, and one without it is a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from gateway.plugin import Task
+
+from .exchange import Exchange
+from .faults import bad_response
+from .sse import DONE, DONE_EVENT, Event, EventTooLarge, Parser
+
+MAX_EVENT_BYTES = 1 << 20
+SLICE_BYTES = 16384  # parsed in one go, so that a flood of tiny lines stalls nobody
+TAIL_S = 0.05  # after [DONE], for the end of the body: then the connection can be kept
+MAX_MESSAGE_CHARS = 300
+
+# Streams of one typed event after the other end in one of these.
+LAST_EVENTS = frozenset(
+    {
+        "image_edit.completed", "image_generation.completed", "message_stop", "response.completed",
+        "response.failed", "response.incomplete", "speech.audio.done", "transcript.text.done",
+    }
+)  # fmt: skip
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: Any = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    error: Any = None
+    type: Any = None
+
+
+class Progress:
+    """What a stream has shown so far. `is_done`: its last event was seen; `has_ended`: it may end here."""
+
+    def __init__(self, task: Task) -> None:
+        self._by_choice = task.kind in ("chat", "completion")
+        self._unfinished: dict[int, bool] = {}
+        self._saw_last = False
+        self.is_done = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the stream is complete if nothing more comes."""
+        finished = bool(self._unfinished) and not any(self._unfinished.values())
+        return self.is_done or self._saw_last or finished
+
+    def note(self, event: Event) -> None:
+        """Take account of an event. Raises where it reports an error, or is none of this protocol."""
+        if event.data.strip() == DONE:
+            self.is_done = True
+            return
+        try:
+            chunk = msgspec.json.decode(event.data, type=_Chunk)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise bad_response(f"sent a malformed event: {exc}") from exc
+        if chunk.error is not None:
+            raise bad_response(f"ended its stream with an error: {message_of(chunk.error)}")
+        if event.name == b"error" or chunk.type == "error":
+            raise bad_response("ended its stream with an error")
+        if self._by_choice:
+            for choice in chunk.choices or ():
+                self._unfinished[choice.index] = choice.finish_reason is None and self._unfinished.get(
+                    choice.index, True
+                )
+        elif isinstance(chunk.type, str) and chunk.type in LAST_EVENTS:
+            self._saw_last = True
+
+
+def message_of(error: Any) -> str:
+    """The text of an upstream's error object, shortened."""
+    text = error.get("message") if isinstance(error, dict) else error
+    text = text if isinstance(text, str) and text.strip() else "no message"
+    return " ".join(text.split())[:MAX_MESSAGE_CHARS]
+
+
+async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
+    """Every event, framed, up to the proper end. Raises what aiohttp raises, and BackendUnavailable."""
+    parser, progress = Parser(MAX_EVENT_BYTES), Progress(task)
+    while not progress.is_done:
+        chunk = await exchange.read()
+        if not chunk:
+            break
+        for start in range(0, len(chunk), SLICE_BYTES):
+            if start:
+                await asyncio.sleep(0)
+            for event in _events(parser, chunk[start : start + SLICE_BYTES]):
+                progress.note(event)
+                yield event.raw
+                if progress.is_done:
+                    await _read_tail(exchange)
+                    return
+    for raw in _ending(parser, progress):
+        yield raw
+
+
+def _events(parser: Parser, chunk: bytes) -> Iterator[Event]:
+    try:
+        yield from parser.feed(chunk)
+    except EventTooLarge as exc:
+        raise bad_response(f"sent {exc}") from exc
+
+
+def _ending(parser: Parser, progress: Progress) -> Iterator[bytes]:
+    """The last event, where its blank line is missing; [DONE], where the answer is complete without."""
+    last = parser.finish()
+    if last is not None:
+        progress.note(last)
+        yield last.raw
+    if not progress.has_ended:
+        raise bad_response("ended its stream before the answer was complete: the stream was cut")
+    if progress._by_choice and not progress.is_done:
+        yield DONE_EVENT
+
+
+async def _read_tail(exchange: Exchange) -> None:
+    """Read what follows the last event, if it is only the body's end; else the connection is dropped later."""
+    with suppress(OSError, aiohttp.ClientError):
+        async with asyncio.timeout(TAIL_S):
+            await exchange.read()
