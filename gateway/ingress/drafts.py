@@ -1,8 +1,7 @@
 """What a request's body asks for, as far as the gateway must know before it decides.
 
-A body is peeked, once, and goes on to the backend untouched: the structs here name only the fields that
-route or shape an answer, msgspec skips the others without building them. They are the request schemas of
-openapi.json too, so that what is documented is what is checked.
+A body is peeked, once, and goes on to the backend untouched: the structs of `requests` name only the
+fields that route or shape an answer, msgspec skips the others without building them.
 """
 
 from __future__ import annotations
@@ -10,21 +9,25 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
 
 from gateway.ingress import multipart
+from gateway.ingress.requests import (
+    MAX_NAME_CHARS,
+    TRANSCRIPT_FORMATS,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    EncodingFormat,
+    OtherRequest,
+    TranscriptFormat,
+)
 from gateway.ingress.routes import Match
 from gateway.plugin import Kind, TaskInvalid, Upload
 
-EncodingFormat = Literal["float", "base64"]
-TranscriptFormat = Literal["json", "verbose_json", "text", "srt", "vtt"]
-TRANSCRIPT_FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
 
-# Names reach logs, metrics and response headers, so they are short and hold no control characters.
-MAX_NAME_CHARS = 256
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _FIELD = re.compile(r"`\$\.(\w+)|field `(\w+)`")
@@ -55,74 +58,13 @@ class Draft:
     encoding_format: EncodingFormat | None = None
     response_format: TranscriptFormat = "json"
 
-
-# ── what is peeked at ────────────────────────────────────────────────────────────────────────────
-
-Model = Annotated[
-    str, Meta(min_length=1, max_length=MAX_NAME_CHARS, description="a model of /v1/models, or `auto`")
-]
-_Token = Annotated[int, Meta(ge=0)]
-_Tokens = Annotated[list[_Token], Meta(min_length=1)]
-_Texts = str | Annotated[list[str | _Token | _Tokens], Meta(min_length=1)]
-Prompt = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
-# What the type cannot say (and `_count_inputs` checks): a list is all texts, all tokens, or all token lists.
-_ONE_KIND = [{"type": "array", "minItems": 1, "items": {"type": kind}} for kind in ("string", "integer")]
-_ONE_KIND.append({"type": "array", "minItems": 1, "items": _ONE_KIND[1]})
-Inputs = Annotated[
-    _Texts,
-    Meta(
-        description="a text, tokens, or a list of texts or of token lists",
-        extra_json_schema={"anyOf": [{"type": "string", "minLength": 1}, *_ONE_KIND]},
-    ),
-]
+    @property
+    def streams_anyway(self) -> bool:
+        """Whether parts are sent as a stream though the client asked for none: a task's generator."""
+        return self.kind == "task"
 
 
-class StreamOptions(Struct):
-    """How a stream is to be sent."""
-
-    include_usage: bool | None = None
-
-
-class Message(Struct):
-    """One message of a conversation; its other fields go on untouched."""
-
-    role: str
-
-
-class ChatRequest(Struct):
-    """A conversation to answer; fields that are not listed go on untouched."""
-
-    model: Model
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-
-class CompletionRequest(Struct):
-    """A text to continue; fields that are not listed go on untouched."""
-
-    model: Model
-    prompt: Prompt
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-
-
-class EmbeddingsRequest(Struct):
-    """Inputs to turn into vectors; fields that are not listed go on untouched."""
-
-    model: Model
-    input: Inputs
-    encoding_format: EncodingFormat | None = None
-
-
-class OtherRequest(Struct):
-    """A request that is relayed as it is."""
-
-    model: Annotated[str, Meta(max_length=MAX_NAME_CHARS)] | None = None
-    stream: bool | None = None
-
-
-class _TaskPeek(Struct):
+class _TaskPeek(msgspec.Struct):
     items: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -199,9 +141,7 @@ def _read_transcription(match: Match, content_type: str, body: bytes) -> Draft:
     form = multipart.collect(multipart.parse(content_type, body))
     name = form.fields.get("model")
     if not isinstance(name, str) or not name:
-        raise TaskInvalid(
-            "the form has no field `model`; name a model of /v1/models, or `auto`", param="model"
-        )
+        raise TaskInvalid("the form has no field `model`; name a model of /v1/models, or `auto`", param="model")
     if "file" not in form.files:
         problem = "the form has no file `file`; upload the recording (curl: -F file=@speech.wav)"
         raise TaskInvalid(problem, param="file")
@@ -230,9 +170,7 @@ def _transcript_format(value: Any) -> TranscriptFormat:
         if value == known:
             return known
     known_ones = ", ".join(TRANSCRIPT_FORMATS)
-    raise TaskInvalid(
-        f"the form field `response_format` must be one of {known_ones}", param="response_format"
-    )
+    raise TaskInvalid(f"the form field `response_format` must be one of {known_ones}", param="response_format")
 
 
 def _read_task(match: Match, content_type: str, body: bytes) -> Draft:

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 from urllib.parse import unquote
 
@@ -65,7 +66,7 @@ def parse(content_type: str, body: bytes) -> list[FormPart]:
     edges = _edges(delimiter, body)
     if len(edges) - 1 > MAX_PARTS:
         raise _garbled(f"it has more than {MAX_PARTS} parts")
-    return [_part(body, start, end) for (_, start), (end, _) in zip(edges, edges[1:], strict=False)]
+    return [_part(body, start, end) for (_, start), (end, _) in pairwise(edges)]
 
 
 def collect(parts: Iterable[FormPart]) -> Form:
@@ -120,9 +121,7 @@ def _edges(delimiter: bytes, body: bytes) -> list[tuple[int, int]]:
         if len(edges) > MAX_PARTS:
             return [*edges, (at, at)]
         at = body.find(b"\r\n" + delimiter, after)
-    raise _garbled(
-        "its final boundary is missing; was the upload cut?" if edges else "its boundary never occurs"
-    )
+    raise _garbled("its final boundary is missing; was the upload cut?" if edges else "its boundary never occurs")
 
 
 def _part(body: bytes, start: int, end: int) -> FormPart:

@@ -1,0 +1,99 @@
+"""Vectors in the encoding the client asked for, whatever the backend returned.
+
+Both OpenAI SDKs ask for base64 unless told otherwise, and openai-node turns a list of floats it did not
+expect into an empty vector; others cannot read base64. Base64 is of little-endian 32-bit floats.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sys
+from array import array
+from typing import Any
+
+import msgspec
+
+from gateway.ingress.framing import Stamp, decode_object, encode_json
+from gateway.plugin import Result
+
+_ITEMS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_FLOATS = msgspec.json.Decoder(list[float])
+_TEXT = msgspec.json.Decoder(str)
+
+
+def to_base64(vector: list[float]) -> str:
+    """The vector as base64 of 32-bit floats. Raises OverflowError, TypeError for what is no vector."""
+    packed = array("f", vector)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return base64.b64encode(packed.tobytes()).decode()
+
+
+def to_floats(encoded: str) -> list[float]:
+    """The vector exactly as it was packed. Raises ValueError when it was not base64 of 32-bit floats."""
+    packed = array("f")
+    packed.frombytes(base64.b64decode(encoded, validate=True))
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tolist()
+
+
+def embeddings_answer(stamp: Stamp, result: Result, *, items: int, as_base64: bool) -> bytes:
+    """The body of a good answer: an upstream's, or one made from vectors. Raises BackendFailed."""
+    if result.body is not None:
+        body = result.body
+    elif isinstance(result.json, dict):
+        body = encode_json(result.json)
+    else:
+        body = encode_json(_from_vectors(stamp, result.json, items))
+    return _in_encoding(stamp, body, as_base64=as_base64)
+
+
+def _from_vectors(stamp: Stamp, value: Any, items: int) -> dict[str, Any]:
+    # OpenAI's schema requires `usage` here, unlike in chat, and strictly typed clients fail without it.
+    vectors = _listed(value)
+    if len(vectors) != items:
+        raise stamp.failure(f"gave {len(vectors)} vectors for {items} inputs")
+    data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    return {"object": "list", "data": data, "model": stamp.model, "usage": usage}
+
+
+def _listed(value: Any) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        return []
+    is_one_vector = bool(value) and all(isinstance(x, int | float) for x in value)
+    return [value] if is_one_vector else list(value)
+
+
+def _in_encoding(stamp: Stamp, body: bytes, *, as_base64: bool) -> bytes:
+    members = decode_object(body, stamp)
+    try:
+        changed = _rewrite_name(stamp, members) | _rewrite_vectors(members, as_base64=as_base64)
+    except (msgspec.DecodeError, KeyError, binascii.Error, ValueError, TypeError, OverflowError) as exc:
+        raise stamp.failure(f"gave embeddings that cannot be read: {exc!r}") from exc
+    return msgspec.json.encode(members) if changed else body
+
+
+def _rewrite_name(stamp: Stamp, members: dict[str, msgspec.Raw]) -> bool:
+    ours = msgspec.json.encode(stamp.model)
+    if stamp.served_as == stamp.model or bytes(members.get("model", ours)) == ours:
+        return False
+    members["model"] = msgspec.Raw(ours)
+    return True
+
+
+def _rewrite_vectors(members: dict[str, msgspec.Raw], *, as_base64: bool) -> bool:
+    """Turn those vectors around that are not as they were asked for; True where there were any."""
+    data = _ITEMS.decode(members["data"])
+    wrong = [item for item in data if bytes(item["embedding"]).startswith(b'"') != as_base64]
+    for item in wrong:
+        item["embedding"] = msgspec.Raw(msgspec.json.encode(_turned(item["embedding"], as_base64=as_base64)))
+    if wrong:
+        members["data"] = msgspec.Raw(msgspec.json.encode(data))
+    return bool(wrong)
+
+
+def _turned(raw: msgspec.Raw, *, as_base64: bool) -> str | list[float]:
+    return to_base64(_FLOATS.decode(raw)) if as_base64 else to_floats(_TEXT.decode(raw))

@@ -1,0 +1,118 @@
+"""The bytes every answer is made of: JSON, server-sent events, and the few words a client waits for.
+
+An upstream's bytes pass as they are; only what must change is decoded, and `msgspec.Raw` keeps the rest
+of it byte for byte. Whatever cannot be read or written here is the backend's fault: BackendFailed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from gateway.plugin import BackendFailed
+
+JSON = "application/json"
+DONE = b"data: [DONE]\n\n"
+HEARTBEAT = b": keep-alive\n\n"
+STREAM_HEADERS: Mapping[str, str] = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx in front would hold events back
+}
+
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_EVENT_END = re.compile(rb"(?:\r\n){2}|\n\n|\r\r")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """A whole answer as the client reads it."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What OpenAI's answers carry besides the answer.
+
+    model: the client's name for it. served_as: the name the backend was asked for; where that is `model`,
+    an answer's own `model` stands, such as the dated version of it; where it is unknown (None) or another
+    name, the client's is put in its place. created: seconds since 1970.
+    """
+
+    request_id: str
+    model: str
+    backend: str = "the backend"
+    served_as: str | None = None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def failure(self, what: str) -> BackendFailed:
+        """An answer that cannot be passed on."""
+        return BackendFailed(f"{self.backend} {what}", code="upstream_bad_response")
+
+
+# ── JSON ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_json(value: Any) -> bytes:
+    """JSON; bytes as base64. Raises BackendFailed for what has no JSON form."""
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise BackendFailed(f"the backend's answer has no JSON form: {exc}") from exc
+
+
+def decode_object(body: bytes, stamp: Stamp) -> dict[str, msgspec.Raw]:
+    """A JSON object's members, undecoded. Raises BackendFailed when it is none."""
+    try:
+        return _RAW_OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise stamp.failure(f"gave no JSON object: {exc}") from exc
+
+
+def renamed(body: bytes, stamp: Stamp) -> bytes:
+    """The JSON object with the client's name of the model, the same bytes where there is nothing to change."""
+    if stamp.served_as == stamp.model or b'"model"' not in body:
+        return body
+    members = decode_object(body, stamp)
+    ours = msgspec.json.encode(stamp.model)
+    if "model" not in members or bytes(members["model"]) == ours:
+        return body
+    members["model"] = msgspec.Raw(ours)
+    return msgspec.json.encode(members)
+
+
+# ── server-sent events ───────────────────────────────────────────────────────────────────────────
+
+
+def event(data: bytes) -> bytes:
+    """One event; `data` must be one line, as JSON is."""
+    return b"data: %b\n\n" % data
+
+
+def comment(text: bytes) -> bytes:
+    """What clients skip."""
+    return b": %b\n\n" % text
+
+
+def events_of(raw: bytes) -> Iterator[bytes]:
+    """The events in a piece of a stream that holds whole ones; nearly always exactly one."""
+    ends = [found.end() for found in _EVENT_END.finditer(raw)]
+    if not ends or ends[-1] < len(raw):
+        raw, ends = raw + b"\n\n", [*ends, len(raw) + 2]
+    starts = [0, *ends[:-1]]
+    return (raw[start:end] for start, end in zip(starts, ends, strict=True))
+
+
+def data_of(framed: bytes) -> bytes | None:
+    """The data of one event, None where it has none: a comment, or a bare `event:` line."""
+    # WHATWG HTML §9.2.6: one space after the colon is taken off; several data lines are joined by newlines.
+    lines = [line[5:].removeprefix(b" ") for line in framed.splitlines() if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None

@@ -1,0 +1,78 @@
+"""The requests' bodies, as far as they are checked; also their schemas in openapi.json, so that both agree.
+
+Fields that are not named here are nobody's business but the backend's, and reach it untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from msgspec import Meta, Struct
+
+EncodingFormat = Literal["float", "base64"]
+TranscriptFormat = Literal["json", "verbose_json", "text", "srt", "vtt"]
+TRANSCRIPT_FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
+
+# Names reach logs, metrics and response headers, so they are short and hold no control characters.
+MAX_NAME_CHARS = 256
+
+Model = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS, description="a model of /v1/models, or `auto`")]
+_Token = Annotated[int, Meta(ge=0)]
+_Tokens = Annotated[list[_Token], Meta(min_length=1)]
+_Texts = str | Annotated[list[str | _Token | _Tokens], Meta(min_length=1)]
+Prompt = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
+# What the type cannot say (and `_count_inputs` checks): a list is all texts, all tokens, or all token lists.
+_ONE_KIND = [{"type": "array", "minItems": 1, "items": {"type": kind}} for kind in ("string", "integer")]
+_ONE_KIND.append({"type": "array", "minItems": 1, "items": _ONE_KIND[1]})
+Inputs = Annotated[
+    _Texts,
+    Meta(
+        description="a text, tokens, or a list of texts or of token lists",
+        extra_json_schema={"anyOf": [{"type": "string", "minLength": 1}, *_ONE_KIND]},
+    ),
+]
+
+
+class StreamOptions(Struct):
+    """How a stream is to be sent."""
+
+    include_usage: bool | None = None
+
+
+class Message(Struct):
+    """One message of a conversation; its other fields go on untouched."""
+
+    role: str
+
+
+class ChatRequest(Struct):
+    """A conversation to answer; fields that are not listed go on untouched."""
+
+    model: Model
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class CompletionRequest(Struct):
+    """A text to continue; fields that are not listed go on untouched."""
+
+    model: Model
+    prompt: Prompt
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+
+class EmbeddingsRequest(Struct):
+    """Inputs to turn into vectors; fields that are not listed go on untouched."""
+
+    model: Model
+    input: Inputs
+    encoding_format: EncodingFormat | None = None
+
+
+class OtherRequest(Struct):
+    """A request that is relayed as it is."""
+
+    model: Annotated[str, Meta(max_length=MAX_NAME_CHARS)] | None = None
+    stream: bool | None = None

@@ -1,0 +1,266 @@
+"""Streams as clients read them: server-sent events, ours made from values, an upstream's passed on.
+
+`[DONE]` is sent once, by `end`, after the comment that says where the time went; an upstream's own is
+taken out. Nothing here ends a stream by itself: who does not call `end` has a stream that was cut, and
+the client must see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from gateway.ingress.chunks import (
+    Chunk,
+    Shape,
+    broken_off,
+    calls_tools,
+    chunk_of,
+    chunks_of,
+    finishes,
+    reason_to_finish,
+)
+from gateway.ingress.drafts import Draft
+from gateway.ingress.framing import (
+    DONE,
+    HEARTBEAT,
+    STREAM_HEADERS,
+    Stamp,
+    comment,
+    data_of,
+    encode_json,
+    event,
+    events_of,
+    renamed,
+)
+from gateway.ingress.openai import chat_answer, completion_answer, head
+from gateway.ingress.transcripts import as_transcript
+from gateway.plugin import Part, Result
+
+
+class Streamed:
+    """One answer as a stream. Here: `other`, an upstream's events untouched; its `[DONE]` only if it had one."""
+
+    headers: Mapping[str, str] = STREAM_HEADERS
+
+    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+        self.draft = draft
+        self.stamp = stamp
+        self.has_relayed = False
+        self.wants_done = False
+
+    def part(self, part: Part) -> bytes:
+        """The bytes of one part; none for what the client is not to see. Raises BackendFailed."""
+        if part.raw is None:
+            return self.data(part.data)
+        return b"".join(self._relay(framed) for framed in events_of(part.raw))
+
+    def _relay(self, framed: bytes) -> bytes:
+        data = data_of(framed)
+        if data is None:
+            return b""  # heartbeats and timing of an upstream are its own
+        if data.strip() == b"[DONE]":
+            self.wants_done = True
+            return b""
+        self.has_relayed = True
+        return self.relay(framed, data)
+
+    def relay(self, framed: bytes, data: bytes) -> bytes:
+        """An upstream's event, as it is to be passed on."""
+        return framed
+
+    def data(self, value: Any) -> bytes:
+        """A value a backend yielded."""
+        return event(encode_json(value))
+
+    def whole(self, result: Result) -> bytes:
+        """The answer of a backend that does not stream."""
+        return self.data(result.value())
+
+    def closing(self) -> bytes:
+        """What the stream still lacks when its last part is through."""
+        return b""
+
+    def end(self, timing: Mapping[str, Any] | None = None) -> bytes:
+        """The proper end: what is still to be said, where the time went, `[DONE]`."""
+        told = comment(b"timing " + encode_json(timing)) if timing else b""
+        return self.closing() + told + (DONE if self.wants_done else b"")
+
+    def error(self, envelope: Mapping[str, Any]) -> bytes:
+        """The last event of a stream that cannot be completed; the connection must be aborted after it."""
+        return event(encode_json(envelope))
+
+    def heartbeat(self) -> bytes:
+        """Something for the client to see while there is nothing to say."""
+        return HEARTBEAT
+
+
+class TaskStream(Streamed):
+    """A generator's values, one `{"part": v}` each."""
+
+    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+        super().__init__(draft, stamp)
+        self.wants_done = True
+
+    def data(self, value: Any) -> bytes:
+        return event(encode_json({"part": value}))
+
+
+class ChunkStream(Streamed):
+    """A conversation or a continued text, in OpenAI's chunks."""
+
+    shape: Shape = "chat"
+    id_prefix, object_name = "chatcmpl-", "chat.completion.chunk"
+
+    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+        super().__init__(draft, stamp)
+        self.wants_done = True
+        self.has_begun = self.has_finished = self.has_called_tools = False
+        self.usage: Any = None
+        self.head = head(stamp, self.id_prefix, self.object_name)
+
+    def relay(self, framed: bytes, data: bytes) -> bytes:
+        if data.startswith(b'{"error"'):
+            raise broken_off(self.stamp, _decoded(data))
+        changed = renamed(data, self.stamp)
+        return framed if changed is data else event(changed)
+
+    def data(self, value: Any) -> bytes:
+        if value == "":
+            return b""
+        chunk = chunk_of(self.stamp, value, self.shape)
+        if chunk.get("usage"):
+            self.usage = chunk["usage"]
+            if not chunk["choices"]:
+                return b""  # the usage chunk comes last, and only if it was asked for
+            chunk = {k: v for k, v in chunk.items() if k != "usage"}
+        self.has_called_tools = self.has_called_tools or calls_tools(chunk)
+        self.has_finished = self.has_finished or finishes(chunk)
+        return self._framed(chunk)
+
+    def _framed(self, chunk: Chunk) -> bytes:
+        if self.shape == "chat" and not self.has_begun:
+            chunk = chunk | {"choices": [_with_role(choice) for choice in chunk["choices"]]}
+        self.has_begun = True
+        named = chunk if self.stamp.served_as == self.stamp.model else chunk | {"model": self.stamp.model}
+        return event(encode_json(self.head | named))
+
+    def whole(self, result: Result) -> bytes:
+        finished = chat_answer if self.shape == "chat" else completion_answer
+        answer = finished(self.stamp, result.value())
+        return b"".join(self.data(chunk) for chunk in chunks_of(answer, self.shape))
+
+    def closing(self) -> bytes:
+        return b"".join(self._closing())
+
+    def _closing(self) -> Iterator[bytes]:
+        if not self.has_relayed and not self.has_finished:
+            nothing: dict[str, Any] = {"delta": {}} if self.shape == "chat" else {"text": ""}
+            reason = reason_to_finish(self.has_called_tools)
+            choice = {"index": 0, **nothing, "logprobs": None, "finish_reason": reason}
+            yield self._framed({"choices": [choice]})
+        if self.usage and self.draft.include_usage:
+            yield event(encode_json(self.head | {"choices": [], "usage": self.usage}))
+
+
+class CompletionStream(ChunkStream):
+    """A continued text; OpenAI calls chunk and whole answer by one name."""
+
+    shape: Shape = "completion"
+    id_prefix, object_name = "cmpl-", "text_completion"
+
+
+class TranscriptStream(Streamed):
+    """A transcript as it is heard: `transcript.text.delta`, then one `transcript.text.done` with all of it."""
+
+    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+        super().__init__(draft, stamp)
+        self.wants_done = True
+        self.heard: list[str] = []
+        self.is_done = False
+
+    def data(self, value: Any) -> bytes:
+        if isinstance(value, Mapping) and "type" in value:
+            self.is_done = self.is_done or value["type"] == "transcript.text.done"
+            return event(encode_json(value))
+        text = as_transcript(self.stamp, value)["text"]
+        self.heard.append(text)
+        return event(encode_json({"type": "transcript.text.delta", "delta": text})) if text else b""
+
+    def whole(self, result: Result) -> bytes:
+        is_json = result.body is None or "json" in result.content_type
+        return self.data(result.value() if is_json else (result.body or b"").decode(errors="replace").strip())
+
+    def closing(self) -> bytes:
+        if self.is_done or self.has_relayed:
+            return b""
+        return event(encode_json({"type": "transcript.text.done", "text": "".join(self.heard)}))
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(data, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {"error": "an error event that cannot be read"}
+
+
+def _with_role(choice: dict[str, Any]) -> dict[str, Any]:
+    return choice | {"delta": {"role": "assistant", **(choice.get("delta") or {})}}
+
+
+# ── what counts as content ───────────────────────────────────────────────────────────────────────
+
+# Events that say a stream has begun, or is alive; nothing is lost if another backend starts over after them.
+_NO_CONTENT_TYPES = frozenset(
+    {"response.created", "response.queued", "response.in_progress", "message_start", "content_block_start", "ping"}
+)
+
+
+class _Choice(msgspec.Struct):
+    delta: dict[str, msgspec.Raw] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    def has_content(self) -> bool:
+        said = (bytes(raw) for name, raw in (self.delta or {}).items() if name != "role")
+        return bool(self.text or self.finish_reason) or any(raw not in _NOTHING for raw in said)
+
+
+class _Event(msgspec.Struct):
+    type: str | None = None
+    error: msgspec.Raw | None = None
+    choices: list[_Choice] | None = None
+
+    def has_content(self) -> bool:
+        if self.error is not None and bytes(self.error) != b"null":
+            return False
+        if self.choices is not None:
+            return any(choice.has_content() for choice in self.choices)
+        return self.type not in _NO_CONTENT_TYPES
+
+
+_NOTHING = frozenset({b"null", b'""', b"[]", b"{}"})
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+def has_content(draft: Draft, part: Part) -> bool:
+    """Whether this part is content: what a client waits for, and what commits the answer to its backend.
+
+    A role, a heartbeat, an error event, an event nobody can read, `[DONE]` are none; why it ended is.
+    """
+    if draft.kind == "task" and part.raw is None:
+        return True
+    if part.raw is None:
+        return bool(part.data) and _is_content(encode_json(part.data))
+    return any(_is_content(data) for framed in events_of(part.raw) if (data := data_of(framed)))
+
+
+def _is_content(data: bytes) -> bool:
+    if data[:1] != b"{":
+        return data.strip() != b"[DONE]"
+    try:
+        return _EVENT.decode(data).has_content()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
