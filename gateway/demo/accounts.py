@@ -1,0 +1,64 @@
+"""Reads the gateway's own log lines back: for each request, what was predicted and where its time went."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+WRITTEN_WITHIN_S = 2.0  # the contract says 0.1; a busy machine may take longer, and that is no lost line
+_POLL_S = 0.02
+_SHOWN_TERMS = 3
+_WORTH_SHOWING_RATIO = 0.02
+
+
+class Accounts:
+    """The `request.finished` lines of one log file, by request id."""
+
+    def __init__(self, log_path: Path) -> None:
+        self._log_path = log_path
+        self._offset = 0
+        self._lines: dict[str, Mapping[str, Any]] = {}
+
+    async def find(self, request_id: str) -> Mapping[str, Any] | None:
+        """The line of one request, which is about to be written; None where it is not."""
+        for _ in range(round(WRITTEN_WITHIN_S / _POLL_S)):
+            self._read_on()
+            if request_id in self._lines:
+                return self._lines[request_id]
+            await asyncio.sleep(_POLL_S)
+        return None
+
+    def _read_on(self) -> None:
+        with self._log_path.open("rb") as log:
+            log.seek(self._offset)
+            for line in log:
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                self._note(line)
+
+    def _note(self, line: bytes) -> None:
+        try:
+            event = msgspec.json.decode(line)
+        except msgspec.DecodeError:
+            return
+        if isinstance(event, dict) and event.get("event") == "request.finished":
+            self._lines[event["request_id"]] = event
+
+
+def main_terms(line: Mapping[str, Any]) -> str:
+    """The largest terms of an account, with what no term covers counted as one."""
+    spent = {
+        key.removeprefix("t_").removesuffix("_ms"): value
+        for key, value in line.items()
+        if key.startswith("t_") and key.endswith("_ms") and isinstance(value, (int, float))
+    }
+    total = spent.pop("total", 0.0)
+    for not_a_term in ("first_byte", "overlap"):
+        spent.pop(not_a_term, None)
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:_SHOWN_TERMS]
+    return ", ".join(f"{name} {ms:.1f}" for name, ms in largest if ms > total * _WORTH_SHOWING_RATIO)

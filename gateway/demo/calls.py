@@ -1,0 +1,164 @@
+"""The demo's requests: each knows its curl line, how to be sent without curl, and the answer it must have."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from gateway.demo.children import die_with_parent
+
+WORDS = "turn on the conveyor belt and stop the machine"
+TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came back. `headers` are lower-cased; `text` is the whole body, also where it says what went wrong."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def where(self) -> str:
+        """Who answered, as `backend (site)`."""
+        return f"{self.headers.get('x-gateway-backend', '-')} ({self.headers.get('x-gateway-site', '-')})"
+
+    @property
+    def site(self) -> str:
+        """The site that answered, or nothing."""
+        return self.headers.get("x-gateway-site", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request. expected: the answer's JSON, which may hold more; None where any 200 will do."""
+
+    label: str
+    path: str
+    body: Any = None
+    form: Mapping[str, str] = field(default_factory=dict)
+    file: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, Any] | None = None
+    site: str | None = None
+
+    def curl(self, base: str) -> str:
+        """The line to type."""
+        words = ["curl"]
+        for name, value in self.headers.items():
+            words += ["-H", f"{name}: {value}"]
+        for name, value in self.form.items():
+            words += ["-F", f"{name}={value}"]
+        if self.file is not None:
+            words += ["-F", f"file=@{self.file}"]
+        if self.body is not None:
+            words += ["-d", msgspec.json.encode(self.body).decode()]
+        return shlex.join([*words, f"{base}{self.path}"])
+
+    async def send(self, session: aiohttp.ClientSession, base: str) -> Answer:
+        """Send it without curl."""
+        method, data = ("GET", None) if self.body is None and self.file is None else ("POST", self._data())
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        async with session.request(
+            method, f"http://{base}{self.path}", data=data, headers=self.headers, timeout=timeout
+        ) as response:
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(status=response.status, headers=headers, text=await response.text())
+
+    def _data(self) -> bytes | aiohttp.FormData:
+        if self.file is None:
+            return msgspec.json.encode(self.body)
+        form = aiohttp.FormData()
+        for name, value in self.form.items():
+            form.add_field(name, value)
+        path = Path(self.file)
+        form.add_field("file", path.read_bytes(), filename=path.name, content_type="audio/wav")
+        return form
+
+    def fault(self, answer: Answer) -> str | None:
+        """What is wrong with the answer; None where nothing is."""
+        if answer.status != 200:
+            return f"status {answer.status}: {answer.text[:200]}"
+        if self.site is not None and answer.site != self.site:
+            return f"answered by {answer.where}, not at {self.site}"
+        if self.expected is None:
+            return None
+        try:
+            got = msgspec.json.decode(answer.text)
+        except msgspec.DecodeError:
+            return f"answer is no JSON: {answer.text[:200]!r}"
+        is_right = isinstance(got, dict) and all(got.get(key) == value for key, value in self.expected.items())
+        return None if is_right else f"answered {answer.text[:200]}, not {dict(self.expected)}"
+
+
+def add(**changes: Any) -> Call:
+    """The textbook's example."""
+    given: dict[str, Any] = {"label": "add", "body": {"a": 10, "b": 20}, "expected": {"result": 30}}
+    return Call(path="/v1/tasks/add", **{**given, **changes})
+
+
+def transcribe(file: str, model: str = "auto", **changes: Any) -> Call:
+    """The recording, to be heard exactly."""
+    given: dict[str, Any] = {"label": f"speech {model}", "form": {"model": model}, "expected": {"text": WORDS}}
+    return Call(path="/v1/audio/transcriptions", file=file, **{**given, **changes})
+
+
+def tour(file: str) -> list[Call]:
+    """What to try first, on the data listener."""
+    return [
+        add(),
+        transcribe(file),
+        transcribe(file, "speech/pocketsphinx", site="edge"),
+        transcribe(file, "cloud/pocketsphinx", site="cloud"),
+    ]
+
+
+def admin_tour() -> list[Call]:
+    """What to look at, on the admin listener."""
+    return [Call(label="status", path="/status"), Call(label="metrics", path="/metrics")]
+
+
+# ── curl itself ──────────────────────────────────────────────────────────────────────────────────
+
+
+def has_curl() -> bool:
+    """Whether the lines can be run as they are printed."""
+    return shutil.which("curl") is not None
+
+
+async def run_line(line: str) -> Answer:
+    """Run a curl line as it was printed, and take its answer apart. A status of 0 is a failure of curl's own."""
+    with tempfile.TemporaryFile() as head:
+        process = await asyncio.create_subprocess_exec(
+            *shlex.split(line), "-sS", "-m", f"{TIMEOUT_S:g}", "-D", f"/dev/fd/{head.fileno()}",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            pass_fds=[head.fileno()], preexec_fn=die_with_parent(),
+        )  # fmt: skip
+        try:
+            out, err = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode:
+            return Answer(status=0, text=err.decode(errors="replace").strip())
+        head.seek(0)
+        return parse_answer(head.read().decode(), out.decode(errors="replace"))
+
+
+def parse_answer(head: str, text: str) -> Answer:
+    """An answer from curl's header dump; of several heads (`100 Continue`) the last counts."""
+    lines = head.replace("\r\n", "\n").strip().split("\n\n")[-1].splitlines()
+    pairs = (line.partition(":") for line in lines[1:])
+    headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    return Answer(status=int(lines[0].split()[1]), headers=headers, text=text)

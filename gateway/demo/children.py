@@ -1,0 +1,171 @@
+"""Runs `edge-gateway serve` as a child, with an environment of its own, and lets it outlive nobody.
+
+A child is in a process group of its own: Ctrl-C on the terminal reaches the demo alone, which then stops its
+children in order, and whatever they leave behind is in that group. When the demo is killed, the kernel
+kills them (PR_SET_PDEATHSIG), and their workers go when the other end of their socket does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+READY_WITHIN_S = 20.0
+STOPS_WITHIN_S = 5.0
+_POLL_S = 0.05
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# What the console script does; works from a checkout, where the script need not be on the path.
+_SERVE = [sys.executable, "-P", "-c", "import sys; from gateway.cli import main; sys.exit(main())", "serve"]
+# Whoever started the demo may be a gateway's unit or a systemd service; none of that is meant for the children.
+_NOT_INHERITED = ("GATEWAY_", "LISTEN_")
+_NOT_INHERITED_NAMES = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY"}
+)
+
+
+class ChildFailed(Exception):
+    """A child did not start, or stopped by itself; the message holds the end of its log."""
+
+
+class Child:
+    """One running gateway. `env` is all of its configuration; its standard error goes to `log_path`."""
+
+    def __init__(self, name: str, env: Mapping[str, str], *, port: int, admin_port: int, folder: Path) -> None:
+        self.name = name
+        self.port, self.admin_port = port, admin_port
+        self.log_path = folder / f"{name}.log"
+        self._env = {
+            **_clean(os.environ),
+            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+            "GATEWAY_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
+            "GATEWAY_STATE_DIR": str(folder / f"{name}-state"),
+            "GATEWAY_LOG__FORMAT": "json",
+            **env,
+        }
+
+    async def __aenter__(self) -> Self:
+        with self.log_path.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *_SERVE,
+                env=self._env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                preexec_fn=die_with_parent(),
+            )
+        try:
+            await self._ready()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    async def watch(self) -> None:
+        """Return never; raise ChildFailed when it has stopped by itself."""
+        status = await self._process.wait()
+        raise self._failure(f"stopped by itself with status {status}")
+
+    def log_tail(self, lines: int = 15) -> str:
+        """The last lines of its log."""
+        text = self.log_path.read_text(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+    async def _ready(self) -> None:
+        try:
+            async with asyncio.timeout(READY_WITHIN_S):
+                while not await _answers(f"http://127.0.0.1:{self.port}/readyz"):
+                    if self._process.returncode is not None:
+                        raise self._failure(f"ended with status {self._process.returncode} while it started")
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError:
+            raise self._failure(f"was not ready within {READY_WITHIN_S:g} s") from None
+
+    def _failure(self, what: str) -> ChildFailed:
+        return ChildFailed(f"the {self.name} gateway {what}; the end of {self.log_path}:\n{self.log_tail()}")
+
+    async def _stop(self) -> None:
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOPS_WITHIN_S):
+                    await self._process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+async def _answers(url: str) -> bool:
+    try:
+        async with aiohttp.request("GET", url) as response:
+            return response.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+def _clean(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(_NOT_INHERITED) and name not in _NOT_INHERITED_NAMES
+    }
+
+
+def die_with_parent() -> Callable[[], None]:
+    """A `preexec_fn`: the new process is killed when this one is gone, even if it is gone already."""
+    prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()  # looked up before the fork
+
+    def between_fork_and_exec() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return between_fork_and_exec
+
+
+# ── ports ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def choose_ports(preferred: int, count: int = 2) -> list[int]:
+    """`preferred` and those after it when all are free, else any free ones."""
+    if preferred and all(_is_free(preferred + n) for n in range(count)):
+        return [preferred + n for n in range(count)]
+    with contextlib.ExitStack() as held:  # all at once, so that they differ
+        return [held.enter_context(contextlib.closing(_listening(0))).getsockname()[1] for _ in range(count)]
+
+
+def _is_free(port: int) -> bool:
+    try:
+        _listening(port).close()
+    except OSError:
+        return False
+    return True
+
+
+def _listening(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+        sock.listen()
+    except OSError:
+        sock.close()
+        raise
+    return sock

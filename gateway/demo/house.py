@@ -1,0 +1,75 @@
+"""The demo's scenery: a gateway at the edge, an emulated link, and a second gateway behind it that plays the cloud.
+
+Both gateways are real processes with real local compute; the link is in this one, so that it can be changed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.demo.children import Child, choose_ports
+from gateway.demo.link import Link
+
+EDGE_SLOTS = 2  # of `local`: enough to show, and quick to fill
+FIRST_RTT_S = 0.05
+DATA = Path(__file__).parent / "data"
+
+_COMPUTE = {
+    "GATEWAY_BACKENDS__LOCAL__PLUGIN": "local",
+    "GATEWAY_BACKENDS__SPEECH__PLUGIN": "speech",
+    "GATEWAY_BACKENDS__SPEECH__SLOTS": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The demo while it runs."""
+
+    edge: Child
+    cloud: Child
+    link: Link
+
+    @property
+    def base(self) -> str:
+        """Where requests go."""
+        return f"localhost:{self.edge.port}"
+
+    @property
+    def admin(self) -> str:
+        """The admin listener."""
+        return f"localhost:{self.edge.admin_port}"
+
+
+@asynccontextmanager
+async def open_house(folder: Path, port: int) -> AsyncIterator[House]:
+    """Start everything, the cloud first; stop it all in the opposite order. Raises ChildFailed."""
+    edge_port, edge_admin = choose_ports(port)
+    cloud_port, cloud_admin = choose_ports(0)
+    cloud = Child("cloud", _COMPUTE, port=cloud_port, admin_port=cloud_admin, folder=folder)
+    async with cloud, Link("127.0.0.1", cloud_port) as link:
+        link.set_rtt(FIRST_RTT_S)
+        edge = Child("edge", edge_env(link.port), port=edge_port, admin_port=edge_admin, folder=folder)
+        async with edge:
+            yield House(edge, cloud, link)
+
+
+def edge_env(link_port: int) -> dict[str, str]:
+    """The edge's configuration: the same compute, fewer slots, and the cloud at the other end of the link."""
+    return {
+        **_COMPUTE,
+        "GATEWAY_BACKENDS__LOCAL__TASKS": "gateway_local:add,gateway.demo.tasks:occupy",
+        "GATEWAY_BACKENDS__LOCAL__SLOTS": str(EDGE_SLOTS),
+        "GATEWAY_BACKENDS__CLOUD__PLUGIN": "http",
+        "GATEWAY_BACKENDS__CLOUD__URL": f"http://127.0.0.1:{link_port}",
+    }
+
+
+def recording() -> str:
+    """Path of the recording, as short as it can be written from here."""
+    path = DATA / "conveyor.wav"
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)

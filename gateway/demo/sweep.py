@@ -1,0 +1,146 @@
+"""The sweep: every request at every speed of the link, with the edge idle and occupied; who took it, why, and how long.
+
+What must hold in every cell: the answer is there and right; while the link is down, the edge gave it.
+Where a request goes otherwise is the gateway's judgement, and is shown, not tested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+
+import aiohttp
+
+from gateway.demo.accounts import Accounts, main_terms
+from gateway.demo.calls import Answer, Call, add, transcribe
+from gateway.demo.house import EDGE_SLOTS, House
+
+RTTS_S: tuple[float | None, ...] = (0.001, 0.05, 0.3, None)  # None: the link is down
+OCCUPIED_S = 1.5
+SPEECH_AHEAD = 2  # one being heard, one waiting
+EDGE_ONLY = {"x-gateway-locality": "edge-only"}
+_SEEN_WITHIN_S = 5.0
+_POLL_S = 0.02
+HEADINGS = ("link", "edge", "request", "went to", "why", "predicted ms", "actual ms", "of which ms")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One request of the sweep. fault: what was wrong with it; None where nothing was."""
+
+    link: str
+    edge: str
+    label: str
+    where: str = "-"
+    why: str = "-"
+    predicted_ms: float | None = None
+    actual_ms: float | None = None
+    terms: str = ""
+    fault: str | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Its columns, under HEADINGS."""
+        times = ("-" if ms is None else f"{ms:.1f}" for ms in (self.predicted_ms, self.actual_ms))
+        return (self.link, self.edge, self.label, self.where, self.why, *times, self.fault or self.terms)
+
+
+class Sweep:
+    """Sends the requests, changes the link, and hands each row to `show` as soon as it is known."""
+
+    def __init__(self, house: House, session: aiohttp.ClientSession, file: str, show: Callable[[Row], None]) -> None:
+        self._house, self._session, self._file, self._show = house, session, file, show
+        self._accounts = Accounts(house.edge.log_path)
+
+    async def run(self) -> None:
+        """All cells, one after the other."""
+        await self._warm_up()
+        for rtt_s in RTTS_S:
+            link = await self._set_link(rtt_s)
+            if rtt_s is not None:  # traffic shows the gateway what the link is like now
+                await self._try(link, "idle", transcribe(self._file, "cloud/pocketsphinx", site="cloud"))
+            site = "edge" if rtt_s is None else None
+            task, speech = add(site=site), transcribe(self._file, site=site)
+            await self._try(link, "idle", task)
+            await self._try(link, "idle", speech)
+            async with self._slots_taken():
+                await self._try(link, "occupied", task)
+            async with self._speech_ahead():
+                await self._try(link, "occupied", speech)
+
+    async def _set_link(self, rtt_s: float | None) -> str:
+        if rtt_s is None:
+            self._house.link.take_down()
+            return "down"
+        await self._house.link.bring_up()
+        self._house.link.set_rtt(rtt_s)
+        return f"{rtt_s * 1000:g} ms"
+
+    # ── the edge occupied ────────────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def _slots_taken(self) -> AsyncIterator[None]:
+        """Every slot of `local` is taken for OCCUPIED_S, or until left."""
+        async with AsyncExitStack() as stack:
+            for _ in range(EDGE_SLOTS):
+                response = await stack.enter_async_context(self._occupy(OCCUPIED_S))
+                await response.content.readany()  # its first part: it runs
+            yield
+
+    def _occupy(self, seconds: float) -> aiohttp.client._RequestContextManager:
+        url = f"http://{self._house.base}/v1/tasks/occupy"
+        return self._session.post(url, json={"seconds": seconds}, headers=EDGE_ONLY)
+
+    @asynccontextmanager
+    async def _speech_ahead(self) -> AsyncIterator[None]:
+        """The edge's one speech slot is taken, and somebody waits for it already; they are served, too."""
+        call = transcribe(self._file, "speech/pocketsphinx", label="speech, ahead", site="edge", headers=EDGE_ONLY)
+        async with asyncio.TaskGroup() as group:
+            ahead = [group.create_task(self._row("-", "-", call)) for _ in range(SPEECH_AHEAD)]
+            await self._seen(f'edge_gateway_lane_waiting{{backend="speech"}} {SPEECH_AHEAD - 1}')
+            yield
+        for row in (task.result() for task in ahead):
+            if row.fault is not None:
+                self._show(row)
+
+    async def _seen(self, sample: str) -> None:
+        """Return when the gateway's metrics show `sample`."""
+        url = f"http://{self._house.admin}/metrics"
+        async with asyncio.timeout(_SEEN_WITHIN_S):
+            while True:
+                async with self._session.get(url) as response:
+                    if sample in (await response.text()).splitlines():
+                        return
+                await asyncio.sleep(_POLL_S)
+
+    async def _warm_up(self) -> None:
+        """Have the gateway see each kind of work once, so that its predictions stand on something."""
+        async with self._occupy(OCCUPIED_S) as response:
+            await response.read()
+        for call in (add(), transcribe(self._file, "speech/pocketsphinx")):
+            await self._send(call)
+
+    # ── one request ──────────────────────────────────────────────────────────────────────────────
+
+    async def _try(self, link: str, edge: str, call: Call) -> None:
+        self._show(await self._row(link, edge, call))
+
+    async def _row(self, link: str, edge: str, call: Call) -> Row:
+        row = Row(link=link, edge=edge, label=call.label)
+        answer = await self._send(call)
+        if isinstance(answer, str):
+            return replace(row, fault=f"LOST: {answer}")
+        row = replace(
+            row, where=answer.where, why=answer.headers.get("x-gateway-reason", "-"), fault=call.fault(answer)
+        )
+        line = await self._accounts.find(answer.headers.get("x-request-id", ""))
+        if line is None:
+            return replace(row, fault=row.fault or "no request.finished line in the gateway's log")
+        return replace(row, predicted_ms=line["predicted_ms"], actual_ms=line["t_total_ms"], terms=main_terms(line))
+
+    async def _send(self, call: Call) -> Answer | str:
+        try:
+            return await call.send(self._session, self._house.base)
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            return f"{type(exc).__name__}: {exc}"
