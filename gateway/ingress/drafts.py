@@ -27,7 +27,6 @@ from gateway.ingress.requests import (
 from gateway.ingress.routes import Match
 from gateway.plugin import Kind, TaskInvalid, Upload
 
-
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _FIELD = re.compile(r"`\$\.(\w+)|field `(\w+)`")

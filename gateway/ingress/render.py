@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from gateway.ingress.chunks import Chunk, Shape, chunk_of, merge
+from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import embeddings_answer
 from gateway.ingress.framing import JSON, Rendered, Stamp, data_of, encode_json, events_of, renamed
@@ -21,7 +22,6 @@ from gateway.ingress.streams import (
     Streamed,
     TaskStream,
     TranscriptStream,
-    has_content,
 )
 from gateway.ingress.transcripts import as_transcript, transcript_answer
 from gateway.plugin import Kind, Part, Result

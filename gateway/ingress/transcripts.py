@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.ingress.drafts import TranscriptFormat
 from gateway.ingress.framing import JSON, Stamp, encode_json
+from gateway.ingress.requests import TranscriptFormat
 
 PLAIN = "text/plain; charset=utf-8"
 # ISO 639-2 for "undetermined": the schema wants a language where the backend knows none.

@@ -1,0 +1,62 @@
+"""What counts as content: what a client waits for, and what commits an answer to the backend that sent it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.ingress.drafts import Draft
+from gateway.ingress.framing import data_of, encode_json, events_of
+from gateway.plugin import Part
+
+# Events that say a stream has begun, or is alive; nothing is lost if another backend starts over after them.
+_NO_CONTENT_TYPES = frozenset(
+    {"response.created", "response.queued", "response.in_progress", "message_start", "content_block_start", "ping"}
+)
+
+
+class _Choice(msgspec.Struct):
+    delta: dict[str, msgspec.Raw] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    def has_content(self) -> bool:
+        said = (bytes(raw) for name, raw in (self.delta or {}).items() if name != "role")
+        return bool(self.text or self.finish_reason) or any(raw not in _NOTHING for raw in said)
+
+
+class _Event(msgspec.Struct):
+    type: str | None = None
+    error: msgspec.Raw | None = None
+    choices: list[_Choice] | None = None
+
+    def has_content(self) -> bool:
+        if self.error is not None and bytes(self.error) != b"null":
+            return False
+        if self.choices is not None:
+            return any(choice.has_content() for choice in self.choices)
+        return self.type not in _NO_CONTENT_TYPES
+
+
+_NOTHING = frozenset({b"null", b'""', b"[]", b"{}"})
+_EVENT = msgspec.json.Decoder(_Event)
+
+
+def has_content(draft: Draft, part: Part) -> bool:
+    """Whether this part is content: what a client waits for, and what commits the answer to its backend.
+
+    A role, a heartbeat, an error event, an event nobody can read, `[DONE]` are none; why it ended is.
+    """
+    if draft.kind == "task" and part.raw is None:
+        return True
+    if part.raw is None:
+        return bool(part.data) and _is_content(encode_json(part.data))
+    return any(_is_content(data) for framed in events_of(part.raw) if (data := data_of(framed)))
+
+
+def _is_content(data: bytes) -> bool:
+    if data[:1] != b"{":
+        return data.strip() != b"[DONE]"
+    try:
+        return _EVENT.decode(data).has_content()
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
