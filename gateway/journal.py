@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.measure.board import LinkView, Measured
-from gateway.plugin import Kind, Site
+from gateway.plugin import TERMS, Kind, Site
 from gateway.telemetry import log, metrics
-from gateway.timing import TERMS, Account, Watch, rates
+from gateway.timing import Account, Watch, rates
 
 Outcome = Literal["served", "refused", "failed", "timed_out", "cancelled"]
 

@@ -12,16 +12,19 @@ import difflib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from gateway.decide.breaker import Breaker
-from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, Services, Site, names_of
+from gateway.measure.board import Board
+from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, LinkSample, Services, Site, names_of
 from gateway.telemetry import log
 from gateway.workers import WorkerBackend
 
 GROUP = "gateway.backends"
-HEALTH_TIMEOUT_S = 5.0
+LEAST_PAUSE_S = 0.01
+LOOK_AGAIN_S = 0.25  # interest in an idle backend, which brings its next probe forward, is noticed this soon
 AUTO = "auto"
 
 State = Literal["starting", "serving", "failed", "closed"]
@@ -146,9 +149,11 @@ class Registry:
         self,
         configs: Iterable[BackendConfig],
         services_for: Callable[[str], Services],
+        board: Board,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._board = board
         self.members: dict[str, Member] = {}
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,7 +162,8 @@ class Registry:
             self.members[config.name] = self._member(config, services_for)
 
     def _member(self, config: BackendConfig, services_for: Callable[[str], Services]) -> Member:
-        settings, backend, error = config.settings or BackendSettings(), None, config.broken
+        settings = config.settings or BackendSettings.model_validate({})
+        backend, error = None, config.broken
         if config.cls is not None and error is None:
             try:
                 backend = _build(config.cls, settings, services_for(config.name))
@@ -168,17 +174,19 @@ class Registry:
             plugin=config.plugin,
             settings=settings,
             backend=backend,
-            breaker=Breaker(self._clock, config.name),
+            breaker=Breaker(self._clock, partial(self._breaker_changed, config.name)),
             error=error,
         )
 
-    async def open_all(self, changed: Callable[[Member], None], probe_in_s: Callable[[str], float]) -> None:
-        """Start every backend, all at once, in the background; `changed` is told of each that opened or failed.
+    def _breaker_changed(self, backend: str, before: str, after: str, why: str) -> None:
+        event = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}[after]
+        if before != after:
+            log.info(event, backend=backend, why=why)
 
-        probe_in_s: seconds until a backend's health is to be asked next.
-        """
+    async def open_all(self, changed: Callable[[Member], None]) -> None:
+        """Start every backend, all at once, in the background; `changed` is told of each that opened or failed."""
         for member in self.members.values():
-            task = asyncio.create_task(self._live(member, changed, probe_in_s), name=f"backend {member.name}")
+            task = asyncio.create_task(self._live(member, changed), name=f"backend {member.name}")
             self._tasks.add(task)
 
     async def settled(self, timeout_s: float) -> None:
@@ -194,9 +202,7 @@ class Registry:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _live(
-        self, member: Member, changed: Callable[[Member], None], probe_in_s: Callable[[str], float]
-    ) -> None:
+    async def _live(self, member: Member, changed: Callable[[Member], None]) -> None:
         began = self._clock()
         try:
             if member.backend is None:
@@ -212,26 +218,31 @@ class Registry:
         log.info("backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3))
         changed(member)
         try:
-            await self._watch(member, probe_in_s)
+            await self._watch(member)
         finally:
             await self._close(member)
 
-    async def _watch(self, member: Member, probe_in_s: Callable[[str], float]) -> None:
+    async def _watch(self, member: Member) -> None:
         while not self._stop.is_set():
             if member.is_watched:
                 await self._probe(member)
             member.opened.set()
+            pause_s = max(LEAST_PAUSE_S, self._board.probe_due_s(member.name)) if member.is_watched else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._stop.wait(), max(0.01, probe_in_s(member.name)) if member.is_watched else None
-                )
+                await asyncio.wait_for(self._stop.wait(), min(pause_s, LOOK_AGAIN_S) if pause_s else None)
 
     async def _probe(self, member: Member) -> None:
+        if self._board.probe_due_s(member.name) > 0:
+            return
         assert member.backend is not None
         was = member.unwell
+        self._board.probe_sent(member.name)
         try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            async with asyncio.timeout(self._board.probe_timeout_s(member.name)):
                 member.unwell = await member.backend.health()
+        except TimeoutError:
+            member.unwell = "its health check was not answered in time"
+            self._board.observe(member.name, LinkSample(failed=member.unwell))
         except Exception as exc:
             member.unwell = _describe(exc)
         if member.unwell is None:
@@ -276,6 +287,14 @@ class Registry:
             code="not_found" if kind == "task" else "model_not_found",
             param=None if kind == "task" else "model",
         )
+
+    def task_names(self) -> dict[str, list[str]]:
+        """Every task a client may ask for, with the backends that serve it."""
+        out: dict[str, list[str]] = {}
+        for member in self.members.values():
+            for task in (member.tasks or {}) if member.state == "serving" else {}:
+                out.setdefault(task, []).append(member.name)
+        return out
 
     def names(self, kind: Kind | None = None) -> dict[str, str]:
         """Every name a client may use for `kind` (None: any model), with who serves it; `edge-gateway`: several."""

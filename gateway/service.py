@@ -52,14 +52,16 @@ class Service:
     def __init__(self, settings: Settings, backends: Mapping[str, BackendConfig]) -> None:
         self.settings = settings
         policy = settings.policy
-        self.board = Board(time.monotonic, sampler=LoadSampler(), probe_s=policy.probe_s, on_link=_log_link)
+        self.board = Board(
+            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=_log_link
+        )
         weights = {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
         self.policy = Policy(**weights)
         self.lanes = Lanes(self.board, self.policy, time.monotonic)
         self._services: dict[str, BackendServices] = {}
-        self.registry = Registry(backends.values(), self._services_for)
+        self.registry = Registry(backends.values(), self._services_for, self.board)
         limits = Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s)
-        self.dispatcher = Dispatcher(self.registry, self.board, self.lanes, self.policy, limits)
+        self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
         for services in self._services.values():
             services.dispatcher = self.dispatcher
         rules = Rules(deadline_s=settings.deadline_s, max_body_bytes=settings.max_body_bytes, limits=limits)
@@ -82,7 +84,7 @@ class Service:
         metrics.BUILD.set(1, version=__version__, python=platform.python_version())
         self._restore()
         await self._listen()
-        await self.registry.open_all(self._changed, self.board.probe_due_s)
+        await self.registry.open_all(self._changed)
         self._ticker = asyncio.create_task(self._tick(), name="tick")
         await self.registry.settled(START_S)
         self.is_ready = True
@@ -254,8 +256,8 @@ async def _run(loaded: Loaded) -> int:
     for name in ("SIGTERM", "SIGINT"):
         loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
     service = Service(loaded.settings, loaded.backends)
-    starting = asyncio.create_task(service.start())
-    await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
+    starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
+    await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
         gc.collect()

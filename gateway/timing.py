@@ -41,6 +41,7 @@ class Watch:
         "_clock",
         "_closed",
         "_intervals",
+        "_on_cloud",
         "_only",
         "_since",
         "_term",
@@ -52,7 +53,12 @@ class Watch:
     )
 
     def __init__(
-        self, clock: Callable[[], float] = time.monotonic, *, began: float | None = None, only: str | None = None
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        began: float | None = None,
+        only: str | None = None,
+        on_cloud: Callable[[], None] | None = None,
     ) -> None:
         self._clock = clock
         self.began = clock() if began is None else began
@@ -60,6 +66,7 @@ class Watch:
         self._term: str | None = None
         self._since = self.began
         self._only = only
+        self._on_cloud = on_cloud
         self._closed = False
         self.children: list[Watch] = []
         self.cloud_source: CloudSource | None = None
@@ -70,8 +77,9 @@ class Watch:
         """Charge `term` from now on, or from `at`, clipped to the last change. Raises KeyError for no term of ours."""
         if term not in _ORDER:
             raise KeyError(f"{term!r} is no term of the account: {', '.join(TERMS)}")
-        now = self._switch(self._only or term, at)
-        return now
+        if term == "cloud" and self._on_cloud is not None:
+            self._on_cloud()
+        return self._switch(self._only or term, at)
 
     def leave(self) -> float:
         """Charge nothing from now on."""
@@ -109,12 +117,13 @@ class Watch:
         """Remember that `items` units of work were done at `site`, for the rates."""
         self.worked[site] = self.worked.get(site, 0) + items
 
-    def fork(self, *, only: str | None = None) -> Watch:
+    def fork(self, *, only: str | None = None, on_cloud: Callable[[], None] | None = None) -> Watch:
         """A line for work beside this one; it is laid over this line when this one closes.
 
         only: charge everything to that one term (an HTTP service on this site is `edge`, wire and all).
+        on_cloud: called when `cloud` is entered, that is, when a request's last byte is on its way.
         """
-        child = Watch(self._clock, only=only or self._only)
+        child = Watch(self._clock, only=only or self._only, on_cloud=on_cloud)
         self.children.append(child)
         return child
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from gateway.dispatch import Answer, Dispatcher, Limits
+from gateway.dispatch import Answer, Dispatcher, Expectations, Limits
 from gateway.ingress import openai, openapi, tasks
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
@@ -159,7 +159,8 @@ class _Visit:
             self.record.trace_id = trace[1]
         else:
             travelling.pop("traceparent", None)
-        whole_s = STREAM_DEADLINE_S if draft.stream else self.door.rules.deadline_s
+        patience_s = _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
+        whole_s = STREAM_DEADLINE_S if draft.stream else min(self.door.rules.deadline_s, patience_s)
         return Task(
             id=self.record.request_id,
             kind=draft.kind,
@@ -193,7 +194,7 @@ class _Visit:
     def _listing(self, found: Match) -> dict[str, Any]:
         registry = self.door.dispatcher.registry
         if found.route.operation == "list_tasks":
-            return tasks.tasks_list(registry.tasks())
+            return tasks.tasks_list(registry.task_names())
         models = registry.names()
         wanted = found.params.get("id")
         if wanted is None:
@@ -205,23 +206,25 @@ class _Visit:
     # ── what does ────────────────────────────────────────────────────────────────────────────────
 
     async def _dispatch(self, task: Task, draft: Draft) -> None:
-        limits = self._limits()
-        self.stream = streamed(draft, request_id=self.record.request_id) if draft.stream else None
-
-        def is_content(part: Part) -> bool:
-            return has_content(draft, part)
-
-        asked = self.door.dispatcher.dispatch(task, self.watch, self.record, is_content, limits)
-        self.answer = await (self._patiently(asked) if draft.stream else asked)
-        result, parts = self.answer.result, self.answer.parts
-        if parts is not None and draft.streams_anyway and self.stream is None:
-            self.stream = streamed(draft, request_id=self.record.request_id)
-        if parts is not None and self.stream is None:
-            result = await collect(draft, parts)
-        if result is not None and (self.stream is None or result.status >= 400):
+        self.stream = self._streamed(draft) if draft.stream else None
+        expected = Expectations(
+            limits=self._limits(),
+            is_content=lambda part: has_content(draft, part),
+            client_deadline="x-gateway-deadline-ms" in self.incoming.headers,
+        )
+        asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
+        self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
+        result = answer.result
+        if answer.parts is not None and not draft.stream and draft.kind != "task":
+            result = await collect(draft, answer.parts)  # it streams, the client does not
+        if result is not None and (not draft.stream or result.status >= 400):
             await self._whole(draft, result)
-        elif self.stream is not None:
-            await self._relay(self.stream, self.answer, result)
+        else:
+            self.stream = self._streamed(draft, answer.served_as)
+            await self._relay(self.stream, answer, result)
+
+    def _streamed(self, draft: Draft, served_as: str | None = None) -> Streamed:
+        return streamed(draft, request_id=self.record.request_id, served_as=served_as)
 
     def _limits(self) -> Limits:
         """The smaller of what the operator allows and what the client will wait for."""
@@ -232,8 +235,13 @@ class _Visit:
         return Limits(first_byte_s=min(ours.first_byte_s, theirs), stall_s=min(ours.stall_s, theirs))
 
     async def _whole(self, draft: Draft, result: Result) -> None:
+        assert self.answer is not None
         rendered: Rendered = render(
-            draft, result, backend=self.record.backend, request_id=self.record.request_id
+            draft,
+            result,
+            request_id=self.record.request_id,
+            backend=self.answer.backend,
+            served_as=self.answer.served_as,
         )
         if self.has_begun:
             raise GatewayError(f"the backend refused with status {rendered.status}", code="upstream_bad_response")

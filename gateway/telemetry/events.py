@@ -134,8 +134,8 @@ EVENTS: Mapping[str, Event] = {
         {"request_id": "of the request", "backend": "whose plugin", "error": "exception", "where": "file and line"},
     ),
     "breaker.opened": Event("A backend is not asked for a while.", {"backend": "its name", "why": "what led to it"}),
-    "breaker.closed": Event("A backend is asked again.", {"backend": "its name"}),
-    "breaker.half_opened": Event("One try is let through.", {"backend": "its name"}),
+    "breaker.closed": Event("A backend is asked again.", {"backend": "its name", "why": "what led to it"}),
+    "breaker.half_opened": Event("One try is let through.", {"backend": "its name", "why": "what led to it"}),
     "link.state_changed": Event(
         "The link to a backend changed state.",
         {"backend": "its name", "before": "state", "after": "state", "why": "the event that moved it"},
@@ -157,5 +157,25 @@ EVENTS: Mapping[str, Event] = {
             "after": "who is asked",
             "error": "the error's code",
         },
+    ),
+    "worker.ready": Event(
+        "A worker process of a backend has opened it.",
+        {"backend": "its name", "pid": "of the worker", "start_ms": "from exec to ready"},
+    ),
+    "worker.start_failed": Event(
+        "A worker process could not open its backend; it is tried again.",
+        {"backend": "its name", "error": "why", "retry_s": "seconds until the next try"},
+    ),
+    "worker.died": Event(
+        "A worker process ended, or was killed; it is replaced.",
+        {"backend": "its name", "pid": "of the worker", "how": "signal, exit status, or why it was killed"},
+    ),
+    "worker.raised": Event(
+        "A plugin raised something that is not one of the gateway's errors, in a worker process.",
+        {"backend": "its name", "request_id": "of the request; null while starting", "traceback": "its end"},
+    ),
+    "worker.output": Event(
+        "A worker process printed a line.",
+        {"backend": "its name", "pid": "of the worker", "line": "at most 500 characters of it"},
     ),
 }

@@ -1,0 +1,19 @@
+"""Carries out a decision: a place in line, one attempt after another, and what each of them teaches.
+
+Theory of operation. A request is planned (who may serve it, who should), takes a place in the lanes, which
+own every wait, and becomes a `Race` of attempts: usually one, two where a stalled one is rescued. Each
+`Attempt` is an asyncio task that owns its slot from the grant until the backend has really stopped; the
+request's own task only listens. So a client that leaves ends its request at once while the slot stays taken
+as long as a worker is busy, and a slow client holds no more than a few parts.
+
+Nothing is committed to the client before the first content. Until then another backend may be asked: when
+running twice is harmless, or when the one that failed certainly did not begin.
+"""
+
+from gateway.dispatch.attempt import Attempt
+from gateway.dispatch.dispatcher import Dispatcher
+from gateway.dispatch.planner import Plan, Planner
+from gateway.dispatch.race import Answer, Expectations, Limits
+from gateway.dispatch.subtasks import BackendServices
+
+__all__ = ["Answer", "Attempt", "BackendServices", "Dispatcher", "Expectations", "Limits", "Plan", "Planner"]

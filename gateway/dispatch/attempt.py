@@ -1,0 +1,162 @@
+"""One backend's go at a task, from its place in line until its slot is free again.
+
+`may_leave` is checked where candidates are filtered, and here again, at the last instruction before `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from gateway.lanes import Lanes, Work
+from gateway.plugin import (
+    BackendFailed,
+    BackendUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    Part,
+    Result,
+    Site,
+    Task,
+    TaskInvalid,
+)
+from gateway.registry import Member, Offer
+from gateway.telemetry import log, metrics
+from gateway.timing import Watch
+
+# What a site's time is charged to until the backend says otherwise.
+_FIRST_TERM: dict[Site, str] = {"edge": "edge", "cloud": "cloud", "hybrid": "split"}
+
+
+class End:
+    """The last item of an attempt that went well."""
+
+
+Item = Part | Result | GatewayError | type[End]
+Put = Callable[["Attempt", Item], Awaitable[None]]
+
+
+class Attempt:
+    """Runs one backend once. Everything it yields, or raises, goes to `put`; nobody awaits it."""
+
+    def __init__(self, task: Task, offer: Offer, work: Work, watch: Watch, put: Put) -> None:
+        self.task, self.offer, self.work, self.watch = task, offer, work, watch
+        self.member: Member | None = None
+        self.began = False
+        self.is_settled = False
+        self._put = put
+        self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def run(self, lanes: Lanes, members: dict[str, Member]) -> None:
+        """Wait for the grant, run, free the slot. Cancelling it means that nobody waits any more."""
+        self.watch.enter("queue")
+        backend: str | None = None
+        try:
+            backend = await self._granted
+            self.watch.leave()
+            self.member = members[backend]
+            await self._produce(self.member, lanes)
+            await self._put(self, End)
+        except asyncio.CancelledError:
+            raise
+        except Exception as exc:
+            await self._put(self, self._translated(exc))
+        finally:
+            lanes.withdraw(self.work)
+            if backend is not None:
+                lanes.done(self.work, backend)
+
+    def grant(self, lanes: Lanes, backend: str) -> None:
+        """A slot of `backend` is free for this; it goes straight back where nobody waits any more."""
+        if self._granted.done():
+            lanes.done(self.work, backend)
+        else:
+            self._granted.set_result(backend)
+
+    async def _produce(self, member: Member, lanes: Lanes) -> None:
+        task, site = self.task, member.site
+        if site == "cloud" and not task.may_leave:
+            raise BackendFailed(f"{member.name} is off site, and this may not leave", code="forbidden", began=False)
+        if not member.breaker.allows(pinned=self.offer.pinned == member.name):
+            raise BackendUnavailable(f"the breaker of {member.name} is open: {member.breaker.why_open}", began=False)
+        assert member.backend is not None
+        inner = self.watch.fork(
+            only="edge" if site == "edge" else None, on_cloud=lambda: lanes.sent(self.work, member.name)
+        )
+        inner.enter(_FIRST_TERM[site])
+        self.began = True
+        if site == "cloud":
+            metrics.EGRESS.inc(len(task.body), backend=member.name)
+        try:
+            produced = member.backend.run(task.replace(name=self.offer.names[member.name], terms=inner))
+            if isinstance(produced, AsyncIterator):
+                await self._relay(produced)
+            else:
+                await self._put(self, _checked(await produced))
+        finally:
+            inner.stop()
+
+    async def _relay(self, produced: AsyncIterator[Part | Result]) -> None:
+        async with aclosing(produced) as items:  # type: ignore[type-var]
+            async for item in items:
+                if isinstance(item, Part):
+                    await self._put(self, item)
+                else:
+                    await self._put(self, _checked(item))
+                    return
+
+    def _translated(self, exc: Exception) -> GatewayError:
+        if isinstance(exc, GatewayError):
+            return exc
+        frames = traceback.extract_tb(exc.__traceback__)
+        name = self.member.name if self.member else "none"
+        log.error(
+            "dispatch.raised",
+            request_id=self.task.id,
+            backend=name,
+            error=f"{type(exc).__name__}: {exc}"[:500],
+            where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
+        )
+        return BackendUnavailable(f"the plugin of backend {name} raised {type(exc).__name__}", code="plugin_error")
+
+    # ── what it teaches, told once ───────────────────────────────────────────────────────────────
+
+    def succeeded(self, lanes: Lanes, status: int = 200) -> None:
+        """It answered. Only a real answer teaches how fast the backend is; a 4xx teaches nothing at all."""
+        if self.is_settled or self.member is None:
+            return
+        self.is_settled = True
+        if status >= 400:
+            self.member.breaker.ignored()
+            return
+        self.member.breaker.succeeded()
+        if self.member.site != "hybrid":
+            self.watch.did(self.member.site, self.task.items)
+        lanes.answered(self.work, self.member.name)
+
+    def failed(self, lanes: Lanes, error: GatewayError) -> None:
+        """It did not. The client's own mistakes are not held against it."""
+        if self.is_settled or self.member is None:
+            return
+        self.is_settled = True
+        if isinstance(error, TaskInvalid) or not self.began:
+            self.member.breaker.ignored()
+            return
+        if isinstance(error, DeadlineExceeded):
+            lanes.gave_up(self.work, self.member.name)
+        self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
+
+    def abandoned(self) -> None:
+        """Nobody waits for it any more; that says nothing of the backend."""
+        if not self.is_settled and self.member is not None:
+            self.is_settled = True
+            self.member.breaker.ignored()
+
+
+def _checked(result: Any) -> Result:
+    if not isinstance(result, Result):
+        raise TypeError(f"run gave {type(result).__name__}, which is neither Result nor Part")
+    return result

@@ -1,0 +1,151 @@
+"""Who may serve a task, who should, and why not the others. Runs nothing; `explain` asks the same way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from gateway.decide.policy import Decision, Query
+from gateway.lanes import Lanes, Work
+from gateway.measure.board import Board
+from gateway.plugin import Backend, BackendUnavailable, GatewayError, Task
+from gateway.registry import Member, Offer, Registry
+
+EDGE_ONLY = "edge-only: its data would leave the site"
+
+
+def _nowhere(_: str) -> None:
+    """Work that is planned, not placed, starts nowhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A decision, what was on offer, and the work as the lanes will see it."""
+
+    offer: Offer
+    work: Work
+    decision: Decision
+
+
+class Planner:
+    """Turns a task into a plan, from the state of the registry, the board and the lanes."""
+
+    def __init__(self, registry: Registry, board: Board, lanes: Lanes) -> None:
+        self.registry, self.board, self.lanes = registry, board, lanes
+        lanes.usable = self.unusable
+
+    def plan(self, task: Task, *, client_deadline: bool = False, tried: Mapping[str, str] | None = None) -> Plan:
+        """Decide where `task` should go. `tried` names backends that failed it already, and how.
+
+        Raises GatewayError where nobody serves it, or the rules leave nobody.
+        """
+        offer = self._offer(task)
+        work = self._work(task, offer, client_deadline)
+        refused = {name: (tried or {}).get(name) or self._refusal(name, task, offer) for name in offer.names}
+        query = Query(
+            kind=task.kind,
+            name=task.name,
+            slack_s=task.deadline - time.monotonic(),
+            client_deadline=client_deadline,
+            may_leave=task.may_leave,
+            pinned=offer.pinned,
+        )
+        decision = self.lanes.choose(work, query, refused)
+        if not decision.order:
+            raise _nobody(decision, self._is_by_rule(offer, task))
+        work.allowed = decision.order
+        return Plan(offer, work, decision)
+
+    def _offer(self, task: Task) -> Offer:
+        offer = self.registry.offer(task.kind, task.name)
+        if task.pin is None:
+            return offer
+        if task.pin not in offer.names:
+            raise BackendUnavailable(f"backend {task.pin!r} does not serve {task.name!r}", began=False)
+        return Offer({task.pin: offer.names[task.pin]}, task.pin)
+
+    def _work(self, task: Task, offer: Offer, client_deadline: bool) -> Work:
+        members = {name: self.registry.members[name] for name in offer.names}
+        return Work(
+            id=task.id,
+            kind=task.kind,
+            name=task.name,
+            models=offer.names,
+            sizes={name: _size(member, task) for name, member in members.items()},
+            estimates=self._estimates(members.values(), task),
+            body_bytes=len(task.body),
+            deadline=task.deadline,
+            client_deadline=client_deadline,
+            repeatable=all(member.repeatable(task.kind) for member in members.values()),
+            start=_nowhere,
+        )
+
+    def _estimates(self, members: Iterable[Member], task: Task) -> dict[str, float]:
+        out: dict[str, float] = {}
+        for member in members:
+            backend = member.backend
+            if backend is None or type(backend).estimate is Backend.estimate:
+                continue
+            with suppress(Exception):  # a plugin's guess must never cost the request
+                seconds = backend.estimate(task, self)
+                if seconds is not None:
+                    out[member.name] = float(seconds)
+        return out
+
+    # ── who is out ───────────────────────────────────────────────────────────────────────────────
+
+    def unusable(self, name: str, *, pinned: bool = False) -> str | None:
+        """Why `name` should get no work now, whatever the work; None when it may. A pin overrides a hunch."""
+        member = self.registry.members[name]
+        if member.backend is None or member.state != "serving":
+            return f"it is {member.state}" + (f": {member.error}" if member.error else "")
+        if not member.breaker.would_allow(pinned=pinned):
+            return f"breaker open: {member.breaker.why_open}"
+        if pinned:
+            return None
+        if member.unwell:
+            return f"unwell: {member.unwell}"
+        return "its link is down" if self.board.is_down(name) else None
+
+    def _refusal(self, name: str, task: Task, offer: Offer) -> str | None:
+        if self.registry.members[name].site == "cloud" and not task.may_leave:
+            return EDGE_ONLY
+        return self.unusable(name, pinned=offer.pinned == name)
+
+    def _is_by_rule(self, offer: Offer, task: Task) -> bool:
+        return not task.may_leave and all(self.registry.members[n].site == "cloud" for n in offer.names)
+
+    # ── gateway.plugin.View ──────────────────────────────────────────────────────────────────────
+
+    def seconds(self, backend: str, task: Task) -> float | None:
+        """Predicted seconds until `backend` would have finished `task`; None where it cannot serve it."""
+        member = self.registry.members.get(backend)
+        own = member.serves(task.kind, task.name) if member else None
+        if own is None or self._refusal(backend, task, Offer({}, None)):
+            return None
+        offer = Offer({backend: own}, backend)
+        return self.lanes.candidates(self._work(task, offer, False), {backend: None})[0].t_s
+
+    def slots(self, backend: str) -> int:
+        """How many tasks `backend` works on at once; 0 where there is none of that name."""
+        member = self.registry.members.get(backend)
+        return member.slots if member else 0
+
+
+def _size(member: Member, task: Task) -> float:
+    try:
+        return float(member.backend.size(task)) if member.backend else 0.0
+    except Exception:  # as above
+        return float(len(task.body))
+
+
+def _nobody(decision: Decision, is_by_rule: bool) -> GatewayError:
+    """No candidate is left: `no_backend` where the rules refuse all, `unavailable` where faults do."""
+    named = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
+    return GatewayError(
+        f"no backend may serve this now ({named})",
+        code="no_backend" if is_by_rule else "unavailable",
+        retry_after_s=None if is_by_rule else 1.0,
+    )

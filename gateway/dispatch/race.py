@@ -1,0 +1,204 @@
+"""All attempts at one request that run at once: usually one, two after a rescue. The first content wins."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.planner import Plan
+from gateway.lanes import Lanes, Work
+from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task
+from gateway.registry import Member
+from gateway.telemetry import log
+from gateway.timing import Watch
+
+CHANNEL_PARTS = 32  # what a backend may be ahead of a slow client
+
+Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds a stream may take to its first content, and between contents."""
+
+    first_byte_s: float = 60.0
+    stall_s: float = 30.0
+
+
+def _any_part(_: Part) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectations:
+    """What the client expects beside the task itself.
+
+    limits: how long it waits on a stream. is_content: whether a part is worth committing to.
+    client_deadline: the task's deadline is the client's own, not the operator's default.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    is_content: Callable[[Part], bool] = _any_part
+    client_deadline: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """What came of a task: a whole `result`, or `parts`, whose first content has arrived. Close it after use.
+
+    served_as: the backend's own name for the model or task.
+    """
+
+    backend: str
+    site: Site
+    served_as: str
+    race: Race
+    result: Result | None = None
+    parts: AsyncIterator[Part] | None = None
+
+    def close(self) -> None:
+        """Nobody listens any more."""
+        self.race.close()
+
+
+class Race:
+    """Attempts at one task under one plan. Its channel is bounded, so a slow reader slows the backend."""
+
+    def __init__(
+        self, task: Task, plan: Plan, watch: Watch, lanes: Lanes, members: dict[str, Member], spawn: Spawn
+    ) -> None:
+        self.task, self.plan, self.watch = task, plan, watch
+        self.attempts: dict[Attempt, asyncio.Task[None]] = {}
+        self.winner: Attempt | None = None
+        self._lanes, self._members, self._spawn = lanes, members, spawn
+        self._channel: asyncio.Queue[tuple[Attempt, Item]] = asyncio.Queue(CHANNEL_PARTS)
+
+    def start(self) -> None:
+        """Take the first place in line. Raises TaskRefused when the line is full."""
+        self._enter(self.plan.work, self.plan.decision.order[0])
+
+    def _enter(self, work: Work, backend: str) -> None:
+        attempt = Attempt(self.task, self.plan.offer, work, self.watch.fork(), self._put)
+        work.start = lambda granted: attempt.grant(self._lanes, granted)
+        if len(self.plan.decision.order) > 1 and work.repeatable and not self.attempts:
+            work.duplicate = self._rescue
+        work.moved = self._moved
+        self._lanes.submit(work, backend)
+        self.attempts[attempt] = self._spawn(attempt.run(self._lanes, self._members))
+
+    def _rescue(self, backend: str) -> bool:
+        """The lanes ask for a second attempt: the first is stalled."""
+        if self.winner is not None or len(self.attempts) > 1:
+            return False
+        stalled = next(iter(self.attempts))
+        work = replace(self.plan.work, allowed=(backend,), duplicate=None, arrived=None)
+        self._enter(work, backend)
+        log.info(
+            "dispatch.rescued",
+            request_id=self.task.id,
+            backend=stalled.member.name if stalled.member else "none",
+            next=backend,
+        )
+        return True
+
+    def _moved(self, before: str, after: str) -> None:
+        log.info("lane.rebound", request_id=self.task.id, before=before, after=after)
+
+    async def _put(self, attempt: Attempt, item: Item) -> None:
+        if self.winner in (None, attempt):
+            await self._channel.put((attempt, item))
+
+    # ── to the first content ─────────────────────────────────────────────────────────────────────
+
+    async def first(self, expected: Expectations, until: float) -> Answer:
+        """The whole result, or the stream from its first content on. Raises what the last attempt failed with."""
+        ahead: list[tuple[Attempt, Part]] = []
+        failed = 0
+        while True:
+            attempt, item = await self._next(until)
+            if isinstance(item, GatewayError):
+                attempt.failed(self._lanes, item)
+                failed += 1
+                if failed == len(self.attempts):
+                    raise item
+                continue
+            if isinstance(item, Part):
+                ahead.append((attempt, item))
+                if not expected.is_content(item):
+                    continue
+            return self._won(attempt, item, [part for who, part in ahead if who is attempt], expected.limits)
+
+    def _won(self, attempt: Attempt, item: Item, ahead: list[Part], limits: Limits) -> Answer:
+        assert attempt.member is not None
+        self.winner = attempt
+        attempt.succeeded(self._lanes, item.status if isinstance(item, Result) else 200)
+        attempt.watch.stop()
+        for other, running in self.attempts.items():
+            if other is not attempt:
+                other.abandoned()
+                other.watch.stop()
+                running.cancel()
+        name = attempt.member.name
+        answer = Answer(backend=name, site=attempt.member.site, served_as=self.plan.offer.names[name], race=self)
+        if isinstance(item, Result):
+            answer.result = item
+        else:
+            answer.parts = self._parts(ahead, limits, is_over=item is End)
+        return answer
+
+    async def _parts(self, ahead: list[Part], limits: Limits, *, is_over: bool) -> AsyncIterator[Part]:
+        for part in ahead:
+            yield part
+        while not is_over:
+            attempt, item = await self._next(min(self.task.deadline, time.monotonic() + limits.stall_s))
+            if attempt is not self.winner:
+                continue
+            if isinstance(item, GatewayError):
+                assert attempt.member is not None
+                attempt.member.breaker.failed(item.message, retry_after_s=item.retry_after_s)
+                raise item
+            if isinstance(item, Part):
+                yield item
+            else:
+                return
+
+    async def _next(self, until: float) -> tuple[Attempt, Item]:
+        if not self._channel.empty():
+            return self._channel.get_nowait()
+        limit_s = until - time.monotonic()
+        try:
+            async with asyncio.timeout(max(0.0, limit_s)):
+                return await self._channel.get()
+        except TimeoutError:
+            raise DeadlineExceeded(f"{self._waits_for()} within the time allowed") from None
+
+    def _waits_for(self) -> str:
+        running = [attempt.member.name for attempt in self.attempts if attempt.member]
+        return f"nothing came from {' and '.join(running)}" if running else "no slot became free"
+
+    # ── the end ──────────────────────────────────────────────────────────────────────────────────
+
+    def timed_out(self, error: DeadlineExceeded) -> None:
+        """The time is up: held against who was running."""
+        for attempt in self.attempts:
+            attempt.failed(self._lanes, error)
+
+    def close(self) -> None:
+        """Nobody listens any more. Slots are freed when their backends have really stopped."""
+        for attempt, running in self.attempts.items():
+            attempt.abandoned()
+            running.cancel()
+
+    @property
+    def began(self) -> bool:
+        """Whether any work may have started."""
+        return any(attempt.began for attempt in self.attempts)
+
+    @property
+    def asked(self) -> Mapping[str, Attempt]:
+        """Who was granted this, by backend."""
+        return {attempt.member.name: attempt for attempt in self.attempts if attempt.member}

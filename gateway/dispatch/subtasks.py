@@ -1,0 +1,68 @@
+"""What a backend asks of the gateway: its subtasks served, its network samples heard, its lines logged."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+from gateway.dispatch.dispatcher import Dispatcher
+from gateway.dispatch.race import Answer
+from gateway.journal import Record, finish, outcome_of
+from gateway.measure.board import Board
+from gateway.plugin import BackendFailed, DeadlineExceeded, GatewayError, LinkSample, Log, Result, Task
+from gateway.timing import Watch
+
+MAX_DEPTH = 4  # subtasks of subtasks of …
+
+
+@dataclass(slots=True)
+class BackendServices:
+    """`gateway.plugin.Services` for one backend. The dispatcher is put in once it exists."""
+
+    name: str
+    board: Board
+    log: Log
+    dispatcher: Dispatcher | None = field(default=None, repr=False)
+
+    def observe(self, sample: LinkSample) -> None:
+        """Tell the board what the network did."""
+        self.board.observe(self.name, sample)
+
+    async def dispatch(self, task: Task) -> Result:
+        """Serve a subtask like any request. Its account is laid over its parent's; its line is written."""
+        if self.dispatcher is None:
+            raise BackendFailed("subtasks can be dispatched once the gateway serves, not before")
+        if task.depth > MAX_DEPTH:
+            raise BackendFailed(f"subtasks are nested more than {MAX_DEPTH} deep")
+        parent = task.terms
+        watch = parent.fork() if isinstance(parent, Watch) else Watch()
+        record = Record(
+            request_id=task.id,
+            parent_id=task.parent_id,
+            kind=task.kind,
+            model=task.name,
+            items=task.items,
+            bytes_in=len(task.body),
+        )
+        return await _serve(self.dispatcher, task, watch, record)
+
+
+async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Record) -> Result:
+    answer: Answer | None = None
+    try:
+        answer = await dispatcher.dispatch(task, watch, record)
+        if answer.result is None:
+            raise BackendFailed("a subtask was answered by a stream", code="upstream_bad_response")
+        record.status, record.outcome = answer.result.status, outcome_of(answer.result.status)
+        return replace(answer.result, backend=answer.backend, site=answer.site)
+    except GatewayError as exc:
+        record.error, record.reason = exc.message, exc.code
+        record.outcome = "timed_out" if isinstance(exc, DeadlineExceeded) else "failed"
+        raise
+    except asyncio.CancelledError:
+        record.outcome = "cancelled"
+        raise
+    finally:
+        if answer is not None:
+            answer.close()
+        finish(record, watch)
