@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.ingress.errors import ERRORS
 from gateway.ingress.requests import (
+    INPUT_SCHEMA,
     MAX_NAME_CHARS,
     TRANSCRIPT_FORMATS,
     ChatRequest,
@@ -150,6 +151,7 @@ _GET_ANSWERS = {"list_models": "Models", "get_model": "Model", "list_tasks": "Ta
 def _schemas() -> dict[str, Schema]:
     checked = [*_JSON_REQUESTS.values(), OtherRequest]
     _, requests = msgspec.json.schema_components(checked, ref_template="#/components/schemas/{name}")
+    requests["EmbeddingsRequest"]["properties"]["input"] = INPUT_SCHEMA
     return {**requests, "TranscriptionRequest": _TRANSCRIPTION_REQUEST, **_ANSWERS, "Error": _error_schema()}
 
 

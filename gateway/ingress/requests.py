@@ -5,7 +5,7 @@ Fields that are not named here are nobody's business but the backend's, and reac
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct
 
@@ -21,17 +21,20 @@ _Token = Annotated[int, Meta(ge=0)]
 _Tokens = Annotated[list[_Token], Meta(min_length=1)]
 _Texts = str | Annotated[list[str | _Token | _Tokens], Meta(min_length=1)]
 Prompt = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
-# What the type cannot say (and `_count_inputs` checks): a list is all texts, all tokens, or all token lists.
-_LIST: dict[str, Any] = {"type": "array", "minItems": 1}
-_TOKEN_LIST = _LIST | {"items": {"type": "integer", "minimum": 0}}
-_ONE_KIND = [_LIST | {"items": {"type": "string"}}, _TOKEN_LIST, _LIST | {"items": _TOKEN_LIST}]
-Inputs = Annotated[
-    _Texts,
-    Meta(
-        description="a text, tokens, or a list of texts or of token lists",
-        extra_json_schema={"anyOf": [{"type": "string", "minLength": 1}, *_ONE_KIND]},
-    ),
-]
+Inputs = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
+
+# What the type of `input` cannot say: a list is all texts, all tokens, or all token lists, and none is empty.
+_ARRAY: dict[str, Any] = {"type": "array", "minItems": 1}
+_TOKEN_ARRAY = _ARRAY | {"items": {"type": "integer", "minimum": 0}}
+INPUT_SCHEMA: dict[str, Any] = {
+    "description": "a text, tokens, or a list of texts or of token lists",
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        _ARRAY | {"items": {"type": "string"}},
+        _TOKEN_ARRAY,
+        _ARRAY | {"items": _TOKEN_ARRAY},
+    ],
+}
 
 
 class StreamOptions(Struct):
