@@ -1,0 +1,207 @@
+"""The worker program: `python -P -m gateway.workers.main FD` opens one backend and runs one task at a time.
+
+It ends when the socket FD closes, and when its parent dies (the kernel sees to that even while it computes).
+It imports little, so that a worker is back within a fraction of a second: no HTTP, no settings, no telemetry.
+A backend here may block: nothing else happens in this process. A cancelled task ends at its next part or await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import importlib
+import io
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from gateway.plugin import (
+    Backend,
+    BackendFailed,
+    GatewayError,
+    LinkSample,
+    Part,
+    Result,
+    Task,
+    names_of,
+)
+from gateway.workers import wire
+
+TRACEBACK_CHARS = 8000
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_OOM_SCORE_STEP = 500  # of 1000: when memory runs out, a worker goes before the gateway
+
+
+class Program:
+    """A backend, and the one task it works on."""
+
+    def __init__(self) -> None:
+        self._channel = wire.Channel(wire.ToWorker, self._received, self._hung_up)
+        self._stopping = asyncio.Event()
+        self._backend: Backend[Any] | None = None
+        self._is_open = False
+        self._job: asyncio.Task[None] | None = None
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Work until the socket closes."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=sock)
+        await self._stopping.wait()
+        if self._job is not None:
+            self._job.cancel()
+            await asyncio.wait([self._job])
+        if self._backend is not None and self._is_open:
+            await self._backend.__aexit__(None, None, None)
+
+    def _hung_up(self) -> None:
+        self._stopping.set()
+
+    def _received(self, frame: wire.ToWorker) -> None:
+        if isinstance(frame, wire.Cancel):
+            if self._job is not None:
+                self._job.cancel()
+        elif isinstance(frame, wire.Start):
+            self._job = asyncio.create_task(self._open(frame))
+        else:
+            self._job = asyncio.create_task(self._work(wire.task_of(frame)))
+
+    async def _open(self, start: wire.Start) -> None:
+        try:
+            cls = load_class(start.path)
+            settings = cls.Settings.model_validate(start.settings)
+            self._backend = cls(settings, WorkerServices(start.backend, self._channel))
+            await self._backend.__aenter__()
+            self._is_open = True
+            self._channel.send(hello_of(self._backend))
+        except (Exception, SystemExit) as exc:
+            self._channel.send(self._failure(exc, f"`{start.path}`", None))
+            self._stopping.set()
+
+    async def _work(self, task: Task) -> None:
+        last = await self._last_frame(task)
+        try:
+            self._channel.send(last)
+        except BackendFailed as exc:
+            self._channel.send(wire.frame_error(exc, f"`{task.name}`"))
+
+    async def _last_frame(self, task: Task) -> wire.Answer | wire.Ended | wire.Failure:
+        try:
+            return await self._run(task)
+        except asyncio.CancelledError as exc:
+            me = asyncio.current_task()
+            if me is not None and me.cancelling():
+                return wire.Ended()
+            return self._failure(exc, f"`{task.name}`", task)
+        except (Exception, SystemExit) as exc:
+            return self._failure(exc, f"`{task.name}`", task)
+
+    async def _run(self, task: Task) -> wire.Answer | wire.Ended:
+        """Send the parts, return what comes last: the next task is sent as soon as that is read."""
+        outcome = cast(Backend[Any], self._backend).run(task)
+        if not isinstance(outcome, AsyncIterator):
+            return wire.frame_result(await outcome)
+        async with aclosing(cast(AsyncGenerator[Part | Result], outcome)) as stream:
+            async for item in stream:
+                if isinstance(item, Result):
+                    return wire.frame_result(item)
+                self._channel.send(wire.frame_part(item))
+                await self._channel.drained()
+                await asyncio.sleep(0)  # a generator that only computes still has to hear a cancel
+        return wire.Ended()
+
+    def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
+        if not isinstance(exc, GatewayError):
+            trace = "".join(traceback.format_exception(exc))
+            keys = {"request_id": task.id if task else None, "traceback": trace[-TRACEBACK_CHARS:]}
+            self._channel.send(wire.LogLine("error", "worker.raised", keys))
+        return wire.frame_error(exc, who)
+
+
+class WorkerServices:
+    """`gateway.plugin.Services` in a worker: the name and the log; no network to tell of, nobody to dispatch to."""
+
+    def __init__(self, name: str, channel: wire.Channel) -> None:
+        self.name = name
+        self.log = WorkerLog(channel)
+
+    async def dispatch(self, task: Task) -> Result:
+        """Not from here: subtasks are the gateway's, so a backend that divides work has isolation `loop`."""
+        raise BackendFailed("a backend in a worker process cannot dispatch subtasks; give it isolation = 'loop'")
+
+    def observe(self, sample: LinkSample) -> None:
+        """Nothing: a worker's network is not measured."""
+
+
+class WorkerLog:
+    """Sends events to the gateway's log."""
+
+    def __init__(self, channel: wire.Channel) -> None:
+        self._channel = channel
+
+    def _send(self, level: wire.LogLevel, event: str, keys: dict[str, Any]) -> None:
+        plain = msgspec.to_builtins(keys, str_keys=True, enc_hook=repr)
+        self._channel.send(wire.LogLine(level, event, plain))
+
+    def debug(self, event: str, **keys: Any) -> None:
+        """Log at level debug."""
+        self._send("debug", event, keys)
+
+    def info(self, event: str, **keys: Any) -> None:
+        """Log at level info."""
+        self._send("info", event, keys)
+
+    def warning(self, event: str, **keys: Any) -> None:
+        """Log at level warning."""
+        self._send("warning", event, keys)
+
+    def error(self, event: str, **keys: Any) -> None:
+        """Log at level error."""
+        self._send("error", event, keys)
+
+
+def load_class(path: str) -> type[Backend[Any]]:
+    """The class at `module:qualname`."""
+    module, _, qualname = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return cast("type[Backend[Any]]", found)
+
+
+def hello_of(backend: Backend[Any]) -> wire.Hello:
+    """What an open backend says of itself."""
+    return wire.Hello(
+        names_of(backend.models), names_of(backend.tasks), list(backend.kinds), dict(getattr(backend, "describe", {}))
+    )
+
+
+def harden() -> None:
+    """Die with the parent, before the parent, and not of Ctrl-C; say where it crashed; print by the line."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.enable()
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
+    with suppress(OSError, ValueError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(int(score.read_text()) + _OOM_SCORE_STEP, 1000)))
+
+
+def main() -> None:
+    """Serve on the socket whose descriptor is the first argument."""
+    harden()
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)
+    sock.setblocking(False)
+    asyncio.run(Program().serve(sock))
+
+
+if __name__ == "__main__":
+    main()

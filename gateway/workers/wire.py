@@ -1,0 +1,328 @@
+"""What a gateway and its worker say to each other, and how it is framed.
+
+A frame is four bytes of length, big-endian, and a msgpack map. The gateway sends `Start` once, then for each
+task one `Work` and perhaps a `Cancel`; a closed socket means stop. The worker sends `Hello` once it can work,
+then for each task any number of `Piece`s and exactly one of `Answer`, `Failure`, `Ended`; `LogLine`s at any time.
+A worker has one task at a time, so frames need no numbers: a `Cancel` that comes late finds nothing to cancel.
+
+JSON values travel as JSON: what arrives is what the client would see, integers of any size included. A task
+travels without its `terms`, and without the body of a multipart request, whose parts travel instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import msgspec
+
+from gateway.plugin import (
+    BackendFailed,
+    BackendUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    Kind,
+    Part,
+    Result,
+    Task,
+    TaskInvalid,
+    TaskRefused,
+    Upload,
+)
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+_LENGTH = struct.Struct("!I")
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+
+ERRORS: dict[str, type[GatewayError]] = {
+    error.__name__: error
+    for error in (GatewayError, TaskInvalid, TaskRefused, BackendUnavailable, BackendFailed, DeadlineExceeded)
+}
+
+
+# ── frames to the worker ─────────────────────────────────────────────────────────────────────────
+
+
+class Start(msgspec.Struct, tag=True, frozen=True):
+    """Open this backend. path: `module:qualname` of its class."""
+
+    path: str
+    settings: dict[str, Any]
+    backend: str
+
+
+class Work(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Run this task; `gateway.plugin.Task` says what the fields mean."""
+
+    kind: Kind
+    name: str
+    deadline: float
+    id: str
+    path: str
+    body: bytes
+    content_type: str
+    headers: dict[str, str]
+    fields: dict[str, Any] | None
+    files: dict[str, Upload]
+    items: int
+    stream: bool
+    may_leave: bool
+    parent_id: str | None
+    pin: str | None
+    depth: int
+
+
+class Cancel(msgspec.Struct, tag=True, frozen=True):
+    """Nobody waits for the task any more."""
+
+
+# ── frames from the worker ───────────────────────────────────────────────────────────────────────
+
+
+class Hello(msgspec.Struct, tag=True, frozen=True):
+    """The backend is open. models, tasks: None while it does not know them."""
+
+    models: dict[str, str] | None
+    tasks: dict[str, str] | None
+    kinds: list[Kind]
+    describe: dict[str, str]
+
+
+class Piece(msgspec.Struct, tag=True, frozen=True):
+    """A `Part`; one of the three is set."""
+
+    json: bytes | None = None
+    data: bytes | None = None
+    raw: bytes | None = None
+
+
+class Answer(msgspec.Struct, tag=True, frozen=True):
+    """A `Result`."""
+
+    json: bytes | None
+    body: bytes | None
+    status: int
+    content_type: str
+    headers: dict[str, str]
+    confidence: float | None
+
+
+class Failure(msgspec.Struct, tag=True, frozen=True):
+    """A `GatewayError`; kind: its class's name."""
+
+    kind: str
+    message: str
+    code: str
+    param: str | None = None
+    status: int | None = None
+    retry_after_s: float | None = None
+
+
+class Ended(msgspec.Struct, tag=True, frozen=True):
+    """The stream is complete, or the task was cancelled."""
+
+
+class LogLine(msgspec.Struct, tag=True, frozen=True):
+    """An event for the gateway's log."""
+
+    level: LogLevel
+    event: str
+    keys: dict[str, Any]
+
+
+ToWorker: TypeAlias = Start | Work | Cancel
+FromWorker: TypeAlias = Hello | Piece | Answer | Failure | Ended | LogLine
+Frame: TypeAlias = ToWorker | FromWorker
+
+LAST_FRAMES = (Answer, Failure, Ended)
+
+
+# ── between frames and what a plugin sees ────────────────────────────────────────────────────────
+
+
+def frame_task(task: Task) -> Work:
+    """The frame for `task`."""
+    is_multipart = task.fields is not None
+    return Work(
+        kind=task.kind,
+        name=task.name,
+        deadline=task.deadline,
+        id=task.id,
+        path=task.path,
+        body=b"" if is_multipart else task.body,
+        content_type=task.content_type,
+        headers=dict(task.headers),
+        fields=dict(task.fields) if task.fields is not None else None,
+        files=dict(task.files),
+        items=task.items,
+        stream=task.stream,
+        may_leave=task.may_leave,
+        parent_id=task.parent_id,
+        pin=task.pin,
+        depth=task.depth,
+    )
+
+
+def task_of(frame: Work) -> Task:
+    """The task in `frame`."""
+    return Task(**{name: getattr(frame, name) for name in Work.__struct_fields__})
+
+
+def frame_part(part: Part) -> Piece:
+    """The frame for `part`. Raises BackendFailed where its data is not JSON."""
+    if part.raw is not None:
+        return Piece(raw=part.raw)
+    if isinstance(part.data, bytes | bytearray | memoryview):
+        return Piece(data=bytes(part.data))
+    return Piece(json=_json(part.data))
+
+
+def part_of(frame: Piece) -> Part:
+    """The part in `frame`."""
+    if frame.json is not None:
+        return Part(msgspec.json.decode(frame.json))
+    return Part(frame.data, frame.raw)
+
+
+def frame_result(result: Result) -> Answer:
+    """The frame for `result`. Raises BackendFailed where it is not JSON."""
+    return Answer(
+        _json(result.json) if result.body is None else None,
+        result.body,
+        result.status,
+        result.content_type,
+        dict(result.headers),
+        result.confidence,
+    )
+
+
+def result_of(frame: Answer) -> Result:
+    """The result in `frame`."""
+    return Result(
+        json=None if frame.json is None else msgspec.json.decode(frame.json),
+        body=frame.body,
+        status=frame.status,
+        content_type=frame.content_type,
+        headers=frame.headers,
+        confidence=frame.confidence,
+    )
+
+
+def frame_error(exc: BaseException, who: str) -> Failure:
+    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a BackendFailed that names it."""
+    if not isinstance(exc, GatewayError):
+        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+        exc = BackendFailed(f"{who} raised {text}")
+    kind = next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS)
+    return Failure(kind, exc.message, exc.code, exc.param, exc.status, exc.retry_after_s)
+
+
+def error_of(frame: Failure) -> GatewayError:
+    """The error in `frame`, of the class it was."""
+    error = ERRORS.get(frame.kind, BackendFailed)
+    return error(
+        frame.message, code=frame.code, param=frame.param, status=frame.status, retry_after_s=frame.retry_after_s
+    )
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as exc:
+        raise BackendFailed(f"the answer is not JSON: {exc}") from exc
+
+
+# ── the channel ──────────────────────────────────────────────────────────────────────────────────
+
+
+def encode(frame: Frame) -> bytes:
+    """`frame` as it goes over the socket. Raises BackendFailed where it is too long, or cannot be encoded."""
+    try:
+        payload = msgspec.msgpack.encode(frame)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise BackendFailed(f"a {type(frame).__name__} cannot go between processes: {exc}") from exc
+    if len(payload) > MAX_FRAME_BYTES:
+        raise BackendFailed(
+            f"{len(payload)} bytes are too long to go between processes at once (at most {MAX_FRAME_BYTES}); "
+            "use shorter values, or yield them in parts"
+        )
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class Channel(asyncio.Protocol):
+    """Either end of the socket. `received` gets each frame, `lost` is called once, when the other end is gone."""
+
+    def __init__(self, accepts: Any, received: Callable[[Any], None], lost: Callable[[], None]) -> None:
+        self._decoder = msgspec.msgpack.Decoder(accepts)
+        self._received = received
+        self._lost = lost
+        self._buffer = bytearray()
+        self._transport: asyncio.Transport | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Cut frames out of the bytes and hand them on; a peer that breaks the framing is cut off."""
+        self._buffer += data
+        start = 0
+        while (body := start + _LENGTH.size) <= len(self._buffer):
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                return self.close()
+            if len(self._buffer) < body + length:
+                break
+            start = body + length
+            self._hand_on(self._buffer[body:start])
+        del self._buffer[:start]
+
+    def _hand_on(self, payload: bytearray) -> None:
+        try:
+            frame = self._decoder.decode(payload)
+        except msgspec.DecodeError:
+            return self.close()
+        self._received(frame)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Release who waits to write, and tell."""
+        self._writable.set()
+        self._lost()
+
+    def pause_writing(self) -> None:
+        """The other end reads too slowly."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The other end reads again."""
+        self._writable.set()
+
+    def send(self, frame: Frame) -> None:
+        """Write `frame`, without waiting. Raises BackendFailed where it is too long; nothing where nobody reads."""
+        data = encode(frame)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    async def drained(self) -> None:
+        """Wait until the other end has read most of what was sent."""
+        await self._writable.wait()
+
+    def read_on(self, on: bool) -> None:
+        """Take frames in, or leave them to the kernel so that the other end has to wait."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if on and not self._transport.is_reading():
+            self._transport.resume_reading()
+        elif not on and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def close(self) -> None:
+        """Send what is left, and close."""
+        if self._transport is not None:
+            self._transport.close()

@@ -1,0 +1,182 @@
+"""What goes to a worker and what comes back, errors included; on real processes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.plugin import (
+    BackendFailed,
+    Part,
+    Result,
+    TaskInvalid,
+    TaskRefused,
+    Upload,
+)
+from gateway.workers import WorkerBackend
+from support.worker_backends import Quick, Tool
+from support.workers import (
+    a_task,
+    answer,
+    begun,
+    events,
+    items,
+    of,
+    pids,
+    until,
+)
+
+# ── what arrives ─────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_stand_in_shows_what_the_worker_serves(tool: WorkerBackend) -> None:
+    assert tool.models == {"gpt": "tiny"}
+    assert "pid" in tool.tasks
+    assert tool.kinds == {"chat"}
+    assert tool.describe == {"pid": "pid(): who works"}
+    assert tool.isolation == "process"
+    assert tool.size(a_task("pid")) == 7.0
+    assert tool.estimate(a_task("pid"), None) is None  # type: ignore[arg-type]
+
+
+def test_names_are_unknown_until_a_worker_has_told_them() -> None:
+    backend = of(Tool)
+    assert backend.models is None
+    assert backend.tasks is None
+
+
+async def test_a_worker_stays_warm_and_is_another_process(tool: WorkerBackend) -> None:
+    first = await answer(tool, a_task("pid"))
+    assert first == await answer(tool, a_task("pid")) == pids(tool)[0] != os.getpid()
+
+
+async def test_a_result_arrives_with_all_it_carries(tool: WorkerBackend) -> None:
+    (result,) = await items(tool, a_task("pid"))
+    assert isinstance(result, Result)
+    assert (result.confidence, result.headers) == (0.5, {"x": "y"})
+    (result,) = await items(tool, a_task("body", "…"))
+    assert result == Result(body='"…"'.encode(), content_type="image/png", status=201)
+
+
+@pytest.mark.parametrize("value", [None, 2**80, -1.5, "ü", [], {"a": [1, {"b": None}]}])
+async def test_json_values_arrive_as_they_left(tool: WorkerBackend, value: Any) -> None:
+    assert await answer(tool, a_task("json", value)) == value
+
+
+async def test_a_multipart_task_travels_as_its_parts_without_its_body(tool: WorkerBackend) -> None:
+    file = Upload(b"RIFF", "a.wav", "audio/wav")
+    task = a_task(
+        "task", "the body", fields={"language": "en"}, files={"file": file},
+        headers={"traceparent": "00"}, items=3, may_leave=False,
+    )  # fmt: skip
+    seen = await answer(tool, task)
+    assert 19 < seen.pop("left_s") < 20
+    assert seen == {
+        "fields": {"language": "en"}, "file": "RIFF", "filename": "a.wav", "body": "",
+        "headers": {"traceparent": "00"}, "items": 3, "may_leave": False,
+    }  # fmt: skip
+
+
+async def test_settings_arrive_whole_secrets_included(tmp_path: Path) -> None:
+    async with of(Tool, folder=tmp_path, password="hunter2") as backend:
+        assert await answer(backend, a_task("settings_seen")) == [str(tmp_path), "hunter2", "here"]
+
+
+async def test_a_generators_parts_arrive_in_order(tool: WorkerBackend) -> None:
+    got = await items(tool, a_task("parts", {"n": 300}))
+    assert got == [*(Part(n) for n in range(300)), Part(b"\x00"), Part(raw=b"data: x\n\n")]
+
+
+async def test_a_slow_reader_makes_the_worker_wait(tool: WorkerBackend) -> None:
+    async with aclosing(tool.run(a_task("endless"))) as stream:
+        assert await anext(stream) == Part(0)
+        process = tool._slots[0].process
+        assert process is not None
+        await until(lambda: process._inbox.qsize() >= 64)
+        held = process._inbox.qsize()
+        await tool.health()
+        assert process._inbox.qsize() - held < 20_000  # one read's worth at most
+        assert [await anext(stream) for _ in range(5000)] == [Part(n) for n in range(1, 5001)]
+
+
+async def test_a_backend_that_cleans_up_slowly_is_idle_only_then(tool: WorkerBackend) -> None:
+    for _ in range(20):
+        assert await answer(tool, a_task("slow_to_close")) == "early"
+        assert await answer(tool, a_task("pid")) == pids(tool)[0]
+
+
+async def test_one_process_per_slot_and_each_works_at_the_same_time() -> None:
+    async with (
+        of(Tool, slots=2) as backend,
+        begun(backend, a_task("wait")) as (one, _),
+        begun(backend, a_task("wait")) as (other, _),
+    ):
+        assert {one, other} == set(pids(backend))
+        assert [worker["state"] for worker in backend.workers] == ["busy", "busy"]
+
+
+async def test_a_worker_is_light_and_holds_nothing_of_ours(tool: WorkerBackend) -> None:
+    seen = await answer(tool, a_task("environment"))
+    assert not seen["aiohttp"]
+    assert seen["oom"] >= 500
+    assert len(seen["fds"]) <= 9  # three standard ones, the socket, and what its event loop needs
+
+
+async def test_a_backend_written_as_a_coroutine_is_served_as_well() -> None:
+    async with of(Quick) as backend:
+        assert await answer(backend, a_task("echo", [1])) == {"result": [1]}
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_exception_is_named_to_the_client_and_traced_in_the_log(tool: WorkerBackend) -> None:
+    task = a_task("divide", 0)
+    with pytest.raises(BackendFailed) as caught:
+        await answer(tool, task)
+    assert caught.value.message == "`divide` raised ZeroDivisionError: division by zero"
+    assert caught.value.code == "plugin_error"
+    (line,) = events(tool, "worker.raised")
+    assert line["request_id"] == task.id
+    assert "worker_backends.py" in line["traceback"]
+
+
+async def test_the_gateways_errors_keep_their_class_and_fields(tool: WorkerBackend) -> None:
+    with pytest.raises(TaskRefused) as caught:
+        await answer(tool, a_task("refuse"))
+    error = caught.value
+    assert (error.message, error.code, error.param, error.status, error.retry_after_s) == (
+        "busy", "rate_limited", "n", 429, 2.5,
+    )  # fmt: skip
+    with pytest.raises(TaskInvalid, match="no"):
+        await answer(tool, a_task("invalid"))
+    assert not events(tool, "worker.raised")
+
+
+async def test_an_answer_that_is_not_json_says_so(tool: WorkerBackend) -> None:
+    with pytest.raises(BackendFailed, match=r"the answer is not JSON.*object"):
+        await answer(tool, a_task("not_json"))
+
+
+async def test_an_answer_too_long_for_a_frame_says_so(tool: WorkerBackend) -> None:
+    with pytest.raises(BackendFailed, match="too long to go between processes"):
+        await answer(tool, a_task("huge"))
+    assert await answer(tool, a_task("pid")) == pids(tool)[0]
+
+
+async def test_a_task_too_long_for_a_frame_says_so_and_costs_no_worker(tool: WorkerBackend) -> None:
+    task = a_task("body").replace(body=bytes(65 * 1024 * 1024))
+    with pytest.raises(BackendFailed, match="too long to go between processes"):
+        await answer(tool, task)
+    assert await answer(tool, a_task("pid")) == pids(tool)[0]
+
+
+async def test_sys_exit_in_a_plugin_is_an_error_like_any_other(tool: WorkerBackend) -> None:
+    before = pids(tool)
+    with pytest.raises(BackendFailed, match="`sys_exit` raised SystemExit: enough"):
+        await items(tool, a_task("sys_exit"))
+    assert await answer(tool, a_task("pid")) == before[0]

@@ -1,0 +1,152 @@
+"""Starting, backing off, stopping, and what is left then: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.plugin import (
+    Backend,
+    BackendUnavailable,
+)
+from gateway.workers import WorkerBackend
+from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Quick
+from support.workers import (
+    a_task,
+    answer,
+    begun,
+    children,
+    events,
+    is_gone,
+    logged,
+    of,
+    pids,
+    state_of,
+    until,
+)
+
+
+@pytest.mark.parametrize(
+    ("cls", "why"),
+    [
+        (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL"),
+        (Faulty, "worker_backends:Faulty` raised KeyError: 'weights'"),
+        (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready"),
+    ],
+)
+async def test_a_backend_that_cannot_start_says_why_and_leaves_nothing(cls: type[Backend[Any]], why: str) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(BackendUnavailable, match=why):
+        await of(cls, slots=2).__aenter__()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_starts_that_fail_back_off_and_recover(tmp_path: Path) -> None:
+    allowed = tmp_path / "allowed"
+    allowed.touch()
+    async with of(OnceBroken, broken_until=allowed) as backend:
+        allowed.unlink()
+        with pytest.raises(BackendUnavailable):
+            await answer(backend, a_task("die"))
+        waits = [line["retry_s"] for line in await logged(backend, "worker.start_failed", 2)]
+        assert waits == [0.1, 0.2]
+        with pytest.raises(BackendUnavailable, match="no worker of backend `here` starts: not yet"):
+            await answer(backend, a_task("echo"))
+        assert await backend.health() == "no worker of backend `here` starts: not yet"
+        allowed.touch()
+        await logged(backend, "worker.ready", 2)
+        assert await answer(backend, a_task("echo")) == pids(backend)[0]
+        assert await backend.health() is None
+
+
+async def test_a_stopped_backend_leaves_no_process_and_refuses() -> None:
+    async with of(Quick, slots=2) as backend:
+        await logged(backend, "worker.ready", 2)
+        started = pids(backend)
+    assert all(is_gone(pid) for pid in started)
+    with pytest.raises(BackendUnavailable, match="is stopped"):
+        await answer(backend, a_task("echo"))
+
+
+async def test_stopping_while_workers_still_start_leaves_nothing() -> None:
+    before = children()
+    async with of(Quick, slots=3):
+        assert children() != before
+    assert children() == before
+
+
+async def test_cancelling_the_start_leaves_nothing() -> None:
+    before, unstarted = set(os.listdir("/proc/self/fd")), children()
+    start = asyncio.create_task(of(Quick, slots=2).__aenter__())
+    await until(lambda: children() != unstarted)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_worker_that_computes_is_killed_two_seconds_after_it_was_asked_to_stop(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("block", {"seconds": 60})) as (pid, job):
+        began = time.monotonic()
+        await tool.__aexit__(None, None, None)
+        assert 1.9 < time.monotonic() - began < 2.5
+        assert is_gone(pid)
+        with pytest.raises(BackendUnavailable):
+            await job
+
+
+async def test_output_is_logged_by_the_line_and_cut(tool: WorkerBackend) -> None:
+    await answer(tool, a_task("talk"))
+    one, two = await logged(tool, "worker.output", 2)
+    assert one == {"pid": pids(tool)[0], "line": "to standard output"}
+    assert two["line"] == "x" * 500
+
+
+async def test_what_a_plugin_logs_in_a_worker_reaches_the_log(tool: WorkerBackend) -> None:
+    await answer(tool, a_task("talk"))
+    (line,) = events(tool, "tool.talked")
+    assert line == {"where": "PosixPath('/here')", "count": 1}
+
+
+async def test_a_thousand_tasks_leak_neither_descriptors_nor_processes() -> None:
+    async with of(Quick, slots=2) as backend:
+        await logged(backend, "worker.ready", 2)
+        before, started = len(os.listdir("/proc/self/fd")), pids(backend)
+        for n in range(1000):
+            assert await answer(backend, a_task("echo", n)) == {"result": n}
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert pids(backend) == started
+        assert len(asyncio.all_tasks()) < 10
+
+
+async def test_a_worker_whose_gateway_dies_exits_by_itself(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, sys, time\n"
+        "from gateway.plugin import Task\n"
+        "from gateway.workers import WorkerBackend\n"
+        "from support.services import KeptServices\n"
+        "from support.worker_backends import Tool, ToolSettings\n"
+        "async def main():\n"
+        "    async with WorkerBackend(Tool, ToolSettings(), KeptServices(), slots=1) as b:\n"
+        "        t = Task(kind='task', name='block', deadline=time.monotonic() + 60, body=b'{\"seconds\":60}')\n"
+        "        async for part in b.run(t):\n"
+        "            print(part.data, flush=True)\n"
+        "asyncio.run(main())\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    gateway = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", program, env=env, stdout=asyncio.subprocess.PIPE
+    )
+    assert gateway.stdout is not None
+    pid = int(await gateway.stdout.readline())
+    gateway.kill()
+    await gateway.communicate()
+    await until(lambda: is_gone(pid) or state_of(pid) == "Z")

@@ -1,0 +1,161 @@
+"""How workers end: crashes, deadlines, cancellations; on real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from gateway.plugin import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    Part,
+)
+from gateway.workers import WorkerBackend
+from support.worker_backends import Quick, Stubborn, Tool
+from support.workers import (
+    a_task,
+    answer,
+    begun,
+    events,
+    is_gone,
+    items,
+    logged,
+    of,
+    pids,
+    state_of,
+    until,
+)
+
+# ── crashes ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_worker_killed_mid_task_is_told_of_and_replaced_within_a_second(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("wait")) as (pid, job):
+        os.kill(pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+        with pytest.raises(BackendUnavailable, match=rf"worker {pid} of backend `here` was killed by signal 9"):
+            await job
+    replaced = await answer(tool, a_task("pid"))
+    assert time.monotonic() - killed_at < 1
+    assert replaced != pid
+    assert events(tool, "worker.died") == [{"pid": pid, "how": "was killed by signal 9 (SIGKILL)"}]
+    assert tool.workers[0]["restarts"] == 1
+
+
+async def test_nobody_else_notices_a_crash() -> None:
+    async with of(Tool, slots=2) as backend, begun(backend, a_task("block", {"seconds": 0.3})) as (_, other):
+        with pytest.raises(BackendUnavailable, match="SIGSEGV"):
+            await items(backend, a_task("segfault"))
+        assert await other == [Part("done")]
+
+
+async def test_a_segfault_leaves_its_traceback_in_the_log(tool: WorkerBackend) -> None:
+    with pytest.raises(BackendUnavailable, match="was killed by signal 11"):
+        await items(tool, a_task("segfault"))
+    said = "\n".join(line["line"] for line in events(tool, "worker.output"))
+    assert "Fatal Python error: Segmentation fault" in said
+    assert "in segfault" in said
+
+
+async def test_a_process_that_exits_is_told_with_its_status(tool: WorkerBackend) -> None:
+    with pytest.raises(BackendUnavailable, match="exited with status 3"):
+        await items(tool, a_task("exit_now"))
+
+
+async def test_an_idle_worker_that_dies_is_replaced_unasked() -> None:
+    async with of(Quick) as backend:
+        (pid,) = pids(backend)
+        os.kill(pid, signal.SIGKILL)
+        await logged(backend, "worker.ready", 2)
+        assert await answer(backend, a_task("echo")) == {"result": None}
+        assert pids(backend) != [pid]
+
+
+# ── the deadline, and clients that hang up ───────────────────────────────────────────────────────
+
+
+async def test_a_task_is_killed_at_its_deadline_and_its_worker_replaced(tool: WorkerBackend) -> None:
+    (pid,) = pids(tool)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="`block`"):
+        await items(tool, a_task("block", {"seconds": 60}, within_s=0.3))
+    assert 0.3 <= time.monotonic() - began < 0.6
+    assert is_gone(pid)
+    assert await answer(tool, a_task("pid")) != pid
+
+
+async def test_an_endless_stream_ends_at_its_deadline(tool: WorkerBackend) -> None:
+    with pytest.raises(DeadlineExceeded):
+        await items(tool, a_task("endless", within_s=0.2))
+
+
+async def test_a_kill_takes_the_workers_children_along(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("spawn", within_s=0.5)) as (child, job):
+        with pytest.raises(DeadlineExceeded):
+            await job
+        await until(lambda: state_of(child) == "Z")
+
+
+async def test_a_cancelled_stream_stops_at_its_next_part_and_the_worker_is_kept(tool: WorkerBackend) -> None:
+    stream = tool.run(a_task("endless"))
+    await anext(stream)
+    began = time.monotonic()
+    await stream.aclose()
+    assert time.monotonic() - began < 0.5
+    assert await answer(tool, a_task("pid")) == pids(tool)[0]
+    assert tool.workers[0]["restarts"] == 0
+
+
+async def test_cancelling_returns_only_when_the_worker_is_idle_again(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("block", {"seconds": 0.3})) as (pid, job):
+        began = time.monotonic()
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert time.monotonic() - began > 0.2
+        assert tool.workers[0]["state"] == "idle"
+        assert await answer(tool, a_task("pid")) == pid
+
+
+async def test_a_cancelled_task_that_does_not_end_is_killed_at_the_deadline() -> None:
+    async with of(Stubborn) as backend:
+        (pid,) = pids(backend)
+        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=0.4)))
+        await until(lambda: backend.workers[0]["state"] == "busy")
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert is_gone(pid)
+        assert (await logged(backend, "worker.died"))[0]["how"] == (
+            "was killed because a cancelled task did not end before its deadline"
+        )
+
+
+async def test_a_second_cancellation_leaves_at_once_and_the_draining_goes_on(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("block", {"seconds": 0.3})) as (pid, job):
+        job.cancel()
+        await asyncio.sleep(0)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert await answer(tool, a_task("pid")) == pid
+
+
+async def test_a_worker_that_dies_while_it_is_drained_is_replaced(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("block", {"seconds": 5})) as (pid, job):
+        job.cancel()
+        await asyncio.sleep(0)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(asyncio.CancelledError):
+            await job
+    assert await answer(tool, a_task("pid")) != pid
+
+
+async def test_who_waits_for_a_worker_waits_no_longer_than_its_deadline(tool: WorkerBackend) -> None:
+    async with begun(tool, a_task("wait")):
+        with pytest.raises(DeadlineExceeded, match="no worker of backend `here` was free"):
+            await answer(tool, a_task("pid", within_s=0.05))

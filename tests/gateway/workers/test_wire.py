@@ -1,0 +1,48 @@
+"""Frames and settings, by value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.plugin import (
+    Backend,
+    BackendSettings,
+    Result,
+    Task,
+)
+from gateway.workers import WorkerBackend, wire
+from support.services import KeptServices
+from support.worker_backends import Tool, ToolSettings
+from support.workers import (
+    of,
+)
+
+
+def test_frames_come_out_whole_however_the_bytes_are_cut() -> None:
+    frames: list[Any] = [wire.Cancel(), wire.Start("a:b", {"x": 1}, "here"), wire.Cancel()]
+    data = b"".join(wire.encode(frame) for frame in frames)
+    for step in range(1, len(data) + 1):
+        got: list[Any] = []
+        channel = wire.Channel(wire.ToWorker, got.append, lambda: None)
+        for at in range(0, len(data), step):
+            channel.data_received(data[at : at + step])
+        assert got == frames
+
+
+def test_a_class_that_cannot_be_imported_is_refused_with_the_reason() -> None:
+    class Inner(Backend[BackendSettings]):
+        async def run(self, task: Task) -> Result:
+            return Result()
+
+    with pytest.raises(ValueError, match="importable"):
+        of(Inner)
+
+
+def test_settings_are_plain_before_they_travel() -> None:
+    settings = ToolSettings(folder=Path("/models"), password="x", tasks=["a"])  # type: ignore[arg-type]
+    backend = WorkerBackend(Tool, settings, KeptServices(), slots=1)
+    assert backend._start.settings["folder"] == "/models"
+    assert ToolSettings.model_validate(backend._start.settings) == settings

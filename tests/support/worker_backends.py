@@ -1,0 +1,207 @@
+"""Backends for tests of workers: importable, as a class that runs in processes has to be."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import SecretStr
+
+from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Part, Result, Task, TaskInvalid, TaskRefused
+
+
+class ToolSettings(BackendSettings):
+    folder: Path = Path("/")
+    password: SecretStr = SecretStr("")
+    broken_until: Path | None = None
+
+
+class Tool(Backend[ToolSettings]):
+    """Does what the task is called."""
+
+    isolation = "process"
+    kinds = frozenset({"chat"})
+
+    async def __aenter__(self) -> Self:
+        self.models = {"gpt": "tiny"}
+        self.tasks = tuple(sorted(name for name in vars(type(self)) if not name.startswith("_")))
+        self.describe = {"pid": "pid(): who works"}
+        return self
+
+    def size(self, task: Task) -> float:
+        return 7.0
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        async for item in getattr(self, task.name)(task):
+            yield item
+
+    async def pid(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json=os.getpid(), confidence=0.5, headers={"x": "y"})
+
+    async def json(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json=task.json)
+
+    async def task(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(
+            json={
+                "fields": task.fields,
+                "file": task.files["file"].data.decode(),
+                "filename": task.files["file"].filename,
+                "body": task.body.decode(),
+                "left_s": task.deadline - time.monotonic(),
+                "headers": task.headers,
+                "items": task.items,
+                "may_leave": task.may_leave,
+            }
+        )
+
+    async def settings_seen(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json=[str(self.settings.folder), self.settings.password.get_secret_value(), self.services.name])
+
+    async def body(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(body=task.body, content_type="image/png", status=201)
+
+    async def parts(self, task: Task) -> AsyncIterator[Part]:
+        for n in range(task.json["n"]):
+            yield Part(n)
+        yield Part(b"\x00")
+        yield Part(raw=b"data: x\n\n")
+
+    async def endless(self, task: Task) -> AsyncIterator[Part]:
+        n = 0
+        while True:
+            yield Part(n)
+            n += 1
+
+    async def block(self, task: Task) -> AsyncIterator[Part]:
+        yield Part(os.getpid())
+        time.sleep(task.json["seconds"])  # noqa: ASYNC251  # that is what a worker is for
+        yield Part("done")
+
+    async def wait(self, task: Task) -> AsyncIterator[Part]:
+        yield Part(os.getpid())
+        await asyncio.Event().wait()
+
+    async def spawn(self, task: Task) -> AsyncIterator[Part]:
+        child = await asyncio.create_subprocess_exec("sleep", "60")
+        yield Part(child.pid)
+        await child.wait()
+
+    async def slow_to_close(self, task: Task) -> AsyncIterator[Result]:
+        try:
+            yield Result(json="early")
+        finally:
+            for _ in range(50):
+                await asyncio.sleep(0)
+
+    async def segfault(self, task: Task) -> AsyncIterator[Part]:
+        yield Part("next: a null pointer")
+        ctypes.string_at(0)
+
+    async def exit_now(self, task: Task) -> AsyncIterator[Part]:
+        yield Part("leaving")
+        os._exit(3)
+
+    async def sys_exit(self, task: Task) -> AsyncIterator[Part]:
+        yield Part("leaving")
+        sys.exit("enough")
+
+    async def divide(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json=1 / task.json)
+
+    async def refuse(self, task: Task) -> AsyncIterator[Result]:
+        raise TaskRefused("busy", code="rate_limited", param="n", status=429, retry_after_s=2.5)
+        yield
+
+    async def invalid(self, task: Task) -> AsyncIterator[Result]:
+        raise Picky("no")
+        yield
+
+    async def not_json(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json=object())
+
+    async def huge(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(body=bytes(65 * 1024 * 1024))
+
+    async def talk(self, task: Task) -> AsyncIterator[Result]:
+        print("to standard output")
+        print("x" * 9000, file=sys.stderr)
+        self.services.log.warning("tool.talked", where=Path("/here"), count=1)
+        yield Result(json="said")
+
+    async def environment(self, task: Task) -> AsyncIterator[Result]:
+        oom = int(Path("/proc/self/oom_score_adj").read_text())  # noqa: ASYNC240
+        yield Result(json={"oom": oom, "fds": os.listdir("/proc/self/fd"), "aiohttp": "aiohttp" in sys.modules})
+
+
+class Picky(TaskInvalid):
+    """An error class of the plugin's own."""
+
+
+class Quick(Backend[BackendSettings]):
+    """As little as a backend can do, by a coroutine."""
+
+    tasks = ("echo",)
+    isolation = "process"
+
+    async def run(self, task: Task) -> Result:
+        return Result(json={"result": task.json})
+
+
+class Stubborn(Quick):
+    """Does not let itself be cancelled for a while."""
+
+    async def run(self, task: Task) -> Result:
+        with_mercy = asyncio.get_running_loop().time() + task.json["seconds"]
+        while (left := with_mercy - asyncio.get_running_loop().time()) > 0:
+            try:
+                await asyncio.sleep(left)
+            except asyncio.CancelledError:
+                continue
+        return Result(json=os.getpid())
+
+
+class Broken(Quick):
+    """Cannot start, and says why."""
+
+    async def __aenter__(self) -> Self:
+        raise BackendUnavailable("the model file is missing; set MODEL")
+
+
+class Faulty(Quick):
+    """Cannot start, by accident."""
+
+    async def __aenter__(self) -> Self:
+        raise KeyError("weights")
+
+
+class CrashesLoading(Quick):
+    """A native library takes the process down while it loads."""
+
+    async def __aenter__(self) -> Self:
+        print("loading libbad", flush=True)
+        os.abort()
+
+
+class OnceBroken(Backend[ToolSettings]):
+    """Starts only while the file `broken_until` exists."""
+
+    tasks = ("echo", "die")
+    isolation = "process"
+
+    async def __aenter__(self) -> Self:
+        assert self.settings.broken_until is not None
+        if not self.settings.broken_until.exists():
+            raise BackendUnavailable("not yet")
+        return self
+
+    async def run(self, task: Task) -> Any:
+        if task.name == "die":
+            os._exit(1)
+        return Result(json=os.getpid())
