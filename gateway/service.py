@@ -83,6 +83,7 @@ class Service:
         check_parser()
         metrics.BUILD.set(1, version=__version__, python=platform.python_version())
         self._restore()
+        self.board.sample_load()
         await self._listen()
         await self.registry.open_all(self._changed)
         self._ticker = asyncio.create_task(self._tick(), name="tick")

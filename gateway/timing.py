@@ -142,7 +142,7 @@ class Watch:
 
     def so_far(self) -> Account:
         """The account as it stands now; nothing is ended."""
-        return self._balance(max(self._clock(), self._since))
+        return self._balance(self._since if self._closed else max(self._clock(), self._since))
 
     def close(self) -> Account:
         """End the line and its children, and balance the account."""

@@ -40,7 +40,11 @@ Put = Callable[["Attempt", Item], Awaitable[None]]
 
 
 class Attempt:
-    """Runs one backend once. Everything it yields, or raises, goes to `put`; nobody awaits it."""
+    """Runs one backend once. Everything it yields, or raises, goes to `put`; nobody awaits it.
+
+    Its account runs on until whoever listens has heard what came of it, and says so by `succeeded`,
+    `failed` or `abandoned`, each of which counts only once.
+    """
 
     def __init__(self, task: Task, offer: Offer, work: Work, watch: Watch, put: Put) -> None:
         self.task, self.offer, self.work, self.watch = task, offer, work, watch
@@ -49,10 +53,10 @@ class Attempt:
         self.is_settled = False
         self._put = put
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        watch.enter("queue")
 
     async def run(self, lanes: Lanes, members: dict[str, Member]) -> None:
         """Wait for the grant, run, free the slot. Cancelling it means that nobody waits any more."""
-        self.watch.enter("queue")
         backend: str | None = None
         try:
             backend = await self._granted
@@ -90,14 +94,11 @@ class Attempt:
         self.began = True
         if site == "cloud":
             metrics.EGRESS.inc(len(task.body), backend=member.name)
-        try:
-            produced = member.backend.run(task.replace(name=self.offer.names[member.name], terms=inner))
-            if isinstance(produced, AsyncIterator):
-                await self._relay(produced)
-            else:
-                await self._put(self, _checked(await produced))
-        finally:
-            inner.stop()
+        produced = member.backend.run(task.replace(name=self.offer.names[member.name], terms=inner))
+        if isinstance(produced, AsyncIterator):
+            await self._relay(produced)
+        else:
+            await self._put(self, _checked(await produced))
 
     async def _relay(self, produced: AsyncIterator[Part | Result]) -> None:
         async with aclosing(produced) as items:  # type: ignore[type-var]
@@ -126,6 +127,7 @@ class Attempt:
 
     def succeeded(self, lanes: Lanes, status: int = 200) -> None:
         """It answered. Only a real answer teaches how fast the backend is; a 4xx teaches nothing at all."""
+        self.watch.stop()
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
@@ -139,6 +141,7 @@ class Attempt:
 
     def failed(self, lanes: Lanes, error: GatewayError) -> None:
         """It did not. The client's own mistakes are not held against it."""
+        self.watch.stop()
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
@@ -151,6 +154,7 @@ class Attempt:
 
     def abandoned(self) -> None:
         """Nobody waits for it any more; that says nothing of the backend."""
+        self.watch.stop()
         if not self.is_settled and self.member is not None:
             self.is_settled = True
             self.member.breaker.ignored()

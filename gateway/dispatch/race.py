@@ -136,11 +136,9 @@ class Race:
         assert attempt.member is not None
         self.winner = attempt
         attempt.succeeded(self._lanes, item.status if isinstance(item, Result) else 200)
-        attempt.watch.stop()
         for other, running in self.attempts.items():
             if other is not attempt:
                 other.abandoned()
-                other.watch.stop()
                 running.cancel()
         name = attempt.member.name
         answer = Answer(backend=name, site=attempt.member.site, served_as=self.plan.offer.names[name], race=self)

@@ -154,6 +154,7 @@ class HttpDoor:
         return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
 
 
+_OURS = {"Server": "edge-gateway"}  # not the versions of what we are made of
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
     "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, x-gateway-locality, x-gateway-deadline-ms",
@@ -220,7 +221,7 @@ class HttpReply:
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete answer."""
-        self.response = web.Response(status=status, body=body, headers={**self._headers, **headers})
+        self.response = web.Response(status=status, body=body, headers={**_OURS, **self._headers, **headers})
         if self._close_after or (status >= 400 and not self.body_is_read and self._request.can_read_body):
             self.response.force_close()
         await self._in_time(self._finish())
@@ -238,7 +239,7 @@ class HttpReply:
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of a stream."""
-        self.response = web.StreamResponse(status=status, headers={**self._headers, **headers})
+        self.response = web.StreamResponse(status=status, headers={**_OURS, **self._headers, **headers})
         if self._close_after:
             self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
@@ -273,5 +274,5 @@ def _error_response(error: GatewayError, request_id: str) -> web.Response:
         status=status_of(error),
         body=msgspec.json.encode(envelope(error, request_id)),
         content_type="application/json",
-        headers={"x-request-id": request_id},
+        headers={**_OURS, "x-request-id": request_id},
     )

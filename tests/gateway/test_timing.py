@@ -1,0 +1,147 @@
+"""The account of time, for any history and for the worked examples of docs/timing.md."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.timing import TERMS, Account, Watch, balance, rates
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def assert_closes(account: Account) -> None:
+    terms = account.terms_us.values()
+    assert account.total_us == sum(terms) - account.overlap_us + account.other_us
+    assert min(*terms, account.overlap_us, account.other_us, account.total_us) >= 0
+
+
+@given(
+    st.integers(0, 2_000_000).flatmap(
+        lambda total: st.tuples(
+            st.just(total),
+            st.lists(st.tuples(st.sampled_from(TERMS), st.integers(0, total), st.integers(0, total)), max_size=40),
+        )
+    )
+)
+def test_the_account_closes_for_any_intervals(drawn: tuple[int, list[tuple[str, int, int]]]) -> None:
+    total, spans = drawn
+    intervals = [(term, min(a, b), max(a, b)) for term, a, b in spans if a != b]
+    account = balance(intervals, total)
+    assert_closes(account)
+    for term in TERMS:
+        covered = {us for name, a, b in intervals if name == term for us in (a, b - 1)}
+        assert (account.terms_us[term] > 0) == bool(covered)
+
+
+Step = st.tuples(
+    st.sampled_from(["enter", "leave", "fork", "divide", "child", "stop child", "peek"]),
+    st.sampled_from(TERMS),
+    st.floats(0, 3, allow_nan=False),
+)
+
+
+@given(st.lists(Step, max_size=60))
+def test_the_account_closes_for_any_history_of_a_watch_and_its_forks(steps: list[tuple[str, str, float]]) -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    children: list[Watch] = []
+    for action, term, seconds in steps:
+        clock.now += seconds
+        target = children[-1] if children else watch
+        match action:
+            case "enter":
+                watch.enter(term)
+            case "leave":
+                watch.leave()
+            case "fork":
+                children.append(target.fork(only="edge" if seconds < 0.1 else None))
+            case "divide":
+                watch.divide(term, seconds, into="network")
+            case "child":
+                target.enter(term, at=clock.now - seconds)
+            case "stop child":
+                target.stop()
+            case "peek":
+                assert_closes(watch.so_far())
+    before = watch.so_far()
+    account = watch.close()
+    assert account == before
+    assert_closes(account)
+    clock.now += 5
+    watch.enter("edge")
+    assert watch.close().total_us == account.total_us
+
+
+def test_work_done_one_after_the_other_adds_up_without_overlap() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    for term, seconds in (("read", 0.001), ("queue", 0.002), ("edge", 0.5), ("write", 0.001)):
+        watch.enter(term)
+        clock.now += seconds
+    account = watch.close()
+    assert account.terms_us["edge"] == 500_000
+    assert (account.total_us, account.overlap_us, account.other_us, account.path) == (504_000, 0, 0, "serial")
+
+
+def test_parallel_work_is_counted_once_by_term_and_its_overlap_is_what_was_saved() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    one, two = watch.fork(), watch.fork()
+    one.enter("edge")
+    two.enter("cloud")
+    clock.now += 0.3
+    two.stop()
+    clock.now += 0.1
+    one.stop()
+    one.did("edge", 4)
+    two.did("cloud", 6)
+    account = watch.close()
+    assert (account.total_us, account.overlap_us, account.path) == (400_000, 300_000, "parallel")
+    found = rates(account, 10)
+    assert found["r_edge_per_s"] == pytest.approx(10)
+    assert found["r_cloud_per_s"] == pytest.approx(20)
+    assert found["r_total_per_s"] == pytest.approx(30)
+
+
+def test_a_serial_path_through_the_cloud_is_slower_than_each_of_its_parts() -> None:
+    account = balance([("network", 0, 100_000), ("cloud", 100_000, 200_000)], 200_000)
+    found = rates(account, 1)
+    assert found["r_total_per_s"] == pytest.approx(5)
+    assert found["r_sum_per_s"] == pytest.approx(20)
+    assert found["r_path"] == "serial"
+
+
+def test_a_wait_is_divided_between_the_network_at_both_ends_and_the_cloud() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    watch.enter("cloud")
+    clock.now += 0.1
+    watch.leave()
+    watch.divide("cloud", 0.04, into="network")
+    account = watch.close()
+    assert account.terms_us["network"] == 40_000
+    assert account.terms_us["cloud"] == 60_000
+
+
+def test_an_unknown_term_is_refused_by_name() -> None:
+    with pytest.raises(KeyError, match="lunch"):
+        Watch().enter("lunch")
+
+
+def test_a_service_on_this_site_counts_as_edge_wire_and_all() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    inner = watch.fork(only="edge")
+    for term in ("connect", "upload", "cloud", "download"):
+        inner.enter(term)
+        clock.now += 0.1
+    account = watch.close()
+    assert account.terms_us["edge"] == account.total_us == 400_000
