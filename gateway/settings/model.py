@@ -8,6 +8,7 @@ each plugin's settings.
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from gateway.settings.text import conceal, quote, render
 from gateway.settings.variables import Variables
 
 M = TypeVar("M", bound=BaseModel)
+
+_MEANT_AS_JSON = re.compile(r"\s*(\{|\[\s*[\[{\"])")  # `[2001:db8::1]:80` is a listener
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +116,26 @@ class _Source(EnvSettingsSource):
         """What does not decode goes on as it is, so that validation names it with all the others."""
         if not isinstance(value, str):
             return value
-        if value.lstrip()[:1] in ("[", "{"):
-            return _json_or(value, value)
-        is_list = field is not None and any(
-            (get_origin(t) or t) in (list, tuple, set, frozenset) for t in types_in(field.annotation)
-        )
-        return [part.strip() for part in value.split(",") if part.strip()] if is_list else value
+        decoded, broken = _read_json(value)
+        if decoded is not None:
+            return decoded
+        if broken or not _is_list(field):
+            return value
+        return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _json_or(text: str, default: Any) -> Any:
+def _read_json(text: str) -> tuple[Any, str | None]:
+    """The list or map a text is, else None; and what is wrong with it, where it was meant to be one."""
     try:
-        return json.loads(text)
-    except ValueError:
-        return default
+        value = json.loads(text)
+    except ValueError as exc:
+        return None, f"this is no valid JSON: {exc}" if _MEANT_AS_JSON.match(text) else None
+    return value if isinstance(value, list | dict) else None, None
+
+
+def _is_list(field: FieldInfo | None) -> bool:
+    kinds = types_in(field.annotation) if field else ()
+    return any((get_origin(kind) or kind) in (list, tuple, set, frozenset) for kind in kinds)
 
 
 def fill(
@@ -182,7 +192,7 @@ def _explain(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], varia
     leaf, variable = leaves.get(name), variables.get(name)
     message = "is not set, and has no default" if error["type"] == "missing" else _message(error)
     if variable and leaf and not mentions_secret(leaf.field.annotation):
-        broken = _bad_json(variable.text)
+        broken = _read_json(variable.text)[1]
         if broken or error["type"] != "value_error":  # our own validators name the culprit themselves
             message = f"{_shorten(conceal(variable.text))!r}: {broken or message}"
     return Problem(name, message, _fix(name, leaf))
@@ -191,15 +201,6 @@ def _explain(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], varia
 def _message(error: ErrorDetails) -> str:
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ").rstrip(".")
     return f"it{message.removeprefix('Input')}" if message.startswith("Input ") else message
-
-
-def _bad_json(text: str) -> str | None:
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            json.loads(text)
-        except ValueError as exc:
-            return f"this is no valid JSON: {exc}"
-    return None
 
 
 def _fix(name: str, leaf: Leaf | None) -> str:

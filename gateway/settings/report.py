@@ -19,6 +19,8 @@ from gateway.settings.tree import PREFIX, Settings
 from gateway.settings.variables import BACKENDS
 
 WIDTH = 100
+# What the generated file calls a backend; others go by their plugin's name. `hybrid` then finds its two sides.
+_USUAL_NAMES = {"local": "edge", "http": "cloud"}
 Plugins = Mapping[str, type[Backend[Any]]]
 
 _ENV_HEAD = """\
@@ -76,8 +78,9 @@ def render_env(plugins: Plugins) -> str:
 
 def _backend_lines(name: str, cls: type[Backend[Any]], *, is_on: bool) -> Iterator[str]:
     """What any backend may set is explained at the first one only."""
-    prefix = f"{BACKENDS}__{variable_part(name)}__"
-    yield from ("", "", f"# ── a backend called {variable_part(name).lower()}, of plugin {name}: {summary(cls)}")
+    called = variable_part(_USUAL_NAMES.get(name, name))
+    prefix = f"{BACKENDS}__{called}__"
+    yield from ("", "", f"# ── a backend called {called.lower()}, of plugin {name}: {summary(cls)}")
     yield from ("", f"{'' if is_on else '#'}{prefix}PLUGIN={name}")
     for leaf in backend_leaves(cls, prefix):
         about = _about(leaf) if is_on or not is_common(leaf) else ""

@@ -53,7 +53,13 @@ def _home_opened(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise ValueError("`~` stands for no directory here; name one that exists") from None
+        raise ValueError(f"'{path}': that home directory is not known; write the whole path") from None
+
+
+def _not_empty(listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
+    if not listeners:
+        raise ValueError("names no listener at all")
+    return listeners
 
 
 ListenerField = Annotated[Listener, PlainValidator(_listener)]
@@ -101,10 +107,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__")
 
-    listen: tuple[ListenerField, ...] = setting(
+    listen: Annotated[tuple[ListenerField, ...], AfterValidator(_not_empty)] = setting(
         (TcpListener("127.0.0.1", 8080),),
         "data listeners: `host:port`, `[v6]:port`, `unix:/path`; sockets passed by systemd take their place",
-        min_length=1,
     )
     admin_listen: ListenerField = setting(
         TcpListener("127.0.0.1", 8081), "admin listener, for this machine only: `host:port`, `[v6]:port`, `unix:/path`"
