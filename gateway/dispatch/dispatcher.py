@@ -82,10 +82,10 @@ class Dispatcher:
     async def _run(self, race: Race, plan: Plan, record: Record, expected: Expectations, until: float) -> Answer:
         record.attempts += 1
         self._note(record, plan.decision.order[0])
-        race.watch.leave()
         answer: Answer | None = None
         try:
             race.start()
+            race.watch.leave()
             answer = await race.first(expected, self._patience(plan, until))
         except DeadlineExceeded as exc:
             race.timed_out(exc)

@@ -214,6 +214,7 @@ class _Visit:
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
+        self.watch.enter("write")
         result = answer.result
         if answer.parts is not None and not draft.stream and draft.kind != "task":
             result = await collect(draft, answer.parts)  # it streams, the client does not
@@ -323,17 +324,15 @@ class _Visit:
     # ── when it cannot be served ─────────────────────────────────────────────────────────────────
 
     async def _refuse(self, error: GatewayError) -> None:
+        self.watch.enter("write")
         record = self.record
         record.error, record.reason, record.status = error.message, error.code, status_of(error)
         record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else outcome_of(record.status)
         if isinstance(error, TaskRefused):
             metrics.SHED.inc(reason=error.code)
-        if record.attempts == 0 or record.outcome == "refused":
-            record.backend, record.site = ("none", "none") if record.attempts == 0 else (record.backend, record.site)
         body = envelope(error, record.request_id)
         try:
             if self.has_begun and self.stream is not None:
-                self.watch.enter("write")
                 await self.reply.abort(self.stream.error(body))
             else:
                 await self._send_error(error, msgspec.json.encode(body))
