@@ -135,9 +135,7 @@ def _begin(task: Task, response: Response, body: StampedBody, size: int, rtt_s: 
     """Close the account up to the first byte of the answer."""
     wire = response.wire
     first = wire.first_byte_at or time.monotonic()
-    body.over = True
-    sent = min(body.ended_at, first) if body.ended_at is not None else first
-    waited = first - sent
+    waited = first - body.answered(first)
     claim = claimed_s(response.headers)
     _charge(task, first, waited, claim, rtt_s)
     told = claim is not None and claim[1] == "server-timing" and claim[0] <= waited

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from typing import Any
 
+import aiohttp
 import msgspec
 
 from gateway.plugin import Task

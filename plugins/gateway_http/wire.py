@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -67,6 +68,18 @@ class Wire(ResponseHandler):
         if self.first_byte_at is None and data:
             self.first_byte_at = time.monotonic()
         super().data_received(data)
+
+    def is_connected(self) -> bool:
+        """Asked of an idle connection before it is used again: closed, or something to read, is no."""
+        return super().is_connected() and (self._busy or not self._has_input())
+
+    def _has_input(self) -> bool:
+        sock = _socket(self.transport)
+        if sock is None:
+            return True
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     async def read(self) -> Any:
         """The next head of an answer; called again after each interim one."""
@@ -146,6 +159,7 @@ class StampedBody(aiohttp.Payload):
         self.wire: Wire | None = None
         self.began_at: float | None = None
         self.ended_at: float | None = None
+        self.is_written = False  # all of it has left our hands
         self.over = False  # the answer has begun: the account is no longer ours
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -164,6 +178,7 @@ class StampedBody(aiohttp.Payload):
             await writer.write(view[offset : offset + WRITE_BYTES])
         if len(view) > ACKED_ABOVE_BYTES:
             await writer.drain()
+            self.is_written = True
             while wire.first_byte_at is None and wire.has_unacked():  # noqa: ASYNC110 - the kernel tells nobody
                 await asyncio.sleep(POLL_S)
         self._end()
@@ -181,6 +196,13 @@ class StampedBody(aiohttp.Payload):
         self.ended_at = time.monotonic()
         if not self.over:
             self._terms.enter("cloud", at=self.ended_at)
+
+    def answered(self, first_byte_at: float) -> float:
+        """The answer has begun, and the account is no longer ours; return when the upload was over, for it."""
+        self.over = True
+        if self.ended_at is None and self.is_written:
+            self.ended_at = first_byte_at  # within one poll
+        return first_byte_at if self.ended_at is None else min(self.ended_at, first_byte_at)
 
     def abort(self) -> None:
         """Drop the connection now, unsent bytes included."""

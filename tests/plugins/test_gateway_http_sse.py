@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from gateway_http.sse import Event, EventTooLarge, Parser
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gateway_http.sse import Event, EventTooLarge, Parser
 
 CAP = 4096
 
@@ -37,7 +38,20 @@ def reference(stream: bytes) -> list[bytes]:
 
 
 LINES = st.sampled_from(
-    [b"data: x", b"data:y", b"data", b"data:  z", b"event: e", b"id: 7", b": note", b":", b"", b"junk", b"odd: 1", b"data: \xc3\xa9"]
+    [
+        b"data: x",
+        b"data:y",
+        b"data",
+        b"data:  z",
+        b"event: e",
+        b"id: 7",
+        b": note",
+        b":",
+        b"",
+        b"junk",
+        b"odd: 1",
+        b"data: \xc3\xa9",
+    ]
 )
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
 STREAMS = st.one_of(

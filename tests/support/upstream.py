@@ -85,6 +85,7 @@ class Upstream:
         for task in tuple(self._talks):
             task.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)
+        await asyncio.sleep(0)  # the transports' own last step
 
     @property
     def url(self) -> str:
@@ -103,7 +104,7 @@ class Upstream:
             pass
         finally:
             self._talks.discard(task)
-            writer.close()
+            writer.transport.abort() if task.cancelling() else writer.close()
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:

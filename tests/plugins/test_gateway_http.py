@@ -1,0 +1,553 @@
+"""What is sent, what comes back, and what each answer of an upstream becomes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from gateway.plugin import BackendFailed, BackendUnavailable, DeadlineExceeded, Task, Upload
+from gateway.timing import Watch
+from gateway_http import Http
+from support.http_backend import Recorded, accounted, chat, job, opened, parts, result
+from support.upstream import (
+    CHUNKED,
+    JSON,
+    Upstream,
+    answer,
+    by_path,
+    chunk,
+    cut,
+    head,
+    in_turn,
+    reset,
+    sends,
+    sends_and_cuts,
+    sse,
+    sse_bytes,
+    stall,
+    whole,
+)
+
+COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}}]}
+DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": None}]}
+STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+def unreachable_url() -> str:
+    return "http://127.0.0.1:1"  # tcpmux; nobody serves it
+
+
+# --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_plain_service_is_a_backend_by_settings_alone() -> None:
+    async with (
+        Upstream(by_path({"/add": answer(json={"result": 30})})) as upstream,
+        opened(upstream.url, tasks='{"add": "/add"}') as (backend, _),
+    ):
+        assert backend.tasks == {"add": "/add"}
+        got = await result(backend, job("/add"))
+    assert got.value() == {"result": 30}
+    assert upstream.requests[0].json == {"a": 10, "b": 20}
+
+
+@pytest.mark.parametrize(
+    ("base", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/v1", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+        ("/openai/v1", "/openai/v1/chat/completions"),
+    ],
+)
+async def test_the_path_follows_from_the_base(base: str, path: str) -> None:
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url + base) as (backend, _):
+        await result(backend, chat())
+    assert upstream.requests[0].path == path
+
+
+async def test_a_task_without_a_path_goes_to_a_peers_tasks() -> None:
+    async with Upstream(answer(json={"result": 1})) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, job("odd name/é"))
+    assert upstream.requests[0].path == "/v1/tasks/odd%20name%2F%C3%A9"
+
+
+async def test_headers_carry_our_key_and_the_deadline_and_none_of_the_clients_credentials() -> None:
+    sent = {
+        "authorization": "Bearer client", "x-api-key": "client", "cookie": "client", "traceparent": "00-ab-cd-01",
+        "x-gateway-deadline-ms": "999999", "openai-beta": "x",
+    }  # fmt: skip
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url, api_key="ours") as (backend, _):
+        task = chat(headers=sent, deadline_s=2.0)
+        await result(backend, task)
+    got = upstream.requests[0].headers
+    assert got["authorization"] == "Bearer ours"
+    assert got["x-request-id"] == task.id
+    assert got["traceparent"] == "00-ab-cd-01"
+    assert got["openai-beta"] == "x"
+    assert got["accept-encoding"] == "identity"
+    assert 1 <= int(got["x-gateway-deadline-ms"]) <= 2000
+    assert "client" not in str(got)
+    assert "x-gateway-locality" not in got
+
+
+async def test_a_peer_on_this_site_is_told_that_the_data_stays() -> None:
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url, site="edge") as (backend, _):
+        await result(backend, chat(may_leave=False))
+    assert upstream.requests[0].headers["x-gateway-locality"] == "edge-only"
+
+
+async def test_a_body_is_untouched_where_the_models_name_is_the_same() -> None:
+    body = b'{ "model" : "m",  "seed": 1.0, "x": 12345678901234567890123 }'
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat("m", body=body))
+    assert upstream.requests[0].body == body
+
+
+async def test_only_the_models_name_changes_where_the_backend_has_another() -> None:
+    body = b'{"model":"assistant","seed":1.0,"x":12345678901234567890123,"s":"\\u00e9"}'
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat("llama3.2:3b", body=body))
+    assert upstream.requests[0].body == body.replace(b"assistant", b"llama3.2:3b")
+
+
+async def test_a_multipart_body_names_the_backends_model() -> None:
+    task = Task(
+        kind="transcription", name="whisper", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5,
+        body=b"as it came", content_type="multipart/form-data; boundary=b",
+        fields={"model": "ears", "language": "en", "granularities[]": ["word", "segment"]},
+        files={"file": Upload(b"RIFF\r\n--b\r\n", 'a"b.wav', "audio/wav")},
+    )  # fmt: skip
+    async with Upstream(answer(json={"text": "go"})) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, task)
+        await result(backend, task.replace(name="ears"))
+    body = upstream.requests[0].body
+    assert b'name="model"\r\n\r\nwhisper\r\n' in body
+    assert body.count(b'name="granularities[]"') == 2
+    assert b'name="file"; filename="a%22b.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n--b\r\n\r\n--' in body
+    assert upstream.requests[1].body == b"as it came"
+
+
+async def test_a_task_that_may_not_leave_is_refused_before_a_byte_leaves() -> None:
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendFailed) as refused:
+            await result(backend, chat(may_leave=False))
+    assert refused.value.code == "forbidden"
+    assert upstream.connections == 0
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"url": "http://93.184.216.34", "site": "edge"},
+        {"url": "http://169.254.169.254", "site": "edge"},
+        {"url": "http://[2606:2800::1]", "site": "edge"},
+        {"url": "http://[::ffff:8.8.8.8]", "site": "edge"},
+        {"url": "http://127.0.0.1", "site": "edge", "proxy": "http://127.0.0.1:3128"},
+        {"url": "http://me:secret@host"},
+        {"url": "http://host/?q=1"},
+        {"url": "ftp://host"},
+        {"url": "http://host", "api_key": "two words"},
+        {"url": "http://host", "proxy": "nonsense"},
+        {"url": "http://host", "verify": "false"},
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_without_telling_secrets(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Http.Settings.model_validate(settings)
+    assert "secret" not in str(refused.value.errors(include_url=False, include_input=False))
+
+
+async def test_an_edge_upstream_whose_name_leads_elsewhere_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened("http://rebound.test", site="edge") as (backend, _):
+        loop = asyncio.get_running_loop()
+
+        async def elsewhere(*_: object, **__: object) -> list[Any]:
+            return [(2, 1, 6, "", ("192.0.2.7", 80))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", elsewhere)
+        with pytest.raises(BackendUnavailable, match=r"192\.0\.2\.7 is not a loopback or private address"):
+            await result(backend, chat())
+
+
+async def test_opening_succeeds_while_the_upstream_is_unreachable() -> None:
+    async with opened(unreachable_url()) as (backend, services):
+        assert backend.models is None
+        assert "refused" in str(await backend.health())
+        assert services.failures == ["refused"]
+
+
+async def test_a_certificate_file_that_is_none_is_named(tmp_path: Any) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(OSError, match=r"CA_FILE .*ca\.pem"):
+        async with opened("https://host", ca_file=str(tmp_path / "ca.pem")):
+            pass
+
+
+# --- what comes back --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 413, 415, 422])
+async def test_a_refusal_passes_with_body_and_status(status: int) -> None:
+    body = b'{"error": {"message": "too long", "code": "context_length_exceeded"}}'
+    async with Upstream(answer(body, status=status)) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, chat())
+    assert (got.status, got.body) == (status, body)
+
+
+async def test_a_refusal_that_is_not_json_is_wrapped() -> None:
+    page = answer(b"<html>internal host names</html>", status=404, content_type="text/html")
+    async with Upstream(page) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, chat())
+    assert got.status == 404
+    assert got.value()["error"]["message"] == "the upstream refused the request (status 404)"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "code", "kept", "wait_s"),
+    [
+        (401, [], "upstream_auth", None, None),
+        (403, [], "upstream_auth", None, None),
+        (408, [], "upstream_bad_response", 408, None),
+        (429, [("Retry-After", "7")], "rate_limited", 429, 7.0),
+        (429, [("Retry-After", "7"), ("retry-after-ms", "250")], "rate_limited", 429, 0.25),
+        (429, [("Retry-After", "86400")], "rate_limited", 429, 60.0),
+        (429, [("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT")], "rate_limited", 429, 0.0),
+        (429, [("Retry-After", "soon")], "rate_limited", 429, None),
+        (500, [], "upstream_bad_response", 500, None),
+        (503, [("Retry-After", "2")], "upstream_bad_response", 503, 2.0),
+        (302, [("Location", "http://169.254.169.254/")], "upstream_bad_response", None, None),
+    ],
+)
+async def test_a_status_that_is_a_failure(
+    status: int, headers: list[tuple[str, str]], code: str, kept: int | None, wait_s: float | None
+) -> None:
+    script = answer(json={"error": {"message": "so\nsorry"}}, status=status, headers=headers)
+    async with Upstream(script) as upstream, opened(upstream.url, api_key="sk-1") as (backend, services):
+        with pytest.raises(BackendUnavailable) as failed:
+            await result(backend, chat())
+    error = failed.value
+    assert (error.code, error.status, error.retry_after_s) == (code, kept, wait_s)
+    assert ("so sorry" in error.message) == (status in (408, 429, 500, 503))
+    assert len(upstream.requests) == 1
+    assert services.failures == []
+
+
+async def test_an_answer_without_content_passes() -> None:
+    async with Upstream(sends(head(204))) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, job())
+    assert (got.status, got.body) == (204, b"")
+
+
+async def test_a_task_may_answer_any_json_under_any_label() -> None:
+    async with Upstream(answer(b"[1]", content_type="text/html")) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, job())
+    assert (got.body, got.content_type) == (b"[1]", "application/json")
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_is_relayed_event_by_event_and_its_connection_kept() -> None:
+    async with Upstream(sse(DELTA, STOP)) as upstream, opened(upstream.url) as (backend, _):
+        for _ in range(2):
+            events = await parts(backend, chat(stream=True))
+            assert len(events) == 3
+            assert events[-1] == b"data: [DONE]\n\n"
+    assert upstream.connections == 1
+
+
+async def test_a_stream_with_a_finish_reason_but_no_done_is_complete() -> None:
+    async with Upstream(sse(DELTA, STOP, done=False)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await parts(backend, chat(stream=True)))[-1] == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        sse(DELTA, done=False),
+        sends_and_cuts(sse_bytes(DELTA, done=False)),
+        reset(sse_bytes(DELTA, done=False)),
+        sse(STOP | {"choices": [STOP["choices"][0], {"index": 1, "finish_reason": None}]}, done=False),
+        sse(DELTA, "{not json"),
+        sse(DELTA, "[1]"),
+        sse(DELTA, {"error": {"message": "overloaded"}}),
+        sse(DELTA, "x" * (1 << 20)),
+    ],
+    ids=["no end", "cut", "reset", "one of two choices", "garbage", "no object", "error", "giant"],
+)
+async def test_a_stream_that_is_cut_or_broken_never_looks_complete(script: Any) -> None:
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable) as failed:
+            await parts(backend, chat(stream=True))
+    assert failed.value.code in ("upstream_bad_response", "unavailable")
+
+
+async def test_a_transcription_stream_ends_in_its_last_event() -> None:
+    task = Task(kind="transcription", name="", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5)
+    last = {"type": "transcript.text.done", "text": "go"}
+    async with Upstream(sse(last, done=False)) as upstream, opened(upstream.url) as (backend, _):
+        assert len(await parts(backend, task)) == 1
+        upstream.script = sse({"type": "transcript.text.delta"}, done=False)
+        with pytest.raises(BackendUnavailable, match="cut"):
+            await parts(backend, task)
+
+
+async def test_a_task_stream_ends_in_done_only() -> None:
+    async with Upstream(sse({"part": 1})) as upstream, opened(upstream.url) as (backend, _):
+        assert await parts(backend, job()) == [b'data: {"part": 1}\n\n', b"data: [DONE]\n\n"]
+        upstream.script = sse({"part": 1}, done=False)
+        with pytest.raises(BackendUnavailable, match="cut"):
+            await parts(backend, job())
+
+
+# --- time and the connection ------------------------------------------------------------------------------------------
+
+
+async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream() -> None:
+    stalls = [stall(), stall(head(200, [JSON, CHUNKED]) + chunk(b"{")), stall(sse_bytes(DELTA, done=False))]
+    for script in stalls:
+        async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                async for _ in backend.run(chat(deadline_s=0.1)):
+                    pass
+            assert time.monotonic() - began < 0.3
+
+
+async def test_a_task_whose_time_is_up_is_not_sent() -> None:
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(DeadlineExceeded):
+            await result(backend, chat(deadline_s=0))
+    assert upstream.connections == 0
+
+
+async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
+    gone = asyncio.Event()
+    async with (
+        Upstream(stall(sse_bytes(DELTA, done=False), gone=gone)) as upstream,
+        opened(upstream.url) as (backend, _),
+    ):
+        run = backend.run(chat(stream=True))
+        await anext(run)
+        began = time.monotonic()
+        await run.aclose()  # type: ignore[attr-defined]
+        await gone.wait()
+        assert time.monotonic() - began < 0.1
+
+
+async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
+    async def never_reads(talk: Any) -> None:
+        await stall(gone=gone)(talk)
+
+    for body in (b"{}", b"{" + b" " * 8_000_000 + b"}"):
+        gone = asyncio.Event()
+        async with Upstream(never_reads) as upstream, opened(upstream.url) as (backend, _):
+            asked = asyncio.create_task(result(backend, chat("", body=body)))
+            while not upstream.requests:
+                await asyncio.sleep(0)
+            began = time.monotonic()
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            await gone.wait()
+            assert time.monotonic() - began < 0.1
+
+
+async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless() -> None:
+    script = in_turn(answer(json=COMPLETION), cut(), answer(json=COMPLETION))
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat())
+        await result(backend, chat())
+    assert (upstream.connections, len(upstream.requests)) == (2, 3)
+
+
+async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> None:
+    for repeatable, asked in ((None, 2), (True, 3)):
+        script = in_turn(answer(json={}), reset(), answer(json={}))
+        async with Upstream(script) as upstream, opened(upstream.url, repeatable=repeatable) as (backend, _):
+            await result(backend, job())
+            if repeatable:
+                await result(backend, job())
+            else:
+                with pytest.raises(BackendUnavailable):
+                    await result(backend, job())
+        assert len(upstream.requests) == asked
+
+
+async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
+    async with Upstream(cut()) as upstream, opened(upstream.url) as (backend, services):
+        with pytest.raises(BackendUnavailable, match="without an answer"):
+            await result(backend, chat())
+        upstream.script = reset()
+        with pytest.raises(BackendUnavailable, match="reset"):
+            await result(backend, chat())
+    assert len(upstream.requests) == 2
+    assert services.failures == ["reset"]
+
+
+async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
+    said = asyncio.Event()
+
+    async def answers_and_adds(talk: Any) -> None:
+        await talk.send(whole(b'{"first": true}'))
+        await ready.wait()
+        await talk.send(whole(b'{"stray": true}'))
+        said.set()
+
+    ready = asyncio.Event()
+    async with Upstream(answers_and_adds) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat())
+        ready.set()
+        await said.wait()
+        upstream.script = answer(json={"second": True})
+        assert (await result(backend, chat())).value() == {"second": True}
+
+
+# --- the account of time ----------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
+    async def slow(talk: Any) -> None:
+        await asyncio.sleep(0.03)
+        await talk.send(whole(b"{}", headers=claim))
+
+    for claim, source in (
+        ([("Server-Timing", "queue;dur=1, total;desc=x;dur=20.0")], "server-timing"),
+        ([("openai-processing-ms", "20")], "header"),
+        ([("x-envoy-upstream-service-time", "20")], "header"),
+    ):
+        async with Upstream(slow) as upstream, opened(upstream.url) as (backend, _):
+            _, account = await accounted(backend, chat())
+        terms = account.terms_us
+        assert terms["cloud"] == pytest.approx(20_000, abs=2)
+        assert terms["network"] >= 9_900
+        assert account.cloud_source == source
+        assert terms["connect"] > 0
+        assert terms["upload"] > 0
+        assert account.overlap_us == 0
+
+
+async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate() -> None:
+    async with Upstream(answer(b"{}", headers=[("openai-processing-ms", "9000")])) as upstream:
+        async with opened(upstream.url) as (backend, _):
+            _, account = await accounted(backend, chat())
+            assert account.terms_us["network"] == 0
+            assert account.terms_us["cloud"] < 1_000_000
+            upstream.script = answer(b"{}", headers=[("Server-Timing", "app;dur=1")])
+            _, account = await accounted(backend, chat())
+            assert account.cloud_source == "estimated"
+
+
+async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
+    body = b"{" + b" " * 3_000_000 + b"}"
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, services):
+        _, account = await accounted(backend, chat("", body=body))
+    (sample,) = services.samples
+    assert sample.upload_bytes == len(body)
+    assert sample.upload_s is not None
+    assert account.terms_us["upload"] >= sample.upload_s * 1e6 - 10
+    assert upstream.requests[0].body == body
+
+
+async def test_an_upstream_that_answers_before_the_upload_ended_leaves_a_sound_account() -> None:
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(whole(b'{"error": {"message": "too large"}}', status=413))
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+        over.set()
+
+    over = asyncio.Event()
+    server = await asyncio.start_server(early, "127.0.0.1", 0)
+    async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as (backend, _):
+        got, account = await accounted(backend, chat("", body=b"{" + b" " * 20_000_000 + b"}"))
+        await over.wait()
+    assert got.status == 413
+    terms = account.terms_us
+    assert account.total_us == sum(terms.values()) - account.overlap_us + account.other_us
+    assert min(terms.values()) >= 0
+
+
+async def test_a_failed_request_charges_what_it_used() -> None:
+    async with Upstream(stall()) as upstream, opened(upstream.url) as (backend, _):
+        watch = Watch()
+        with pytest.raises(DeadlineExceeded):
+            await result(backend, chat(deadline_s=0.05, terms=watch))
+        assert watch.close().terms_us["cloud"] > 30_000
+
+
+# --- health and lists -------------------------------------------------------------------------------------------------
+
+PEER_MODELS = {"data": [{"id": name} for name in ("auto", "echo", "speech", "edge/echo", "cloud/auto", "meta/llama")]}
+
+
+async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves() -> None:
+    peer = by_path(
+        {
+            "/livez": answer(json={}),
+            "/v1/models": answer(json=PEER_MODELS),
+            "/v1/tasks": answer(json={"object": "list", "data": [{"id": "add"}]}),
+        }
+    )
+    async with Upstream(peer) as upstream, opened(upstream.url) as (backend, services):
+        assert backend.models is None
+        assert backend.tasks is None
+        assert await backend.health() is None
+        assert backend.models == {"echo": "echo", "speech": "speech", "meta/llama": "meta/llama"}
+        assert backend.tasks == {"add": "add"}
+        (sample,) = services.samples
+        assert sample.rtt_s is not None
+        assert 0 < sample.rtt_s < 0.1
+        assert sample.tcp_rtt_s is not None
+        assert upstream.connections == 1
+        assert [r.path for r in upstream.requests].count("/livez") == 2
+        await backend.health()
+        assert [r.path for r in upstream.requests].count("/v1/models") == 1
+
+
+async def test_health_takes_any_answer_below_500_and_an_upstream_without_lists() -> None:
+    async with Upstream(answer(json={}, status=404)) as upstream, opened(upstream.url) as (backend, _):
+        assert await backend.health() is None
+        assert backend.models == {}
+        assert backend.tasks == {}
+
+
+async def test_health_says_what_is_wrong() -> None:
+    async with Upstream(answer(json={}, status=503)) as upstream, opened(upstream.url) as (backend, services):
+        assert "status 503" in str(await backend.health())
+        assert backend.models is None
+        upstream.script = by_path({"/v1/models": answer(json={}, status=401)})
+        assert "key" in str(await backend.health())
+        upstream.script = answer(json={"data": [{"id": "m"}]})
+        assert await backend.health() is None
+        assert backend.models == {"m": "m"}
+        assert services.failures == []
+
+
+async def test_lists_the_operator_gave_are_not_asked_for() -> None:
+    async with Upstream(answer(json={})) as upstream:
+        async with opened(upstream.url, models="a,b", tasks='{"add": "/add"}') as (backend, _):
+            await backend.health()
+            assert backend.models == {"a": "a", "b": "b"}
+    assert {r.path for r in upstream.requests} == {"/livez"}
+
+
+def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
+    def made(**settings: Any) -> Http:
+        return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), Recorded())
+
+    assert (made().site, made().slots) == ("cloud", 16)
+    assert (made(site="edge").site, made(slots=3).slots) == ("edge", 3)

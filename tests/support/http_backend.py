@@ -1,0 +1,81 @@
+"""An `http` backend outside the gateway: opened, asked, its samples and its account of time at hand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import structlog
+
+from gateway.plugin import LinkSample, Part, Result, Task
+from gateway.timing import Account, Watch
+from gateway_http import Http
+
+
+class Recorded:
+    """Services that remember what they were told."""
+
+    name = "up"
+    log = structlog.get_logger()
+
+    def __init__(self) -> None:
+        self.samples: list[LinkSample] = []
+
+    async def dispatch(self, task: Task) -> Result:
+        raise NotImplementedError
+
+    def observe(self, sample: LinkSample) -> None:
+        self.samples.append(sample)
+
+    @property
+    def failures(self) -> list[str]:
+        return [sample.failed for sample in self.samples if sample.failed]
+
+
+@asynccontextmanager
+async def opened(url: str, **settings: Any) -> AsyncIterator[tuple[Http, Recorded]]:
+    services = Recorded()
+    backend = Http(Http.Settings.model_validate({"url": url, **settings}), services)
+    async with backend:
+        yield backend, services
+
+
+def chat(name: str = "m", *, deadline_s: float = 5.0, **changes: Any) -> Task:
+    body = changes.pop("body", msgspec.json.encode({"model": name, "messages": []}))
+    path = changes.pop("path", "/v1/chat/completions")
+    return Task(kind="chat", name=name, path=path, body=body, deadline=time.monotonic() + deadline_s, **changes)
+
+
+def job(name: str = "/add", *, deadline_s: float = 5.0, json: Any = None, **changes: Any) -> Task:
+    body = msgspec.json.encode(json if json is not None else {"a": 10, "b": 20})
+    return Task(
+        kind="task", name=name, path="/v1/tasks/add", body=body, deadline=time.monotonic() + deadline_s, **changes
+    )
+
+
+async def result(backend: Http, task: Task) -> Result:
+    """The one Result of a task. Fails where it was a stream."""
+    items = [item async for item in backend.run(task)]
+    assert len(items) == 1
+    assert isinstance(items[0], Result)
+    return items[0]
+
+
+async def parts(backend: Http, task: Task) -> list[bytes]:
+    """The framed events of a stream."""
+    events = []
+    async for item in backend.run(task):
+        assert isinstance(item, Part)
+        assert item.raw is not None
+        events.append(item.raw)
+    return events
+
+
+async def accounted(backend: Http, task: Task) -> tuple[Result, Account]:
+    """The result, and where its time went."""
+    watch = Watch()
+    answer = await result(backend, task.replace(terms=watch))
+    return answer, watch.close()
