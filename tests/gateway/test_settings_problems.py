@@ -172,6 +172,22 @@ def test_open_to_all_is_possible_when_it_is_meant() -> None:
     assert load(SHOUT | {"GATEWAY_LISTEN": "0.0.0.0:80", "GATEWAY_ALLOW_UNAUTHENTICATED": "true"}).backends
 
 
+# ── what only our own plugins can know ───────────────────────────────────────────────────────────
+
+
+def test_an_http_backend_said_to_be_on_this_site_cannot_have_a_public_address() -> None:
+    upstream = '{"plugin": "gateway_http:Http", "site": "edge", "url": "http://8.8.8.8/v1"}'
+    told = only({"GATEWAY_BACKENDS__BOX": upstream})
+    assert told.startswith("GATEWAY_BACKENDS__BOX: ")
+    assert "8.8.8.8 is not a loopback or private address" in told
+
+
+def test_a_hybrid_backend_that_names_no_other_backend_is_told_which_there_are() -> None:
+    both = '{"plugin": "gateway_hybrid:Hybrid", "edge": "e", "cloud": "clowd", "tasks": "shout"}'
+    told = only(SHOUT | {"GATEWAY_BACKENDS__BOTH": both})
+    assert told.startswith("GATEWAY_BACKENDS__BOTH__CLOUD: there is no other backend 'clowd'; there are: e")
+
+
 # ── broken plugins ───────────────────────────────────────────────────────────────────────────────
 
 
