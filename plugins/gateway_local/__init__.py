@@ -1,0 +1,96 @@
+"""An operator's own Python functions as tasks, in worker processes where they may compute and block.
+
+A JSON object's members are the keyword arguments; what the function returns is the result, and each value a
+generator yields is a part. Functions and generators may be plain or async.
+
+    TASKS=weather.tools:forecast,weather.tools:alarm     by name, or {"wx": "weather.tools:forecast"}
+    TASKS_DIR=/etc/edge-gateway/tasks                    every public function of every file there
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing, closing
+from typing import Self
+
+from pydantic import DirectoryPath, Field, field_validator
+
+from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Part, Result, Services, Task
+from gateway_local.calling import Callee, as_json
+from gateway_local.loading import load_folder, load_named
+
+SHIPPED = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
+_TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+class LocalSettings(BackendSettings):
+    """What an operator may set."""
+
+    tasks: dict[str, str] | None = Field(
+        None,
+        description="functions to serve, `package.module:function,…`, or a map from the client's name to such a one",
+    )
+    tasks_dir: DirectoryPath | None = Field(
+        None, description="a folder; every public function of every `*.py` file in it is served"
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _client_names(cls, tasks: dict[str, str] | None) -> dict[str, str] | None:
+        """A function given without a name is called by its own."""
+        named: dict[str, str] = {}
+        for name, target in (tasks or {}).items():
+            if not _TARGET.fullmatch(target):
+                raise ValueError(f"`{target}` is not of the form `package.module:function`")
+            name = re.split(r"[:.]", target)[-1] if name == target else name
+            if name in named:
+                raise ValueError(f"`{named[name]}` and `{target}` are both called `{name}`; name one by a map")
+            named[name] = target
+        return named or None
+
+
+class Local(Backend[LocalSettings]):
+    """Calls functions."""
+
+    isolation = "process"
+    slots = len(os.sched_getaffinity(0))
+
+    def __init__(self, settings: LocalSettings, services: Services) -> None:
+        super().__init__(settings, services)
+        self.tasks = None
+        self.describe: dict[str, str] = {}
+        self._callees: dict[str, Callee] = {}
+
+    async def __aenter__(self) -> Self:
+        """Import the functions. Raises BackendUnavailable that names what is wrong with which."""
+        settings = self.settings
+        named = settings.tasks or ({} if settings.tasks_dir else SHIPPED)
+        functions = load_named(named)
+        if settings.tasks_dir is not None:
+            for name, function in load_folder(settings.tasks_dir).items():
+                if name in functions:
+                    raise BackendUnavailable(f"`{name}` is both in TASKS ({named[name]}) and in {settings.tasks_dir}")
+                functions[name] = function
+        self._callees = {name: Callee(name, function) for name, function in functions.items()}
+        self.describe = {name: callee.description for name, callee in self._callees.items()}
+        self.tasks = {name: name for name in self._callees}
+        return self
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        """Call the function; yields one result, or a part for each value of a generator."""
+        value = self._callees[task.name].call(task.json)
+        if inspect.isawaitable(value):
+            value = await value
+        if inspect.isasyncgen(value):
+            async with aclosing(value):
+                async for item in value:
+                    yield Part(as_json(item, task.name))
+        elif inspect.isgenerator(value):
+            with closing(value):
+                for item in value:
+                    yield Part(as_json(item, task.name))
+        else:
+            yield Result(json={"result": as_json(value, task.name)})

@@ -1,0 +1,80 @@
+"""Finding an operator's functions: by `package.module:function`, and in every file of a folder.
+
+Every complaint names the function or the file it is about.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gateway.plugin import BackendUnavailable
+
+Function = Callable[..., Any]
+
+
+def load_named(targets: Mapping[str, str]) -> dict[str, Function]:
+    """The functions of `targets`, a map from a name to `package.module:function`. Raises BackendUnavailable."""
+    return {name: _load(name, target) for name, target in targets.items()}
+
+
+def _load(name: str, target: str) -> Function:
+    module, _, path = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for attribute in path.split("."):
+            found = getattr(found, attribute)
+    except Exception as exc:
+        raise BackendUnavailable(f"task `{name}`: `{target}` cannot be imported: {_text(exc)}") from exc
+    if not callable(found):
+        raise BackendUnavailable(f"task `{name}`: `{target}` is {type(found).__name__}, not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def load_folder(folder: Path) -> dict[str, Function]:
+    """Every public function defined in the `*.py` files of `folder`. Raises BackendUnavailable.
+
+    Files may import each other; one whose name begins with `_` is only imported, never served.
+    """
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    found: dict[str, tuple[Path, Function]] = {}
+    for file in sorted(folder.glob("[!_]*.py")):
+        for name, function in _public(_import_file(file)).items():
+            if name in found:
+                raise BackendUnavailable(f"`{name}` is defined both in {found[name][0]} and in {file}; rename one")
+            found[name] = file, function
+    if not found:
+        raise BackendUnavailable(f"no file in {folder} defines a public function")
+    return {name: function for name, (_, function) in found.items()}
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"_task_file_{file.stem}"  # a `queue.py` of the operator's must not take the library's place
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as exc:
+        raise BackendUnavailable(f"{file} cannot be imported: {_text(exc)}") from exc
+    return module
+
+
+def _public(module: ModuleType) -> dict[str, Function]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and not name.startswith("_") and value.__module__ == module.__name__
+    }
+
+
+def _text(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {exc}"

@@ -1,0 +1,58 @@
+"""Speech to text on this host, offline: pocketsphinx and its English model, in worker processes.
+
+It takes RIFF WAV (PCM, 8 or 16 bit, 1 or 2 channels, 8 to 48 kHz) and needs the extra `edge-gateway[speech]`.
+A grammar (JSGF) makes it listen for commands instead of free speech, which is faster and much more certain.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, FilePath
+
+from gateway.plugin import Backend, BackendSettings, Result, Services, Task, TaskInvalid
+from gateway_speech.recogniser import Recogniser, confidence, transcript
+from gateway_speech.wav import RATE_HZ, read_pcm, seconds_of
+
+
+class SpeechSettings(BackendSettings):
+    """What an operator may set."""
+
+    grammar: FilePath | None = Field(None, description="a JSGF file with all that may be said; unset: free English")
+
+
+class Speech(Backend[SpeechSettings]):
+    """Transcribes recordings."""
+
+    isolation = "process"
+    kinds = frozenset({"transcription"})
+
+    def __init__(self, settings: SpeechSettings, services: Services) -> None:
+        super().__init__(settings, services)
+        self.models = {"pocketsphinx": "pocketsphinx"} if settings.models is None else settings.models
+
+    async def __aenter__(self) -> Self:
+        """Load the model, which takes about half a second."""
+        self._recogniser = Recogniser(self.settings.grammar)
+        return self
+
+    async def run(self, task: Task) -> Result:
+        """Transcribe the uploaded `file`."""
+        samples = read_pcm(uploaded(task))
+        words = list(self._recogniser.words(samples))
+        return Result(json=transcript(words, len(samples) / RATE_HZ), confidence=confidence(words))
+
+    def size(self, task: Task) -> float:
+        """Seconds of sound."""
+        upload = task.files.get("file")
+        return seconds_of(upload.data) if upload else 0.0
+
+
+def uploaded(task: Task) -> bytes:
+    """The recording. Raises TaskInvalid when there is none."""
+    if "file" not in task.files:
+        raise TaskInvalid(
+            "the multipart field `file` is missing; send the recording with it, as in curl -F file=@speech.wav",
+            param="file",
+        )
+    return task.files["file"].data
