@@ -1,11 +1,11 @@
 """The admin listener: what the gateway knows, for the operator on this host.
 
-No endpoint takes a URL, a command or a template, and none changes anything.
+No endpoint takes a URL, a command or a template, and none changes or runs anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -13,9 +13,10 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.dispatch import Dispatcher
+from gateway.ingress.door import Door
 from gateway.ingress.errors import envelope, status_of
-from gateway.ingress.http import check_framing, check_host
-from gateway.plugin import GatewayError, new_id
+from gateway.ingress.http import HttpReply, check_framing, check_host, read_body
+from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import Member
 from gateway.telemetry import metrics
 
@@ -24,37 +25,56 @@ BREAKER_LEVELS: Mapping[str, int] = {"closed": 0, "half_open": 1, "open": 2}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
+MOST_EXPLAINED_BYTES = 33_554_432
+
+Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+
 class Admin:
     """Answers on the admin listener."""
 
-    def __init__(self, dispatcher: Dispatcher, is_ready: Callable[[], bool], allowed_hosts: frozenset[str]) -> None:
-        self._dispatcher, self._is_ready, self._hosts = dispatcher, is_ready, allowed_hosts
-        self._pages: Mapping[str, Callable[[], web.Response]] = {"/status": self._status, "/metrics": self._metrics}
+    def __init__(self, door: Door, allowed_hosts: frozenset[str]) -> None:
+        self._door, self._hosts = door, allowed_hosts
+        self._pages: Mapping[str, tuple[str, Page]] = {
+            "/status": ("GET", self._status),
+            "/metrics": ("GET", self._metrics),
+            "/explain": ("POST", self._explain),
+        }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
         try:
             check_framing(request)
             check_host(request, self._hosts)
-            return self._page(request)()
+            return await self._page(request)(request)
         except GatewayError as exc:
             body = _encode(envelope(exc, new_id()))
             return web.Response(status=status_of(exc), body=body, content_type="application/json")
 
-    def _page(self, request: web.BaseRequest) -> Callable[[], web.Response]:
-        page = self._pages.get(request.path)
+    def _page(self, request: web.BaseRequest) -> Page:
+        method, page = self._pages.get(request.path, ("", None))
         if page is None:
             raise GatewayError(f"the admin listener has {', '.join(self._pages)}", code="not_found")
-        if request.method not in ("GET", "HEAD"):
-            raise GatewayError(f"{request.path} is read with GET", code="method_not_allowed")
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            raise GatewayError(f"{request.path} takes {method}", code="method_not_allowed")
         return page
 
-    def _status(self) -> web.Response:
-        return web.Response(body=_encode(status(self._dispatcher, self._is_ready())), content_type="application/json")
+    async def _status(self, request: web.BaseRequest) -> web.Response:
+        body = status(self._door.dispatcher, self._door.is_ready())
+        return web.Response(body=_encode(body), content_type="application/json")
 
-    def _metrics(self) -> web.Response:
-        refresh_gauges(self._dispatcher)
+    async def _metrics(self, request: web.BaseRequest) -> web.Response:
+        refresh_gauges(self._door.dispatcher)
         return web.Response(text=metrics.exposition(), content_type="text/plain", charset="utf-8")
+
+    async def _explain(self, request: web.BaseRequest) -> web.Response:
+        path = request.query.get("path", "")
+        if not path.startswith("/"):
+            raise TaskInvalid("say which endpoint: /explain?path=/v1/chat/completions", param="path")
+        body = await read_body(request, HttpReply(request, {}, close_after=False), MOST_EXPLAINED_BYTES)
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        explained = self._door.explain(path, headers, body)
+        return web.Response(body=_encode(explained), content_type="application/json")
 
 
 def status(dispatcher: Dispatcher, is_ready: bool) -> dict[str, Any]:

@@ -145,6 +145,37 @@ def _tell(problems: Sequence[Problem], out: Any) -> None:
         print(problem, file=out)
 
 
+# ── explain ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from gateway.explain import ask, table
+
+    loaded = _load_or_tell(args.env_file)
+    if loaded is None:
+        return CONFIGURATION
+    headers = {"Content-Type": args.content_type}
+    if args.edge_only:
+        headers["x-gateway-locality"] = "edge-only"
+    admin = loaded.settings.admin_listen
+    try:
+        body = Path(args.body[1:]).read_bytes() if args.body.startswith("@") else args.body.encode()
+        status, answer = ask(admin, args.path, body, headers)
+    except OSError as exc:
+        print(f"edge-gateway: {admin} was not asked: {exc}; is the gateway running?", file=sys.stderr)
+        return FAILED
+    if status != 200:
+        print(f"edge-gateway: the request would be refused: {answer['error']['message']}", file=sys.stderr)
+        return FAILED
+    if args.json:
+        import json
+
+        print(json.dumps(answer))
+    else:
+        print("\n".join(table(answer)))
+    return OK
+
+
 # ── plugins, version ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -200,6 +231,15 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", action="store_true", help="print an environment file of every setting instead")
 
 
+def _explain_arguments(parser: argparse.ArgumentParser) -> None:
+    _env_file(parser)
+    parser.add_argument("path", metavar="PATH", help="the endpoint, such as /v1/chat/completions")
+    parser.add_argument("body", metavar="BODY|@FILE", nargs="?", default="{}", help="the request's own body")
+    parser.add_argument("--content-type", default="application/json", help="of the body")
+    parser.add_argument("--edge-only", action="store_true", help="as with the header x-gateway-locality: edge-only")
+    parser.add_argument("--json", action="store_true", help="the admin listener's answer as it is")
+
+
 def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="each installed plugin: where it is from, its class, or why it is broken")
@@ -215,6 +255,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("demo", "show the gateway at work, with nothing configured", _demo, takes_rest=True),
     Command("check", "name every problem of the configuration, with a fix", _check, _env_file),
     Command("config", "print the effective settings and where each came from", _config, _config_arguments),
+    Command("explain", "what a running gateway would decide for a request, and why", _explain, _explain_arguments),
     Command("plugins", "what plugins are installed", lambda args: int(args.action(args)), _plugins_arguments),
     Command("version", "print the version", _version, _version_arguments),
 )

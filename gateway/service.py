@@ -125,7 +125,7 @@ class Service:
         allowed = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else hosts
         self.http = HttpDoor(self.door, allowed_hosts=allowed, allowed_origins=frozenset(settings.allowed_origins))
         await self._serve(self.http, listening)
-        await self._serve(Admin(self.dispatcher, lambda: self.is_ready, hosts), [admin])
+        await self._serve(Admin(self.door, hosts), [admin])
 
     async def _serve(self, handler: Any, sockets: list[socket.socket]) -> None:
         runner = web.ServerRunner(Server(handler), handle_signals=False, shutdown_timeout=DRAIN_S)
@@ -258,7 +258,8 @@ async def _run(loaded: Loaded) -> int:
         loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
     service = Service(loaded.settings, loaded.backends)
     starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
-    await asyncio.wait([starting, asked], return_when=asyncio.FIRST_COMPLETED)
+    either: list[asyncio.Future[Any]] = [starting, asked]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
         gc.collect()

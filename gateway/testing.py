@@ -66,12 +66,11 @@ class RunningGateway:
         """A client session; close it, or use it as a context manager."""
         return aiohttp.ClientSession(**options)
 
-    async def line(self, event: str = "request.finished", **wanted: Any) -> dict[str, Any]:
+    async def line(self, event: str = "request.finished", **wanted: object) -> dict[str, Any]:
         """The newest line of `event`, once there is one with these keys. Raises TimeoutError."""
         async with asyncio.timeout(10):
-            count = 1
             while True:
-                for line in reversed(self.lines.of(event)):
+                for line in self.lines.of(event)[::-1]:
                     if all(line.get(key) == value for key, value in wanted.items()):
                         return line
                 count = len(self.lines.of(event)) + 1

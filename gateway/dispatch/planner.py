@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from gateway.decide.policy import Decision, Query
+from gateway.decide.policy import Candidate, Decision, Policy, Query, cost_s
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Task
@@ -44,7 +45,29 @@ class Planner:
         offer = self._offer(task)
         work = self._work(task, offer, client_deadline)
         refused = {name: (tried or {}).get(name) or self._refusal(name, task, offer) for name in offer.names}
-        query = Query(
+        decision = self.lanes.choose(work, self._query(task, offer, client_deadline), refused)
+        if not decision.order:
+            raise _nobody(decision, self._is_by_rule(offer, task))
+        work.allowed = decision.order
+        return Plan(offer, work, decision)
+
+    def explain(self, task: Task, *, client_deadline: bool = False) -> dict[str, Any]:
+        """What `plan` would decide, and every figure it rests on; seconds, dollars, joules. Same errors."""
+        plan = self.plan(task, client_deadline=client_deadline)
+        query = self._query(task, plan.offer, client_deadline)
+        refused = {name: plan.decision.refused.get(name) for name in plan.offer.names}
+        candidates = self.lanes.candidates(plan.work, refused)
+        return {
+            "order": plan.decision.order,
+            "reason": plan.decision.reason,
+            "why": plan.decision.why,
+            "predicted_s": plan.decision.predicted_s,
+            "candidates": {each.name: _explained(each, query, self.lanes.policy) for each in candidates},
+        }
+
+    @staticmethod
+    def _query(task: Task, offer: Offer, client_deadline: bool) -> Query:
+        return Query(
             kind=task.kind,
             name=task.name,
             slack_s=task.deadline - time.monotonic(),
@@ -52,11 +75,6 @@ class Planner:
             may_leave=task.may_leave,
             pinned=offer.pinned,
         )
-        decision = self.lanes.choose(work, query, refused)
-        if not decision.order:
-            raise _nobody(decision, self._is_by_rule(offer, task))
-        work.allowed = decision.order
-        return Plan(offer, work, decision)
 
     def _offer(self, task: Task) -> Offer:
         offer = self.registry.offer(task.kind, task.name)
@@ -132,6 +150,14 @@ class Planner:
         """How many tasks `backend` works on at once; 0 where there is none of that name."""
         member = self.registry.members.get(backend)
         return member.slots if member else 0
+
+
+def _explained(candidate: Candidate, query: Query, policy: Policy) -> dict[str, Any]:
+    if candidate.refused:
+        return {"site": candidate.site, "refused": candidate.refused}
+    figures = candidate._asdict()
+    del figures["name"], figures["refused"]
+    return {**figures, "t_s": candidate.t_s, "j": cost_s(candidate, query, policy)}
 
 
 def _size(member: Member, task: Task) -> float:

@@ -85,6 +85,16 @@ class Door:
         self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
         self.openapi = msgspec.json.encode(openapi.build(version))
 
+    def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        """What would be decided for `POST target` with these headers and this body, running nothing.
+
+        Raises GatewayError where the request itself would be refused.
+        """
+        found = match("POST", target)
+        draft = read(found, headers.get("content-type", ""), body)
+        task = task_of(draft, headers, self.rules, request_id=new_id(), began=time.monotonic())
+        return self.dispatcher.planner.explain(task, client_deadline="x-gateway-deadline-ms" in headers)
+
     async def serve(self, incoming: Incoming, reply: Reply) -> None:
         """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
         watch = Watch()
@@ -141,7 +151,10 @@ class _Visit:
         self.watch.enter("admit")
         draft = read(found, self.incoming.headers.get("content-type", ""), body)
         self.record.model, self.record.items, self.record.is_stream = draft.name or None, draft.items, draft.stream
-        task = self._task(draft)
+        headers = self.incoming.headers
+        task = task_of(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
+        if "traceparent" in task.headers:
+            self.record.trace_id = task.headers["traceparent"].split("-")[1]
         await self._dispatch(task, draft)
 
     def _check_head(self) -> None:
@@ -151,31 +164,6 @@ class _Visit:
                 f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is",
                 code="unsupported_encoding",
             )
-
-    def _task(self, draft: Draft) -> Task:
-        headers = self.incoming.headers
-        travelling = {name: headers[name] for name in TRAVELLING if name in headers}
-        if trace := _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
-            self.record.trace_id = trace[1]
-        else:
-            travelling.pop("traceparent", None)
-        patience_s = _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
-        whole_s = STREAM_DEADLINE_S if draft.stream else min(self.door.rules.deadline_s, patience_s)
-        return Task(
-            id=self.record.request_id,
-            kind=draft.kind,
-            name=draft.name,
-            path=draft.path,
-            body=draft.body,
-            content_type=draft.content_type,
-            headers=travelling,
-            fields=draft.fields,
-            files=draft.files,
-            items=draft.items,
-            stream=draft.stream,
-            deadline=self.watch.began + min(whole_s, _client_deadline_s(headers)),
-            may_leave=_may_leave(headers),
-        )
 
     # ── what needs no backend ────────────────────────────────────────────────────────────────────
 
@@ -353,6 +341,30 @@ class _Visit:
             where=f"{frame.filename}:{frame.lineno}",
             request_id=self.record.request_id,
         )
+
+
+def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_id: str, began: float) -> Task:
+    """The task a draft and its headers make; `began`: when the request arrived, monotonic seconds."""
+    travelling = {name: headers[name] for name in TRAVELLING if name in headers}
+    if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
+        travelling.pop("traceparent", None)
+    patience_s = _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
+    whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, patience_s)
+    return Task(
+        id=request_id,
+        kind=draft.kind,
+        name=draft.name,
+        path=draft.path,
+        body=draft.body,
+        content_type=draft.content_type,
+        headers=travelling,
+        fields=draft.fields,
+        files=draft.files,
+        items=draft.items,
+        stream=draft.stream,
+        deadline=began + min(whole_s, _client_deadline_s(headers)),
+        may_leave=_may_leave(headers),
+    )
 
 
 def _may_leave(headers: Mapping[str, str]) -> bool:

@@ -1,0 +1,56 @@
+"""Asks the running gateway what it would decide for a request, and shows the answer as a table."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from gateway.settings import Listener, UnixListener
+
+TIMEOUT_S = 10.0
+COLUMNS = ("wait_s", "upload_s", "service_s", "p95_s", "t_s", "j", "usd", "joule", "samples")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+def ask(admin: Listener, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """POST /explain on the admin listener. Raises OSError where no gateway answers."""
+    connection = (
+        _UnixConnection(admin.path)
+        if isinstance(admin, UnixListener)
+        else http.client.HTTPConnection(admin.host, admin.port, timeout=TIMEOUT_S)
+    )
+    try:
+        connection.request("POST", f"/explain?path={quote(path)}", body, headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def table(explained: dict[str, Any]) -> Iterator[str]:
+    """The explanation, line by line: the sentence, then one row for each backend, best first."""
+    yield explained["why"]
+    candidates = explained["candidates"]
+    order = [*explained["order"], *(name for name in candidates if name not in explained["order"])]
+    width = max(map(len, order), default=7)
+    yield f"{'backend':{width}}  {'site':6}  " + "  ".join(f"{column:>9}" for column in COLUMNS)
+    for name in order:
+        row = candidates[name]
+        if "refused" in row:
+            yield f"{name:{width}}  {row['site']:6}  refused: {row['refused']}"
+        else:
+            yield f"{name:{width}}  {row['site']:6}  " + "  ".join(f"{row[column]:9.4g}" for column in COLUMNS)
