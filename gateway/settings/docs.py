@@ -117,7 +117,7 @@ def _table(leaves: Iterable[Leaf]) -> Iterator[str]:
 
 
 def _default(leaf: Leaf) -> str:
-    if leaf.field.is_required():
+    if leaf.field.is_required() or leaf.variable == f"{_ANY_BACKEND}PLUGIN":
         return "required"
     return f"`{leaf.default}`" if leaf.default else ""
 

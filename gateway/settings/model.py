@@ -27,6 +27,8 @@ M = TypeVar("M", bound=BaseModel)
 
 _MEANT_AS_JSON = re.compile(r"\s*(\{|\[\s*[\[{\"])")  # `[2001:db8::1]:80` is a listener
 
+_UNITS = {"s": "s", "ms": "ms", "bytes": "bytes", "watts": "W"}  # by the last word of a name
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -43,9 +45,11 @@ class Leaf:
 
     @property
     def unit(self) -> str:
-        """What it is counted in; empty where it is no quantity."""
+        """What it is counted in: said by the field, else by the end of its name; empty where it is no quantity."""
         extra = self.field.json_schema_extra
-        return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+        if isinstance(extra, dict) and extra.get("unit"):
+            return str(extra["unit"])
+        return _UNITS.get(self.path[-1].rpartition("_")[2], "")
 
     @property
     def default(self) -> str:
