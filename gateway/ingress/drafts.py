@@ -29,7 +29,7 @@ from gateway.plugin import Kind, TaskInvalid, Upload
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
-_FIELD = re.compile(r"`\$\.(\w+)|field `(\w+)`")
+_FIELD = re.compile(r"(?:.*`\$\.|.*field `)(\w+)")
 
 T = TypeVar("T")
 
@@ -56,11 +56,6 @@ class Draft:
     include_usage: bool = False
     encoding_format: EncodingFormat | None = None
     response_format: TranscriptFormat = "json"
-
-    @property
-    def streams_anyway(self) -> bool:
-        """Whether parts are sent as a stream though the client asked for none: a task's generator."""
-        return self.kind == "task"
 
 
 class _TaskPeek(msgspec.Struct):
@@ -233,7 +228,7 @@ def _peek(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except msgspec.ValidationError as exc:
         found = _FIELD.search(str(exc))
-        raise TaskInvalid(f"the body does not fit: {exc}", param=found and (found[1] or found[2])) from exc
+        raise TaskInvalid(f"the body does not fit: {exc}", param=found and found[1]) from exc
     except UnicodeDecodeError as exc:
         raise TaskInvalid(f"the body is not UTF-8 (byte {exc.start})") from exc
     except RecursionError:
