@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -36,51 +36,54 @@ class End:
 
 
 Item = Part | Result | GatewayError | type[End]
+Content = Callable[[Part], bool]  # whether a part is worth committing to
 Put = Callable[["Attempt", Item], Awaitable[None]]
 
 
 class Attempt:
     """Runs one backend once. Everything it yields, or raises, goes to `put`; nobody awaits it.
 
-    Its account runs on until whoever listens has heard what came of it, and says so by `succeeded`,
-    `failed` or `abandoned`, each of which counts only once.
+    What came of it teaches before the slot is freed, and once. Its account runs on until whoever listens
+    has heard of it, and stops the watch.
     """
 
-    def __init__(self, task: Task, offer: Offer, work: Work, watch: Watch, put: Put) -> None:
+    def __init__(
+        self, task: Task, offer: Offer, work: Work, watch: Watch, lanes: Lanes, is_content: Content, put: Put
+    ) -> None:
         self.task, self.offer, self.work, self.watch = task, offer, work, watch
         self.member: Member | None = None
         self.began = False
         self.is_settled = False
-        self._put = put
+        self._lanes, self._is_content, self._put = lanes, is_content, put
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        watch.enter("queue")
 
-    async def run(self, lanes: Lanes, members: dict[str, Member]) -> None:
+    async def run(self, members: Mapping[str, Member]) -> None:
         """Wait for the grant, run, free the slot. Cancelling it means that nobody waits any more."""
         backend: str | None = None
         try:
             backend = await self._granted
-            self.watch.leave()
             self.member = members[backend]
-            await self._produce(self.member, lanes)
+            await self._produce(self.member)
             await self._put(self, End)
         except asyncio.CancelledError:
             raise
         except Exception as exc:
-            await self._put(self, self._translated(exc))
+            error = self._translated(exc)
+            self.failed(error)
+            await self._put(self, error)
         finally:
-            lanes.withdraw(self.work)
+            self._lanes.withdraw(self.work)
             if backend is not None:
-                lanes.done(self.work, backend)
+                self._lanes.done(self.work, backend)
 
-    def grant(self, lanes: Lanes, backend: str) -> None:
+    def grant(self, backend: str) -> None:
         """A slot of `backend` is free for this; it goes straight back where nobody waits any more."""
         if self._granted.done():
-            lanes.done(self.work, backend)
+            self._lanes.done(self.work, backend)
         else:
             self._granted.set_result(backend)
 
-    async def _produce(self, member: Member, lanes: Lanes) -> None:
+    async def _produce(self, member: Member) -> None:
         task, site = self.task, member.site
         if site == "cloud" and not task.may_leave:
             raise BackendFailed(f"{member.name} is off site, and this may not leave", code="forbidden", began=False)
@@ -88,9 +91,9 @@ class Attempt:
             raise BackendUnavailable(f"the breaker of {member.name} is open: {member.breaker.why_open}", began=False)
         assert member.backend is not None
         inner = self.watch.fork(
-            only="edge" if site == "edge" else None, on_cloud=lambda: lanes.sent(self.work, member.name)
+            only="edge" if site == "edge" else None, on_cloud=lambda: self._lanes.sent(self.work, member.name)
         )
-        inner.enter(_FIRST_TERM[site])
+        inner.enter(_FIRST_TERM[site], at=self.watch.leave())
         self.began = True
         if site == "cloud":
             metrics.EGRESS.inc(len(task.body), backend=member.name)
@@ -98,16 +101,23 @@ class Attempt:
         if isinstance(produced, AsyncIterator):
             await self._relay(produced)
         else:
-            await self._put(self, _checked(await produced))
+            await self._tell(_checked(await produced))
 
     async def _relay(self, produced: AsyncIterator[Part | Result]) -> None:
         async with aclosing(produced) as items:  # type: ignore[type-var]
             async for item in items:
                 if isinstance(item, Part):
-                    await self._put(self, item)
+                    await self._tell(item)
                 else:
-                    await self._put(self, _checked(item))
+                    await self._tell(_checked(item))
                     return
+
+    async def _tell(self, item: Part | Result) -> None:
+        if isinstance(item, Result):
+            self._succeeded(item.status)
+        elif not self.is_settled and self._is_content(item):
+            self._succeeded(200)
+        await self._put(self, item)
 
     def _translated(self, exc: Exception) -> GatewayError:
         if isinstance(exc, GatewayError):
@@ -125,9 +135,8 @@ class Attempt:
 
     # ── what it teaches, told once ───────────────────────────────────────────────────────────────
 
-    def succeeded(self, lanes: Lanes, status: int = 200) -> None:
+    def _succeeded(self, status: int) -> None:
         """It answered. Only a real answer teaches how fast the backend is; a 4xx teaches nothing at all."""
-        self.watch.stop()
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
@@ -137,11 +146,10 @@ class Attempt:
         self.member.breaker.succeeded()
         if self.member.site != "hybrid":
             self.watch.did(self.member.site, self.task.items)
-        lanes.answered(self.work, self.member.name)
+        self._lanes.answered(self.work, self.member.name)
 
-    def failed(self, lanes: Lanes, error: GatewayError) -> None:
+    def failed(self, error: GatewayError) -> None:
         """It did not. The client's own mistakes are not held against it."""
-        self.watch.stop()
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
@@ -149,12 +157,11 @@ class Attempt:
             self.member.breaker.ignored()
             return
         if isinstance(error, DeadlineExceeded):
-            lanes.gave_up(self.work, self.member.name)
+            self._lanes.gave_up(self.work, self.member.name)
         self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
     def abandoned(self) -> None:
         """Nobody waits for it any more; that says nothing of the backend."""
-        self.watch.stop()
         if not self.is_settled and self.member is not None:
             self.is_settled = True
             self.member.breaker.ignored()

@@ -44,9 +44,9 @@ class Dispatcher:
         while True:
             watch.enter("decide")
             plan = self._plan(task, record, expected, tried, failure)
-            race = Race(task, plan, watch, self.lanes, self.registry.members, self._spawn)
+            race = Race(task, plan, expected, watch, self.lanes, self.registry.members, self._spawn)
             try:
-                return await self._run(race, plan, record, expected, until)
+                return await self._run(race, plan, record, until)
             except GatewayError as exc:
                 if not self._may_try_elsewhere(exc, race, plan, until):
                     raise
@@ -79,14 +79,13 @@ class Dispatcher:
         metrics.DECISIONS.inc(backend=decision.order[0], reason=record.reason or "none")
         return plan
 
-    async def _run(self, race: Race, plan: Plan, record: Record, expected: Expectations, until: float) -> Answer:
+    async def _run(self, race: Race, plan: Plan, record: Record, until: float) -> Answer:
         record.attempts += 1
         self._note(record, plan.decision.order[0])
         answer: Answer | None = None
         try:
             race.start()
-            race.watch.leave()
-            answer = await race.first(expected, self._patience(plan, until))
+            answer = await race.first(self._patience(plan, until))
         except DeadlineExceeded as exc:
             race.timed_out(exc)
             raise

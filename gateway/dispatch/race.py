@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.attempt import Attempt, Content, End, Item
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task
@@ -42,7 +42,7 @@ class Expectations:
     """
 
     limits: Limits = field(default_factory=Limits)
-    is_content: Callable[[Part], bool] = _any_part
+    is_content: Content = _any_part
     client_deadline: bool = False
 
 
@@ -69,9 +69,16 @@ class Race:
     """Attempts at one task under one plan. Its channel is bounded, so a slow reader slows the backend."""
 
     def __init__(
-        self, task: Task, plan: Plan, watch: Watch, lanes: Lanes, members: dict[str, Member], spawn: Spawn
+        self,
+        task: Task,
+        plan: Plan,
+        expected: Expectations,
+        watch: Watch,
+        lanes: Lanes,
+        members: Mapping[str, Member],
+        spawn: Spawn,
     ) -> None:
-        self.task, self.plan, self.watch = task, plan, watch
+        self.task, self.plan, self.expected, self.watch = task, plan, expected, watch
         self.attempts: dict[Attempt, asyncio.Task[None]] = {}
         self.winner: Attempt | None = None
         self._lanes, self._members, self._spawn = lanes, members, spawn
@@ -82,13 +89,15 @@ class Race:
         self._enter(self.plan.work, self.plan.decision.order[0])
 
     def _enter(self, work: Work, backend: str) -> None:
-        attempt = Attempt(self.task, self.plan.offer, work, self.watch.fork(), self._put)
-        work.start = lambda granted: attempt.grant(self._lanes, granted)
+        watch = self.watch.fork()
+        attempt = Attempt(self.task, self.plan.offer, work, watch, self._lanes, self.expected.is_content, self._put)
+        work.start = attempt.grant
         if len(self.plan.decision.order) > 1 and work.repeatable and not self.attempts:
             work.duplicate = self._rescue
         work.moved = self._moved
         self._lanes.submit(work, backend)
-        self.attempts[attempt] = self._spawn(attempt.run(self._lanes, self._members))
+        watch.enter("queue", at=self.watch.leave())
+        self.attempts[attempt] = self._spawn(attempt.run(self._members))
 
     def _rescue(self, backend: str) -> bool:
         """The lanes ask for a second attempt: the first is stalled."""
@@ -114,29 +123,29 @@ class Race:
 
     # ── to the first content ─────────────────────────────────────────────────────────────────────
 
-    async def first(self, expected: Expectations, until: float) -> Answer:
+    async def first(self, until: float) -> Answer:
         """The whole result, or the stream from its first content on. Raises what the last attempt failed with."""
         ahead: list[tuple[Attempt, Part]] = []
         failed = 0
         while True:
             attempt, item = await self._next(until)
             if isinstance(item, GatewayError):
-                attempt.failed(self._lanes, item)
+                attempt.watch.stop()
                 failed += 1
                 if failed == len(self.attempts):
                     raise item
                 continue
             if isinstance(item, Part):
                 ahead.append((attempt, item))
-                if not expected.is_content(item):
+                if not self.expected.is_content(item):
                     continue
-            return self._won(attempt, item, [part for who, part in ahead if who is attempt], expected.limits)
+            return self._won(attempt, item, [part for who, part in ahead if who is attempt])
 
-    def _won(self, attempt: Attempt, item: Item, ahead: list[Part], limits: Limits) -> Answer:
+    def _won(self, attempt: Attempt, item: Item, ahead: list[Part]) -> Answer:
         assert attempt.member is not None
         self.winner = attempt
-        attempt.succeeded(self._lanes, item.status if isinstance(item, Result) else 200)
         for other, running in self.attempts.items():
+            other.watch.stop()
             if other is not attempt:
                 other.abandoned()
                 running.cancel()
@@ -145,14 +154,14 @@ class Race:
         if isinstance(item, Result):
             answer.result = item
         else:
-            answer.parts = self._parts(ahead, limits, is_over=item is End)
+            answer.parts = self._parts(ahead, is_over=item is End)
         return answer
 
-    async def _parts(self, ahead: list[Part], limits: Limits, *, is_over: bool) -> AsyncIterator[Part]:
+    async def _parts(self, ahead: list[Part], *, is_over: bool) -> AsyncIterator[Part]:
         for part in ahead:
             yield part
         while not is_over:
-            attempt, item = await self._next(min(self.task.deadline, time.monotonic() + limits.stall_s))
+            attempt, item = await self._next(min(self.task.deadline, time.monotonic() + self.expected.limits.stall_s))
             if attempt is not self.winner:
                 continue
             if isinstance(item, GatewayError):
@@ -183,12 +192,13 @@ class Race:
     def timed_out(self, error: DeadlineExceeded) -> None:
         """The time is up: held against who was running."""
         for attempt in self.attempts:
-            attempt.failed(self._lanes, error)
+            attempt.failed(error)
 
     def close(self) -> None:
         """Nobody listens any more. Slots are freed when their backends have really stopped."""
         for attempt, running in self.attempts.items():
             attempt.abandoned()
+            attempt.watch.stop()
             running.cancel()
 
     @property
