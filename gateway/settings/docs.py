@@ -58,7 +58,8 @@ A setting marked *secret* is looked for in three places, and the first one found
 2. the file named by the variable with `_FILE` added (`GATEWAY_BACKENDS__CLOUD__API_KEY_FILE=/run/secrets/cloud`),
 3. the variable itself.
 
-The newline at the end of such a file is dropped. `check` and `config` show no secret, nor the user and password in a URL.
+The newline at the end of such a file is dropped. `check` and `config` show no secret, nor the user and
+password in a URL.
 
 ## Examples
 
