@@ -446,7 +446,7 @@ class Backend(ABC, Generic[S]):
     a list or a map from the client's name to the backend's; None while they are not known yet (set them
     on `self` at any time). slots: tasks it works on at once. isolation: `process` to run in supervised
     worker processes, one per slot. repeatable: whether running twice is harmless; None: yes for models,
-    no for tasks.
+    no for tasks. remote: whether a network lies between, as it does where the site is `cloud` (None).
     """
 
     site: Site = "edge"
@@ -456,6 +456,7 @@ class Backend(ABC, Generic[S]):
     slots: int = 1
     isolation: Isolation = "loop"
     repeatable: bool | None = None
+    remote: bool | None = None
 
     Settings: ClassVar[type[BackendSettings]] = BackendSettings
 

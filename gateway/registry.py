@@ -96,6 +96,12 @@ class Member:
         return self.backend.site if self.backend else "edge"
 
     @property
+    def is_remote(self) -> bool:
+        """Whether a network lies between the gateway and it."""
+        declared = self.backend.remote if self.backend else None
+        return self.site == "cloud" if declared is None else declared
+
+    @property
     def slots(self) -> int:
         return self.backend.slots if self.backend else 1
 

@@ -33,7 +33,7 @@ from gateway.ingress.http import HttpDoor, Server, check_parser
 from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
 from gateway.measure.load import LoadSampler
-from gateway.plugin import Backend, GatewayError
+from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
 from gateway.settings import Listener, Loaded, Settings, UnixListener
 from gateway.telemetry import configure, log, metrics
@@ -140,18 +140,26 @@ class Service:
         """A backend has opened, or failed to: give it a lane."""
         if member.state != "serving":
             return
-        remote = member.backend is not None and type(member.backend).health is not Backend.health
-        remote = remote and member.site != "hybrid"
-        self.board.add(member.name, remote=remote)
+        self.board.add(member.name, remote=member.is_remote)
         self.lanes.add(
             member.name,
             site=member.site,
             slots=member.slots,
             queue=member.settings.queue,
-            remote=remote,
+            remote=member.is_remote,
             usd=member.settings.usd_per_request,
             watts=member.settings.watts,
         )
+        self._look_again()
+
+    def _link_changed(self, backend: str, change: Change) -> None:
+        """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""
+        log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        with suppress(RuntimeError):  # no loop: the service is being built
+            asyncio.get_running_loop().call_soon(self.lanes.tick)
 
     async def _tick(self) -> None:
         """Re-binding, load and saving, by one timer; how late it runs is how long the loop was blocked."""
@@ -199,10 +207,6 @@ class Service:
             fresh.replace(path)
         except OSError as exc:
             log.warning("service.state_not_saved", path=str(path), error=str(exc))
-
-
-def _log_link(backend: str, change: Change) -> None:
-    log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
 
 
 def _bind(listener: Listener) -> socket.socket:

@@ -114,7 +114,7 @@ class Dispatcher:
 
     def _note(self, record: Record, backend: str) -> None:
         record.backend, record.site = backend, self.registry.members[backend].site
-        record.link = self.board.link(backend) if self.registry.members[backend].is_watched else None
+        record.link = self.board.link(backend) if self.registry.members[backend].is_remote else None
 
     # ── the tasks that own slots ─────────────────────────────────────────────────────────────────
 
