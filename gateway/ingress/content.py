@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from gateway.ingress.drafts import Draft
@@ -46,11 +48,14 @@ def has_content(draft: Draft, part: Part) -> bool:
 
     A role, a heartbeat, an error event, an event nobody can read, `[DONE]` are none; why it ended is.
     """
-    if draft.kind == "task" and part.raw is None:
-        return True
     if part.raw is None:
-        return bool(part.data) and _is_content(encode_json(part.data))
+        return draft.kind == "task" or _says_something(part.data)
     return any(_is_content(data) for framed in events_of(part.raw) if (data := data_of(framed)))
+
+
+def _says_something(value: Any) -> bool:
+    is_account = isinstance(value, dict) and value.keys() == {"usage"}
+    return bool(value) and not is_account and _is_content(encode_json(value))
 
 
 def _is_content(data: bytes) -> bool:

@@ -55,6 +55,8 @@ def _from_vectors(stamp: Stamp, value: Any, items: int) -> dict[str, Any]:
     vectors = _listed(value)
     if len(vectors) != items:
         raise stamp.failure(f"gave {len(vectors)} vectors for {items} inputs")
+    if not all(_is_vector(vector) for vector in vectors):
+        raise stamp.failure("gave embeddings that are not lists of numbers")
     data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     return {"object": "list", "data": data, "model": stamp.model, "usage": usage}
@@ -63,8 +65,11 @@ def _from_vectors(stamp: Stamp, value: Any, items: int) -> dict[str, Any]:
 def _listed(value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         return []
-    is_one_vector = bool(value) and all(isinstance(x, int | float) for x in value)
-    return [value] if is_one_vector else list(value)
+    return [value] if value and _is_vector(value) else list(value)
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value)
 
 
 def _in_encoding(stamp: Stamp, body: bytes, *, as_base64: bool) -> bytes:

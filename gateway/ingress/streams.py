@@ -144,6 +144,7 @@ class ChunkStream(Streamed):
         if self.shape == "chat" and not self.has_begun:
             chunk = chunk | {"choices": [_with_role(choice) for choice in chunk["choices"]]}
         self.has_begun = True
+        self.head = self.head | {k: chunk[k] for k in ("id", "created", "model") if k in chunk}  # one answer, one id
         named = chunk if self.stamp.served_as == self.stamp.model else chunk | {"model": self.stamp.model}
         return event(encode_json(self.head | named))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import assume, given
@@ -61,10 +62,8 @@ def test_a_form_cut_anywhere_is_refused(cut: int) -> None:
 @given(st.binary(max_size=500))
 def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     for tried in (body, b"--xx\r\n" + body + b"\r\n--xx--", FIELD + body):
-        try:
+        with suppress(TaskInvalid):
             parse(TYPE, tried)
-        except TaskInvalid as refused:
-            assert "multipart/form-data" in refused.message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,120 @@
+"""Vectors come in the encoding the client asked for, exactly, whatever the backend returned."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.ingress.drafts import Draft
+from gateway.ingress.embeddings import to_base64, to_floats
+from gateway.ingress.render import render
+from gateway.plugin import BackendFailed, Result
+
+VECTOR = [0.5, -1.25, 3.0]
+PACKED = base64.b64encode(struct.pack("<3f", *VECTOR)).decode()
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: str | None = "m") -> bytes:
+    draft = Draft(
+        kind="embeddings",
+        name="m",
+        path="/v1/embeddings",
+        body=b"",
+        content_type="application/json",
+        items=items,
+        encoding_format=asked,
+    )
+    return render(draft, result, request_id="r", served_as=served_as).body
+
+
+def relayed(*vectors: Any) -> bytes:
+    data = [{"object": "embedding", "index": i, "embedding": v, "extra": i} for i, v in enumerate(vectors)]
+    return json.dumps({"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 7}}).encode()
+
+
+@given(st.lists(finite))
+def test_floats_survive_base64_exactly(vector: list[float]) -> None:
+    assert to_floats(to_base64(vector)) == vector
+    assert base64.b64decode(to_base64(vector)) == struct.pack(f"<{len(vector)}f", *vector)
+
+
+@given(st.binary().filter(lambda packed: len(packed) % 4 == 0))
+def test_base64_survives_floats_where_every_number_is_one(packed: bytes) -> None:
+    numbers = struct.unpack(f"<{len(packed) // 4}f", packed)
+    if all(number == number for number in numbers):
+        assert to_base64(to_floats(base64.b64encode(packed).decode())) == base64.b64encode(packed).decode()
+
+
+@pytest.mark.parametrize(("asked", "given_"), [("float", VECTOR), (None, VECTOR), ("base64", PACKED)])
+def test_a_relayed_answer_that_is_as_asked_is_not_touched(asked: Any, given_: Any) -> None:
+    body = relayed(given_, given_)
+    assert rendered(Result(body=body), asked=asked) is body
+
+
+@pytest.mark.parametrize(
+    ("asked", "given_", "expected"), [("float", PACKED, VECTOR), (None, PACKED, VECTOR), ("base64", VECTOR, PACKED)]
+)
+def test_a_relayed_answer_in_the_other_encoding_is_turned_round(asked: Any, given_: Any, expected: Any) -> None:
+    answer = json.loads(rendered(Result(body=relayed(given_, given_)), asked=asked))
+    assert answer == json.loads(relayed(expected, expected))
+
+
+def test_only_the_vectors_that_are_not_as_asked_change() -> None:
+    answer = json.loads(rendered(Result(body=relayed(VECTOR, PACKED)), asked="base64"))
+    assert [one["embedding"] for one in answer["data"]] == [PACKED, PACKED]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("float", VECTOR), ("base64", PACKED)])
+def test_a_plugins_vectors_become_openais_answer(asked: Any, expected: Any) -> None:
+    answer = json.loads(rendered(Result(json=[VECTOR, VECTOR]), asked=asked, items=2))
+    assert answer["object"] == "list"
+    assert answer["model"] == "m"
+    assert [one["index"] for one in answer["data"]] == [0, 1]
+    assert [one["embedding"] for one in answer["data"]] == [expected, expected]
+
+
+def test_one_flat_vector_answers_one_input() -> None:
+    assert len(json.loads(rendered(Result(json=VECTOR)))["data"]) == 1
+
+
+def test_the_clients_name_of_the_model_is_put_back() -> None:
+    body = relayed(VECTOR).replace(b'"m"', b'"text-embed:latest"')
+    assert json.loads(rendered(Result(body=body), served_as="text-embed"))["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        Result(json=[VECTOR, VECTOR]),
+        Result(json=[]),
+        Result(json="text"),
+        Result(json=[["a"]]),
+        Result(json=[["a"], ["b"]]),
+        Result(body=b"not json"),
+        Result(body=b"[]"),
+        Result(body=b"{}"),
+        Result(body=b'{"data":[{}]}'),
+    ],
+    ids=range(9),
+)
+@pytest.mark.parametrize("asked", ["base64", "float"])
+def test_what_cannot_be_the_answer_is_the_backends_failure(result: Result, asked: str) -> None:
+    with pytest.raises(BackendFailed) as failed:
+        rendered(result, asked=asked)
+    assert failed.value.code == "upstream_bad_response"
+
+
+@pytest.mark.parametrize(
+    ("asked", "vector"),
+    [("float", "not base64!"), ("float", "AAA="), ("base64", ["a"]), ("base64", {}), ("base64", None)],
+)
+def test_what_cannot_be_turned_round_is_the_backends_failure(asked: str, vector: Any) -> None:
+    with pytest.raises(BackendFailed, match="cannot be read"):
+        rendered(Result(body=relayed(vector)), asked=asked)
