@@ -53,7 +53,7 @@ class Service:
         self.settings = settings
         policy = settings.policy
         self.board = Board(
-            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=_log_link
+            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
         )
         weights = {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
         self.policy = Policy(**weights)
