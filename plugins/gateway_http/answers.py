@@ -122,7 +122,7 @@ async def _read(exchange: Exchange, max_declared: int, max_undeclared: int) -> b
         raise _too_large(cap)
     chunks: list[bytes] = []
     while chunk := await exchange.read():
-        if exchange.received > cap:
+        if exchange.received > cap or (declared is None and exchange.response.wire.received > cap):
             raise _too_large(cap)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

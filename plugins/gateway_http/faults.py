@@ -86,12 +86,8 @@ def tls_error(exc: ssl.SSLError, host: str) -> BackendUnavailable:
 
 def _tls_cause(exc: BaseException) -> ssl.SSLError | None:
     """The TLS fault inside; a server may tell it only after the handshake, as the connection's end."""
-    for candidate in (
-        exc,
-        getattr(exc, "certificate_error", None),
-        getattr(exc, "os_error", None),
-        exc.__cause__,
-    ):
+    inside = (getattr(exc, "certificate_error", None), getattr(exc, "os_error", None), exc.__cause__, exc)
+    for candidate in inside:
         if isinstance(candidate, ssl.SSLError) and not isinstance(candidate, ssl.SSLEOFError):
             return candidate
     return None

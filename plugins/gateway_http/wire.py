@@ -25,7 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.plugin import Terms
 
-READ_BYTES = 65536  # at once; the parsing of one read is a stall of the event loop
+READ_BYTES = 32768  # at once; the parsing of one read is a stall of the event loop
 WRITE_BYTES = 65536
 ACKED_ABOVE_BYTES = 65536  # contract §4: above this an upload ends when the kernel has it acknowledged
 MAX_INTERIM_ANSWERS = 32  # 1xx; more is a flood
@@ -40,6 +40,7 @@ class Wire(ResponseHandler):
         super().__init__(loop)
         self.requests = 0
         self.asked_at = 0.0
+        self.received = 0  # bytes of this answer, head and framing too
         self.first_byte_at: float | None = None
         self._busy = False
         self._reads = 0
@@ -54,6 +55,7 @@ class Wire(ResponseHandler):
         """Begin another request."""
         self.requests += 1
         self.asked_at = time.monotonic()
+        self.received = 0
         self.first_byte_at = None
         self._busy = True
         self._reads = 0
@@ -67,6 +69,7 @@ class Wire(ResponseHandler):
             return
         if self.first_byte_at is None and data:
             self.first_byte_at = time.monotonic()
+        self.received += len(data)
         super().data_received(data)
 
     def is_connected(self) -> bool:

@@ -17,6 +17,8 @@ from support.http_backend import Recorded, accounted, chat, job, opened, parts, 
 from support.upstream import (
     CHUNKED,
     JSON,
+    Script,
+    Talk,
     Upstream,
     answer,
     by_path,
@@ -347,19 +349,27 @@ async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
 
 
 async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
-    async def never_reads(talk: Any) -> None:
-        await stall(gone=gone)(talk)
+    async def drains(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            arrived.set()
+            await resume.wait()
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+        gone.set()
 
-    for body in (b"{}", b"{" + b" " * 8_000_000 + b"}"):
-        gone = asyncio.Event()
-        async with Upstream(never_reads) as upstream, opened(upstream.url) as (backend, _):
+    for body in (b"{}", b"{" + b" " * 20_000_000 + b"}"):
+        arrived, gone, resume = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        server = await asyncio.start_server(drains, "127.0.0.1", 0)
+        async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as (backend, _):
             asked = asyncio.create_task(result(backend, chat("", body=body)))
-            while not upstream.requests:
-                await asyncio.sleep(0)
+            await arrived.wait()
             began = time.monotonic()
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
+            resume.set()
             await gone.wait()
             assert time.monotonic() - began < 0.1
 
@@ -418,16 +428,19 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
 
 
 async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
-    async def slow(talk: Any) -> None:
-        await asyncio.sleep(0.03)
-        await talk.send(whole(b"{}", headers=claim))
+    def slow(name: str, claim: str) -> Script:
+        async def script(talk: Talk) -> None:
+            await asyncio.sleep(0.03)
+            await talk.send(whole(b"{}", headers=[(name, claim)]))
 
-    for claim, source in (
-        ([("Server-Timing", "queue;dur=1, total;desc=x;dur=20.0")], "server-timing"),
-        ([("openai-processing-ms", "20")], "header"),
-        ([("x-envoy-upstream-service-time", "20")], "header"),
+        return script
+
+    for name, claim, source in (
+        ("Server-Timing", "queue;dur=1, total;desc=x;dur=20.0", "server-timing"),
+        ("openai-processing-ms", "20", "header"),
+        ("x-envoy-upstream-service-time", "20", "header"),
     ):
-        async with Upstream(slow) as upstream, opened(upstream.url) as (backend, _):
+        async with Upstream(slow(name, claim)) as upstream, opened(upstream.url) as (backend, _):
             _, account = await accounted(backend, chat())
         terms = account.terms_us
         assert terms["cloud"] == pytest.approx(20_000, abs=2)
@@ -439,14 +452,14 @@ async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() 
 
 
 async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate() -> None:
-    async with Upstream(answer(b"{}", headers=[("openai-processing-ms", "9000")])) as upstream:
-        async with opened(upstream.url) as (backend, _):
-            _, account = await accounted(backend, chat())
-            assert account.terms_us["network"] == 0
-            assert account.terms_us["cloud"] < 1_000_000
-            upstream.script = answer(b"{}", headers=[("Server-Timing", "app;dur=1")])
-            _, account = await accounted(backend, chat())
-            assert account.cloud_source == "estimated"
+    boasts = answer(b"{}", headers=[("openai-processing-ms", "9000")])
+    async with Upstream(boasts) as upstream, opened(upstream.url) as (backend, _):
+        _, account = await accounted(backend, chat())
+        assert account.terms_us["network"] == 0
+        assert account.terms_us["cloud"] < 1_000_000
+        upstream.script = answer(b"{}", headers=[("Server-Timing", "app;dur=1")])
+        _, account = await accounted(backend, chat())
+        assert account.cloud_source == "estimated"
 
 
 async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
@@ -538,10 +551,10 @@ async def test_health_says_what_is_wrong() -> None:
 
 
 async def test_lists_the_operator_gave_are_not_asked_for() -> None:
-    async with Upstream(answer(json={})) as upstream:
-        async with opened(upstream.url, models="a,b", tasks='{"add": "/add"}') as (backend, _):
-            await backend.health()
-            assert backend.models == {"a": "a", "b": "b"}
+    given = {"models": "a,b", "tasks": '{"add": "/add"}'}
+    async with Upstream(answer(json={})) as upstream, opened(upstream.url, **given) as (backend, _):
+        await backend.health()
+        assert backend.models == {"a": "a", "b": "b"}
     assert {r.path for r in upstream.requests} == {"/livez"}
 
 
