@@ -41,10 +41,11 @@ class Recogniser:
 
     def __init__(self, grammar: Path | None) -> None:
         try:
-            from pocketsphinx import Config, Decoder
+            from pocketsphinx import Config, Decoder, Vad
         except ImportError as exc:
             raise BackendUnavailable("pocketsphinx is not installed; pip install edge-gateway[speech]") from exc
         self._decoder: Any = Decoder(Config(loglevel="ERROR"))
+        self._vad: Any = Vad(Vad.LOOSE, RATE_HZ)
         if grammar is not None:
             self._obey(grammar)
 
@@ -61,18 +62,24 @@ class Recogniser:
             yield from self._decode(samples[start:end], start / RATE_HZ)
 
     def _decode(self, samples: array[int], offset_s: float) -> Iterator[Word]:
-        if not samples:
+        sound = samples.tobytes()
+        if not self._has_speech(sound):
             return
         decoder = self._decoder
         decoder.reinit_feat()  # what it heard before must not change what it hears now
         decoder.start_utt()
-        decoder.process_raw(samples.tobytes(), full_utt=True)
+        decoder.process_raw(sound, full_utt=True)
         decoder.end_utt()
         for said in decoder.seg() or ():
             if _SPOKEN.match(said.word):
                 text = _VARIANT.sub("", said.word)
                 start, end = said.start_frame / 100, (said.end_frame + 1) / 100
                 yield Word(text, offset_s + start, offset_s + end, min(float(said.prob), 1.0))
+
+    def _has_speech(self, sound: bytes) -> bool:
+        """Whether there is anything to hear; the decoder hears words even in perfect silence."""
+        frame: int = self._vad.frame_bytes
+        return any(self._vad.is_speech(sound[at : at + frame]) for at in range(0, len(sound) - frame + 1, frame))
 
 
 def pieces(samples: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ pass untouched.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 import wave
@@ -18,6 +19,7 @@ from gateway.plugin import TaskInvalid
 RATE_HZ = 16_000
 BYTES_PER_S = RATE_HZ * 2
 _RATES_HZ = range(8_000, 48_001)
+_HEADER_BYTES = 44  # at least
 _UNKNOWN_LENGTH = 0xFFFF_0000  # what programs that stream write for a length they do not know yet, and above
 
 
@@ -31,6 +33,11 @@ class Header:
     frames: int
 
     @property
+    def frame_bytes(self) -> int:
+        """Bytes of one instant, all channels."""
+        return self.channels * self.bytes_per_sample
+
+    @property
     def seconds(self) -> float:
         """Its length."""
         return self.frames / self.rate_hz
@@ -42,6 +49,7 @@ def read_pcm(data: bytes) -> array[int]:
         header = _header(file, data)
         _check(header)
         raw = file.readframes(header.frames)
+    raw = raw[: len(raw) // header.frame_bytes * header.frame_bytes]
     samples = _samples(raw, header.bytes_per_sample)
     if header.channels == 2:
         samples = array("h", ((a + b) >> 1 for a, b in zip(samples[::2], samples[1::2], strict=True)))
@@ -80,7 +88,7 @@ def _interpolate(samples: array[int], rate_hz: int) -> array[int]:
 
 def _opened(data: bytes) -> wave.Wave_read:
     try:
-        return wave.open(io.BytesIO(data))
+        return wave.open(io.BytesIO(data), "rb")
     except EOFError:
         raise _invalid("it ends before its header does") from None
     except (wave.Error, RuntimeError) as exc:
@@ -88,12 +96,13 @@ def _opened(data: bytes) -> wave.Wave_read:
 
 
 def _header(file: wave.Wave_read, data: bytes) -> Header:
-    channels, width, rate_hz, frames = file.getparams()[:4]
-    present = len(data) // max(channels * width, 1)
-    promised = frames * channels * width
-    if frames > present and promised < _UNKNOWN_LENGTH:
-        raise _invalid(f"it is cut off: its header promises {promised} bytes of sound, more than were sent")
-    return Header(channels, width, rate_hz, min(frames, present))
+    header = Header(*file.getparams()[:4])
+    promised, present = header.frames * header.frame_bytes, len(data) - _HEADER_BYTES
+    if promised >= _UNKNOWN_LENGTH:
+        return dataclasses.replace(header, frames=max(present, 0) // header.frame_bytes)
+    if promised > present:
+        raise _invalid(f"it is cut off: its header promises {promised} bytes of sound, {max(present, 0)} are there")
+    return header
 
 
 def _check(header: Header) -> None:

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from pydantic import ValidationError
+
+from gateway.plugin import BackendFailed, BackendUnavailable, Part, Task, TaskInvalid
+from gateway.workers import WorkerBackend
+from gateway_local import Local, LocalSettings
+from gateway_local.calling import Callee, as_json
+from support.services import KeptServices
+
+
+def a_task(name: str, arguments: Any) -> Task:
+    return Task(kind="task", name=name, deadline=time.monotonic() + 20, body=msgspec.json.encode(arguments))
+
+
+async def call(local: Any, name: str, arguments: Any) -> list[Any]:
+    items = [item async for item in local.run(a_task(name, arguments))]
+    return [item.data if isinstance(item, Part) else item.json for item in items]
+
+
+def here(**settings: Any) -> Local:
+    """In this process: what it does is the same, and faster to test."""
+    return Local(LocalSettings(**settings), KeptServices())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "greet.py").write_text(
+        "from _words import hello\n"
+        "import asyncio\n"
+        "from dataclasses import dataclass\n"
+        "def greet(name, *, loud=False):\n"
+        "    '''Say hello.\n\n    More.'''\n"
+        "    return hello(name).upper() if loud else hello(name)\n"
+        "async def later(**anything):\n"
+        "    await asyncio.sleep(0)\n"
+        "    return sorted(anything)\n"
+        "async def ticks(n):\n"
+        "    for i in range(n):\n"
+        "        yield i\n"
+        "def _private():\n"
+        "    return 1\n"
+        "def confused(text):\n"
+        "    return len(5)\n"
+    )
+    (tmp_path / "_words.py").write_text("def hello(name):\n    return f'hello {name}'\n")
+    return tmp_path
+
+
+# ── in worker processes, as it is used ───────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[WorkerBackend]:
+    async with WorkerBackend(Local, LocalSettings(), KeptServices(), slots=1) as backend:
+        yield backend
+
+
+async def test_add_ships_and_is_served_by_a_worker(workers: WorkerBackend) -> None:
+    assert await call(workers, "add", {"a": 10, "b": 20}) == [{"result": 30}]
+    assert await call(workers, "add", {"a": 2**64, "b": 1}) == [{"result": 2**64 + 1}]
+    assert await call(workers, "squares", {"items": [1, 2, 3]}) == [{"result": [1, 4, 9]}]
+    assert await call(workers, "count", {"n": 3}) == [1, 2, 3]
+
+
+async def test_burn_keeps_a_core_busy(workers: WorkerBackend) -> None:
+    began = time.monotonic()
+    ((burnt),) = await call(workers, "burn", {"seconds": 0.1})
+    assert time.monotonic() - began >= 0.1
+    assert 0 < burnt["result"] <= 0.2
+
+
+async def test_the_hello_tells_names_and_what_they_take(workers: WorkerBackend) -> None:
+    assert set(workers.tasks) == {"add", "burn", "count", "squares"}
+    assert workers.describe["add"] == "add(a, b): The sum of a and b."
+
+
+async def test_an_exception_in_the_function_is_named(workers: WorkerBackend) -> None:
+    with pytest.raises(BackendFailed, match=r"`add` raised TypeError: unsupported operand"):
+        await call(workers, "add", {"a": 1, "b": "x"})
+
+
+async def test_wrong_arguments_cross_the_process_with_the_name(workers: WorkerBackend) -> None:
+    with pytest.raises(TaskInvalid, match=r"`add\(a, b\)` needs `b`, which is missing") as caught:
+        await call(workers, "add", {"a": 1})
+    assert caught.value.param == "b"
+
+
+# ── an operator's own ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_every_public_function_of_a_folder_is_served(folder: Path) -> None:
+    async with here(tasks_dir=folder) as local:
+        assert set(local.tasks) == {"greet", "later", "ticks", "confused"}
+        assert await call(local, "greet", {"name": "Ada", "loud": True}) == [{"result": "HELLO ADA"}]
+        assert await call(local, "later", {"x": 1, "a": 2}) == [{"result": ["a", "x"]}]
+        assert await call(local, "ticks", {"n": 3}) == [0, 1, 2]
+        assert local.describe["greet"] == "greet(name, *, loud=False): Say hello."
+
+
+async def test_a_type_error_inside_the_function_is_not_the_clients_mistake(folder: Path) -> None:
+    async with here(tasks_dir=folder) as local:
+        with pytest.raises(TypeError, match="len"):
+            await call(local, "confused", {"text": "x"})
+
+
+async def test_functions_are_named_by_themselves_or_by_a_map() -> None:
+    async with here(tasks="math:factorial,statistics:mean") as local:
+        assert await call(local, "factorial", {"n": 5}) == [{"result": 120}]
+        assert await call(local, "mean", {"data": [1, 2]}) == [{"result": 1.5}]
+    async with here(tasks={"avg": "statistics:mean"}, tasks_dir=None) as local:
+        assert local.tasks == {"avg": "avg"}
+
+
+async def test_names_and_a_folder_are_served_together(folder: Path) -> None:
+    async with here(tasks="math:factorial", tasks_dir=folder) as local:
+        assert {"factorial", "greet"} <= set(local.tasks)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "why"),
+    [
+        ("no_such_module:f", "`no_such_module:f` cannot be imported: ModuleNotFoundError: No module named"),
+        ("math:no_such", "`math:no_such` cannot be imported: AttributeError"),
+        ("math:pi", "`math:pi` is float, not a function"),
+        ("builtins:max", "its arguments have no names; wrap it in a function"),
+    ],
+)
+async def test_a_function_that_cannot_be_served_is_named_at_start(tasks: str, why: str) -> None:
+    with pytest.raises(BackendUnavailable, match=why):
+        await here(tasks=tasks).__aenter__()
+
+
+async def test_a_broken_file_is_named(folder: Path) -> None:
+    (folder / "zz.py").write_text("def broken(:\n")
+    with pytest.raises(BackendUnavailable, match=r"zz\.py cannot be imported: SyntaxError"):
+        await here(tasks_dir=folder).__aenter__()
+
+
+async def test_two_functions_of_one_name_are_told_with_both_places(folder: Path) -> None:
+    (folder / "hi.py").write_text("def greet(): ...\n")
+    with pytest.raises(BackendUnavailable, match=r"`greet` is defined both in .*greet\.py and in .*hi\.py"):
+        await here(tasks_dir=folder).__aenter__()
+    (folder / "hi.py").unlink()
+    with pytest.raises(BackendUnavailable, match=r"`greet` is both in TASKS \(math:factorial\) and in "):
+        await here(tasks_dir=folder, tasks={"greet": "math:factorial"}).__aenter__()
+
+
+async def test_a_folder_without_functions_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"no file in .* defines a public function"):
+        await here(tasks_dir=tmp_path).__aenter__()
+
+
+async def test_a_file_named_like_a_module_of_the_library_takes_nothings_place(folder: Path) -> None:
+    (folder / "queue.py").write_text("def length():\n    import queue\n    return hasattr(queue, 'Queue')\n")
+    async with here(tasks_dir=folder) as local:
+        assert await call(local, "length", {}) == [{"result": True}]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "why"),
+    [
+        ("math:gcd,numpy:gcd", "`math:gcd` and `numpy:gcd` are both called `gcd`"),
+        ("factorial", "`factorial` is not of the form `package.module:function`"),
+        ({"f": "math.factorial"}, "not of the form"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(tasks: Any, why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        LocalSettings(tasks=tasks)
+
+
+def test_settings_survive_the_way_to_the_worker() -> None:
+    settings = LocalSettings(tasks="math:gcd,statistics:mean")  # type: ignore[arg-type]
+    assert settings.tasks == {"gcd": "math:gcd", "mean": "statistics:mean"}
+    assert LocalSettings.model_validate(settings.model_dump()) == settings
+
+
+# ── arguments and values ─────────────────────────────────────────────────────────────────────────
+
+
+def scale(value: float, by: float = 2, /, *rest: Any, unit: str = "") -> Any:
+    return [value * by, unit]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param", "why"),
+    [
+        ({}, "value", r"`scale\(value, by=2, /, \*rest, unit=''\)` needs `value`, which is missing"),
+        ({"value": 1, "units": "m"}, "units", "has no argument `units`"),
+        ({"value": 1, "rest": 2}, "rest", "has no argument `rest`"),
+        ([1], None, "takes a JSON object with its arguments, not a list"),
+        (None, None, "not null"),
+    ],
+)
+def test_wrong_arguments_say_what_the_function_takes(arguments: Any, param: str | None, why: str) -> None:
+    with pytest.raises(TaskInvalid, match=why) as caught:
+        Callee("scale", scale).call(arguments)
+    assert caught.value.param == param
+
+
+def test_arguments_by_position_are_given_by_name_too() -> None:
+    assert Callee("scale", scale).call({"unit": "m", "by": 3, "value": 1}) == [3, "m"]
+    assert Callee("scale", scale).call({"value": 1}) == [2, ""]
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    at: date
+
+
+class Grid:
+    def tolist(self) -> list[list[int]]:
+        return [[1]]
+
+
+@pytest.mark.parametrize(
+    ("value", "json"),
+    [
+        (b"\x00\x01", "AAE="),
+        (Point(1, date(2024, 2, 29)), {"x": 1, "at": "2024-02-29"}),
+        ({1: [2, {3}]}, {"1": [2, [3]]}),
+        (Path("/a"), "/a"),
+        (Grid(), [[1]]),
+        (2**70, 2**70),
+    ],
+)
+def test_values_become_json(value: Any, json: Any) -> None:
+    assert as_json(value, "f") == json
+
+
+def test_a_value_that_is_no_json_says_what_to_return() -> None:
+    with pytest.raises(BackendFailed, match=r"`f` answered with something that is not JSON \(a object\); return"):
+        as_json({"x": object()}, "f")
+
+
+async def test_a_generator_nobody_listens_to_any_more_is_closed_at_once(folder: Path) -> None:
+    (folder / "gen.py").write_text(
+        "closed = []\ndef numbers():\n    try:\n        yield from range(9)\n    finally:\n        closed.append(1)\n"
+        "def how_many_closed():\n    return len(closed)\n"
+    )
+    async with here(tasks_dir=folder) as local:
+        stream = local.run(a_task("numbers", {}))
+        assert await anext(stream) == Part(0)
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert await call(local, "how_many_closed", {}) == [{"result": 1}]
+
+
+def test_as_many_slots_as_cores_and_nothing_is_loaded_by_the_constructor() -> None:
+    local = here()
+    assert local.slots >= 1
+    assert local.tasks is None
