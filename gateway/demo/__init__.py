@@ -29,7 +29,7 @@ from gateway.demo.sweep import HEADINGS, Row, Sweep
 
 DEFAULT_PORT = 8080
 OK, FAILED, INTERRUPTED = 0, 1, 130
-_WIDTHS = (6, 8, 24, 15, 14, 12, 9, 0)
+_WIDTHS = (6, 8, 12, 15, 10, 12, 9, 0)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ import msgspec
 from gateway.demo.children import die_with_parent
 
 WORDS = "turn on the conveyor belt and stop the machine"
+PRIMES_BELOW = [10_000, 20_000, 30_000, 40_000, 30_000, 20_000, 10_000, 2]
+PRIMES = [1229, 2262, 3245, 4203, 3245, 2262, 1229, 0]
 TIMEOUT_S = 30.0
 
 
@@ -109,8 +111,25 @@ def add(**changes: Any) -> Call:
 
 def transcribe(file: str, model: str = "auto", **changes: Any) -> Call:
     """The recording, to be heard exactly."""
-    given: dict[str, Any] = {"label": f"speech {model}", "form": {"model": model}, "expected": {"text": WORDS}}
+    given: dict[str, Any] = {
+        "label": f"speech {model.partition('/')[0]}",
+        "form": {"model": model},
+        "expected": {"text": WORDS},
+    }
     return Call(path="/v1/audio/transcriptions", file=file, **{**given, **changes})
+
+
+def divide(**changes: Any) -> Call:
+    """Work that both sides share."""
+    given: dict[str, Any] = {"label": "primes", "body": {"items": PRIMES_BELOW}, "expected": {"result": PRIMES}}
+    return Call(path="/v1/tasks/primes_by_both", **{**given, **changes})
+
+
+def occupy(seconds: float = 1.0) -> Call:
+    """A slot of the edge, for a while."""
+    edge_only = {"x-gateway-locality": "edge-only"}
+    body, expected = {"seconds": seconds}, {"result": seconds}
+    return Call(label="occupy", path="/v1/tasks/occupy", body=body, expected=expected, headers=edge_only, site="edge")
 
 
 def tour(file: str) -> list[Call]:
@@ -120,6 +139,7 @@ def tour(file: str) -> list[Call]:
         transcribe(file),
         transcribe(file, "speech/pocketsphinx", site="edge"),
         transcribe(file, "cloud/pocketsphinx", site="cloud"),
+        divide(site="hybrid"),
     ]
 
 

@@ -18,8 +18,10 @@ EDGE_SLOTS = 2  # of `local`: enough to show, and quick to fill
 FIRST_RTT_S = 0.05
 DATA = Path(__file__).parent / "data"
 
+_TASKS = "gateway_local.functions:add,gateway.demo.tasks:primes"
 _COMPUTE = {
     "GATEWAY_BACKENDS__LOCAL__PLUGIN": "local",
+    "GATEWAY_BACKENDS__LOCAL__TASKS": _TASKS,
     "GATEWAY_BACKENDS__SPEECH__PLUGIN": "speech",
     "GATEWAY_BACKENDS__SPEECH__SLOTS": "1",
 }
@@ -58,13 +60,17 @@ async def open_house(folder: Path, port: int) -> AsyncIterator[House]:
 
 
 def edge_env(link_port: int) -> dict[str, str]:
-    """The edge's configuration: the same compute, fewer slots, and the cloud at the other end of the link."""
+    """The edge's configuration: the same compute, the cloud at the other end of the link, and both together."""
     return {
         **_COMPUTE,
-        "GATEWAY_BACKENDS__LOCAL__TASKS": "gateway_local:add,gateway.demo.tasks:occupy",
+        "GATEWAY_BACKENDS__LOCAL__TASKS": f"{_TASKS},gateway.demo.tasks:occupy",
         "GATEWAY_BACKENDS__LOCAL__SLOTS": str(EDGE_SLOTS),
         "GATEWAY_BACKENDS__CLOUD__PLUGIN": "http",
         "GATEWAY_BACKENDS__CLOUD__URL": f"http://127.0.0.1:{link_port}",
+        "GATEWAY_BACKENDS__BOTH__PLUGIN": "hybrid",
+        "GATEWAY_BACKENDS__BOTH__EDGE": "local",
+        "GATEWAY_BACKENDS__BOTH__CLOUD": "cloud",
+        "GATEWAY_BACKENDS__BOTH__TASKS": '{"primes_by_both": "primes"}',
     }
 
 

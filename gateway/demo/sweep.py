@@ -7,20 +7,19 @@ Where a request goes otherwise is the gateway's judgement, and is shown, not tes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 import aiohttp
 
 from gateway.demo.accounts import Accounts, main_terms
-from gateway.demo.calls import Answer, Call, add, transcribe
+from gateway.demo.calls import Answer, Call, add, divide, occupy, transcribe
 from gateway.demo.house import EDGE_SLOTS, House
 
 RTTS_S: tuple[float | None, ...] = (0.001, 0.05, 0.3, None)  # None: the link is down
-OCCUPIED_S = 1.5
-SPEECH_AHEAD = 2  # one being heard, one waiting
-EDGE_ONLY = {"x-gateway-locality": "edge-only"}
+SLOTS_TAKEN = f'edge_gateway_lane_busy{{backend="local"}} {EDGE_SLOTS}'
+SPEECH_AHEAD = 'edge_gateway_lane_waiting{backend="speech"} 1'  # behind the one that is being heard
 _SEEN_WITHIN_S = 5.0
 _POLL_S = 0.02
 HEADINGS = ("link", "edge", "request", "went to", "why", "predicted ms", "actual ms", "of which ms")
@@ -52,6 +51,7 @@ class Sweep:
     def __init__(self, house: House, session: aiohttp.ClientSession, file: str, show: Callable[[Row], None]) -> None:
         self._house, self._session, self._file, self._show = house, session, file, show
         self._accounts = Accounts(house.edge.log_path)
+        self._hear = transcribe(file, "speech/pocketsphinx", site="edge")
 
     async def run(self) -> None:
         """All cells, one after the other."""
@@ -64,9 +64,10 @@ class Sweep:
             task, speech = add(site=site), transcribe(self._file, site=site)
             await self._try(link, "idle", task)
             await self._try(link, "idle", speech)
-            async with self._slots_taken():
+            await self._try(link, "idle", divide(site="hybrid"))
+            async with self._occupied([occupy()] * EDGE_SLOTS, SLOTS_TAKEN):
                 await self._try(link, "occupied", task)
-            async with self._speech_ahead():
+            async with self._occupied([self._hear] * 2, SPEECH_AHEAD):
                 await self._try(link, "occupied", speech)
 
     async def _set_link(self, rtt_s: float | None) -> str:
@@ -80,25 +81,11 @@ class Sweep:
     # ── the edge occupied ────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
-    async def _slots_taken(self) -> AsyncIterator[None]:
-        """Every slot of `local` is taken for OCCUPIED_S, or until left."""
-        async with AsyncExitStack() as stack:
-            for _ in range(EDGE_SLOTS):
-                response = await stack.enter_async_context(self._occupy(OCCUPIED_S))
-                await response.content.readany()  # its first part: it runs
-            yield
-
-    def _occupy(self, seconds: float) -> aiohttp.client._RequestContextManager:
-        url = f"http://{self._house.base}/v1/tasks/occupy"
-        return self._session.post(url, json={"seconds": seconds}, headers=EDGE_ONLY)
-
-    @asynccontextmanager
-    async def _speech_ahead(self) -> AsyncIterator[None]:
-        """The edge's one speech slot is taken, and somebody waits for it already; they are served, too."""
-        call = transcribe(self._file, "speech/pocketsphinx", label="speech, ahead", site="edge", headers=EDGE_ONLY)
+    async def _occupied(self, occupants: Sequence[Call], sample: str) -> AsyncIterator[None]:
+        """The edge works on `occupants`, as `sample` of its metrics shows; they must be answered, too."""
         async with asyncio.TaskGroup() as group:
-            ahead = [group.create_task(self._row("-", "-", call)) for _ in range(SPEECH_AHEAD)]
-            await self._seen(f'edge_gateway_lane_waiting{{backend="speech"}} {SPEECH_AHEAD - 1}')
+            ahead = [group.create_task(self._row("-", "-", call)) for call in occupants]
+            await self._seen(sample)
             yield
         for row in (task.result() for task in ahead):
             if row.fault is not None:
@@ -116,9 +103,7 @@ class Sweep:
 
     async def _warm_up(self) -> None:
         """Have the gateway see each kind of work once, so that its predictions stand on something."""
-        async with self._occupy(OCCUPIED_S) as response:
-            await response.read()
-        for call in (add(), transcribe(self._file, "speech/pocketsphinx")):
+        for call in (occupy(), add(), self._hear):
             await self._send(call)
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────
