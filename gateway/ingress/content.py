@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from gateway.ingress.drafts import Draft
-from gateway.ingress.framing import data_of, encode_json, events_of
+from gateway.ingress.framing import encode_json, events_of
 from gateway.plugin import Part
 
 # Events that say a stream has begun, or is alive; nothing is lost if another backend starts over after them.
@@ -50,7 +50,7 @@ def has_content(draft: Draft, part: Part) -> bool:
     """
     if part.raw is None:
         return draft.kind == "task" or _says_something(part.data)
-    return any(_is_content(data) for framed in events_of(part.raw) if (data := data_of(framed)))
+    return any(_is_content(data) for _, data in events_of(part.raw))
 
 
 def _says_something(value: Any) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -102,17 +103,21 @@ def comment(text: bytes) -> bytes:
     return b": %b\n\n" % text
 
 
-def events_of(raw: bytes) -> Iterator[bytes]:
-    """The events in a piece of a stream that holds whole ones; nearly always exactly one."""
+def events_of(raw: bytes) -> list[tuple[bytes, bytes]]:
+    """The events in a piece of a stream that holds whole ones, each framed and as its data; comments are dropped."""
+    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and raw.endswith(b"\n") and b"\r" not in raw:
+        return [(raw, raw[6:-2])]  # what nearly always comes: one event of one line
+    return [(framed, data) for framed in _split(raw) if (data := _data_of(framed)) is not None]
+
+
+def _split(raw: bytes) -> list[bytes]:
     ends = [found.end() for found in _EVENT_END.finditer(raw)]
     if not ends or ends[-1] < len(raw):
         raw, ends = raw + b"\n\n", [*ends, len(raw) + 2]
-    starts = [0, *ends[:-1]]
-    return (raw[start:end] for start, end in zip(starts, ends, strict=True))
+    return [raw[start:end] for start, end in pairwise([0, *ends])]
 
 
-def data_of(framed: bytes) -> bytes | None:
-    """The data of one event, None where it has none: a comment, or a bare `event:` line."""
+def _data_of(framed: bytes) -> bytes | None:
     # WHATWG HTML §9.2.6: one space after the colon is taken off; several data lines are joined by newlines.
     lines = [line[5:].removeprefix(b" ") for line in framed.splitlines() if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None

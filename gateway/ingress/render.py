@@ -14,7 +14,7 @@ from gateway.ingress.chunks import Chunk, Shape, chunk_of, merge
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import embeddings_answer
-from gateway.ingress.framing import JSON, Rendered, Stamp, data_of, encode_json, events_of, renamed
+from gateway.ingress.framing import JSON, Rendered, Stamp, encode_json, events_of, renamed
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.ingress.streams import (
     ChunkStream,
@@ -119,9 +119,8 @@ def _values(stamp: Stamp, parts: Sequence[Part]) -> Iterator[Any]:
         if part.raw is None:
             yield part.data
             continue
-        for framed in events_of(part.raw):
-            data = data_of(framed)
-            if data is not None and data.strip() != b"[DONE]":
+        for _, data in events_of(part.raw):
+            if data.strip() != b"[DONE]":
                 yield _decoded(stamp, data)
 
 

@@ -29,7 +29,6 @@ from gateway.ingress.framing import (
     STREAM_HEADERS,
     Stamp,
     comment,
-    data_of,
     encode_json,
     event,
     events_of,
@@ -55,12 +54,9 @@ class Streamed:
         """The bytes of one part; none for what the client is not to see. Raises BackendFailed."""
         if part.raw is None:
             return self.data(part.data)
-        return b"".join(self._relay(framed) for framed in events_of(part.raw))
+        return b"".join(self._relay(framed, data) for framed, data in events_of(part.raw))
 
-    def _relay(self, framed: bytes) -> bytes:
-        data = data_of(framed)
-        if data is None:
-            return b""  # heartbeats and timing of an upstream are its own
+    def _relay(self, framed: bytes, data: bytes) -> bytes:
         if data.strip() == b"[DONE]":
             self.wants_done = True
             return b""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
-from gateway.ingress.framing import data_of, events_of
+from gateway.ingress.framing import events_of
 from gateway.ingress.render import collect, collected, render, streamed
 from gateway.ingress.streams import Streamed
 from gateway.plugin import BackendFailed, Kind, Part, Result
@@ -36,7 +36,7 @@ def sent(stream: Streamed, parts: Sequence[Part], timing: dict[str, Any] | None 
 
 def values(raw: bytes) -> list[Any]:
     """What an SSE client hands out: the data of every event, `[DONE]` as a text."""
-    found = [data for framed in events_of(raw) if (data := data_of(framed)) is not None]
+    found = [data for _, data in events_of(raw)]
     return ["[DONE]" if data == b"[DONE]" else json.loads(data) for data in found]
 
 
@@ -304,7 +304,7 @@ def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list
     parts = [Part(value) for value in said]
     asked = draft(include_usage=True)
     direct = answer_of(asked, parts)
-    relayed = [Part(raw=framed) for framed in events_of(sent(stream_of(include_usage=True), parts))]
+    relayed = [Part(raw=framed) for framed, _ in events_of(sent(stream_of(include_usage=True), parts))]
     streamed_answer = answer_of(asked, relayed)
     for one in (direct, streamed_answer):
         one.pop("id"), one.pop("created")
@@ -340,7 +340,7 @@ def test_a_whole_answer_streamed_and_collected_is_that_answer(texts: list[str], 
     ]
     whole = {"id": "x", "created": 1, "model": "assistant", "choices": choices, "usage": USAGE, "x_more": {"a": 1}}
     stream = stream_of(include_usage=True)
-    events = [Part(raw=framed) for framed in events_of(stream.whole(Result(json=whole)) + stream.end())]
+    events = [Part(raw=framed) for framed, _ in events_of(stream.whole(Result(json=whole)) + stream.end())]
     assert answer_of(draft(), events) == {"object": "chat.completion", **whole}
 
 
