@@ -42,8 +42,10 @@ def claimed_s(headers: Mapping[str, str]) -> tuple[float, CloudSource] | None:
 
 
 def _ms(text: str | None) -> float | None:
+    if text is None:
+        return None
     try:
-        value = float(text or "") / 1e3
+        value = float(text) / 1e3
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None

@@ -145,6 +145,23 @@ async def test_a_task_that_may_not_leave_is_refused_before_a_byte_leaves() -> No
     assert upstream.connections == 0
 
 
+async def test_a_proxy_is_asked_with_its_own_credentials_and_only_it() -> None:
+    async with Upstream(answer(json=COMPLETION)) as proxy:
+        given = f"http://me:pass@127.0.0.1:{proxy.port}"
+        async with opened("http://far.test", proxy=given) as (backend, services):
+            await result(backend, chat())
+            assert "pass" not in repr(backend.settings)
+    assert proxy.requests[0].path == "http://far.test/v1/chat/completions"
+    assert proxy.requests[0].headers["proxy-authorization"] == "Basic bWU6cGFzcw=="
+    assert [sample.tcp_rtt_s for sample in services.samples] == [None]
+
+
+async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", unreachable_url())
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat())
+
+
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
