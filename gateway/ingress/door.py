@@ -28,6 +28,7 @@ from gateway.ingress.render import Rendered, Streamed, collect, has_content, ren
 from gateway.ingress.routes import Match, match
 from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Task, TaskInvalid, TaskRefused, new_id
+from gateway.registry import AUTO
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 
@@ -46,7 +47,9 @@ T = TypeVar("T")
 class Incoming:
     """A request as a door received it. `headers` are lower-cased; `read` gives the body, at most so many bytes.
 
-    is_trusted: the client is on this host, or authenticated; it may see where the time went.
+    is_trusted: the client is on this host, or authenticated; it may see where the time went. check: raises
+    GatewayError for a client that may not ask at all. preflight: the headers that answer a browser which asks
+    whether its page may ask; None for any other request.
     """
 
     door: str
@@ -55,6 +58,8 @@ class Incoming:
     headers: Mapping[str, str]
     read: Callable[[int], Awaitable[bytes]]
     is_trusted: bool
+    check: Callable[[], None] = lambda: None
+    preflight: Mapping[str, str] | None = None
 
 
 class Reply(Protocol):
@@ -138,6 +143,10 @@ class _Visit:
 
     async def _serve(self) -> None:
         self.watch.enter("admit")
+        self.incoming.check()
+        if self.incoming.preflight is not None:
+            await self._send(204, "", b"", self.incoming.preflight)
+            return
         found = match(self.incoming.method, self.incoming.target)
         self.record.kind = found.route.kind
         self.is_health = found.route.is_health
@@ -206,7 +215,7 @@ class _Visit:
         result = answer.result
         if answer.parts is not None and not draft.stream and draft.kind != "task":
             result = await collect(draft, answer.parts)  # it streams, the client does not
-        if result is not None and (not draft.stream or result.status >= 400):
+        if result is not None and (not draft.stream or result.status >= 400 or draft.kind == "other"):
             await self._whole(draft, result)
         else:
             self.stream = self._streamed(draft, answer.served_as)
@@ -241,7 +250,8 @@ class _Visit:
     ) -> None:
         self.record.status, self.record.bytes_out = status, len(body)
         self.record.outcome = outcome_of(status)
-        out = {"Content-Type": content_type, **(headers or {}), **self._headers()}
+        out = {"Content-Type": content_type} if content_type else {}
+        out |= {**(headers or {}), **self._headers()}
         self.watch.first_byte_at = self.watch.enter("write")
         await self.reply.whole(status, out, body)
         self.watch.leave()
@@ -353,7 +363,7 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
     return Task(
         id=request_id,
         kind=draft.kind,
-        name=draft.name,
+        name=draft.name or AUTO,
         path=draft.path,
         body=draft.body,
         content_type=draft.content_type,
