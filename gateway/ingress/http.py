@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.ingress.door import Door, Incoming
-from gateway.ingress.errors import envelope, error_headers, status_of
+from gateway.ingress.errors import envelope, status_of
 from gateway.ingress.hosts import host_of
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.telemetry import Limited
@@ -26,6 +27,7 @@ HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only deadline 
 BODY_TIMEOUT_S = 20.0
 BODY_S_PER_BYTE = 1.0 / 1000
 WRITE_TIMEOUT_S = 30.0
+LINGER_S = 2.0  # what is still sent after an early answer is read this long, lest a reset overtakes the answer
 
 _rejected = Limited("http.rejected", per_s=1.0, burst=10)
 
@@ -46,12 +48,15 @@ class _Connection(RequestHandler):
     ) -> web.StreamResponse:
         """Bytes that are no request. Never a traceback, neither to the client nor into the log."""
         why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
-        peer = self.peername
-        _rejected.warning(why=(why or ["malformed request"])[0][:200], peer=str(peer[0] if peer else "unix"))
+        _reject((why or ["malformed request"])[0], self.peername)
         error = TaskInvalid("the request is not valid HTTP: check its request line, headers and framing")
         response = _error_response(error, new_id())
         response.force_close()
         return response
+
+
+def _reject(why: str, peer: Any) -> None:
+    _rejected.warning(why=why[:200], peer=str(peer[0] if isinstance(peer, tuple) else "unix"))
 
 
 class Server(web.Server):
@@ -66,6 +71,7 @@ class Server(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             keepalive_timeout=HEAD_TIMEOUT_S,
+            lingering_time=LINGER_S,
             access_log=None,  # type: ignore[arg-type]
             auto_decompress=False,
         )
@@ -118,19 +124,16 @@ class HttpDoor:
         reply = HttpReply(request, self._cors(request), close_after=self.is_draining)
         try:
             check_framing(request)
-            check_host(request, self._hosts)
-            self._check_origin(request)
         except GatewayError as exc:
-            await reply.refuse(exc)
-            return reply.response
-        if request.method == "OPTIONS" and "Origin" in request.headers:
-            await reply.whole(204, _PREFLIGHT, b"")
+            _reject(exc.message, request.transport and request.transport.get_extra_info("peername"))
+            await reply.reject(exc)
             return reply.response
         await self._door.serve(self._incoming(request, reply), reply)
         return reply.response
 
     def _incoming(self, request: web.BaseRequest, reply: HttpReply) -> Incoming:
         headers = {name.lower(): value for name, value in request.headers.items()}
+        is_preflight = request.method == "OPTIONS" and "origin" in headers
         return Incoming(
             door="http",
             method=request.method,
@@ -138,7 +141,13 @@ class HttpDoor:
             headers=headers,
             read=lambda limit: read_body(request, reply, limit),
             is_trusted=is_local(request),
+            check=partial(self._check, request),
+            preflight=_PREFLIGHT if is_preflight else None,
         )
+
+    def _check(self, request: web.BaseRequest) -> None:
+        check_host(request, self._hosts)
+        self._check_origin(request)
 
     def _check_origin(self, request: web.BaseRequest) -> None:
         origin = request.headers.get("Origin")
@@ -230,12 +239,11 @@ class HttpReply:
         await self.response.prepare(self._request)
         await self.response.write_eof()
 
-    async def refuse(self, error: GatewayError) -> None:
-        """An answer for what never became a request of the door's."""
-        request_id = new_id()
-        body = msgspec.json.encode(envelope(error, request_id))
-        headers = {"Content-Type": "application/json", "x-request-id": request_id, **error_headers(error, 0)}
-        await self.whole(status_of(error), headers, body)
+    async def reject(self, error: GatewayError) -> None:
+        """An answer for bytes that are no request; where the next one would begin, nobody knows."""
+        self.response = _error_response(error, new_id())
+        self.response.force_close()
+        await self._in_time(self._finish())
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of a stream."""
