@@ -279,7 +279,7 @@ class Registry:
         found = {m.name: own for m in members.values() if (own := m.serves(kind, name)) is not None}
         if found:
             return found
-        unknown = [m.name for m in members.values() if not m.knows(kind)]
+        unknown = [m.name + (f" ({m.unwell})" if m.unwell else "") for m in members.values() if not m.knows(kind)]
         if unknown:
             raise GatewayError(
                 f"what {', '.join(unknown)} serves is not known yet; try again shortly",

@@ -45,7 +45,10 @@ class Planner:
         offer = self._offer(task)
         work = self._work(task, offer, client_deadline)
         refused = {name: (tried or {}).get(name) or self._refusal(name, task, offer) for name in offer.names}
-        decision = self.lanes.choose(work, self._query(task, offer, client_deadline), refused)
+        query = self._query(task, offer, client_deadline)
+        decision = self.lanes.choose(work, query, refused)
+        if not decision.order:
+            decision = self.lanes.choose(work, query, self._last_resort(refused))
         if not decision.order:
             raise _nobody(decision, self._is_by_rule(offer, task))
         work.allowed = decision.order
@@ -123,9 +126,15 @@ class Planner:
             return f"breaker open: {member.breaker.why_open}"
         if pinned:
             return None
-        if member.unwell:
-            return f"unwell: {member.unwell}"
-        return "its link is down" if self.board.is_down(name) else None
+        return self._unwell(name) or ("its link is down" if self.board.is_down(name) else None)
+
+    def _unwell(self, name: str) -> str | None:
+        unwell = self.registry.members[name].unwell
+        return f"unwell: {unwell}" if unwell else None
+
+    def _last_resort(self, refused: Mapping[str, str | None]) -> dict[str, str | None]:
+        """Where nobody is left, a backend that only its health check speaks against is asked: its answer says more."""
+        return {name: None if why and why == self._unwell(name) else why for name, why in refused.items()}
 
     def _refusal(self, name: str, task: Task, offer: Offer) -> str | None:
         if self.registry.members[name].site == "cloud" and not task.may_leave:
