@@ -1,0 +1,100 @@
+"""A backend with a task for every way a request can end, and a model that answers or streams.
+
+It runs in the gateway's own loop, so a test can hold its work and let go of it: `Desk.open` is the door that
+`wait` stands before, `Desk.waiting` says that somebody does, `Desk.left` that nobody waits any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar, Self
+
+from pydantic import Field
+
+from gateway.plugin import (
+    Backend,
+    BackendFailed,
+    BackendSettings,
+    BackendUnavailable,
+    Part,
+    Result,
+    Task,
+    TaskInvalid,
+    TaskRefused,
+)
+
+
+class DeskSettings(BackendSettings):
+    refuses_to_open: bool = Field(False, description="raise while starting")
+
+
+class Desk(Backend[DeskSettings]):
+    tasks = ("say", "count", "boom", "wait", "breaks", "refuse", "invalid", "fail", "down", "squares", "shapeless")
+    models = ("clerk",)
+    kinds = frozenset({"chat", "completion", "transcription"})
+    slots = 64
+    open: ClassVar[asyncio.Event]
+    waiting: ClassVar[asyncio.Event]
+    left: ClassVar[asyncio.Event]
+
+    async def __aenter__(self) -> Self:
+        if self.settings.refuses_to_open:
+            raise BackendUnavailable("the desk is locked; set REFUSES_TO_OPEN=false")
+        Desk.open, Desk.waiting, Desk.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        return self
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        name = "chat" if task.kind in ("chat", "completion") else task.name
+        async for item in getattr(self, f"_{name}")(task):
+            yield item
+
+    async def _chat(self, task: Task) -> AsyncIterator[Part | Result]:
+        for word in ("to ", "be ", "or ", "not"):
+            yield Part(word)
+        yield Part({"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}})
+
+    async def _say(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json={"result": task.json})
+
+    async def _squares(self, task: Task) -> AsyncIterator[Result]:
+        yield Result(json={"result": [item * item for item in task.json["items"]]})
+
+    async def _count(self, task: Task) -> AsyncIterator[Part]:
+        for n in range(3):
+            yield Part(n)
+
+    async def _wait(self, task: Task) -> AsyncIterator[Result]:
+        Desk.waiting.set()
+        try:
+            await Desk.open.wait()
+        finally:
+            Desk.left.set()
+        yield Result(json={"result": "waited"})
+
+    async def _breaks(self, task: Task) -> AsyncIterator[Part]:
+        yield Part(0)
+        raise BackendFailed("the desk broke in the middle")
+
+    async def _boom(self, task: Task) -> AsyncIterator[Any]:
+        raise RuntimeError("a secret of the plugin")
+        yield
+
+    async def _refuse(self, task: Task) -> AsyncIterator[Any]:
+        raise TaskRefused("the desk is busy", retry_after_s=2.5)
+        yield
+
+    async def _invalid(self, task: Task) -> AsyncIterator[Any]:
+        raise TaskInvalid("`colour` is no argument", param="colour")
+        yield
+
+    async def _fail(self, task: Task) -> AsyncIterator[Any]:
+        raise BackendFailed("the desk cannot do this")
+        yield
+
+    async def _down(self, task: Task) -> AsyncIterator[Any]:
+        raise BackendUnavailable("the desk is closed for today")
+        yield
+
+    async def _shapeless(self, task: Task) -> AsyncIterator[Any]:
+        yield {"neither": "Result nor Part"}
