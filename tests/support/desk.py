@@ -1,12 +1,14 @@
 """A backend with a task for every way a request can end, and a model that answers or streams.
 
 It runs in the gateway's own loop, so a test can hold its work and let go of it: `Desk.open` is the door that
-`wait` stands before, `Desk.waiting` says that somebody does, `Desk.left` that nobody waits any more.
+`wait` stands before, `Desk.waiting` says that somebody does, `Desk.left` that nobody waits any more, and
+`Desk.callers[who]` that the one who sent `{"who": who}` does.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar, Self
 
@@ -37,11 +39,13 @@ class Desk(Backend[DeskSettings]):
     open: ClassVar[asyncio.Event]
     waiting: ClassVar[asyncio.Event]
     left: ClassVar[asyncio.Event]
+    callers: ClassVar[defaultdict[Any, asyncio.Event]]
 
     async def __aenter__(self) -> Self:
         if self.settings.refuses_to_open:
             raise BackendUnavailable("the desk is locked; set REFUSES_TO_OPEN=false")
         Desk.open, Desk.waiting, Desk.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        Desk.callers = defaultdict(asyncio.Event)
         return self
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
@@ -66,6 +70,7 @@ class Desk(Backend[DeskSettings]):
 
     async def _wait(self, task: Task) -> AsyncIterator[Result]:
         Desk.waiting.set()
+        Desk.callers[task.json.get("who")].set()
         try:
             await Desk.open.wait()
         finally:
