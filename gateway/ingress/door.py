@@ -324,8 +324,10 @@ class _Visit:
     async def _refuse(self, error: GatewayError) -> None:
         self.watch.enter("write")
         record = self.record
-        record.error, record.reason, record.status = error.message, error.code, status_of(error)
-        record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else outcome_of(record.status)
+        status = status_of(error)
+        record.error, record.reason = error.message, error.code
+        record.status = 200 if self.has_begun else status  # what the client was told
+        record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else outcome_of(status)
         if isinstance(error, TaskRefused):
             metrics.SHED.inc(reason=error.code)
         body = envelope(error, record.request_id)
