@@ -50,11 +50,10 @@ class Http(Backend[HttpSettings]):
 
     site: Site = "cloud"
     slots = 16
+    remote = True
 
     def __init__(self, settings: HttpSettings, services: Services) -> None:
         super().__init__(settings, services)
-        self.site = settings.site or "cloud"
-        self.slots = settings.slots or type(self).slots
         self.models = settings.models
         self.tasks = settings.tasks
         self._base = Base(str(settings.url))
@@ -81,7 +80,7 @@ class Http(Backend[HttpSettings]):
         try:
             with self._translated(task):
                 if is_stream:
-                    task.terms.leave()
+                    task.terms.enter("cloud")  # what it generates is its own time, not the download's
                     async with aclosing(relay(task, exchange)) as events:
                         async for raw in events:
                             yield Part(raw=raw)

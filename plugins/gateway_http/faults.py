@@ -50,8 +50,18 @@ def bad_response(what: str, *, status: int | None = None, retry_after_s: float |
     )
 
 
+# Raised while connecting: no byte of a request had been sent, so it may be sent elsewhere without harm.
+NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+
+
 def translate(exc: BaseException, host: str) -> tuple[GatewayError, str | None]:
     """The gateway's error, and, where the network is at fault, in a word why."""
+    error, link = _named(exc, host)
+    error.began = not isinstance(exc, NOT_SENT)
+    return error, link
+
+
+def _named(exc: BaseException, host: str) -> tuple[GatewayError, str | None]:
     if (tls := _tls_cause(exc)) is not None:
         return tls_error(tls, host), None
     if isinstance(exc, aiohttp.ClientHttpProxyError):
