@@ -33,7 +33,8 @@ Interval = tuple[str, int, int]  # term, start, end; microseconds since the requ
 class Watch:
     """Writes one line of intervals. Implements `gateway.plugin.Terms`; forks for work that runs beside it.
 
-    Times given and returned are seconds on `clock`. After `close` nothing changes any more: a straggler's
+    Times given and returned are seconds on `clock`. `on_cloud`, where set, is called when `cloud` is entered,
+    that is, when a request's last byte is on its way. After `close` nothing changes any more: a straggler's
     writing is ignored.
     """
 
@@ -41,7 +42,6 @@ class Watch:
         "_clock",
         "_closed",
         "_intervals",
-        "_on_cloud",
         "_only",
         "_since",
         "_term",
@@ -49,6 +49,7 @@ class Watch:
         "children",
         "cloud_source",
         "first_byte_at",
+        "on_cloud",
         "worked",
     )
 
@@ -58,7 +59,6 @@ class Watch:
         *,
         began: float | None = None,
         only: str | None = None,
-        on_cloud: Callable[[], None] | None = None,
     ) -> None:
         self._clock = clock
         self.began = clock() if began is None else began
@@ -66,7 +66,7 @@ class Watch:
         self._term: str | None = None
         self._since = self.began
         self._only = only
-        self._on_cloud = on_cloud
+        self.on_cloud: Callable[[], None] | None = None
         self._closed = False
         self.children: list[Watch] = []
         self.cloud_source: CloudSource | None = None
@@ -77,8 +77,8 @@ class Watch:
         """Charge `term` from now on, or from `at`, clipped to the last change. Raises KeyError for no term of ours."""
         if term not in _ORDER:
             raise KeyError(f"{term!r} is no term of the account: {', '.join(TERMS)}")
-        if term == "cloud" and self._on_cloud is not None:
-            self._on_cloud()
+        if term == "cloud" and self.on_cloud is not None:
+            self.on_cloud()
         return self._switch(self._only or term, at)
 
     def leave(self) -> float:
@@ -117,13 +117,12 @@ class Watch:
         """Remember that `items` units of work were done at `site`, for the rates."""
         self.worked[site] = self.worked.get(site, 0) + items
 
-    def fork(self, *, only: str | None = None, on_cloud: Callable[[], None] | None = None) -> Watch:
+    def fork(self, *, only: str | None = None) -> Watch:
         """A line for work beside this one; it is laid over this line when this one closes.
 
         only: charge everything to that one term (an HTTP service on this site is `edge`, wire and all).
-        on_cloud: called when `cloud` is entered, that is, when a request's last byte is on its way.
         """
-        child = Watch(self._clock, only=only or self._only, on_cloud=on_cloud)
+        child = Watch(self._clock, only=only or self._only)
         self.children.append(child)
         return child
 

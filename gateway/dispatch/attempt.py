@@ -90,10 +90,9 @@ class Attempt:
         if not member.breaker.allows(pinned=self.offer.pinned == member.name):
             raise BackendUnavailable(f"the breaker of {member.name} is open: {member.breaker.why_open}", began=False)
         assert member.backend is not None
-        inner = self.watch.fork(
-            only="edge" if site == "edge" else None, on_cloud=lambda: self._lanes.sent(self.work, member.name)
-        )
+        inner = self.watch.fork(only="edge" if site == "edge" else None)
         inner.enter(_FIRST_TERM[site], at=self.watch.leave())
+        inner.on_cloud = lambda: self._lanes.sent(self.work, member.name)
         self.began = True
         if site == "cloud":
             metrics.EGRESS.inc(len(task.body), backend=member.name)
