@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ _WORTH_SHOWING_RATIO = 0.02
 
 
 class Accounts:
-    """The `request.finished` lines of one log file, by request id."""
+    """The lines of one log file in which requests and their parts are finished."""
 
     def __init__(self, log_path: Path) -> None:
         self._log_path = log_path
         self._offset = 0
         self._lines: dict[str, Mapping[str, Any]] = {}
+        self._sites: defaultdict[str, set[str]] = defaultdict(set)
 
     async def find(self, request_id: str) -> Mapping[str, Any] | None:
         """The line of one request, which is about to be written; None where it is not."""
@@ -31,6 +33,10 @@ class Accounts:
                 return self._lines[request_id]
             await asyncio.sleep(_POLL_S)
         return None
+
+    def parts_served_at(self, request_id: str) -> set[str]:
+        """The sites that served parts of a request whose line was found; none where it was not divided."""
+        return self._sites[request_id]
 
     def _read_on(self) -> None:
         with self._log_path.open("rb") as log:
@@ -46,8 +52,11 @@ class Accounts:
             event = msgspec.json.decode(line)
         except msgspec.DecodeError:
             return
-        if isinstance(event, dict) and event.get("event") == "request.finished":
-            self._lines[event["request_id"]] = event
+        match event:
+            case {"event": "request.finished", "request_id": request_id}:
+                self._lines[request_id] = event
+            case {"event": "subtask.finished", "outcome": "served", "parent_id": parent_id, "site": site}:
+                self._sites[parent_id].add(site)
 
 
 def main_terms(line: Mapping[str, Any]) -> str:

@@ -82,10 +82,10 @@ class Child:
         status = await self._process.wait()
         raise self._failure(f"stopped by itself with status {status}")
 
-    def log_tail(self, lines: int = 15) -> str:
-        """The last lines of its log."""
+    def log_tail(self, lines: int = 15, width: int = 400) -> str:
+        """The last lines of its log, the long ones cut."""
         text = self.log_path.read_text(errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return "\n".join(line[:width] for line in text.splitlines()[-lines:])
 
     async def _ready(self) -> None:
         try:

@@ -18,6 +18,7 @@ from gateway.demo.calls import Answer, Call, add, divide, occupy, transcribe
 from gateway.demo.house import EDGE_SLOTS, House
 
 RTTS_S: tuple[float | None, ...] = (0.001, 0.05, 0.3, None)  # None: the link is down
+DOWN = "down"
 SLOTS_TAKEN = f'edge_gateway_lane_busy{{backend="local"}} {EDGE_SLOTS}'
 SPEECH_AHEAD = 'edge_gateway_lane_waiting{backend="speech"} 1'  # behind the one that is being heard
 _SEEN_WITHIN_S = 5.0
@@ -73,7 +74,7 @@ class Sweep:
     async def _set_link(self, rtt_s: float | None) -> str:
         if rtt_s is None:
             self._house.link.take_down()
-            return "down"
+            return DOWN
         await self._house.link.bring_up()
         self._house.link.set_rtt(rtt_s)
         return f"{rtt_s * 1000:g} ms"
@@ -85,21 +86,21 @@ class Sweep:
         """The edge works on `occupants`, as `sample` of its metrics shows; they must be answered, too."""
         async with asyncio.TaskGroup() as group:
             ahead = [group.create_task(self._row("-", "-", call)) for call in occupants]
-            await self._seen(sample)
+            await self._see(sample)
             yield
         for row in (task.result() for task in ahead):
             if row.fault is not None:
                 self._show(row)
 
-    async def _seen(self, sample: str) -> None:
-        """Return when the gateway's metrics show `sample`."""
+    async def _see(self, sample: str) -> None:
+        """Return when the gateway's metrics show `sample`; that they never do is a fault."""
         url = f"http://{self._house.admin}/metrics"
-        async with asyncio.timeout(_SEEN_WITHIN_S):
-            while True:
-                async with self._session.get(url) as response:
-                    if sample in (await response.text()).splitlines():
-                        return
-                await asyncio.sleep(_POLL_S)
+        for _ in range(round(_SEEN_WITHIN_S / _POLL_S)):
+            async with self._session.get(url) as response:
+                if sample in (await response.text()).splitlines():
+                    return
+            await asyncio.sleep(_POLL_S)
+        self._show(Row(link="-", edge="-", label="metrics", fault=f"never showed {sample}"))
 
     async def _warm_up(self) -> None:
         """Have the gateway see each kind of work once, so that its predictions stand on something."""
@@ -122,6 +123,8 @@ class Sweep:
         line = await self._accounts.find(answer.headers.get("x-request-id", ""))
         if line is None:
             return replace(row, fault=row.fault or "no request.finished line in the gateway's log")
+        if link == DOWN and "cloud" in self._accounts.parts_served_at(line["request_id"]):
+            row = replace(row, fault="a part was served by the cloud while the link was down")
         return replace(row, predicted_ms=line["predicted_ms"], actual_ms=line["t_total_ms"], terms=main_terms(line))
 
     async def _send(self, call: Call) -> Answer | str:

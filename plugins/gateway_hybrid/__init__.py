@@ -19,10 +19,11 @@ from gateway.plugin import (
     BackendFailed,
     BackendSettings,
     BackendUnavailable,
+    DeadlineExceeded,
+    GatewayError,
     Result,
     Task,
     TaskInvalid,
-    TaskRefused,
     View,
 )
 
@@ -114,8 +115,11 @@ class _Scatter:
     async def _ask_either(self, side: str, other: str | None, group: list[Any]) -> Result:
         try:
             return await self._ask(side, group)
-        except (TaskRefused, BackendUnavailable, BackendFailed) as exc:
-            may_have_run = exc.began and not isinstance(exc, TaskRefused)
+        except (TaskInvalid, DeadlineExceeded):
+            raise
+        except GatewayError as exc:
+            # Refusals aside (a busy side, a link known to be down), it may have run before it failed.
+            may_have_run = exc.began and isinstance(exc, BackendUnavailable | BackendFailed)
             if other is None or (may_have_run and self.settings.repeatable is False):
                 raise
             self.services.log.info(

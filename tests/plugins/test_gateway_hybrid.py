@@ -14,6 +14,7 @@ from gateway.plugin import (
     BackendFailed,
     BackendUnavailable,
     DeadlineExceeded,
+    GatewayError,
     LinkSample,
     Result,
     Task,
@@ -199,7 +200,14 @@ async def test_a_task_that_may_not_leave_fails_rather_than_try_the_cloud() -> No
 # ── when a side fails ────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("error", [BackendUnavailable("no route"), BackendFailed("bad answer"), TaskRefused("busy")])
+NOTHING_RAN = [
+    TaskRefused("busy"),
+    BackendUnavailable("connection refused", began=False),
+    GatewayError("no backend may serve this now: its link is down", code="unavailable"),
+]
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("no route"), BackendFailed("bad answer"), *NOTHING_RAN])
 @pytest.mark.parametrize("broken", ["edge", "cloud"])
 async def test_a_failed_group_is_done_by_the_other_side(error: Exception, broken: str) -> None:
     services = TwoSides(**{broken: raises(error)})
@@ -220,7 +228,7 @@ async def test_what_may_not_run_twice_is_not_moved_after_it_may_have_run() -> No
         await run(services, list(range(8)), repeatable=False)
 
 
-@pytest.mark.parametrize("error", [TaskRefused("busy"), BackendUnavailable("connection refused", began=False)])
+@pytest.mark.parametrize("error", NOTHING_RAN)
 async def test_what_may_not_run_twice_is_moved_when_nothing_was_run(error: Exception) -> None:
     services = TwoSides(cloud=raises(error))
     assert (await run(services, [1, 2], repeatable=False)).json == {"result": [1, 4]}

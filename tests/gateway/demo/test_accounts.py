@@ -22,6 +22,17 @@ async def test_a_line_that_is_there_is_found(tmp_path: Path) -> None:
     assert line["status"] == 200
 
 
+async def test_the_sites_of_the_parts_are_those_that_served(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    parts = [("served", "edge", "a"), ("failed", "cloud", "a"), ("served", "cloud", "b")]
+    lines = [{"event": "subtask.finished", "outcome": o, "site": s, "parent_id": p} for o, s, p in parts]
+    log.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + finished("a"))
+    accounts = Accounts(log)
+    assert await accounts.find("a") is not None
+    assert accounts.parts_served_at("a") == {"edge"}
+    assert accounts.parts_served_at("c") == set()
+
+
 async def test_a_line_that_is_being_written_is_waited_for(tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = finished("a")
