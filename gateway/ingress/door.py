@@ -303,7 +303,7 @@ class _Visit:
 
     async def _begin(self) -> None:
         if not self.has_begun:
-            self.has_begun = True
+            self.has_begun, self.record.status = True, 200
             assert self.stream is not None
             await self.reply.begin(200, {**self.stream.headers, **self._headers()})
 
