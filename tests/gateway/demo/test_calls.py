@@ -58,7 +58,7 @@ async def test_nobody_listening_is_a_failure_in_curls_words() -> None:
     assert "onnect" in answer.text
 
 
-def test_the_line_is_the_one_in_the_readme() -> None:
+def test_the_textbooks_line_is_as_short_as_it_can_be() -> None:
     line = 'curl -d \'{"a":10,"b":20}\' localhost:8080/v1/tasks/add'
     assert add().curl("localhost:8080") == line
 
