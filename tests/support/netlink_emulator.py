@@ -562,8 +562,7 @@ class Engine:
         elif verb in ("show", "stats"):
             chosen = args or list(self.links)
             result = {
-                n: {w: d.show() if verb == "show" else d.show_stats() for w, d in self.links[n].items()}
-                for n in chosen
+                n: {w: d.show() if verb == "show" else d.show_stats() for w, d in self.links[n].items()} for n in chosen
             }
         elif verb == "reset-stats":
             for d in self.directions:
@@ -822,9 +821,7 @@ def _links(items: list) -> dict:
 
 
 def main(argv: list | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     subs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("up", "run"):
         p = subs.add_parser(verb)
