@@ -173,6 +173,7 @@ class LinkSample:
     upload_bytes, upload_s: a request body and the time until the kernel had it acknowledged.
     download_bytes, download_s: a response body after its first byte, and the time it took.
     failed: why nothing came back, when the network is at fault (refused, reset, no route, time-out).
+    peer: the IP address at the far end; the gateway watches whether there is still a way to it.
     """
 
     rtt_s: float | None = None
@@ -182,6 +183,7 @@ class LinkSample:
     download_bytes: int = 0
     download_s: float | None = None
     failed: str | None = None
+    peer: str | None = None
 
 
 class Log(Protocol):

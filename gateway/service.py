@@ -32,6 +32,7 @@ from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server, check_parser
 from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
+from gateway.measure.carrier import CarrierWatch, way_to
 from gateway.measure.load import LoadSampler
 from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
@@ -72,6 +73,8 @@ class Service:
         self.admin_bound: list[str] = []
         self._runners: list[web.BaseRunner] = []
         self._ticker: asyncio.Task[None] | None = None
+        self._carrier = CarrierWatch()
+        self._sources: dict[str, str | None] = {}
 
     def _services_for(self, name: str) -> BackendServices:
         services = BackendServices(name, self.board, log.bind(backend=name))
@@ -87,6 +90,7 @@ class Service:
         await self._listen()
         await self.registry.open_all(self._changed)
         self._ticker = asyncio.create_task(self._tick(), name="tick")
+        asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
         await self.registry.settled(START_S)
         self.is_ready = True
         log.info(
@@ -104,6 +108,8 @@ class Service:
             self.http.is_draining = True
         for runner in self._runners:
             await runner.cleanup()
+        asyncio.get_running_loop().remove_reader(self._carrier.fileno())
+        self._carrier.close()
         if self._ticker is not None:
             self._ticker.cancel()
             with suppress(asyncio.CancelledError):
@@ -156,6 +162,19 @@ class Service:
         """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""
         log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
         self._look_again()
+
+    def _network_changed(self) -> None:
+        """The kernel says so: see whether there is still a way to each backend, and whether it is a new one."""
+        self._carrier.drain()
+        for name, services in self._services.items():
+            if services.peer is None:
+                continue
+            source, before = way_to(services.peer), self._sources.get(name, "")
+            self._sources[name] = source
+            if source is None:
+                self.board.carrier_lost(name)
+            elif source != before:
+                self.board.carrier_back(name)
 
     def _look_again(self) -> None:
         with suppress(RuntimeError):  # no loop: the service is being built

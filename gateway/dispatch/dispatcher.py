@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from gateway.dispatch.planner import Plan, Planner
@@ -61,7 +61,9 @@ class Dispatcher:
         try:
             plan = self.planner.plan(task, client_deadline=expected.client_deadline, tried=tried)
         except GatewayError as exc:
-            raise failure or exc from None
+            if failure is None or not self._may_ask_again(record, tried, failure):
+                raise failure or exc from None
+            return self._plan(task, record, expected, {}, failure)
         decision = plan.decision
         if failure is None:
             record.candidates, record.predicted_s = decision.candidates, decision.predicted_s
@@ -79,6 +81,11 @@ class Dispatcher:
         metrics.DECISIONS.inc(backend=decision.order[0], reason=record.reason or "none")
         return plan
 
+    def _may_ask_again(self, record: Record, tried: Mapping[str, str], failure: GatewayError) -> bool:
+        """Where nobody else is left: a pool whose worker died has others, and is asked once more."""
+        each_once = 0 < record.attempts <= len(tried)
+        return each_once and failure.code == "unavailable" and self.registry.members[record.backend].is_pool
+
     async def _run(self, race: Race, plan: Plan, record: Record, until: float) -> Answer:
         record.attempts += 1
         self._note(record, plan.decision.order[0])
@@ -95,6 +102,8 @@ class Dispatcher:
             record.attempts += len(race.attempts) - 1 if race.attempts else 0
             if who := answer.backend if answer else next(iter(race.asked), None):
                 self._note(record, who)
+        if len(race.attempts) > 1 and answer.backend != plan.decision.order[0]:
+            record.reason = "rescued"
         return answer
 
     def _patience(self, plan: Plan, until: float) -> float:

@@ -178,9 +178,7 @@ def _size(member: Member, task: Task) -> float:
 
 def _nobody(decision: Decision, is_by_rule: bool) -> GatewayError:
     """No candidate is left: `no_backend` where the rules refuse all, `unavailable` where faults do."""
-    named = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
-    return GatewayError(
-        f"no backend may serve this now ({named})",
-        code="no_backend" if is_by_rule else "unavailable",
-        retry_after_s=None if is_by_rule else 1.0,
-    )
+    message = "no backend may serve this now (" + "; ".join(f"{n}: {why}" for n, why in decision.refused.items()) + ")"
+    if is_by_rule:
+        return GatewayError(message, code="no_backend", began=False)
+    return BackendUnavailable(message, retry_after_s=1.0, began=False)

@@ -23,9 +23,11 @@ class BackendServices:
     board: Board
     log: Log
     dispatcher: Dispatcher | None = field(default=None, repr=False)
+    peer: str | None = None  # the IP address its backend last spoke to
 
     def observe(self, sample: LinkSample) -> None:
         """Tell the board what the network did."""
+        self.peer = sample.peer or self.peer
         self.board.observe(self.name, sample)
 
     async def dispatch(self, task: Task) -> Result:

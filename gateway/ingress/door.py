@@ -190,6 +190,8 @@ class _Visit:
 
     def _listing(self, found: Match) -> dict[str, Any]:
         registry = self.door.dispatcher.registry
+        if not self.door.is_ready():  # half a list would be taken for a whole one
+            raise GatewayError("the backends are still starting", code="unavailable", retry_after_s=1.0)
         if found.route.operation == "list_tasks":
             return tasks.tasks_list(registry.task_names())
         models = registry.names()

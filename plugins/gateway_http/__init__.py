@@ -38,7 +38,7 @@ from .network import open_session
 from .outgoing import outgoing
 from .settings import Base, HttpSettings
 from .streams import relay
-from .upstream import REFRESH_S, Upstream
+from .upstream import REFRESH_S, CaptivePortal, Upstream
 
 __all__ = ["Http", "HttpSettings"]
 
@@ -132,6 +132,9 @@ class Http(Backend[HttpSettings]):
             with Translated(self._base.netloc, math.inf, self._link_failed):
                 self._observe(await self._upstream.probe())
                 await self._refresh()
+        except CaptivePortal as exc:
+            self._link_failed("captive portal")
+            return exc.message
         except GatewayError as exc:
             return exc.message
         return None

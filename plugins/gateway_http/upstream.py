@@ -31,6 +31,10 @@ class _Listing(msgspec.Struct):
     data: list[_Item]
 
 
+class CaptivePortal(BackendUnavailable):
+    """Somebody else answers in the upstream's place: a web page, or the way to one, where there was none before."""
+
+
 class Upstream:
     """Probes, with `rtt_s` as the last one found it, and lists."""
 
@@ -38,6 +42,7 @@ class Upstream:
         self._session = session
         self._base = base
         self.rtt_s: float | None = None
+        self._was_itself = False
 
     async def probe(self) -> LinkSample:
         """One round trip on a warm connection. Raises what aiohttp raises, and BackendUnavailable for a 5xx."""
@@ -51,13 +56,22 @@ class Upstream:
     async def _round_trip(self) -> tuple[LinkSample, bool]:
         response = await self._get(self._base.url("/livez"))
         wire, first = response.wire, response.wire.first_byte_at or time.monotonic()
-        asked, warm, tcp_rtt_s = wire.asked_at, wire.requests > 1, wire.tcp_rtt_s()
+        asked, warm, tcp_rtt_s, peer = wire.asked_at, wire.requests > 1, wire.tcp_rtt_s(), wire.peer()
         await _read_up_to(response, MAX_PROBE_BYTES)
+        self._check_who_answers(response)
         if response.status >= 500:
             raise bad_response(f"answers its health check with status {response.status}")
         claim = claimed_s(response.headers)
         rtt_s = max(first - asked - (claim[0] if claim else 0.0), 0.0)
-        return LinkSample(rtt_s=rtt_s, tcp_rtt_s=tcp_rtt_s), warm
+        return LinkSample(rtt_s=rtt_s, tcp_rtt_s=tcp_rtt_s, peer=peer), warm
+
+    def _check_who_answers(self, response: Response) -> None:
+        """Raises CaptivePortal. An upstream that has always answered with web pages is taken as it is."""
+        is_page = response.status == 200 and response.content_type == "text/html"
+        is_elsewhere = is_page or 300 <= response.status < 400
+        if response.status == 511 or (is_elsewhere and self._was_itself):  # RFC 6585 §6
+            raise CaptivePortal(f"{self._base.netloc} answers with a web page now: a captive portal, perhaps")
+        self._was_itself = self._was_itself or not is_elsewhere
 
     async def names(self, path: str) -> Mapping[str, str] | None:
         """What it lists under `path`; empty where it has no such list; None where it cannot say now.

@@ -110,6 +110,14 @@ class Wire(ResponseHandler):
             return None
         return rtt_us / 1e6 or None
 
+    def peer(self) -> str | None:
+        """The IP address at the other end, or None."""
+        sock = _socket(self.transport)
+        try:
+            return None if sock is None else str(sock.getpeername()[0])
+        except OSError:
+            return None
+
     def has_unacked(self) -> bool:
         """Whether bytes written are not yet acknowledged by the other side's kernel."""
         transport = self.transport

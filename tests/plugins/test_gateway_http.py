@@ -581,3 +581,16 @@ def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
 
     assert (made().site, made().slots) == ("cloud", 16)
     assert (made(site="edge").site, made(slots=3).slots) == ("edge", 3)
+
+
+async def test_a_web_page_where_the_service_was_is_a_captive_portal_and_its_link_is_down() -> None:
+    async with (
+        Upstream(answer(json={"error": "no"}, status=404)) as upstream,
+        opened(upstream.url, tasks="add") as (up, told),
+    ):
+        assert await up.health() is None
+        upstream.script = answer(b"<html>Sign in</html>", content_type="text/html")
+        assert "captive portal" in (await up.health() or "")
+        assert told.failures == ["captive portal"]
+        upstream.script = answer(json={"error": "no"}, status=404)
+        assert await up.health() is None
