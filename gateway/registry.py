@@ -96,6 +96,11 @@ class Member:
         return self.backend.site if self.backend else "edge"
 
     @property
+    def is_pool(self) -> bool:
+        """Whether it works in processes of its own, which are replaced when they die."""
+        return isinstance(self.backend, WorkerBackend)
+
+    @property
     def is_remote(self) -> bool:
         """Whether a network lies between the gateway and it."""
         declared = self.backend.remote if self.backend else None
