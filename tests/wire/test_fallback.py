@@ -1,0 +1,385 @@
+"""What fails, fails alone: another backend serves, or the client is told; nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.dispatch import dispatcher
+from gateway.testing import RunningGateway, running_gateway
+from support.tcp_delay_proxy import DelayProxy
+from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cuts, stall, whole
+from support.wiring import ADD, DESK, backend, cloud, relaying
+from support.workers import until
+
+ATTEMPTS = 3  # of a measurement on a machine that does other things too
+SUM = {"result": 30}
+NUMBERS = {"a": 10, "b": 20}
+
+
+async def call(
+    gateway: RunningGateway, path: str = "/v1/tasks/add", body: Any = NUMBERS, **headers: str
+) -> tuple[int, Any, dict[str, str]]:
+    """Status, JSON and headers (lower-cased) of one request."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    async with gateway.session() as http, http.post(gateway.url + path, json=body, headers=names) as got:
+        return got.status, await got.json(), {name.lower(): value for name, value in got.headers.items()}
+
+
+def posts(upstream: Upstream) -> list[Any]:
+    return [request for request in upstream.requests if request.method == "POST"]
+
+
+# ── a worker is killed at work ───────────────────────────────────────────────────────────────────
+
+FUNCTIONS = "support.functions:stumble,support.functions:add"
+
+
+async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) -> tuple[Any, float]:
+    """Have a request stumble, kill its worker, ask for other things meanwhile.
+
+    Returns how it was answered, and the seconds until the pool was whole again.
+    """
+    async with gateway.session() as http, asyncio.TaskGroup() as clients:
+        victim = clients.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(marker)}))
+        pid = await until_written(marker)
+        others = [clients.create_task(sums(http, gateway)) for _ in range(4)]
+        await gateway.line(model="add")
+        killed_at = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        await gateway.lines.wait("worker.ready", slots + 1)
+        whole_s = time.monotonic() - killed_at
+    assert all(task.result() == [SUM] * 10 for task in others)
+    return victim.result(), whole_s
+
+
+async def until_written(marker: Path) -> int:
+    """The process that says in `marker` that it is at work."""
+    await until(marker.exists)
+    return int(await asyncio.to_thread(marker.read_text))
+
+
+async def sums(http: aiohttp.ClientSession, gateway: RunningGateway) -> list[Any]:
+    out = []
+    for _ in range(10):
+        async with http.post(f"{gateway.url}/v1/tasks/add", json=NUMBERS) as got:
+            out.append(await got.json())
+    return out
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+async def test_what_a_killed_worker_was_doing_is_done_again_where_that_is_harmless(tmp_path: Path, slots: int) -> None:
+    environ = backend("local", "local", TASKS=FUNCTIONS, SLOTS=str(slots), REPEATABLE="true")
+    async with running_gateway(**environ) as gateway:
+        if slots == 1:  # the others would wait behind it
+            victim = asyncio.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(tmp_path / "pid")}))
+            os.kill(await until_written(tmp_path / "pid"), signal.SIGKILL)
+            status, said, _ = await victim
+        else:
+            (status, said, _), _ = await kill_the_worker(gateway, tmp_path / "pid", slots=slots)
+        line = await gateway.line(model="stumble")
+    assert (status, said) == (200, {"result": "served"})
+    assert (line["outcome"], line["attempts"], line["backend"]) == ("served", 2, "local")
+    assert "SIGKILL" in gateway.lines.of("worker.died")[0]["how"]
+
+
+async def test_what_a_killed_worker_was_doing_is_told_to_its_client_where_it_may_not_run_twice(tmp_path: Path) -> None:
+    environ = backend("local", "local", TASKS=FUNCTIONS, SLOTS="2")
+    whole_s = []
+    async with running_gateway(**environ) as gateway:
+        for n in range(ATTEMPTS):
+            (status, said, headers), seconds = await kill_the_worker(gateway, tmp_path / f"pid{n}", slots=2 + n)
+            whole_s.append(seconds)
+            assert (status, said["error"]["code"], headers["x-gateway-attempts"]) == (503, "unavailable", "1")
+            assert "SIGKILL" in said["error"]["message"]
+            assert headers["x-gateway-backend"] == "local"
+    assert min(whole_s) <= 1.0
+
+
+async def test_what_a_killed_worker_was_doing_is_done_by_another_backend_that_can(tmp_path: Path) -> None:
+    environ = (
+        backend("first", "local", TASKS=FUNCTIONS, SLOTS="1", REPEATABLE="true")
+        | backend("second", "local", TASKS=FUNCTIONS, SLOTS="1", REPEATABLE="true", USD_PER_REQUEST="9")
+        | {"GATEWAY_POLICY__USD": "1"}
+    )
+    async with running_gateway(**environ) as gateway:
+        victim = asyncio.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(tmp_path / "pid")}))
+        os.kill(await until_written(tmp_path / "pid"), signal.SIGKILL)
+        status, said, headers = await victim
+    assert (status, said) == (200, {"result": "served"})
+    assert (headers["x-gateway-backend"], headers["x-gateway-reason"]) == ("second", "fell-back")
+
+
+# ── an upstream fails ────────────────────────────────────────────────────────────────────────────
+
+
+def pair(bad: str, good: str, **settings: str) -> dict[str, str]:
+    """Two upstreams that serve the same; `bad` costs less, so it is asked first."""
+    both = {"TASKS": ADD, "MODELS": "gpt", **settings}
+    costs = {"USD_PER_REQUEST": "9"}
+    return cloud(bad, "bad", **both) | cloud(good, "good", **both, **costs) | {"GATEWAY_POLICY__USD": "1"}
+
+
+FAULTS = {
+    "reset": reset(),
+    "hang-up": cut(),
+    "500": answer(status=500, json={}),
+    "503": answer(status=503, json={}, headers=[("Retry-After", "1")]),
+    "429": answer(status=429, json={}, headers=[("Retry-After", "1")]),
+    "401": answer(status=401, json={}),
+    "garbage": answer(b"\x00\x01"),
+    "cut": sends_and_cuts(whole(b'{"result":', length=100)),
+}
+GOOD = by_path({"/add": answer(json=SUM)})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_an_upstream_fails_is_served_by_the_next_where_running_twice_is_harmless(fault: str) -> None:
+    async with (
+        Upstream(by_path({"/add": FAULTS[fault]})) as bad,
+        Upstream(GOOD) as good,
+        running_gateway(**pair(bad.url, good.url, REPEATABLE="true")) as gateway,
+    ):
+        status, said, headers = await call(gateway)
+        line = await gateway.line()
+    assert (status, said) == (200, SUM)
+    assert (headers["x-gateway-backend"], headers["x-gateway-attempts"]) == ("good", "2")
+    assert (line["reason"], line["attempts"], line["site"]) == ("fell-back", 2, "cloud")
+    assert (len(posts(bad)) >= 1, len(posts(good))) == (True, 1)  # a connection that was kept is tried once more
+    assert line["candidates"].keys() == {"bad", "good"}
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang-up", "500", "cut"])
+async def test_what_may_have_begun_is_not_begun_again_where_running_twice_could_do_harm(fault: str) -> None:
+    async with (
+        Upstream(by_path({"/add": FAULTS[fault]})) as bad,
+        Upstream(GOOD) as good,
+        running_gateway(**pair(bad.url, good.url)) as gateway,
+    ):
+        status, said, headers = await call(gateway)
+    assert status in (500, 502, 503)
+    assert headers["x-gateway-attempts"] == "1"
+    assert headers["x-gateway-backend"] == "bad"
+    assert [len(posts(each)) for each in (bad, good)] == [1, 0]
+    assert said["error"]["message"]
+
+
+async def test_what_certainly_did_not_begin_is_served_by_the_next_even_where_it_may_not_run_twice() -> None:
+    async with (
+        Upstream(GOOD) as good,
+        Upstream(GOOD) as gone,
+        running_gateway(**pair(gone.url, good.url), GATEWAY_POLICY__PROBE_S="60") as gateway,
+    ):
+        await gone.__aexit__()
+        status, said, headers = await call(gateway)
+    assert (status, said, headers["x-gateway-backend"]) == (200, SUM, "good")
+
+
+async def test_an_upstream_that_hangs_is_given_up_in_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "PATIENCE", 0.1)
+    monkeypatch.setattr(dispatcher, "PATIENCE_SHARE", 0.01)
+    gone = asyncio.Event()
+    async with (
+        Upstream(by_path({"/add": stall(gone=gone)})) as bad,
+        Upstream(GOOD) as good,
+        running_gateway(**pair(bad.url, good.url, REPEATABLE="true")) as gateway,
+    ):
+        status, said, headers = await call(gateway, x_gateway_deadline_ms="5000")
+        await asyncio.wait_for(gone.wait(), 5)
+        line = await gateway.line()
+    assert (status, said, headers["x-gateway-backend"]) == (200, SUM, "good")
+    assert line["t_total_ms"] < 5000
+
+
+async def test_what_nobody_can_serve_says_how_the_last_one_failed() -> None:
+    bad = by_path({"/add": answer(status=500, json={"error": {"message": "disk full"}})})
+    async with (
+        Upstream(bad) as first,
+        Upstream(bad) as second,
+        running_gateway(**pair(first.url, second.url, REPEATABLE="true")) as gateway,
+    ):
+        status, said, headers = await call(gateway)
+    assert (status, headers["x-gateway-attempts"], headers["x-should-retry"]) == (500, "2", "false")
+    assert "disk full" in said["error"]["message"]
+    assert [len(posts(each)) for each in (first, second)] == [1, 1]
+
+
+# ── the link is down ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_while_the_link_is_down_the_edge_serves_and_when_it_is_back_the_cloud_does_again() -> None:
+    async with (
+        Upstream(by_path({"/say": answer(json={"result": "far"})})) as upstream,
+        DelayProxy("127.0.0.1", upstream.port) as link,
+    ):
+        environ = (
+            backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", TASKS="say", REPEATABLE="true")
+            | cloud(f"http://127.0.0.1:{link.port}", TASKS='{"say":"/say"}', REPEATABLE="true")
+            | {"GATEWAY_POLICY__USD": "1", "GATEWAY_POLICY__PROBE_S": "0.05"}
+        )
+        async with running_gateway(**environ) as gateway:
+            assert (await call(gateway, "/v1/tasks/say"))[1] == {"result": "far"}
+            link.refuse = True
+            link.reset()
+            for _ in range(5):
+                status, said, _ = await call(gateway, "/v1/tasks/say")
+                assert (status, said) == (200, {"result": NUMBERS})
+            await gateway.line("link.state_changed", after="down")
+            _, _, headers = await call(gateway, "/v1/tasks/say")
+            line = await gateway.line(request_id=headers["x-request-id"])
+            assert (headers["x-gateway-site"], line["attempts"]) == ("edge", 1)
+            assert "refused" in line["candidates"]["cloud"]
+            link.refuse = False
+            await gateway.line("link.state_changed", before="down", after="up")
+            await gateway.lines.wait("backend.well")
+            assert (await call(gateway, "/v1/tasks/say"))[1] == {"result": "far"}
+
+
+async def test_a_gateway_starts_and_is_ready_with_every_backend_unreachable() -> None:
+    async with Upstream(GOOD) as gone:
+        url = gone.url
+    async with running_gateway(**cloud(url, TASKS=ADD)) as gateway, gateway.session() as http:
+        async with http.get(f"{gateway.url}/readyz") as ready:
+            assert ready.status == 200
+        status, said, headers = await call(gateway)
+        assert (status, said["error"]["code"]) == (503, "unavailable")
+        assert "refused" in said["error"]["message"]
+        assert headers["x-gateway-site"] in ("none", "cloud")
+
+
+# ── what may not leave, stays ────────────────────────────────────────────────────────────────────
+
+SECRET = "the-patient-is-called-Ada"
+
+
+def seen_by(upstream: Upstream) -> bytes:
+    """Everything an upstream was ever sent that the gateway had from a client."""
+    return b"".join(r.body + json.dumps([r.path, dict(r.headers)]).encode() for r in upstream.requests)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "served"),
+    [
+        ("/v1/tasks/say", {"text": SECRET}, True),
+        ("/v1/tasks/scatter", {"items": [1, 2, 3], "note": SECRET}, True),
+        ("/v1/tasks/down", {"text": SECRET}, False),
+        ("/v1/tasks/only", {"text": SECRET}, False),
+        ("/v1/chat/completions", {"model": "cloud/gpt", "messages": [{"role": "user", "content": SECRET}]}, False),
+        ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": SECRET}]}, True),
+    ],
+    ids=["cheaper there", "divided", "failing here", "only there", "pinned there", "auto"],
+)
+async def test_what_is_edge_only_never_leaves(path: str, body: Any, served: bool) -> None:
+    tasks = json.dumps({name: f"/{name}" for name in ("say", "down", "only", "squares")})
+    environ = (
+        backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", REPEATABLE="true")
+        | backend("hybrid", "hybrid", EDGE="desk", CLOUD="cloud", TASKS='{"scatter":"squares"}', GROUPS="3")
+        | {"GATEWAY_POLICY__USD": "1"}
+    )
+    everything = by_path({}, answer(json={"result": [0]}))
+    async with relaying(everything, TASKS=tasks, MODELS="gpt", environ=environ) as (gateway, upstream):
+        status, _, headers = await call(gateway, path, body, x_gateway_locality="edge-only")
+        subtasks = gateway.lines.of("subtask.finished")
+    assert (status == 200) is served
+    assert headers["x-gateway-site"] != "cloud"
+    assert {line["backend"] for line in subtasks} <= {"desk"}
+    assert SECRET.encode() not in seen_by(upstream)
+    assert posts(upstream) == []
+
+
+async def test_a_plugin_cannot_send_away_what_may_not_leave() -> None:
+    environ = backend("smuggler", "support.smuggler:Smuggler")
+    async with relaying(by_path({}, answer(json={})), TASKS='{"out":"/out"}', environ=environ) as (gateway, upstream):
+        status, said, _ = await call(gateway, "/v1/tasks/smuggle", {"text": SECRET}, x_gateway_locality="edge-only")
+        assert (status, said["error"]["code"]) == (503, "no_backend")
+        assert posts(upstream) == []
+        assert (await call(gateway, "/v1/tasks/smuggle", {"text": SECRET}))[0] == 200
+    assert SECRET.encode() in seen_by(upstream)
+
+
+# ── broken plugins ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (backend("broken", "support.nowhere:Missing"), "support.nowhere"),
+        (backend("broken", "support.desk:Absent"), "Absent"),
+        (backend("broken", "support.desk:DESK_IS_NO_CLASS"), "DESK_IS_NO_CLASS"),
+        (backend("broken", "support.desk:Desk", REFUSES_TO_OPEN="true", MODELS="other"), "the desk is locked"),
+    ],
+    ids=["no module", "no attribute", "no class", "does not open"],
+)
+async def test_a_broken_plugin_is_left_out_by_name_while_the_others_serve(broken: dict[str, str], says: str) -> None:
+    async with running_gateway(**DESK, **broken) as gateway, gateway.session() as http:
+        assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200
+        async with http.get(f"{gateway.admin_url}/status") as got:
+            told = (await got.json())["backends"]["broken"]
+        line = await gateway.line("backend.failed_to_open")
+        async with http.get(f"{gateway.url}/v1/tasks") as got:
+            tasks = await got.json()
+    assert (told["state"], says in told["error"]) == ("failed", True)
+    assert (line["backend"], says in line["error"]) == ("broken", True)
+    assert "broken" not in json.dumps(tasks)
+
+
+# ── breakers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_breaker_opens_after_repeated_failures_and_everybody_can_see_it() -> None:
+    fails = by_path({"/add": answer(status=500, json={"error": {"message": "oops"}})})
+    async with relaying(fails, TASKS=ADD, environ={"GATEWAY_POLICY__PROBE_S": "60"}) as (gateway, upstream):
+        for _ in range(5):
+            assert (await call(gateway))[0] == 500
+        asked = len(posts(upstream))
+        status, said, headers = await call(gateway)
+        assert (status, said["error"]["code"], headers["x-gateway-attempts"]) == (503, "unavailable", "0")
+        assert "breaker open" in said["error"]["message"]
+        assert len(posts(upstream)) == asked
+        line = await gateway.line("breaker.opened", backend="cloud")
+        async with gateway.session() as http:
+            async with http.get(f"{gateway.admin_url}/status") as got:
+                breaker = (await got.json())["backends"]["cloud"]["breaker"]
+            async with http.get(f"{gateway.admin_url}/metrics") as got:
+                metrics = await got.text()
+    assert "oops" in line["why"]
+    assert (breaker["state"], "oops" in breaker["why"]) == ("open", True)
+    assert 'edge_gateway_breaker_state{backend="cloud"} 2' in metrics
+
+
+async def test_a_breaker_closes_when_the_backend_is_well_again() -> None:
+    fails = by_path({"/add": answer(status=500, json={})})
+    async with relaying(fails, TASKS=ADD, environ={"GATEWAY_POLICY__PROBE_S": "0.05"}) as (gateway, upstream):
+        for _ in range(5):
+            await call(gateway)
+        await gateway.line("breaker.opened")
+        upstream.script = GOOD
+        await gateway.lines.wait("breaker.half_opened")
+        assert (await call(gateway))[:2] == (200, SUM)
+        await gateway.lines.wait("breaker.closed")
+
+
+async def test_clients_mistakes_never_open_a_breaker() -> None:
+    async with running_gateway(**DESK) as gateway:
+        for _ in range(10):
+            assert (await call(gateway, "/v1/tasks/invalid"))[0] == 400
+        assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200
+    assert gateway.lines.of("breaker.opened") == []
+
+
+async def test_retry_after_of_an_upstream_is_heeded() -> None:
+    limited = by_path({"/add": answer(status=429, json={}, headers=[("Retry-After", "30")])})
+    async with relaying(limited, TASKS=ADD) as (gateway, upstream):
+        assert (await call(gateway))[0] == 429
+        status, said, _ = await call(gateway)
+    assert status == 503
+    assert "breaker open" in said["error"]["message"]
+    assert len(posts(upstream)) == 1
