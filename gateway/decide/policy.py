@@ -4,8 +4,9 @@
           + lateness weight * max(0, T at p95 - time left)
 
 in seconds, T being wait + upload + service. What is not allowed is out before anything is reckoned. A backend
-that is not well known gets the benefit of the doubt (`optimism`, at most 1, on its J), unless the request has
-no time to lose. The backend chosen last for the class stays while it is within `hysteresis` of the best.
+that is not well known gets the benefit of the doubt (`optimism`, at most 1, on its service time: what waits
+there is known well enough), unless the request has no time to lose. The backend chosen last for the class stays
+while it is within `hysteresis` of the best.
 
 Pure: no clock, no I/O, no randomness; the same inputs give the same decision.
 """
@@ -111,7 +112,8 @@ def decide(query: Query, candidates: Sequence[Candidate], policy: Policy, last: 
         t_s = candidate.wait_s + candidate.upload_s + candidate.service_s
         account[candidate.name] = {"t_ms": round(t_s * 1e3, 3), "j": round(j, 6)}
         doubted = candidate.optimism < 1.0 and query.slack_s > OPTIMISM_SLACK * t_s
-        ranked.append((j * candidate.optimism if doubted else j, j, candidate))
+        doubt_s = candidate.service_s * (1.0 - candidate.optimism) if doubted else 0.0
+        ranked.append((j - doubt_s, j, candidate))
     if not ranked:
         return Decision((), refused, _nobody(refused), "none", None, account)
     if len(ranked) > 1:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from gateway.measure.link import Change, Link, LinkView, Measured
 from gateway.measure.load import UNKNOWN, Readings
-from gateway.measure.service_time import LONGEST_S, Z95, Drift, Estimate, ServiceTime, is_duration
+from gateway.measure.service_time import LONGEST_S, SHORTEST_S, Drift, Estimate, ServiceTime, is_duration
 from gateway.plugin import LinkSample
 
 __all__ = ["Board", "Change", "Estimate", "LinkView", "Measured", "Sampler"]
@@ -21,8 +21,8 @@ __all__ = ["Board", "Change", "Estimate", "LinkView", "Measured", "Sampler"]
 PRIOR_EDGE_S, PRIOR_CLOUD_S = 0.2, 0.3
 DRIFT_EDGE_PER_S, DRIFT_CLOUD_PER_S = 0.004, 0.001
 MOST_CLASSES = 4096
-TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.6
-PASSES_PER_TRIAL, TRIAL_EVERY_S = 100, 60.0
+TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.8
+PASSES_PER_TRIAL, TRIAL_EVERY_S = 300, 60.0
 
 
 class Sampler(Protocol):
@@ -100,6 +100,10 @@ class Board:
         """The rate to reckon with for uploads to `backend`, known or not."""
         return self._of(backend).link.uplink_bytes_per_s(self._clock())
 
+    def rtt_s(self, backend: str) -> float:
+        """The smoothed round trip to `backend`; 0 while unknown."""
+        return self._of(backend).link.rtt.smoothed_s
+
     def carrier_lost(self, backend: str) -> None:
         """The kernel says that the way to `backend` is gone."""
         self._of(backend).link.carrier_lost()
@@ -134,7 +138,7 @@ class Board:
         now, found = self._clock(), self._of(backend)
         known = self._class(found, kind, model)
         if known.samples:
-            usual_s = max(known.usual_s(x), 1e-5)
+            usual_s = max(known.usual_s(x), SHORTEST_S)
             found.drift.learn(math.log(seconds / usual_s), known.variance, now)
         known.learn(x, seconds / math.exp(found.drift.log_slowdown(now)), now)
         found.link.wanted(now)
@@ -161,27 +165,17 @@ class Board:
         found = self._backends.get(backend) or self._of(backend)
         known = found.classes.get((kind, model))
         if known is None or not known.samples:
-            return Estimate(found.prior_s, found.prior_s * 3, 0)
+            passes = known.passes if known is not None else 0
+            return Estimate(found.prior_s, found.prior_s * 3, 0, None, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
         now = self._clock()
-        x = x if 0.0 <= x < math.inf else 0.0
-        mean_s = max(known.usual_s(x) * math.exp(found.drift.log_slowdown(now)), 1e-5)
-        p95_s = mean_s * math.exp(Z95 * math.sqrt(known.variance))
-        return Estimate(mean_s, p95_s, known.samples, max(now - known.at, 0.0))
+        mean_s = max(known.usual_s(x if 0.0 <= x < math.inf else 0.0), SHORTEST_S)
+        mean_s *= math.exp(found.drift.log_slowdown(now))
+        age_s = max(now - known.at, 0.0)
+        return Estimate(mean_s, mean_s * known.to_p95, known.samples, age_s, _optimism(known, age_s))
 
     def p95_s(self, backend: str, kind: str, model: str, x: float) -> float:
         """The 95th percentile of the same, for hedging."""
         return self.predict(backend, kind, model, x).p95_s
-
-    def optimism(self, backend: str, kind: str, model: str) -> float:
-        """A factor of at most 1 on the predicted cost: how much benefit of the doubt this class deserves.
-
-        A class with fewer than three samples gets 0.6. A known loser is tried again when it was passed over
-        so often that the try costs no more than one percent of what was spent since: a backend r times slower
-        after 100 (r - 1) decisions, and not more often than each minute per (r - 1).
-        """
-        known = self._class(self._of(backend), kind, model)
-        doubt = min(known.passes / PASSES_PER_TRIAL, max(self._clock() - known.at, 0.0) / TRIAL_EVERY_S)
-        return (TRIAL_FACTOR if known.samples < TRIAL_SAMPLES else 1.0) / (1.0 + doubt)
 
     # ── the device ───────────────────────────────────────────────────────────────────────────────
 
@@ -256,3 +250,14 @@ class Board:
                 if known.samples
             ],
         }
+
+
+def _optimism(known: ServiceTime, age_s: float) -> float:
+    """How much benefit of the doubt a class deserves.
+
+    With fewer than three samples, a fifth. A known loser is tried again once it was passed over so often
+    that a try costs no more than a third of a percent of what was spent since: one that is r times slower
+    after 300 (r - 1) decisions, and no sooner than as many minutes.
+    """
+    doubt = min(known.passes / PASSES_PER_TRIAL, age_s / TRIAL_EVERY_S)
+    return (TRIAL_FACTOR if known.samples < TRIAL_SAMPLES else 1.0) / (1.0 + doubt)

@@ -7,9 +7,10 @@ Theory of operation. For a class k = (kind, model) at backend b, and a size x (b
 (w0, w1) belong to the class: recursive least squares on the relative error, forgetting 0.99, each residual
 clipped to twice the prediction, so that one straggler cannot bend the line. g belongs to the backend and is
 shared by its classes: the logarithm of how much slower than usual it is just now (throttling, a busy
-cloud). A scalar Kalman filter follows it: between samples g returns to 0 and its variance P grows; a sample
-more than three standard deviations off is a change point and opens the gain. The variance v of the log
-residuals of a class gives quantiles, S exp(z sqrt(v)).
+cloud). A scalar Kalman filter follows it: between samples g returns to 0 and its variance P grows. A sample
+more than three standard deviations off counts as three (one straggler is no news); a second one in a row to the
+same side is a change point and opens the gain. The variance v of the log residuals of a class gives
+quantiles, S exp(z sqrt(v)).
 
 The first sample of a class replaces the prior: half of it is taken for constant, half for proportional,
 each with a standard deviation of its own size, and a few sizes settle the rest.
@@ -32,12 +33,16 @@ VARIANCE_GAIN = 0.05
 
 
 class Estimate(NamedTuple):
-    """What a piece of work is expected to take; `samples` 0 says that this is a prior and no knowledge."""
+    """What a piece of work is expected to take; `samples` 0 says that this is a prior and no knowledge.
+
+    optimism: a factor of at most 1 that a decision may put on it, by how much its truth is in doubt.
+    """
 
     mean_s: float
     p95_s: float
     samples: int
     age_s: float | None = None
+    optimism: float = 1.0
 
 
 def is_duration(seconds: float) -> bool:
@@ -48,10 +53,10 @@ def is_duration(seconds: float) -> bool:
 class Drift:
     """How much slower than usual a backend is just now: g = log(slowdown), by a scalar Kalman filter."""
 
-    __slots__ = ("_at", "_g", "_p", "_process_per_s")
+    __slots__ = ("_at", "_g", "_outlier", "_p", "_process_per_s")
 
     REVERSION_S = 120.0
-    CHANGE_POINT = 9.0  # squared standard deviations
+    OUTLIER = 3.0  # standard deviations
     OPENED = 0.1  # added to P at a change point
     MOST = 3.0  # exp(3) is twenty times slower: beyond that the class is wrong, not the backend
 
@@ -59,6 +64,7 @@ class Drift:
         self._process_per_s = process_per_s
         self._g = 0.0
         self._p = 0.02
+        self._outlier = 0.0  # the sign of the last sample, where it was an outlier
         self._at: float | None = None
 
     def log_slowdown(self, now: float) -> float:
@@ -73,8 +79,13 @@ class Drift:
         g = self.log_slowdown(now)
         p = min(self._p + self._process_per_s * idle_s, 1.0)
         off = max(-self.MOST, min(log_ratio, self.MOST)) - g
-        if off * off > self.CHANGE_POINT * (p + variance):
+        most = self.OUTLIER * math.sqrt(p + variance)
+        outlier = math.copysign(1.0, off) if abs(off) > most else 0.0
+        if outlier and outlier == self._outlier:
             p += self.OPENED
+        elif outlier:
+            off = outlier * most
+        self._outlier = outlier
         gain = p / (p + variance)
         self._g = g + gain * off
         self._p = p * (1.0 - gain)
@@ -84,7 +95,7 @@ class Drift:
 class ServiceTime:
     """One class at one backend: a line through its samples, and their spread."""
 
-    __slots__ = ("at", "p00", "p01", "p11", "passes", "samples", "unit", "variance", "w0", "w1")
+    __slots__ = ("at", "p00", "p01", "p11", "passes", "samples", "to_p95", "unit", "variance", "w0", "w1")
 
     def __init__(self) -> None:
         self.samples = 0
@@ -94,6 +105,7 @@ class ServiceTime:
         self.w0 = self.w1 = 0.0
         self.p00 = self.p01 = self.p11 = 0.0
         self.variance = FIRST_LOG_VARIANCE
+        self.to_p95 = math.exp(Z95 * math.sqrt(FIRST_LOG_VARIANCE))  # 95th percentile / mean, kept for speed
 
     def usual_s(self, x: float) -> float:
         """Seconds for size `x` at a backend that is neither faster nor slower than usual."""
@@ -119,6 +131,7 @@ class ServiceTime:
         expected = max(self.w0 + self.w1 * x, SHORTEST_S)
         off = math.log(seconds / expected)
         self.variance += max(VARIANCE_GAIN, 1.0 / (self.samples + 4)) * (min(off * off, 9.0) - self.variance)
+        self.to_p95 = math.exp(Z95 * math.sqrt(self.variance))
         error = max(-CLIP * expected, min(seconds - expected, CLIP * expected))
         a0, a1 = self.p00 + self.p01 * x, self.p01 + self.p11 * x  # P phi
         scale = FORGETTING * expected * expected + a0 + a1 * x
@@ -149,6 +162,8 @@ class ServiceTime:
             setattr(self, name, _finite(saved[name]))
         if self.samples < 1 or self.unit <= 0 or self.w0 < 0 or self.w1 < 0 or self.w0 + self.w1 <= 0:
             raise ValueError("no service time")
+        self.variance = min(max(self.variance, 0.0), 9.0)
+        self.to_p95 = math.exp(Z95 * math.sqrt(self.variance))
         return self
 
 

@@ -1,0 +1,92 @@
+"""What a piece of work has to expect at each backend, from what stands in the lanes and on the board."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
+
+from gateway.decide.policy import Candidate
+from gateway.lanes.lane import Lane
+from gateway.lanes.work import AGING, Work
+from gateway.measure.board import Board, Estimate
+
+BUSY_PERIOD_MOST_S = 30.0
+WINDOW_LIMITED_RTTS = 4.0
+GUESS_P95 = 3.0
+
+
+class Forecast:
+    """Reads lanes and board; changes neither. The one source of every candidate, live or explained."""
+
+    def __init__(self, board: Board, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> None:
+        self._board, self._lanes, self._clock = board, lanes, clock
+
+    def candidate(self, work: Work, name: str, refused: str | None, now: float, key: float | None = None) -> Candidate:
+        """`name` as it stands for `work`; `key`: where in its line it already has a place."""
+        lane = self._lanes.get(name)
+        if lane is None:
+            return Candidate(name, "edge", refused or "it is not open")
+        if refused is None and lane.remote and self._board.is_down(name):
+            refused = "its link is down"
+        if refused is not None:
+            return Candidate(name, lane.site, refused)
+        service_s, p95_s, samples, _, optimism = self.service(work, name)
+        ahead = 0
+        if lane.places:
+            ahead = bisect_left(lane.keys, service_s + AGING * now if key is None else key)
+        wait_s = lane.slot_wait_s(ahead, now)
+        if lane.remote:
+            upload_s, own_s = self._upload(lane, work.body_bytes, ahead, now)
+            busy_s, mine_s = upload_s, own_s
+        else:
+            upload_s, busy_s, mine_s = 0.0, wait_s + service_s, service_s / lane.slots
+        # What those suffer who arrive while this keeps the lane busy: each waits longer by what this takes.
+        others_s = lane.arrivals_per_s(now) * min(busy_s, BUSY_PERIOD_MOST_S) * mine_s
+        return Candidate(
+            name, lane.site, None, wait_s, upload_s, service_s, p95_s, samples,
+            lane.usd, lane.watts * service_s, others_s, lane.utilisation(now), optimism,
+        )  # fmt: skip
+
+    def _upload(self, lane: Lane, nbytes: int, ahead: int, now: float) -> tuple[float, float]:
+        """Seconds until the last of `nbytes` has left, and the share of it that is their own."""
+        rate = self._board.uplink_bytes_per_s(lane.name)
+        own_s = nbytes / rate
+        ahead_s = lane.unsent_s(rate, now) if lane.runs else 0.0
+        if ahead:
+            ahead_s += sum(lane.sizes[:ahead]) / rate
+        return ahead_s + own_s, own_s
+
+    def upload_s(self, lane: Lane, nbytes: int, now: float) -> float:
+        """Seconds until the last of `nbytes` has left, were they handed over now."""
+        return self._upload(lane, nbytes, 0, now)[0] if lane.remote else 0.0
+
+    def permits(self, lane: Lane, nbytes: int) -> int:
+        """How many large uploads may be under way: one, or two where one cannot fill the path.
+
+        An upload that takes less than four round trips is held up by its own congestion window and not by
+        the link: a second one beside it costs it nothing.
+        """
+        rtt_s = self._board.rtt_s(lane.name)
+        return 2 if rtt_s and nbytes < WINDOW_LIMITED_RTTS * rtt_s * self._board.uplink_bytes_per_s(lane.name) else 1
+
+    def service(self, work: Work, name: str) -> Estimate:
+        """Seconds of service at `name`: what its plugin says, what was learned, or a guess."""
+        found = self._board.predict(name, work.kind, work.model(name), work.size(name))
+        if name in work.estimates:
+            mean_s = max(work.estimates[name], 0.0)
+            return Estimate(mean_s, max(found.p95_s, mean_s), max(found.samples, 1))
+        return found if found.samples else self._guess(work, name, found)
+
+    def _guess(self, work: Work, name: str, prior: Estimate) -> Estimate:
+        """For what nobody has measured there: what it takes elsewhere, but no less than a try has taken yet."""
+        mean_s = prior.mean_s
+        for other in work.models:
+            known = self._board.predict(other, work.kind, work.model(other), work.size(other))
+            if known.samples:
+                mean_s = known.mean_s
+                break
+        now = self._clock()
+        for run in self._lanes[name].runs.values():
+            if run.work.kind == work.kind and run.work.name == work.name:
+                mean_s = max(mean_s, now - run.began)
+        return prior._replace(mean_s=mean_s, p95_s=GUESS_P95 * mean_s)

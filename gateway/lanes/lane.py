@@ -1,0 +1,157 @@
+"""One backend's slots and line; what stands in it, in order, and how busy it has been."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from heapq import heapify, heapreplace
+
+from gateway.lanes.work import PERMIT_BYTES, Place, Run, Work
+
+URGENT_SLACK = 2.0  # a client's deadline binds once its slack is under this many service times
+LOOKED_AT = 16  # waiting places that are reckoned, or looked at, one by one
+OVER_S = 10.0  # arrivals and use are averaged over about this long
+
+
+class Lane:
+    """The state of one lane. `permits` is how many large bodies may be under way at once."""
+
+    def __init__(
+        self, name: str, *, site: str, slots: int, queue: int, remote: bool, usd: float = 0.0, watts: float = 0.0
+    ) -> None:
+        self.name, self.site, self.remote = name, site, remote
+        self.slots, self.queue = slots, queue
+        self.usd, self.watts = usd, watts
+        self.permits = 1
+        self.runs: dict[Work, Run] = {}
+        self.uploading = 0
+        # The line: four lists in the order of the keys, so that C code sums up what is ahead of a place.
+        self.places: list[Place] = []
+        self.keys: list[float] = []
+        self.services: list[float] = []
+        self.sizes: list[int] = []
+        self._with_deadline = 0
+        self._arrivals_per_s = self._busy = 0.0
+        self._seen_at = -math.inf
+
+    # ── the line ─────────────────────────────────────────────────────────────────────────────────
+
+    def insert(self, place: Place) -> None:
+        """Line up, behind those with the same key."""
+        at = bisect_left(self.keys, place.key)
+        while at < len(self.keys) and self.keys[at] == place.key:
+            at += 1
+        self.keys.insert(at, place.key)
+        self.places.insert(at, place)
+        self.services.insert(at, place.service_s)
+        self.sizes.insert(at, place.nbytes)
+        self._with_deadline += place.work.client_deadline
+
+    def take(self, at: int) -> Place:
+        """Leave the line."""
+        place = self.places.pop(at)
+        del self.keys[at], self.services[at], self.sizes[at]
+        self._with_deadline -= place.work.client_deadline
+        return place
+
+    def index(self, place: Place) -> int:
+        """Where in line `place` stands. Raises IndexError when it does not."""
+        at = bisect_left(self.keys, place.key)
+        while self.places[at] is not place:
+            at += 1
+        return at
+
+    def next(self, now: float) -> int | None:
+        """Which place may start now; None where there is no slot, or no permit for those who need one."""
+        if len(self.runs) >= self.slots or not self.places:
+            return None
+        urgent = self._urgent(now) if self._with_deadline else None
+        if urgent is not None:
+            return urgent
+        for at in range(min(len(self.places), LOOKED_AT)):
+            if self._may_upload(self.sizes[at]):
+                return at
+        return None
+
+    def _urgent(self, now: float) -> int | None:
+        """The earliest client's deadline that binds: still to be met, and not for long."""
+        best, earliest = None, math.inf
+        for at, place in enumerate(self.places[: 4 * LOOKED_AT]):
+            work = place.work
+            if work.client_deadline and work.deadline < earliest and self._may_upload(place.nbytes):
+                slack_s = work.deadline - now
+                if place.service_s / 2 <= slack_s < URGENT_SLACK * place.service_s:
+                    best, earliest = at, work.deadline
+        return best
+
+    def _may_upload(self, nbytes: int) -> bool:
+        return not self.remote or nbytes <= PERMIT_BYTES or self.uploading < self.permits
+
+    # ── the slots ────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, run: Run, now: float) -> None:
+        """Take a slot, and a permit where one is needed."""
+        self._average(now)
+        self.runs[run.work] = run
+        self.uploading += self.remote and run.is_uploading()
+
+    def sent(self, run: Run, now: float) -> None:
+        """Give the permit back, once. Bodies that socket buffers hide have none, and are not believed."""
+        if run.is_uploading():
+            self._average(now)
+            run.sent_at = now
+            self.uploading -= self.remote
+
+    def end(self, run: Run, now: float) -> None:
+        """Give the slot back, and the permit where it is still out."""
+        self._average(now)
+        self.sent(run, now)
+        del self.runs[run.work]
+
+    # ── what is to be expected ───────────────────────────────────────────────────────────────────
+
+    def slot_wait_s(self, ahead: int, now: float) -> float:
+        """Seconds until a slot is free for work with `ahead` places before it: list scheduling."""
+        spare = self.slots - len(self.runs)
+        if ahead < spare:
+            return 0.0
+        remaining = [run.remaining_s(now) for run in self.runs.values()]
+        if ahead > LOOKED_AT:
+            return (sum(remaining) + sum(self.services[:ahead])) / self.slots
+        remaining += [0.0] * spare
+        if ahead == 0:
+            return min(remaining, default=0.0)
+        heapify(remaining)
+        for service_s in self.services[:ahead]:
+            heapreplace(remaining, remaining[0] + service_s)
+        return remaining[0]
+
+    def unsent_s(self, bytes_per_s: float, now: float) -> float:
+        """Seconds until everything that is being sent is sent."""
+        return sum([run.unsent_s(bytes_per_s, now) for run in self.runs.values()])
+
+    # ── how busy it has been ─────────────────────────────────────────────────────────────────────
+
+    def note_arrival(self, now: float) -> None:
+        """Somebody lined up."""
+        self._average(now)
+        self._arrivals_per_s += 1.0 / OVER_S
+
+    def arrivals_per_s(self, now: float) -> float:
+        """How many line up per second, lately."""
+        return self._arrivals_per_s * math.exp(min(self._seen_at - now, 0.0) / OVER_S)
+
+    def utilisation(self, now: float) -> float:
+        """The share of its capacity (slots; permits of a remote one) in use, lately; 0 to 1."""
+        self._average(now)
+        return min(self._busy, 1.0)
+
+    def _average(self, now: float) -> None:
+        since_s = now - self._seen_at
+        if since_s <= 0.0:
+            return
+        kept = math.exp(-since_s / OVER_S)
+        busy = self.uploading / self.permits if self.remote else len(self.runs) / self.slots
+        self._arrivals_per_s *= kept
+        self._busy = busy + (self._busy - busy) * kept
+        self._seen_at = now
