@@ -220,12 +220,21 @@ class Services(Protocol):
         """Tell the gateway what the network did; never blocks, never raises."""
         ...
 
+    @property
+    def view(self) -> View:
+        """The other backends, as they stand whenever it is asked; for work that is divided as it goes."""
+        ...
+
 
 class View(Protocol):
     """The state of the other backends at one instant, for `Backend.estimate`."""
 
     def seconds(self, backend: str, task: Task) -> float | None:
         """Predicted seconds until `backend` would have finished `task`, or None where it cannot serve it."""
+        ...
+
+    def p95_s(self, backend: str, task: Task) -> float | None:
+        """The same, as it is exceeded by one task of this class in twenty."""
         ...
 
     def slots(self, backend: str) -> int:
@@ -310,25 +319,28 @@ class Task:
             object.__setattr__(self, "_decoded", decoded)
         return self._decoded
 
-    def subtask(self, *, backend: str | None = None, json: Any, items: int = 1, name: str | None = None) -> Task:
+    def subtask(
+        self, *, backend: str | None = None, json: Any = _UNDECODED, items: int = 1, name: str | None = None
+    ) -> Task:
         """A part of this task for `Services.dispatch`: same kind, deadline and locality, its own body.
 
-        backend: give it to that backend and no other.
+        backend: give it to that backend and no other. json: the body; without it, this task's own, form and all.
         """
-        return dataclasses.replace(
+        whole = dataclasses.replace(
             self,
             id=new_id(),
             name=self.name if name is None else name,
-            body=msgspec.json.encode(json),
-            content_type="application/json",
-            fields=None,
-            files={},
             items=items,
             stream=False,
             parent_id=self.id,
             pin=backend,
             depth=self.depth + 1,
-            _decoded=json,
+        )
+        if json is _UNDECODED:
+            return whole
+        body = msgspec.json.encode(json)
+        return dataclasses.replace(
+            whole, body=body, content_type="application/json", fields=None, files={}, _decoded=json
         )
 
     def replace(self, **changes: Any) -> Task:
@@ -500,6 +512,10 @@ class Backend(ABC, Generic[S]):
 
     def estimate(self, task: Task, view: View) -> float | None:
         """Predicted seconds for this task, where you know better than the learned model; None: use that."""
+        return None
+
+    def plan(self, task: Task, view: View) -> Mapping[str, Any] | None:
+        """What it would do with the task, as JSON for `explain`; None: there is nothing to add. Runs nothing."""
         return None
 
     async def health(self) -> str | None:

@@ -65,8 +65,18 @@ class Planner:
             "reason": plan.decision.reason,
             "why": plan.decision.why,
             "predicted_s": plan.decision.predicted_s,
-            "candidates": {each.name: _explained(each, query, self.lanes.policy) for each in candidates},
+            "candidates": {
+                each.name: _explained(each, query, self.lanes.policy) | self._plan_of(each.name, task, plan.offer)
+                for each in candidates
+            },
         }
+
+    def _plan_of(self, name: str, task: Task, offer: Offer) -> dict[str, Any]:
+        backend = self.registry.members[name].backend
+        with suppress(Exception):  # as with its guesses
+            planned = backend.plan(task.replace(name=offer.names[name]), self) if backend else None
+            return {"plan": dict(planned)} if planned else {}
+        return {}
 
     @staticmethod
     def _query(task: Task, offer: Offer, client_deadline: bool) -> Query:
@@ -95,7 +105,7 @@ class Planner:
             name=task.name,
             models=offer.names,
             sizes={name: _size(member, task) for name, member in members.items()},
-            estimates=self._estimates(members.values(), task),
+            estimates=self._estimates(members.values(), task, offer),
             body_bytes=len(task.body),
             deadline=task.deadline,
             client_deadline=client_deadline,
@@ -103,14 +113,14 @@ class Planner:
             start=_nowhere,
         )
 
-    def _estimates(self, members: Iterable[Member], task: Task) -> dict[str, float]:
+    def _estimates(self, members: Iterable[Member], task: Task, offer: Offer) -> dict[str, float]:
         out: dict[str, float] = {}
         for member in members:
             backend = member.backend
             if backend is None or type(backend).estimate is Backend.estimate:
                 continue
             with suppress(Exception):  # a plugin's guess must never cost the request
-                seconds = backend.estimate(task, self)
+                seconds = backend.estimate(task.replace(name=offer.names[member.name]), self)
                 if seconds is not None:
                     out[member.name] = float(seconds)
         return out
@@ -148,12 +158,22 @@ class Planner:
 
     def seconds(self, backend: str, task: Task) -> float | None:
         """Predicted seconds until `backend` would have finished `task`; None where it cannot serve it."""
+        found = self._candidate(backend, task)
+        return found.t_s if found else None
+
+    def p95_s(self, backend: str, task: Task) -> float | None:
+        """The same, as it is exceeded by one task of this class in twenty."""
+        found = self._candidate(backend, task)
+        return found.wait_s + found.upload_s + found.p95_s if found else None
+
+    def _candidate(self, backend: str, task: Task) -> Candidate | None:
         member = self.registry.members.get(backend)
         own = member.serves(task.kind, task.name) if member else None
         if own is None or self._refusal(backend, task, Offer({}, None)):
             return None
-        offer = Offer({backend: own}, backend)
-        return self.lanes.candidates(self._work(task, offer, False), {backend: None})[0].t_s
+        work = self._work(task, Offer({backend: own}, backend), False)
+        found = self.lanes.candidates(work, {backend: None})[0]
+        return None if found.refused else found
 
     def slots(self, backend: str) -> int:
         """How many tasks `backend` works on at once; 0 where there is none of that name."""

@@ -9,7 +9,7 @@ from gateway.dispatch.dispatcher import Dispatcher
 from gateway.dispatch.race import Answer
 from gateway.journal import Record, finish, outcome_of
 from gateway.measure.board import Board
-from gateway.plugin import BackendFailed, DeadlineExceeded, GatewayError, LinkSample, Log, Result, Task
+from gateway.plugin import BackendFailed, DeadlineExceeded, GatewayError, LinkSample, Log, Result, Task, View
 from gateway.timing import Watch
 
 MAX_DEPTH = 4  # subtasks of subtasks of …
@@ -30,10 +30,20 @@ class BackendServices:
         self.peer = sample.peer or self.peer
         self.board.observe(self.name, sample)
 
-    async def dispatch(self, task: Task) -> Result:
-        """Serve a subtask like any request. Its account is laid over its parent's; its line is written."""
+    @property
+    def view(self) -> View:
+        """The other backends, as the planner sees them."""
+        return self._dispatcher.planner
+
+    @property
+    def _dispatcher(self) -> Dispatcher:
         if self.dispatcher is None:
             raise BackendFailed("subtasks can be dispatched once the gateway serves, not before")
+        return self.dispatcher
+
+    async def dispatch(self, task: Task) -> Result:
+        """Serve a subtask like any request. Its account is laid over its parent's; its line is written."""
+        dispatcher = self._dispatcher
         if task.depth > MAX_DEPTH:
             raise BackendFailed(f"subtasks are nested more than {MAX_DEPTH} deep")
         parent = task.terms
@@ -46,7 +56,7 @@ class BackendServices:
             items=task.items,
             bytes_in=len(task.body),
         )
-        return await _serve(self.dispatcher, task, watch, record)
+        return await _serve(dispatcher, task, watch, record)
 
 
 async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Record) -> Result:
