@@ -1,0 +1,159 @@
+"""The documents as data: fenced blocks with what is said to come of them, links, and a shell to run blocks in."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from support.notify import NotifySocket
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bench").glob("*.md")))
+
+_FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A fenced block. says: the words after the backticks; expected: the text block right behind it, if any."""
+
+    says: tuple[str, ...]
+    text: str
+    expected: str | None
+    page: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+    @property
+    def is_runnable(self) -> bool:
+        return "runnable" in self.says
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = list(_FENCE.finditer(text))
+    out = []
+    for fence, following in zip(found, [*found, None][1:], strict=True):
+        follows = following is not None and not text[fence.end() : following.start()].strip()
+        expected = following[2] if following is not None and follows and following[1].strip() == "text" else None
+        line = text.count("\n", 0, fence.start()) + 1
+        out.append(Block(tuple(fence[1].split()), fence[2], expected, str(page.relative_to(ROOT)), line))
+    return out
+
+
+def links(page: Path) -> Iterator[str]:
+    """Where a page links to; not what stands in its code."""
+    yield from _LINK.findall(_FENCE.sub("", page.read_text()))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = _HEADING.findall(_FENCE.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def matches(said: str, came: str) -> bool:
+    """Whether `came` is what a document said, `…` standing for anything."""
+    pattern = ".*?".join(re.escape(piece) for piece in said.strip().split("…"))
+    return re.fullmatch(pattern, came.replace("\r", "").strip(), re.DOTALL) is not None
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Terminals:
+    """Runs the blocks of a page one after the other: what keeps running, in the background; ports of its own."""
+
+    folder: Path
+    extra_env: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ports = {"8080": str(free_port()), "8081": str(free_port()), "9000": str(free_port())}
+        self._gateway: subprocess.Popen[bytes] | None = None
+        self._services: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def environ(self) -> dict[str, str]:
+        ours = {
+            "GATEWAY_LISTEN": f"127.0.0.1:{self.ports['8080']}",
+            "GATEWAY_ADMIN_LISTEN": f"127.0.0.1:{self.ports['8081']}",
+            "GATEWAY_STATE_DIR": str(self.folder / "state"),
+        }
+        others = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
+        return others | ours | self.extra_env
+
+    def run(self, block: Block) -> str | None:
+        """What a block prints; None for one that keeps running."""
+        text = re.sub(r"\b(8080|8081|9000)\b", lambda found: self.ports[found[1]], block.text)
+        if "gateway" in block.says:
+            self._stop(self._gateway)
+            self._gateway = self._start_gateway(text)
+            return None
+        if "service" in block.says:
+            self._services.append(self._start_service(text))
+            return None
+        done = subprocess.run(
+            ["sh", "-e", "-c", text],
+            cwd=ROOT,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block} exits {done.returncode}:\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _start_gateway(self, text: str) -> subprocess.Popen[bytes]:
+        """Started, and ready, as systemd would hear it."""
+        log = self.folder / "gateway.log"
+        with NotifySocket(self.folder / "notify") as notify, log.open("wb") as out:
+            env = self.environ | {"NOTIFY_SOCKET": str(notify.path)}
+            process = subprocess.Popen(
+                ["sh", "-e", "-c", text], cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True
+            )
+            try:
+                notify.wait_for("READY=1")
+            except TimeoutError:
+                self._stop(process)
+                raise AssertionError(log.read_text()) from None
+        return process
+
+    def _start_service(self, text: str) -> subprocess.Popen[bytes]:
+        """Started, and its first line written: it listens."""
+        process = subprocess.Popen(
+            ["sh", "-e", "-c", text], cwd=ROOT, env=self.environ, stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline(), f"{text} ended before it listened"
+        return process
+
+    def _stop(self, process: subprocess.Popen[bytes] | None) -> None:
+        if process is None:
+            return
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(40)
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in (self._gateway, *self._services):
+            self._stop(process)

@@ -1,0 +1,91 @@
+"""Every log event the code can emit, read from its syntax trees: where, by what name, with which keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+LEVELS = {"debug", "info", "warning", "error"}
+EVENT = re.compile(r"[a-z]+\.[a-z_]+")
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class Emission(NamedTuple):
+    """One place that emits `event`. keys: None where the code hands over a dictionary made elsewhere."""
+
+    event: str
+    keys: frozenset[str] | None
+    where: str
+
+
+def emissions(root: Path) -> list[Emission]:
+    found = []
+    for folder in ("gateway", "plugins"):
+        for path in sorted((root / folder).rglob("*.py")):
+            found += _in_file(path, str(path.relative_to(root)))
+    return found
+
+
+def _in_file(path: Path, name: str) -> Iterator[Emission]:
+    tree = ast.parse(path.read_text())
+    limited = dict(_limited(tree))
+    for scope, call in _calls(tree):
+        where = f"{name}:{call.lineno}"
+        if _called(call) == "LogLine":  # a worker's line, on its way to the gateway
+            yield from (Emission(event, None, where) for event in _events(call.args[1], scope))
+        if not (isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS):
+            continue
+        logger = _last_name(call.func.value)
+        keys = frozenset(word.arg for word in call.keywords if word.arg) if _all_named(call) else None
+        if logger in limited and keys is not None:
+            yield Emission(limited[logger], keys | {"suppressed"}, where)
+        elif logger in ("log", "_log") and call.args:
+            bound = set() if isinstance(call.func.value, ast.Name) else {"backend"}
+            for event in _events(call.args[0], scope):
+                yield Emission(event, None if keys is None else keys | bound, where)
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
+    """Every call, with the function it stands in."""
+    scopes = [node for node in ast.walk(tree) if isinstance(node, FUNCTION)]
+    inside = {id(node): scope for scope in scopes for node in ast.walk(scope)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield inside.get(id(node), tree), node
+
+
+def _events(name: ast.expr, scope: ast.AST) -> set[str]:
+    """The event names an expression can be: constants in it, or in what its variable was assigned."""
+    sources: list[ast.AST] = [name]
+    if isinstance(name, ast.Name):
+        sources = [
+            node.value
+            for node in ast.walk(scope)
+            if isinstance(node, ast.Assign) and name.id in {_last_name(target) for target in node.targets}
+        ]
+    constants = (node for source in sources for node in ast.walk(source) if isinstance(node, ast.Constant))
+    return {node.value for node in constants if isinstance(node.value, str) and EVENT.fullmatch(node.value)}
+
+
+def _limited(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Variables that hold a `Limited("x.y")`, by their last name, and its event."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "Limited":
+            first = node.value.args[0]
+            assert isinstance(first, ast.Constant)
+            yield _last_name(node.targets[0]), first.value
+
+
+def _called(call: ast.Call) -> str:
+    return _last_name(call.func)
+
+
+def _last_name(node: ast.AST) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _all_named(call: ast.Call) -> bool:
+    return all(word.arg for word in call.keywords)

@@ -1,0 +1,36 @@
+"""The other end of sd_notify(3): hears what a service tells systemd."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Self
+
+WAIT_S = 20.0
+
+
+class NotifySocket:
+    """A datagram socket at `path`, for `NOTIFY_SOCKET`. `said` holds every assignment heard so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.said: list[str] = []
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(WAIT_S)
+
+    def wait_for(self, wanted: str) -> None:
+        """Returns once a message held the assignment `wanted`. Raises TimeoutError."""
+        while True:
+            lines = self._socket.recv(4096).decode().split("\n")
+            self.said += lines
+            if wanted in lines:
+                return
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,117 @@
+"""What is installed on a box: the unit as systemd reads it, and what a real process tells systemd."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.service import DRAIN_S
+from gateway.settings import load
+from support.notify import NotifySocket
+from support.programs import needs, program
+
+ROOT = Path(__file__).resolve().parent.parent
+UNIT = ROOT / "deploy" / "edge-gateway.service"
+ENV_FILE = ROOT / "deploy" / "edge-gateway.env"
+SERVE = [sys.executable, "-P", "-m", "gateway.cli", "serve"]
+
+
+def setting(name: str) -> str:
+    """A setting of the unit's [Service] section that stands there once."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(UNIT.read_text())
+    return unit["Service"][name]
+
+
+# ── the unit ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [program("systemd-analyze"), "--no-pager", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@needs("systemd-analyze")
+def test_systemd_has_no_word_of_complaint_about_the_unit(tmp_path: Path) -> None:
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/opt/edge-gateway/bin/edge-gateway", sys.executable))
+    done = systemd_analyze("verify", str(copy))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@needs("systemd-analyze")
+def test_the_unit_is_exposed_to_little(tmp_path: Path) -> None:
+    done = systemd_analyze("security", "--offline=true", "--threshold=14", str(UNIT))
+    assert done.returncode == 0, done.stdout[-400:]
+
+
+def test_the_unit_gives_more_time_to_stop_than_the_gateway_takes() -> None:
+    assert float(setting("TimeoutStopSec")) > DRAIN_S
+
+
+def test_the_units_settings_come_by_the_gateways_own_option_and_python_imports_nothing_from_here() -> None:
+    assert "EnvironmentFile" not in UNIT.read_text()
+    assert setting("ExecStart").endswith(f" serve --env-file /etc/edge-gateway/{ENV_FILE.name}")
+    assert setting("Environment") == "PYTHONSAFEPATH=1"
+
+
+def test_the_environment_file_serves_as_it_is() -> None:
+    loaded = load({}, ENV_FILE)
+    assert list(loaded.backends) == ["edge"]
+    assert not loaded.broken
+
+
+# ── the process ──────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def serving(notify: NotifySocket, folder: Path, *prefix: str) -> Iterator[subprocess.Popen[bytes]]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
+        "NOTIFY_SOCKET": str(notify.path),
+        "GATEWAY_LISTEN": "127.0.0.1:0",
+        "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
+        "GATEWAY_STATE_DIR": str(folder / "state"),
+        "GATEWAY_BACKENDS__E__PLUGIN": "echo",
+    }
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*prefix, *SERVE], env=environ, stderr=log)
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def notify(tmp_path: Path) -> Iterator[NotifySocket]:
+    with NotifySocket(tmp_path / "notify") as heard:
+        yield heard
+
+
+def test_systemd_hears_when_the_gateway_serves_where_and_when_it_stops(notify: NotifySocket, tmp_path: Path) -> None:
+    with serving(notify, tmp_path) as process:
+        notify.wait_for("READY=1")
+        assert any(re.fullmatch(r"STATUS=serving on 127\.0\.0\.1:\d+", line) for line in notify.said)
+        process.send_signal(signal.SIGTERM)
+        notify.wait_for("STOPPING=1")
+        assert process.wait(20) == 0
+    assert b'"service.stopped"' in (tmp_path / "log").read_bytes()
+
+
+@needs("unshare")
+def test_it_serves_in_a_network_namespace_that_holds_nothing(notify: NotifySocket, tmp_path: Path) -> None:
+    apart = [program("unshare"), "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("unshare may not make a network namespace here")
+    with serving(notify, tmp_path, *apart):
+        notify.wait_for("READY=1")

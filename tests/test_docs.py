@@ -1,0 +1,203 @@
+"""The documents are true: what the code has stands in them, what stands in them the code has, and examples run.
+
+A fenced block marked `runnable` is run here, top to bottom, each page in one go; the `text` block right behind it is
+what it must print, `…` standing for anything. `sh runnable gateway` and `sh runnable service PORT` keep running.
+A block marked `sh settings` must load as a configuration.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli import COMMANDS
+from gateway.decide.policy import decide
+from gateway.ingress.errors import ERRORS
+from gateway.ingress.routes import ROUTES
+from gateway.plugin import TERMS
+from gateway.settings import load
+from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
+from gateway.telemetry.metrics import REGISTRY
+from support.documents import PAGES, ROOT, Block, Terminals, anchors, blocks, links, matches
+from support.emitted import Emission, emissions
+from support.programs import needs
+
+EMITTED = emissions(ROOT)
+MAKE_ANEW = "the code has changed: run `.venv/bin/python docs/generate.py`"
+
+
+def page(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def by_page(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+# ── generated parts ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def generator() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "generate.py"))
+
+
+def test_what_is_generated_is_up_to_date(generator: dict[str, Any]) -> None:
+    stale = [by_page(file) for file, text in generator["current"]() if file.read_text() != text]
+    assert not stale, MAKE_ANEW
+
+
+def test_every_part_that_can_be_generated_stands_somewhere(generator: dict[str, Any]) -> None:
+    used = set(re.findall(r"<!-- generated: ([\w ]+) -->", "".join(path.read_text() for path in PAGES)))
+    assert used == set(generator["PARTS"])
+
+
+# ── the code and the tables ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("emission", EMITTED, ids=lambda e: f"{e.event} at {e.where}")
+def test_an_event_is_emitted_as_it_is_declared(emission: Emission) -> None:
+    assert emission.event in EVENTS, f"{emission.where}: declare {emission.event} in gateway/telemetry/events.py"
+    if emission.keys is not None:
+        assert emission.keys == set(EVENTS[emission.event].keys), f"{emission.where}: keys differ from the table's"
+
+
+def test_every_declared_event_is_emitted_somewhere() -> None:
+    assert set(EVENTS) == {emission.event for emission in EMITTED}
+
+
+def test_the_documents_name_every_event_key_metric_error_and_endpoint_and_no_others() -> None:
+    log, http = page("docs/log.md"), page("docs/http.md")
+    assert set(re.findall(r"^### `([\w.]+)`$", log, re.MULTILINE)) == set(EVENTS)
+    assert set(re.findall(r"^\| `(edge_gateway_\w+)` \|", log, re.MULTILINE)) == {metric.name for metric in REGISTRY}
+    keys = {key for event in EVENTS.values() for key in event.keys} | set(COMMON_KEYS)
+    assert keys <= set(re.findall(r"^\| `(\w+)` \|", log, re.MULTILINE))
+    assert set(re.findall(r"^\| \d{3} \| `(\w+)` \|", http, re.MULTILINE)) == set(ERRORS)
+    served = set(re.findall(r"^\| `((?:GET|POST) /\S+)` \|", http, re.MULTILINE))
+    assert {f"{route.method} {route.path}" for route in ROUTES} <= served
+
+
+def test_every_page_of_the_admin_listener_is_documented_and_no_others() -> None:
+    source = page("gateway/admin.py")
+    pages = dict(re.findall(r'"(/\w+)": \("([A-Z]+)", self\._\w+\)', source))
+    section = page("docs/http.md").partition("## The admin listener")[2]
+    assert {path: method for method, path in re.findall(r"^\| `(\w+) (/\w+)", section, re.MULTILINE)} == pages
+
+
+def test_every_reason_for_a_decision_is_documented_and_no_others() -> None:
+    section = page("docs/log.md").partition("### Reasons")[2].partition("## Events")[0]
+    documented = set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE))
+    assert documented == set(decide.__globals__["_SENTENCES"]) | {"fell-back"}
+
+
+def test_every_term_of_the_account_is_explained() -> None:
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page("docs/timing.md"), re.MULTILINE)) == TERMS
+
+
+def test_every_command_mentioned_exists() -> None:
+    known = {command.name for command in COMMANDS} | {"demo", "test", "lint", "bench"}
+    for path in PAGES:
+        mentioned = set(re.findall(r"(?:\./run|`edge-gateway) ([a-z]\w*)", path.read_text()))
+        assert mentioned <= known, f"{path.name} mentions {mentioned - known}"
+
+
+# ── links ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", PAGES, ids=by_page)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in links(path):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), f"{path.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{path.name}: {link}"
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = {(ROOT / link).resolve() for link in links(ROOT / "README.md") if "://" not in link}
+    assert set((ROOT / "docs").glob("*.md")) <= linked
+
+
+# ── examples ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def ran(path: Path, language: str) -> list[Block]:
+    return [block for block in blocks(path) if block.is_runnable and block.says[0] == language]
+
+
+def test_something_is_marked_runnable() -> None:
+    assert any(ran(path, "sh") for path in PAGES)
+    assert any(ran(path, "python") for path in PAGES)
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if ran(path, "python")], ids=by_page)
+def test_python_examples_print_what_they_say(path: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "documented"}
+    for block in ran(path, "python"):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block.text, str(block), "exec"), namespace)
+        if block.expected is not None:
+            assert printed.getvalue() == block.expected, str(block)
+
+
+@needs("curl")
+@pytest.mark.timeout(120)
+def test_the_readme_is_true_when_typed_literally(tmp_path: Path) -> None:
+    with Terminals(tmp_path) as terminals:
+        for block in ran(ROOT / "README.md", "sh"):
+            came = terminals.run(block)
+            if came is not None and block.expected is not None:
+                assert matches(block.expected, came), f"{block} said\n{block.expected}\nbut there came\n{came}"
+
+
+@needs("curl")
+def test_the_plugin_of_the_documents_is_served(tmp_path: Path) -> None:
+    path = ROOT / "docs" / "plugins.md"
+    source = next(block for block in ran(path, "python") if block.says[-1] == "gateway_shout.py")
+    (tmp_path / "gateway_shout.py").write_text(source.text)
+    command, request = next(b for b in blocks(path) if "./run serve" in b.text), ran(path, "sh")[0]
+    with Terminals(tmp_path) as terminals:
+        typed = command.text.replace("/where/it/is", shlex.quote(str(tmp_path)))
+        terminals.run(command._replace(says=("sh", "runnable", "gateway"), text=typed))
+        came = terminals.run(request)
+    assert came is not None
+    assert request.expected is not None
+    assert matches(request.expected, came)
+
+
+def settings_blocks() -> list[Block]:
+    return [block for path in PAGES for block in blocks(path) if block.says == ("sh", "settings")]
+
+
+@pytest.mark.parametrize("block", settings_blocks(), ids=str)
+def test_settings_that_are_shown_load(block: Block, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("sk-0123456789abcdef\n")
+    file = tmp_path / "gateway.env"
+    file.write_text(re.sub(r"(_FILE=)\S+", rf"\g<1>{secret}", block.text))
+    assert not load({}, file).broken
+
+
+def shown_lines() -> list[Mapping[str, Any]]:
+    shown = [json.loads(b.text) for path in PAGES for b in blocks(path) if b.says == ("json",)]
+    return [line for line in shown if line.get("event") == "request.finished"]
+
+
+def test_the_log_line_that_is_shown_has_every_key_and_its_account_closes() -> None:
+    for line in shown_lines():
+        assert list(line) == [*COMMON_KEYS, *REQUEST_KEYS]
+        terms = sum(line[f"t_{term}_ms"] for term in TERMS)
+        assert line["t_total_ms"] == pytest.approx(terms - line["t_overlap_ms"] + line["t_other_ms"], abs=1e-6)
+    assert shown_lines()
