@@ -22,11 +22,13 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gateway.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, GatewayError, TaskInvalid, TaskRefused
 
 __all__ = [
     "TERMS",
@@ -72,68 +74,6 @@ TERMS: tuple[str, ...] = (
     "write",
 )
 MODEL_KINDS: frozenset[Kind] = frozenset({"chat", "completion", "embeddings", "transcription", "other"})
-
-
-# ── errors ───────────────────────────────────────────────────────────────────────────────────────
-
-
-class GatewayError(Exception):
-    """What a request can end in. `code` is one of the contract's error codes; the door picks the status.
-
-    `message` says what is wrong, where, and what to do; it reaches the client, so it holds no secret.
-    `began` is False where the work certainly never started, so that even what must not run twice may be
-    tried elsewhere.
-    """
-
-    code = "plugin_error"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        status: int | None = None,
-        retry_after_s: float | None = None,
-        began: bool = True,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = code or type(self).code
-        self.param = param
-        self.status = status  # an upstream's own status, where the contract says it is kept
-        self.retry_after_s = retry_after_s
-        self.began = began
-
-
-class TaskInvalid(GatewayError):
-    """The client's mistake: wrong arguments, malformed content. Never tried again, nor held against a backend."""
-
-    code = "bad_request"
-
-
-class TaskRefused(GatewayError):
-    """Too busy, or not allowed; nothing was run. `retry_after_s` says when it may be asked again."""
-
-    code = "overloaded"
-
-
-class BackendUnavailable(GatewayError):
-    """This backend cannot serve now; another may be asked, when running twice is harmless."""
-
-    code = "unavailable"
-
-
-class BackendFailed(GatewayError):
-    """This backend tried and failed; asking another would not help, or could do harm."""
-
-    code = "plugin_error"
-
-
-class DeadlineExceeded(GatewayError):
-    """The time allowed has passed, or cannot be met."""
-
-    code = "deadline_exceeded"
 
 
 # ── what a plugin is given ───────────────────────────────────────────────────────────────────────
@@ -265,6 +205,8 @@ class _NoTerms:
     def note_cloud_source(self, source: Literal["server-timing", "header", "estimated"]) -> None: ...
 
 
+V = TypeVar("V")
+
 _UNDECODED: Any = object()
 
 
@@ -318,6 +260,14 @@ class Task:
             decoded = self.fields if self.fields is not None else decode_json(self.body)
             object.__setattr__(self, "_decoded", decoded)
         return self._decoded
+
+    def argument(self, name: str, of: type[V]) -> V:
+        """A member of the body's JSON object. Raises TaskInvalid, with its name, where it is missing or no `of`."""
+        given = self.json.get(name) if isinstance(self.json, dict) else None
+        value = float(given) if of is float and type(given) is int else given
+        if not isinstance(value, of) or (type(value) is bool and of is not bool):
+            raise TaskInvalid(f"`{self.name}` needs `{name}`: {of.__name__}", param=name)
+        return value
 
     def subtask(
         self, *, backend: str | None = None, json: Any = _UNDECODED, items: int = 1, name: str | None = None
@@ -461,6 +411,7 @@ class Backend(ABC, Generic[S]):
     on `self` at any time). slots: tasks it works on at once. isolation: `process` to run in supervised
     worker processes, one per slot. repeatable: whether running twice is harmless; None: yes for models,
     no for tasks. remote: whether a network lies between, as it does where the site is `cloud` (None).
+    examples: by name, the JSON of a request that it answers, for `edge-gateway plugins test`.
     """
 
     site: Site = "edge"
@@ -471,6 +422,7 @@ class Backend(ABC, Generic[S]):
     isolation: Isolation = "loop"
     repeatable: bool | None = None
     remote: bool | None = None
+    examples: Mapping[str, Any] = MappingProxyType({})
 
     Settings: ClassVar[type[BackendSettings]] = BackendSettings
 

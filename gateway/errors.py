@@ -1,0 +1,64 @@
+"""What a request can end in: one tree of errors. Plugins import it from `gateway.plugin`."""
+
+from __future__ import annotations
+
+
+class GatewayError(Exception):
+    """What a request can end in. `code` is one of the contract's error codes; the door picks the status.
+
+    `message` says what is wrong, where, and what to do; it reaches the client, so it holds no secret.
+    `began` is False where the work certainly never started, so that even what must not run twice may be
+    tried elsewhere. `again` is False where the same backend would only fail the same way again.
+    """
+
+    code = "plugin_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        began: bool = True,
+        again: bool = True,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or type(self).code
+        self.param = param
+        self.status = status  # an upstream's own status, where the contract says it is kept
+        self.retry_after_s = retry_after_s
+        self.began = began
+        self.again = again
+
+
+class TaskInvalid(GatewayError):
+    """The client's mistake: wrong arguments, malformed content. Never tried again, nor held against a backend."""
+
+    code = "bad_request"
+
+
+class TaskRefused(GatewayError):
+    """Too busy, or not allowed; nothing was run. `retry_after_s` says when it may be asked again."""
+
+    code = "overloaded"
+
+
+class BackendUnavailable(GatewayError):
+    """This backend cannot serve now; another may be asked, when running twice is harmless."""
+
+    code = "unavailable"
+
+
+class BackendFailed(GatewayError):
+    """This backend tried and failed; asking another would not help, or could do harm."""
+
+    code = "plugin_error"
+
+
+class DeadlineExceeded(GatewayError):
+    """The time allowed has passed, or cannot be met."""
+
+    code = "deadline_exceeded"
