@@ -7,7 +7,9 @@ A block marked `sh settings` must load as a configuration.
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -19,11 +21,12 @@ from typing import Any
 
 import pytest
 
+from gateway import plugin
 from gateway.cli import COMMANDS
 from gateway.decide.policy import decide
 from gateway.ingress.errors import ERRORS
 from gateway.ingress.routes import ROUTES
-from gateway.plugin import TERMS
+from gateway.plugin import TERMS, Backend, GatewayError, Services
 from gateway.settings import load
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
@@ -93,10 +96,33 @@ def test_every_page_of_the_admin_listener_is_documented_and_no_others() -> None:
     assert {path: method for method, path in re.findall(r"^\| `(\w+) (/\w+)", section, re.MULTILINE)} == pages
 
 
+def assigned_reasons() -> set[str]:
+    """What dispatch writes into `record.reason` beside the policy's own reasons."""
+    trees = (ast.parse(path.read_text()) for path in (ROOT / "gateway" / "dispatch").glob("*.py"))
+    values = (
+        node.value
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and any(ast.unparse(target).endswith(".reason") for target in node.targets)
+    )
+    constants = (node.value for value in values for node in ast.walk(value) if isinstance(node, ast.Constant))
+    return {reason for reason in constants if isinstance(reason, str)}
+
+
 def test_every_reason_for_a_decision_is_documented_and_no_others() -> None:
     section = page("docs/log.md").partition("### Reasons")[2].partition("## Events")[0]
     documented = set(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE))
-    assert documented == set(decide.__globals__["_SENTENCES"]) | {"fell-back"}
+    assert documented == set(decide.__globals__["_SENTENCES"]) | assigned_reasons()
+
+
+def test_all_a_plugin_may_declare_override_and_use_is_documented() -> None:
+    text = page("docs/plugins.md")
+    declared = {name for name in Backend.__annotations__ if name != "Settings"}
+    methods = {name for name, member in vars(Backend).items() if inspect.isfunction(member) and name[0] != "_"}
+    services = {name for name in vars(Services) if name[0] != "_"}
+    errors = {error.__name__ for error in GatewayError.__subclasses__() if error.__name__ in plugin.__all__}
+    wanted = declared | methods | services | errors
+    assert {name for name in wanted if not re.search(rf"`{name}\b", text)} == set()
 
 
 def test_every_term_of_the_account_is_explained() -> None:
