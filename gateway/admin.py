@@ -14,8 +14,9 @@ from aiohttp import web
 from gateway import __version__
 from gateway.dispatch import Dispatcher
 from gateway.ingress.door import Door
-from gateway.ingress.errors import envelope, status_of
+from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.http import HttpReply, check_framing, check_host, read_body
+from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import Member
 from gateway.telemetry import metrics
@@ -48,15 +49,17 @@ class Admin:
             check_host(request, self._hosts)
             return await self._page(request)(request)
         except GatewayError as exc:
-            body = _encode(envelope(exc, new_id()))
-            return web.Response(status=status_of(exc), body=body, content_type="application/json")
+            request_id = new_id()
+            headers = {"Content-Type": "application/json", "x-request-id": request_id, **error_headers(exc, 0)}
+            return web.Response(status=status_of(exc), body=_encode(envelope(exc, request_id)), headers=headers)
 
     def _page(self, request: web.BaseRequest) -> Page:
         method, page = self._pages.get(request.path, ("", None))
         if page is None:
             raise GatewayError(f"the admin listener has {', '.join(self._pages)}", code="not_found")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            raise GatewayError(f"{request.path} takes {method}", code="method_not_allowed")
+            allow = ("GET", "HEAD") if method == "GET" else (method,)
+            raise MethodNotAllowed(f"{request.path} takes {method}", allow=allow)
         return page
 
     async def _status(self, request: web.BaseRequest) -> web.Response:

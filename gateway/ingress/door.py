@@ -138,7 +138,7 @@ class _Visit:
         except ConnectionError:
             self.record.outcome = "cancelled"
         except Exception as exc:
-            self._report(exc)
+            report_bug(exc, self.record.request_id)
             await self._refuse(GatewayError("the gateway failed on this request; its log says where"))
 
     async def _serve(self) -> None:
@@ -347,15 +347,6 @@ class _Visit:
         await self._send(status_of(error), "application/json", body, more)
         self.record.outcome = outcome
 
-    def _report(self, exc: Exception) -> None:
-        frame = traceback.extract_tb(exc.__traceback__)[-1]
-        log.error(
-            "http.broke",
-            error=f"{type(exc).__name__}: {exc}"[:500],
-            where=f"{frame.filename}:{frame.lineno}",
-            request_id=self.record.request_id,
-        )
-
 
 def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_id: str, began: float) -> Task:
     """The task a draft and its headers make; `began`: when the request arrived, monotonic seconds."""
@@ -378,6 +369,17 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
         stream=draft.stream,
         deadline=began + min(whole_s, _client_deadline_s(headers)),
         may_leave=_may_leave(headers),
+    )
+
+
+def report_bug(exc: BaseException, request_id: str) -> None:
+    """Our own code failed on a request: what, and where."""
+    frame = traceback.extract_tb(exc.__traceback__)[-1]
+    log.error(
+        "http.broke",
+        error=f"{type(exc).__name__}: {exc}"[:500],
+        where=f"{frame.filename}:{frame.lineno}",
+        request_id=request_id,
     )
 
 

@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.ingress.door import Door, Incoming
+from gateway.ingress.door import Door, Incoming, report_bug
 from gateway.ingress.errors import envelope, status_of
 from gateway.ingress.hosts import host_of
 from gateway.plugin import GatewayError, TaskInvalid, new_id
@@ -46,11 +46,17 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Bytes that are no request. Never a traceback, neither to the client nor into the log."""
-        why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
-        _reject((why or ["malformed request"])[0], self.peername)
-        error = TaskInvalid("the request is not valid HTTP: check its request line, headers and framing")
-        response = _error_response(error, new_id())
+        """Bytes that are no request, or a bug of ours. Never a traceback, neither to the client nor into the log."""
+        request_id = new_id()
+        error: GatewayError
+        if exc is not None and status >= 500:
+            report_bug(exc, request_id)
+            error = GatewayError("the gateway failed on this request; its log says where")
+        else:
+            why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
+            _reject((why or ["malformed request"])[0], self.peername)
+            error = TaskInvalid("the request is not valid HTTP: check its request line, headers and framing")
+        response = _error_response(error, request_id)
         response.force_close()
         return response
 
