@@ -32,7 +32,20 @@ class DeskSettings(BackendSettings):
 
 
 class Desk(Backend[DeskSettings]):
-    tasks = ("say", "count", "boom", "wait", "breaks", "refuse", "invalid", "fail", "down", "squares", "shapeless")
+    tasks = (
+        "say",
+        "count",
+        "boom",
+        "wait",
+        "breaks",
+        "refuse",
+        "invalid",
+        "fail",
+        "down",
+        "squares",
+        "meet",
+        "shapeless",
+    )
     models = ("clerk",)
     kinds = frozenset({"chat", "completion", "transcription"})
     slots = 64
@@ -63,6 +76,13 @@ class Desk(Backend[DeskSettings]):
 
     async def _squares(self, task: Task) -> AsyncIterator[Result]:
         yield Result(json={"result": [item * item for item in task.json["items"]]})
+
+    async def _meet(self, task: Task) -> AsyncIterator[Result]:
+        """Squares, not before somebody else is at work too."""
+        Desk.waiting.set()
+        await Desk.open.wait()
+        async for result in self._squares(task):
+            yield result
 
     async def _count(self, task: Task) -> AsyncIterator[Part]:
         for n in range(3):
