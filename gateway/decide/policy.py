@@ -70,64 +70,77 @@ class Candidate(NamedTuple):
         return self.wait_s + self.upload_s + self.service_s
 
 
+# An allowed candidate: the J it is ordered by (the benefit of the doubt taken off), its name, its J, its T, itself.
+Ranked = tuple[float, str, float, float, Candidate]
+
+
 class Decision(NamedTuple):
-    """Where to go, best first; who is out and why; and the figures it was taken on."""
+    """Where to go, best first; who is out and why; and the figures it was taken on.
+
+    reason is a short code; `why` says it in a sentence. Both texts and `candidates` are made when asked for.
+    """
 
     order: tuple[str, ...]
     refused: Mapping[str, str]
-    why: str
     reason: str
     predicted_s: float | None
-    candidates: Mapping[str, Mapping[str, Any]]
+    ranked: tuple[Ranked, ...]
+
+    @property
+    def why(self) -> str:
+        """One sentence."""
+        return _sentence(self)
+
+    @property
+    def candidates(self) -> dict[str, dict[str, Any]]:
+        """Every candidate as the log has it: `{"t_ms", "j"}`, or `{"refused"}`."""
+        account: dict[str, dict[str, Any]] = {
+            name: {"t_ms": round(t_s * 1e3, 3), "j": round(j, 6)} for _, name, j, t_s, _ in self.ranked
+        }
+        account.update({name: {"refused": why} for name, why in self.refused.items()})
+        return account
 
 
 def cost_s(candidate: Candidate, query: Query, policy: Policy) -> float:
     """J of one candidate, without any benefit of the doubt."""
-    t_s = candidate.wait_s + candidate.upload_s + candidate.service_s
+    return _cost_s(candidate, candidate.t_s, query.slack_s, policy)
+
+
+def _cost_s(candidate: Candidate, t_s: float, slack_s: float, policy: Policy) -> float:
     j = t_s + policy.price * candidate.utilisation * candidate.others_s
     if policy.usd:
         j += policy.usd * candidate.usd
     if policy.joule:
         j += policy.joule * candidate.joule
     if policy.lateness:
-        late_s = candidate.wait_s + candidate.upload_s + candidate.p95_s - query.slack_s
-        if late_s > 0.0:
-            j += policy.lateness * late_s
+        j += policy.lateness * max(t_s - candidate.service_s + candidate.p95_s - slack_s, 0.0)
     return j
 
 
 def decide(query: Query, candidates: Sequence[Candidate], policy: Policy, last: str | None = None) -> Decision:
-    """Order the candidates that are allowed, and say why. Raises nothing."""
+    """Order the candidates that are allowed, and say why; `last` served this class last. Raises nothing."""
     refused: dict[str, str] = {}
-    account: dict[str, dict[str, Any]] = {}
-    ranked: list[tuple[float, float, Candidate]] = []
+    ranked: list[Ranked] = []
     route = policy.routes.get(query.name) if policy.routes else None
+    is_free = query.pinned is None and route is None and query.may_leave
     for candidate in candidates:
-        out = candidate.refused or _rule(candidate, query, route)
+        out = candidate.refused or (None if is_free else _rule(candidate, query, route))
         if out:
             refused[candidate.name] = out
-            account[candidate.name] = {"refused": out}
             continue
-        j = cost_s(candidate, query, policy)
         t_s = candidate.wait_s + candidate.upload_s + candidate.service_s
-        account[candidate.name] = {"t_ms": round(t_s * 1e3, 3), "j": round(j, 6)}
-        doubted = candidate.optimism < 1.0 and query.slack_s > OPTIMISM_SLACK * t_s
-        doubt_s = candidate.service_s * (1.0 - candidate.optimism) if doubted else 0.0
-        ranked.append((j - doubt_s, j, candidate))
+        j = by = _cost_s(candidate, t_s, query.slack_s, policy)
+        if candidate.optimism < 1.0 and query.slack_s > OPTIMISM_SLACK * t_s:
+            by -= candidate.service_s * (1.0 - candidate.optimism)
+        ranked.append((by, candidate.name, j, t_s, candidate))
     if not ranked:
-        return Decision((), refused, _nobody(refused), "none", None, account)
+        return Decision((), refused, "none", None, ())
     if len(ranked) > 1:
-        ranked.sort(key=_by_cost)
-        _keep_last(ranked, last, policy.hysteresis)
-    best = ranked[0][2]
-    reason = _reason(query, route, ranked, refused, last)
-    why = _sentence(reason, ranked, refused)
-    order = tuple([entry[2].name for entry in ranked])
-    return Decision(order, refused, why, reason, best.wait_s + best.upload_s + best.service_s, account)
-
-
-def _by_cost(entry: tuple[float, float, Candidate]) -> tuple[float, str]:
-    return entry[0], entry[2].name
+        ranked.sort()  # by cost, then by name; names differ, so nothing else is compared
+        if last is not None:
+            _keep_last(ranked, last, policy.hysteresis)
+    order = tuple([entry[1] for entry in ranked])
+    return Decision(order, refused, _reason(query, route, ranked, refused, last), ranked[0][3], tuple(ranked))
 
 
 def _rule(candidate: Candidate, query: Query, route: str | None) -> str | None:
@@ -140,21 +153,18 @@ def _rule(candidate: Candidate, query: Query, route: str | None) -> str | None:
     return None
 
 
-def _keep_last(ranked: list[tuple[float, float, Candidate]], last: str | None, hysteresis: float) -> None:
-    if last is None or ranked[0][2].name == last:
-        return
+def _keep_last(ranked: list[Ranked], last: str, hysteresis: float) -> None:
+    limit = ranked[0][0] * (1.0 + hysteresis)
     for index, entry in enumerate(ranked):
-        if entry[2].name == last and entry[0] <= ranked[0][0] * (1.0 + hysteresis):
+        if entry[0] > limit:
+            return
+        if entry[1] == last:
             ranked.insert(0, ranked.pop(index))
             return
 
 
 def _reason(
-    query: Query,
-    route: str | None,
-    ranked: list[tuple[float, float, Candidate]],
-    refused: Mapping[str, str],
-    last: str | None,
+    query: Query, route: str | None, ranked: Sequence[Ranked], refused: Mapping[str, str], last: str | None
 ) -> str:
     if query.pinned is not None:
         return "pinned"
@@ -162,10 +172,14 @@ def _reason(
         return "route"
     if len(ranked) == 1:
         return "edge-only" if refused and not query.may_leave else "only"
-    best = ranked[0]
-    if best[1] <= min(entry[1] for entry in ranked):
-        return "fastest" if best[2].t_s <= min(entry[2].t_s for entry in ranked) else "cheapest"
-    return "kept" if best[2].name == last and best[0] > ranked[1][0] else "optimistic"
+    best_by, best_name, best_j, best_t_s, _ = ranked[0]
+    cheaper = slower = False
+    for _, _, j, t_s, _ in ranked:
+        cheaper = cheaper or j < best_j
+        slower = slower or t_s < best_t_s
+    if not cheaper:
+        return "cheapest" if slower else "fastest"
+    return "kept" if best_name == last and best_by > ranked[1][0] else "optimistic"
 
 
 _SENTENCES = {
@@ -180,15 +194,12 @@ _SENTENCES = {
 }
 
 
-def _sentence(reason: str, ranked: list[tuple[float, float, Candidate]], refused: Mapping[str, str]) -> str:
-    best, other = ranked[0][2], ranked[1 if len(ranked) > 1 else 0][2]
-    text = _SENTENCES[reason].format(best=best.name, best_ms=best.t_s * 1e3, next=other.name, next_ms=other.t_s * 1e3)
-    return f"{text} ({_listed(refused)})" if refused and reason == "only" else text
-
-
-def _nobody(refused: Mapping[str, str]) -> str:
-    return f"no backend can serve it: {_listed(refused)}" if refused else "no backend is configured for it"
-
-
-def _listed(refused: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {why}" for name, why in refused.items())
+def _sentence(decision: Decision) -> str:
+    listed = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
+    if not decision.ranked:
+        return f"no backend can serve it: {listed}" if listed else "no backend is configured for it"
+    best, other = decision.ranked[0], decision.ranked[1 if len(decision.ranked) > 1 else 0]
+    text = _SENTENCES[decision.reason].format(
+        best=best[1], best_ms=best[3] * 1e3, next=other[1], next_ms=other[3] * 1e3
+    )
+    return f"{text} ({listed})" if listed and decision.reason == "only" else text

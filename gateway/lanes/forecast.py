@@ -30,7 +30,7 @@ class Forecast:
             refused = "its link is down"
         if refused is not None:
             return Candidate(name, lane.site, refused)
-        service_s, p95_s, samples, _, optimism = self.service(work, name)
+        service_s, p95_s, samples, optimism = self.service(work, name)
         ahead = 0
         if lane.places:
             ahead = bisect_left(lane.keys, service_s + AGING * now if key is None else key)
@@ -40,11 +40,12 @@ class Forecast:
             busy_s, mine_s = upload_s, own_s
         else:
             upload_s, busy_s, mine_s = 0.0, wait_s + service_s, service_s / lane.slots
+        arrivals_per_s, utilisation = lane.pressure(now)
         # What those suffer who arrive while this keeps the lane busy: each waits longer by what this takes.
-        others_s = lane.arrivals_per_s(now) * min(busy_s, BUSY_PERIOD_MOST_S) * mine_s
+        others_s = arrivals_per_s * min(busy_s, BUSY_PERIOD_MOST_S) * mine_s
         return Candidate(
             name, lane.site, None, wait_s, upload_s, service_s, p95_s, samples,
-            lane.usd, lane.watts * service_s, others_s, lane.utilisation(now), optimism,
+            lane.usd, lane.watts * service_s, others_s, utilisation, optimism,
         )  # fmt: skip
 
     def _upload(self, lane: Lane, nbytes: int, ahead: int, now: float) -> tuple[float, float]:
@@ -71,8 +72,8 @@ class Forecast:
 
     def service(self, work: Work, name: str) -> Estimate:
         """Seconds of service at `name`: what its plugin says, what was learned, or a guess."""
-        found = self._board.predict(name, work.kind, work.model(name), work.size(name))
-        if name in work.estimates:
+        found = self._board.predict(name, work.kind, work.models.get(name, work.name), work.sizes.get(name, 0.0))
+        if work.estimates and name in work.estimates:
             mean_s = max(work.estimates[name], 0.0)
             return Estimate(mean_s, max(found.p95_s, mean_s), max(found.samples, 1))
         return found if found.samples else self._guess(work, name, found)

@@ -128,7 +128,11 @@ class Lane:
 
     def unsent_s(self, bytes_per_s: float, now: float) -> float:
         """Seconds until everything that is being sent is sent."""
-        return sum([run.unsent_s(bytes_per_s, now) for run in self.runs.values()])
+        total_s = 0.0
+        for run in self.runs.values():
+            if run.sent_at is None and run.nbytes:
+                total_s += run.unsent_s(bytes_per_s, now)
+        return total_s
 
     # ── how busy it has been ─────────────────────────────────────────────────────────────────────
 
@@ -137,14 +141,10 @@ class Lane:
         self._average(now)
         self._arrivals_per_s += 1.0 / OVER_S
 
-    def arrivals_per_s(self, now: float) -> float:
-        """How many line up per second, lately."""
-        return self._arrivals_per_s * math.exp(min(self._seen_at - now, 0.0) / OVER_S)
-
-    def utilisation(self, now: float) -> float:
-        """The share of its capacity (slots; permits of a remote one) in use, lately; 0 to 1."""
+    def pressure(self, now: float) -> tuple[float, float]:
+        """Lately: how many line up per second; the share of its capacity (a remote one's permits) in use, 0 to 1."""
         self._average(now)
-        return min(self._busy, 1.0)
+        return self._arrivals_per_s, min(self._busy, 1.0)
 
     def _average(self, now: float) -> None:
         since_s = now - self._seen_at

@@ -226,6 +226,7 @@ class Lanes:
 
 
 def _status(lane: Lane, now: float) -> dict[str, Any]:
+    arrivals_per_s, utilisation = lane.pressure(now)
     return {
         "site": lane.site,
         "slots": lane.slots,
@@ -234,6 +235,6 @@ def _status(lane: Lane, now: float) -> dict[str, Any]:
         "queue": lane.queue,
         "uploading": lane.uploading,
         "permits": lane.permits,
-        "arrivals_per_s": round(lane.arrivals_per_s(now), 3),
-        "utilisation": round(lane.utilisation(now), 3),
+        "arrivals_per_s": round(arrivals_per_s, 3),
+        "utilisation": round(utilisation, 3),
     }

@@ -81,17 +81,22 @@ class Run:
         """Whether a body is on its way that the socket buffers do not hide."""
         return self.sent_at is None and self.nbytes > PERMIT_BYTES
 
+    # Asked for every run in every decision, hence without max() and min().
+
     def remaining_s(self, now: float) -> float:
         """Seconds its slot stays taken."""
         age_s = now - self.began - self.upload_s
-        left_s = max(self.service_s - age_s, self.service_s / 4)
-        return max(left_s, age_s * LINDY) if age_s > self.p95_s else left_s
+        left_s, least_s = self.service_s - age_s, self.service_s / 4
+        if age_s > self.p95_s:
+            least_s = age_s * LINDY if age_s * LINDY > least_s else least_s
+        return left_s if left_s > least_s else least_s
 
     def unsent_s(self, bytes_per_s: float, now: float) -> float:
         """Seconds until its last byte has left. A stall lasts as long again as it has lasted."""
-        if self.sent_at is not None or not self.nbytes:
-            return 0.0
         own_s, age_s = self.nbytes / bytes_per_s, now - self.began
         if self.nbytes > PERMIT_BYTES:
-            return max(own_s - age_s, own_s / 4, age_s - self.upload_s)
-        return min(own_s, max(self.upload_s - age_s, 0.0))
+            left_s, least_s, late_s = own_s - age_s, own_s / 4, age_s - self.upload_s
+            left_s = left_s if left_s > least_s else least_s
+            return left_s if left_s > late_s else late_s
+        left_s = self.upload_s - age_s
+        return 0.0 if left_s <= 0.0 else own_s if own_s < left_s else left_s

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from gateway.measure.link import Change, Link, LinkView, Measured
+from gateway.measure.link import FIRST_UPLINK_BYTES_PER_S, Change, Link, LinkView, Measured
 from gateway.measure.load import UNKNOWN, Readings
 from gateway.measure.service_time import LONGEST_S, SHORTEST_S, Drift, Estimate, ServiceTime, is_duration
 from gateway.plugin import LinkSample
@@ -22,7 +22,7 @@ PRIOR_EDGE_S, PRIOR_CLOUD_S = 0.2, 0.3
 DRIFT_EDGE_PER_S, DRIFT_CLOUD_PER_S = 0.004, 0.001
 MOST_CLASSES = 4096
 TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.8
-PASSES_PER_TRIAL, TRIAL_EVERY_S = 300, 60.0
+PASSES_PER_TRIAL, TRIAL_EVERY_S, SURE_PASSES = 300, 60.0, 15
 
 
 class Sampler(Protocol):
@@ -98,7 +98,8 @@ class Board:
 
     def uplink_bytes_per_s(self, backend: str) -> float:
         """The rate to reckon with for uploads to `backend`, known or not."""
-        return self._of(backend).link.uplink_bytes_per_s(self._clock())
+        found = self._backends.get(backend) or self._of(backend)
+        return found.link.up.bytes_per_s(self._clock()) or FIRST_UPLINK_BYTES_PER_S
 
     def rtt_s(self, backend: str) -> float:
         """The smoothed round trip to `backend`; 0 while unknown."""
@@ -140,7 +141,7 @@ class Board:
         if known.samples:
             usual_s = max(known.usual_s(x), SHORTEST_S)
             found.drift.learn(math.log(seconds / usual_s), known.variance, now)
-        known.learn(x, seconds / math.exp(found.drift.log_slowdown(now)), now)
+        known.learn(x, seconds / found.drift.slowdown(now), now)
         found.link.wanted(now)
 
     def timed_out(self, backend: str, kind: str, model: str, x: float, seconds: float) -> None:
@@ -166,12 +167,17 @@ class Board:
         known = found.classes.get((kind, model))
         if known is None or not known.samples:
             passes = known.passes if known is not None else 0
-            return Estimate(found.prior_s, found.prior_s * 3, 0, None, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
+            return Estimate(found.prior_s, found.prior_s * 3, 0, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
         now = self._clock()
-        mean_s = max(known.usual_s(x if 0.0 <= x < math.inf else 0.0), SHORTEST_S)
-        mean_s *= math.exp(found.drift.log_slowdown(now))
-        age_s = max(now - known.at, 0.0)
-        return Estimate(mean_s, mean_s * known.to_p95, known.samples, age_s, _optimism(known, age_s))
+        # Written out, for this is half of what a decision costs: usual_s(x) * slowdown(now).
+        mean_s = known.w0 + known.w1 * (x / known.unit) if 0.0 <= x < math.inf else known.w0
+        if mean_s < SHORTEST_S:
+            mean_s = SHORTEST_S
+        if found.drift.g:
+            mean_s *= found.drift.slowdown(now)
+        is_sure = known.passes < SURE_PASSES and known.samples >= TRIAL_SAMPLES
+        optimism = 1.0 if is_sure else _optimism(known, now)
+        return Estimate(mean_s, mean_s * known.to_p95, known.samples, optimism)
 
     def p95_s(self, backend: str, kind: str, model: str, x: float) -> float:
         """The 95th percentile of the same, for hedging."""
@@ -236,7 +242,7 @@ class Board:
             "tcp_rtt_s": view.tcp_rtt.value,
             "uplink_bytes_per_s": view.uplink_bytes_per_s.value,
             "downlink_bytes_per_s": view.downlink_bytes_per_s.value,
-            "slowdown": math.exp(found.drift.log_slowdown(now)),
+            "slowdown": found.drift.slowdown(now),
             "classes": [
                 {
                     "kind": kind,
@@ -252,12 +258,12 @@ class Board:
         }
 
 
-def _optimism(known: ServiceTime, age_s: float) -> float:
+def _optimism(known: ServiceTime, now: float) -> float:
     """How much benefit of the doubt a class deserves.
 
     With fewer than three samples, a fifth. A known loser is tried again once it was passed over so often
     that a try costs no more than a third of a percent of what was spent since: one that is r times slower
     after 300 (r - 1) decisions, and no sooner than as many minutes.
     """
-    doubt = min(known.passes / PASSES_PER_TRIAL, age_s / TRIAL_EVERY_S)
+    doubt = min(known.passes / PASSES_PER_TRIAL, max(now - known.at, 0.0) / TRIAL_EVERY_S)
     return (TRIAL_FACTOR if known.samples < TRIAL_SAMPLES else 1.0) / (1.0 + doubt)

@@ -96,7 +96,7 @@ class LinkView:
 class Rate:
     """Bytes per second in one direction: a log-EWMA that drifts back to its long-run mean while idle."""
 
-    __slots__ = ("_at", "_log", "_long", "samples")
+    __slots__ = ("_at", "_is_unsettled", "_log", "_long", "samples")
 
     GAIN, LONG_GAIN = 0.5, 0.05
     IDLE_S = 20.0
@@ -104,6 +104,7 @@ class Rate:
     def __init__(self) -> None:
         self._log = self._long = 0.0
         self._at = 0.0
+        self._is_unsettled = True
         self.samples = 0
 
     def learn(self, nbytes: float, seconds: float, now: float) -> None:
@@ -114,10 +115,15 @@ class Rate:
         if not self.samples:
             self._log = self._long = seen
         else:
-            self._log += (seen - self._log) * self.GAIN
+            self._log += (seen - self._log) * (1.0 if self._is_unsettled else self.GAIN)
             self._long += (seen - self._long) * max(self.LONG_GAIN, 1.0 / (self.samples + 1))
         self.samples += 1
         self._at = now
+        self._is_unsettled = False
+
+    def unsettle(self) -> None:
+        """It may be another network now: the next sample counts for all."""
+        self._is_unsettled = True
 
     def bytes_per_s(self, now: float) -> float | None:
         """The rate expected now; None without a sample."""
@@ -254,6 +260,8 @@ class Link:
         """The kernel says there is a way again; a probe is due at once."""
         self.misses = 0
         self._heard_at = self._asked_at = -math.inf
+        self.up.unsettle()
+        self.down.unsettle()
         self._obey("carrier_back", "the carrier is back")
 
     def _obey(self, event: Event, why: str) -> None:
@@ -294,10 +302,6 @@ class Link:
             downlink_bytes_per_s=self.down.measured(now),
             state=None if self.state == "unknown" else self.state,
         )
-
-    def uplink_bytes_per_s(self, now: float) -> float:
-        """The rate to reckon with, known or not."""
-        return self.up.bytes_per_s(now) or FIRST_UPLINK_BYTES_PER_S
 
 
 def _age(at: float, samples: int, now: float) -> float | None:

@@ -41,7 +41,6 @@ class Estimate(NamedTuple):
     mean_s: float
     p95_s: float
     samples: int
-    age_s: float | None = None
     optimism: float = 1.0
 
 
@@ -53,7 +52,7 @@ def is_duration(seconds: float) -> bool:
 class Drift:
     """How much slower than usual a backend is just now: g = log(slowdown), by a scalar Kalman filter."""
 
-    __slots__ = ("_at", "_g", "_outlier", "_p", "_process_per_s")
+    __slots__ = ("_at", "_factor", "_factor_at", "_outlier", "_p", "_process_per_s", "g")
 
     REVERSION_S = 120.0
     OUTLIER = 3.0  # standard deviations
@@ -62,16 +61,23 @@ class Drift:
 
     def __init__(self, process_per_s: float) -> None:
         self._process_per_s = process_per_s
-        self._g = 0.0
+        self.g = 0.0
         self._p = 0.02
         self._outlier = 0.0  # the sign of the last sample, where it was an outlier
         self._at: float | None = None
+        self._factor, self._factor_at = 1.0, -math.inf
 
     def log_slowdown(self, now: float) -> float:
         """g as it stands at `now`."""
         if self._at is None or now <= self._at:
-            return self._g
-        return self._g * math.exp((self._at - now) / self.REVERSION_S)
+            return self.g
+        return self.g * math.exp((self._at - now) / self.REVERSION_S)
+
+    def slowdown(self, now: float) -> float:
+        """exp(g): how many times longer than usual it takes. Kept for a tenth of a second, for it is asked often."""
+        if not 0.0 <= now - self._factor_at < 0.1:
+            self._factor, self._factor_at = math.exp(self.log_slowdown(now)), now
+        return self._factor
 
     def learn(self, log_ratio: float, variance: float, now: float) -> None:
         """One sample: log(taken / expected without drift), and the variance such samples have."""
@@ -87,9 +93,10 @@ class Drift:
             off = outlier * most
         self._outlier = outlier
         gain = p / (p + variance)
-        self._g = g + gain * off
+        self.g = g + gain * off
         self._p = p * (1.0 - gain)
         self._at = now if self._at is None else max(now, self._at)
+        self._factor_at = -math.inf
 
 
 class ServiceTime:
