@@ -1,0 +1,116 @@
+"""Where should a request run? The gateway's own modules against rivals and oracles, in a simulated world.
+
+    ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 600] [--json FILE] [--plot FILE]
+
+Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers; `Board`, `Lanes`
+and `decide` run here as they run live, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and, if
+it likes, LLM arrivals (`*.csv`: TIMESTAMP,ContextTokens,GeneratedTokens). docs/routing.md tells how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "bench"), str(ROOT)]
+
+from routing_world import report, rivals  # noqa: E402
+from routing_world.arrivals import Request, arrivals  # noqa: E402
+from routing_world.links import SYNTHETIC, Link, recorded, rtt_of  # noqa: E402
+from routing_world.ours import Gateway, LateOracle  # noqa: E402
+from routing_world.record import Record  # noqa: E402
+from routing_world.world import Throttle  # noqa: E402
+
+NEIGHBOUR = ROOT.parent / "shared" / "traces"  # where recorded links lie in our own workshop
+O1 = rivals.OneShotOracle.name
+
+
+def numbers(text: str) -> list[int]:
+    """`1-3,7` as [1, 2, 3, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def links(traces: Path | None, seed: int, duration_s: float) -> Iterator[Link]:
+    for path in sorted(traces.glob("*.up")) if traces else ():
+        yield recorded(path, seed, duration_s, rtt_of(path.stem))
+    for make in SYNTHETIC.values():
+        yield make(seed, duration_s)
+
+
+def contestants(seed: int) -> list[rivals.Rival]:
+    return [
+        rivals.OneShotOracle(seed),
+        rivals.Always(seed, "edge"),
+        rivals.Always(seed, "cloud"),
+        rivals.Random(seed),
+        rivals.LeastRequest(seed),
+        rivals.PeakEwma(seed),
+        rivals.LowestLatency(seed),
+        rivals.RttThreshold(seed),
+    ]
+
+
+def race(requests: list[Request], link: Link, throttle: Throttle, seed: int) -> dict[str, Record]:
+    """Everybody on one link, with the same requests and the same throttling."""
+    records = {rival.name: rivals.run_rival(rival, requests, link, throttle) for rival in contestants(seed)}
+    for gateway in (Gateway(requests, link, throttle), LateOracle(requests, link, throttle)):
+        records[gateway.name] = gateway.run()
+    return records
+
+
+def main() -> None:
+    settings = _arguments()
+    traces: Path | None = settings.traces or (NEIGHBOUR if NEIGHBOUR.is_dir() else None)
+    trace = next(iter(sorted(traces.glob("*.csv"))), None) if traces else None
+    began = time.monotonic()
+    results: dict[float, dict[str, dict[str, float]]] = {}
+    for load in settings.load:
+        runs: dict[str, list[report.Run]] = {}
+        for seed in settings.seeds:
+            requests = arrivals(seed, settings.duration, load, trace)
+            throttle = Throttle(seed, settings.duration)
+            for link in links(traces, seed, settings.duration):
+                records = race(requests, link, throttle, seed)
+                for name, record in records.items():
+                    runs.setdefault(name, []).append(report.Run(link.name, seed, record, records[O1]))
+        results[load] = {name: report.summary(of_one) for name, of_one in runs.items()}
+        _show(load, runs, results[load])
+    print(f"\n{time.monotonic() - began:.0f} s; LLM arrivals {'recorded' if trace else 'synthetic'}")
+    if settings.json:
+        settings.json.write_text(json.dumps(report.as_json(results, {"seeds": settings.seeds}), indent=1) + "\n")
+    if settings.plot:
+        settings.plot.write_text(report.plot(results))
+
+
+def _show(load: float, runs: dict[str, list[report.Run]], summaries: dict[str, dict[str, float]]) -> None:
+    ours = summaries[Gateway.name]
+    print(f"\nload {load:g}: {len(runs[O1])} runs, {ours['requests']:.0f} requests", end="; ")
+    print(f"a decision takes {ours['decision_p95_us']:.0f} µs at p95 (2 backends)\n")
+    print("\n".join(report.table(summaries)), end="\n\n")
+    print("\n".join(report.by_link(runs, (Gateway.name, LateOracle.name))), end="\n\n")
+    for goal, reached in report.verdicts(load, summaries, Gateway.name):
+        print(f"{'reached' if reached else 'MISSED':8} {goal}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./run bench routing", description=__doc__.splitlines()[0])
+    parser.add_argument("--traces", type=Path, metavar="DIR")
+    parser.add_argument("--seeds", type=numbers, default=numbers("1-6"))
+    parser.add_argument("--load", type=lambda text: [float(part) for part in text.split(",")], default=[0.5, 1.0])
+    parser.add_argument("--duration", type=float, default=600.0, help="seconds of virtual time per run")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="an SVG of the means")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
