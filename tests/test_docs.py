@@ -24,6 +24,7 @@ import pytest
 from gateway import plugin
 from gateway.cli import COMMANDS
 from gateway.decide.policy import decide
+from gateway.ingress import http
 from gateway.ingress.errors import ERRORS
 from gateway.ingress.routes import ROUTES
 from gateway.plugin import TERMS, Backend, GatewayError, Services
@@ -79,13 +80,13 @@ def test_every_declared_event_is_emitted_somewhere() -> None:
 
 
 def test_the_documents_name_every_event_key_metric_error_and_endpoint_and_no_others() -> None:
-    log, http = page("docs/log.md"), page("docs/http.md")
+    log, interface = page("docs/log.md"), page("docs/http.md")
     assert set(re.findall(r"^### `([\w.]+)`$", log, re.MULTILINE)) == set(EVENTS)
     assert set(re.findall(r"^\| `(edge_gateway_\w+)` \|", log, re.MULTILINE)) == {metric.name for metric in REGISTRY}
     keys = {key for event in EVENTS.values() for key in event.keys} | set(COMMON_KEYS)
     assert keys <= set(re.findall(r"^\| `(\w+)` \|", log, re.MULTILINE))
-    assert set(re.findall(r"^\| \d{3} \| `(\w+)` \|", http, re.MULTILINE)) == set(ERRORS)
-    served = set(re.findall(r"^\| `((?:GET|POST) /\S+)` \|", http, re.MULTILINE))
+    assert set(re.findall(r"^\| \d{3} \| `(\w+)` \|", interface, re.MULTILINE)) == set(ERRORS)
+    served = set(re.findall(r"^\| `((?:GET|POST) /\S+)` \|", interface, re.MULTILINE))
     assert {f"{route.method} {route.path}" for route in ROUTES} <= served
 
 
@@ -94,6 +95,13 @@ def test_every_page_of_the_admin_listener_is_documented_and_no_others() -> None:
     pages = dict(re.findall(r'"(/\w+)": \("([A-Z]+)", self\._\w+\)', source))
     section = page("docs/http.md").partition("## The admin listener")[2]
     assert {path: method for method, path in re.findall(r"^\| `(\w+) (/\w+)", section, re.MULTILINE)} == pages
+
+
+def test_the_limits_that_are_told_to_clients_are_those_that_hold() -> None:
+    text = " ".join(page("docs/http.md").split())
+    assert f"head must be there within {http.HEAD_TIMEOUT_S:g} s" in text
+    assert f"body within {http.BODY_TIMEOUT_S:g} s and {http.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
+    assert f"reads nothing of its answer for {http.WRITE_TIMEOUT_S:g} s" in text
 
 
 def assigned_reasons() -> set[str]:
