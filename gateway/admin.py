@@ -12,10 +12,12 @@ import msgspec
 from aiohttp import web
 
 from gateway import __version__
+from gateway.admit import Gate
 from gateway.dispatch import Dispatcher
+from gateway.ingress.access import check_admin
 from gateway.ingress.door import Door
 from gateway.ingress.errors import envelope, error_headers, status_of
-from gateway.ingress.http import HttpReply, check_framing, check_host, read_body
+from gateway.ingress.http import HttpReply, check_framing, check_host, headers_of, read_body
 from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import Member
@@ -32,10 +34,10 @@ Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class Admin:
-    """Answers on the admin listener."""
+    """Answers on the admin listener. gate: where others than this host can reach it, for the keys that have `admin`."""
 
-    def __init__(self, door: Door, allowed_hosts: frozenset[str]) -> None:
-        self._door, self._hosts = door, allowed_hosts
+    def __init__(self, door: Door, allowed_hosts: frozenset[str], gate: Gate | None = None) -> None:
+        self._door, self._hosts, self._gate = door, allowed_hosts, gate
         self._pages: Mapping[str, tuple[str, Page]] = {
             "/status": ("GET", self._status),
             "/metrics": ("GET", self._metrics),
@@ -47,6 +49,8 @@ class Admin:
         try:
             check_framing(request)
             check_host(request, self._hosts)
+            if self._gate is not None:
+                check_admin(self._gate, headers_of(request))
             return await self._page(request)(request)
         except GatewayError as exc:
             request_id = new_id()
@@ -75,8 +79,7 @@ class Admin:
         if not path.startswith("/"):
             raise TaskInvalid("say which endpoint: /explain?path=/v1/chat/completions", param="path")
         body = await read_body(request, HttpReply(request, {}, close_after=False), MOST_EXPLAINED_BYTES)
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        explained = self._door.explain(path, headers, body)
+        explained = self._door.explain(path, headers_of(request), body)
         return web.Response(body=_encode(explained), content_type="application/json")
 
 

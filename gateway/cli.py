@@ -205,6 +205,62 @@ def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
     return found
 
 
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _keys(args: argparse.Namespace) -> int:
+    from gateway.admit import KeysInvalid
+
+    path = args.file or _keys_file(args.env_file)
+    if path is None:
+        print("edge-gateway: which keys file? Set GATEWAY_KEYS_FILE, or say --file PATH", file=sys.stderr)
+        return CONFIGURATION
+    try:
+        return int(args.action(path, args))
+    except (KeysInvalid, OSError) as exc:
+        print(f"edge-gateway: {exc}", file=sys.stderr)
+        return FAILED
+
+
+def _keys_file(env_file: Path | None) -> Path | None:
+    """Where the settings say the keys are. The rest of them need not be right: a key may be what is missing."""
+    from gateway.settings.tree import PREFIX
+    from gateway.settings.variables import read_variables
+
+    name = f"{PREFIX}KEYS_FILE"
+    variables, _ = read_variables(os.environ, env_file, (), (name,))
+    return Path(variables[name].text).expanduser() if name in variables else None
+
+
+def _keys_create(path: Path, args: argparse.Namespace) -> int:
+    from gateway import keyring
+
+    print(keyring.create(path, args))
+    print(
+        f"This is shown once; {path} holds only its hash. A running gateway reads it when told: "
+        "systemctl reload edge-gateway",
+        file=sys.stderr,
+    )
+    return OK
+
+
+def _keys_list(path: Path, args: argparse.Namespace) -> int:
+    from gateway import keyring
+    from gateway.admit.keyfile import read_keys
+
+    for line in keyring.listing(read_keys(path)):
+        print(line)
+    return OK
+
+
+def _keys_revoke(path: Path, args: argparse.Namespace) -> int:
+    from gateway import keyring
+
+    keyring.revoke(path, args.id)
+    print(f"{args.id} is out of {path}; until it is told (systemctl reload edge-gateway), a running gateway serves it")
+    return OK
+
+
 def _version(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"edge-gateway {__version__}")
@@ -246,6 +302,32 @@ def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(action=_plugins_list)
 
 
+def _keys_arguments(parser: argparse.ArgumentParser) -> None:
+    _env_file(parser)
+    parser.add_argument("--file", type=Path, metavar="PATH", help="the keys file; else GATEWAY_KEYS_FILE names it")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    create = actions.add_parser("create", help="make a key; its secret is printed once")
+    create.set_defaults(action=_keys_create)
+    _new_key_arguments(create)
+    actions.add_parser("list", help="each key and what it allows").set_defaults(action=_keys_list)
+    revoke = actions.add_parser("revoke", help="take a key out of the file")
+    revoke.add_argument("id", metavar="NAME")
+    revoke.set_defaults(action=_keys_revoke)
+
+
+def _new_key_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", metavar="NAME", help="who it is for: letters, digits, hyphens")
+    parser.add_argument("--models", metavar="A,B", help="models it may ask for; a `*` at the end for any rest")
+    parser.add_argument("--tasks", metavar="A,B", help="tasks it may ask for")
+    parser.add_argument("--requests-per-minute", type=float, metavar="N", help="how often it may ask")
+    parser.add_argument("--burst", type=int, default=10, metavar="N", help="requests that may come at once (10)")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="requests it may have open at once")
+    parser.add_argument("--max-body-bytes", type=int, metavar="N", help="the largest body it may send")
+    parser.add_argument("--expires", metavar="90d|DATE", help="days from now, or an RFC 3339 date or time")
+    parser.add_argument("--edge-only", action="store_true", help="what it asks for never leaves the site")
+    parser.add_argument("--admin", action="store_true", help="may read an admin listener that others can reach")
+
+
 def _version_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="as a JSON object, with the Python it runs on")
 
@@ -256,6 +338,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("check", "name every problem of the configuration, with a fix", _check, _env_file),
     Command("config", "print the effective settings and where each came from", _config, _config_arguments),
     Command("explain", "what a running gateway would decide for a request, and why", _explain, _explain_arguments),
+    Command("keys", "make, list and revoke API keys", _keys, _keys_arguments),
     Command("plugins", "what plugins are installed", lambda args: int(args.action(args)), _plugins_arguments),
     Command("version", "print the version", _version, _version_arguments),
 )

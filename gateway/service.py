@@ -25,6 +25,7 @@ from aiohttp import web
 
 from gateway import __version__, systemd
 from gateway.admin import Admin
+from gateway.admit import Gate, Key
 from gateway.decide.policy import Policy
 from gateway.dispatch import BackendServices, Dispatcher, Limits
 from gateway.ingress.door import Door, Rules
@@ -50,8 +51,14 @@ BACKLOG = 1024
 class Service:
     """One gateway: made from settings, started, stopped."""
 
-    def __init__(self, settings: Settings, backends: Mapping[str, BackendConfig]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backends: Mapping[str, BackendConfig],
+        keys: Mapping[str, Key] | None = None,
+    ) -> None:
         self.settings = settings
+        self.gate = Gate(keys)
         policy = settings.policy
         self.board = Board(
             time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
@@ -66,7 +73,7 @@ class Service:
         for services in self._services.values():
             services.dispatcher = self.dispatcher
         rules = Rules(deadline_s=settings.deadline_s, max_body_bytes=settings.max_body_bytes, limits=limits)
-        self.door = Door(self.dispatcher, rules, __version__, lambda: self.is_ready)
+        self.door = Door(self.dispatcher, rules, __version__, lambda: self.is_ready, self.gate)
         self.is_ready = False
         self.http: HttpDoor | None = None
         self.bound: list[str] = []
@@ -131,7 +138,8 @@ class Service:
         allowed = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else hosts
         self.http = HttpDoor(self.door, allowed_hosts=allowed, allowed_origins=frozenset(settings.allowed_origins))
         await self._serve(self.http, listening)
-        await self._serve(Admin(self.door, hosts), [admin])
+        guard = None if settings.admin_listen.is_local else self.gate
+        await self._serve(Admin(self.door, hosts, guard), [admin])
 
     async def _serve(self, handler: Any, sockets: list[socket.socket]) -> None:
         runner = web.ServerRunner(Server(handler), handle_signals=False, shutdown_timeout=DRAIN_S)
@@ -279,7 +287,7 @@ async def _run(loaded: Loaded) -> int:
     asked: asyncio.Future[str] = loop.create_future()
     for name in ("SIGTERM", "SIGINT"):
         loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
-    service = Service(loaded.settings, loaded.backends)
+    service = Service(loaded.settings, loaded.backends, loaded.keys)
     starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
     either: list[asyncio.Future[Any]] = [starting, asked]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -43,6 +43,7 @@ FLOORS = {
     "demo": 9,  # runs a service
     "doctor": 9,
     "explain": 9,
+    "keyring": 9,
     "cli": 10,  # runs all of them
     "__main__": 11,
     "testing": ANYTHING,  # equipment for us and for plugin authors; nobody imports it

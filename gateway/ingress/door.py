@@ -20,8 +20,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from gateway.admit import ANYBODY, Caller, Gate
 from gateway.dispatch import Answer, Dispatcher, Expectations, Limits
 from gateway.ingress import openai, openapi, tasks
+from gateway.ingress.access import caller_of, check_route
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.render import Rendered, Streamed, collect, has_content, render, streamed
@@ -47,9 +49,10 @@ T = TypeVar("T")
 class Incoming:
     """A request as a door received it. `headers` are lower-cased; `read` gives the body, at most so many bytes.
 
-    is_trusted: the client is on this host, or authenticated; it may see where the time went. check: raises
-    GatewayError for a client that may not ask at all. preflight: the headers that answer a browser which asks
-    whether its page may ask; None for any other request.
+    is_trusted: the client is on this host, or known to the door; like one with a key, it may see where the time went.
+    check: raises GatewayError for a client that may not ask at all. preflight: the headers that answer a browser
+    which asks whether its page may ask; None for any other request. key_id: the API key whose rules apply, where
+    the door knows it; else the headers must bring one.
     """
 
     door: str
@@ -60,6 +63,7 @@ class Incoming:
     is_trusted: bool
     check: Callable[[], None] = lambda: None
     preflight: Mapping[str, str] | None = None
+    key_id: str | None = None
 
 
 class Reply(Protocol):
@@ -86,8 +90,16 @@ class Rules:
 class Door:
     """Serves requests."""
 
-    def __init__(self, dispatcher: Dispatcher, rules: Rules, version: str, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        rules: Rules,
+        version: str,
+        is_ready: Callable[[], bool],
+        gate: Gate | None = None,
+    ) -> None:
         self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
+        self.gate = gate or Gate()
         self.openapi = msgspec.json.encode(openapi.build(version))
 
     def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -122,11 +134,13 @@ class _Visit:
         self.door, self.incoming, self.reply, self.watch = door, incoming, reply, watch
         self.record = Record(request_id=new_id(), door=incoming.door)
         self.is_health = False
+        self.caller: Caller = ANYBODY
         self.answer: Answer | None = None
         self.stream: Streamed | None = None
         self.has_begun = False
 
     def close(self) -> None:
+        self.caller.leave()
         if self.answer is not None:
             self.answer.close()
 
@@ -150,21 +164,36 @@ class _Visit:
         found = match(self.incoming.method, self.incoming.target)
         self.record.kind = found.route.kind
         self.is_health = found.route.is_health
+        if not self.is_health:
+            self._admit(found)
         if not found.route.needs_body:
             await self._look_up(found)
             return
         self._check_head()
         self.watch.enter("read")
-        body = await self.incoming.read(self.door.rules.max_body_bytes)
+        body = await self.incoming.read(self.caller.most_bytes(self.door.rules.max_body_bytes))
         self.record.bytes_in = len(body)
         self.watch.enter("admit")
         draft = read(found, self.incoming.headers.get("content-type", ""), body)
         self.record.model, self.record.items, self.record.is_stream = draft.name or None, draft.items, draft.stream
+        self.caller.check(draft.kind, draft.name or AUTO)
         headers = self.incoming.headers
         task = task_of(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
+        task = task.replace(may_leave=self.caller.may_leave)
         if "traceparent" in task.headers:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
         await self._dispatch(task, draft)
+
+    def _admit(self, found: Match) -> None:
+        """Before the body is read: whose key it is, and whether that key may ask this, now."""
+        caller = caller_of(self.door.gate, self.incoming.headers, self.incoming.key_id)
+        check_route(caller, found)
+        self.door.gate.enter(caller)
+        self.caller = caller
+
+    @property
+    def _is_trusted(self) -> bool:
+        return self.incoming.is_trusted or self.caller.is_known
 
     def _check_head(self) -> None:
         encoding = self.incoming.headers.get("content-encoding", "identity").strip().lower()
@@ -192,13 +221,15 @@ class _Visit:
         registry = self.door.dispatcher.registry
         if not self.door.is_ready():  # half a list would be taken for a whole one
             raise GatewayError("the backends are still starting", code="unavailable", retry_after_s=1.0)
+        allows = self.caller.allows
         if found.route.operation == "list_tasks":
-            return tasks.tasks_list(registry.task_names())
-        models = registry.names()
+            return tasks.tasks_list({name: who for name, who in registry.task_names().items() if allows("task", name)})
+        models = {name: who for name, who in registry.names().items() if allows("models", name)}
         wanted = found.params.get("id")
         if wanted is None:
             return openai.models_list(models.items())
         if wanted not in models:
+            self.caller.check("models", wanted)
             registry.offer("chat", wanted)  # names the nearest, or says that it is not known yet
         return openai.model(wanted, models.get(wanted, "edge-gateway"))
 
@@ -267,7 +298,7 @@ class _Visit:
             "x-gateway-reason": record.reason or "none",
             "x-gateway-attempts": str(record.attempts),
         }
-        if self.incoming.is_trusted:
+        if self._is_trusted:
             headers["Server-Timing"] = server_timing(self.watch.so_far())
         return headers
 
@@ -282,7 +313,7 @@ class _Visit:
             while (part := await self._next(answer, working)) is not None:
                 await self._write(stream.part(part))
         self.watch.enter("write")
-        timing = term_keys(self.watch.so_far()) if self.incoming.is_trusted else {}
+        timing = term_keys(self.watch.so_far()) if self._is_trusted else {}
         await self._write(stream.end(timing))
         await self.reply.end()
         self.record.status, self.record.outcome = 200, "served"

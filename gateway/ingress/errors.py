@@ -29,7 +29,7 @@ ERRORS: Mapping[str, Row] = {
     "body_too_large": Row(413, "invalid_request_error", False, "more than `GATEWAY_MAX_BODY_BYTES`"),
     "unsupported_encoding": Row(415, "invalid_request_error", False, "a `Content-Encoding`"),
     "misdirected_request": Row(421, "invalid_request_error", False, "a Host that is not ours"),
-    "rate_limited": Row(429, "rate_limit_error", True, "too many requests, here or at the upstream"),
+    "rate_limited": Row(429, "rate_limit_error", True, "more than the key allows, or too many for the upstream"),
     "plugin_error": Row(500, "server_error", False, "a plugin raised, and nobody else could serve"),
     "upstream_bad_response": Row(502, "upstream_error", True, "the upstream's answer is broken"),
     "upstream_tls_error": Row(502, "upstream_error", False, "the upstream's certificate does not hold"),

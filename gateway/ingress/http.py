@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
+from gateway.ingress.access import CREDENTIAL_HEADERS
 from gateway.ingress.door import Door, Incoming, report_bug
 from gateway.ingress.errors import envelope, status_of
 from gateway.ingress.hosts import host_of
@@ -109,8 +110,16 @@ def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
         )
 
 
+def headers_of(request: web.BaseRequest) -> dict[str, str]:
+    """Its headers by lower-cased name. Of one that came twice the last is taken; `check_framing` saw to the others."""
+    return {name.lower(): value for name, value in request.headers.items()}
+
+
 def check_framing(request: web.BaseRequest) -> None:
-    """Raises GatewayError for framing that another parser might read differently."""
+    """Raises GatewayError for what another parser might read differently: framing, and whose request it is."""
+    for name in CREDENTIAL_HEADERS:
+        if len(request.headers.getall(name, [])) > 1:
+            raise TaskInvalid(f"the header {name} came twice; send it once")
     coding = request.headers.getall("Transfer-Encoding", [])
     if coding and [c.strip().lower() for c in coding] != ["chunked"]:
         raise TaskInvalid("the only Transfer-Encoding understood is `chunked`, once")
@@ -138,7 +147,7 @@ class HttpDoor:
         return reply.response
 
     def _incoming(self, request: web.BaseRequest, reply: HttpReply) -> Incoming:
-        headers = {name.lower(): value for name, value in request.headers.items()}
+        headers = headers_of(request)
         is_preflight = request.method == "OPTIONS" and "origin" in headers
         return Incoming(
             door="http",
@@ -172,7 +181,9 @@ class HttpDoor:
 _OURS = {"Server": "edge-gateway"}  # not the versions of what we are made of
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-    "Access-Control-Allow-Headers": "authorization, content-type, x-api-key, x-gateway-locality, x-gateway-deadline-ms",
+    "Access-Control-Allow-Headers": (
+        "authorization, content-type, x-api-key, api-key, x-gateway-locality, x-gateway-deadline-ms"
+    ),
     "Access-Control-Max-Age": "600",
 }
 

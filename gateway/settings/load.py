@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.admit import Key, KeysInvalid
+from gateway.admit.keyfile import read_keys
 from gateway.plugin import Backend, BackendSettings
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
 from gateway.settings.model import fill, groups_of, leaves_of
@@ -29,11 +31,15 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A configuration that can be used. origins: for each variable where its value came from, defaults too."""
+    """A configuration that can be used. origins: for each variable where its value came from, defaults too.
+
+    keys: what the keys file holds; None where there is none.
+    """
 
     settings: Settings
     backends: Mapping[str, BackendConfig]
     origins: Mapping[str, str]
+    keys: Mapping[str, Key] | None = None
 
     @property
     def broken(self) -> tuple[Problem, ...]:
@@ -52,11 +58,13 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Loaded:
     own, by_backend = _part(variables)
     settings, origins = _load_tree(own, environ, problems)
     backends = _load_backends(by_backend, environ, problems, origins)
+    keys = None
     if settings is not None:
-        problems += _across(settings, backends, {problem.variable for problem in problems})
+        keys = _load_keys(settings.keys_file, problems)
+        problems += _across(settings, backends, keys or {}, {problem.variable for problem in problems})
     if problems or settings is None:
         raise SettingsError(sorted(problems, key=lambda problem: problem.variable))
-    return Loaded(settings=settings, backends=backends, origins=origins)
+    return Loaded(settings=settings, backends=backends, origins=origins, keys=keys)
 
 
 def _part(variables: Variables) -> tuple[Variables, dict[str, Variables]]:
@@ -86,6 +94,17 @@ def _load_tree(
     return settings, {leaf.variable: _origin(own, leaf.variable) for leaf in leaves}
 
 
+def _load_keys(path: Path | None, problems: list[Problem]) -> Mapping[str, Key] | None:
+    if path is None:
+        return None
+    try:
+        return read_keys(path)
+    except KeysInvalid as exc:
+        fix = f"`edge-gateway keys create NAME --file {path}` makes one"
+        problems.append(Problem(f"{PREFIX}KEYS_FILE", str(exc), fix))
+        return None
+
+
 def _default_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
     """systemd's directory, else the XDG state home (a relative one is to be ignored, says its specification)."""
     if given := environ.get("STATE_DIRECTORY", "").split(":")[0]:
@@ -100,20 +119,23 @@ def _origin(variables: Variables, name: str) -> str:
     return variables[name].origin if name in variables else DEFAULT
 
 
-def _across(settings: Settings, backends: Mapping[str, BackendConfig], told: set[str]) -> Iterator[Problem]:
+def _across(
+    settings: Settings, backends: Mapping[str, BackendConfig], keys: Mapping[str, Key], told: set[str]
+) -> Iterator[Problem]:
     """What no setting can know alone. What is wrong already is not held against others."""
     public = [str(listener) for listener in settings.listen if not listener.is_local]
-    if public and not settings.allow_unauthenticated and f"{PREFIX}ALLOW_UNAUTHENTICATED" not in told:
+    is_open = settings.keys_file is None and not settings.allow_unauthenticated
+    if public and is_open and f"{PREFIX}ALLOW_UNAUTHENTICATED" not in told:
         yield Problem(
             f"{PREFIX}LISTEN",
             f"{', '.join(public)} can be reached from other machines, and nobody would be asked for a key",
-            f"listen on 127.0.0.1, or accept it with {PREFIX}ALLOW_UNAUTHENTICATED=true",
+            f"set {PREFIX}KEYS_FILE, listen on 127.0.0.1, or accept it with {PREFIX}ALLOW_UNAUTHENTICATED=true",
         )
-    if not settings.admin_listen.is_local:
+    if not settings.admin_listen.is_local and not any(key.admin for key in keys.values()):
         yield Problem(
             f"{PREFIX}ADMIN_LISTEN",
-            f"{settings.admin_listen} can be reached from other machines",
-            "listen on 127.0.0.1:8081, [::1]:8081 or unix:/path",
+            f"{settings.admin_listen} can be reached from other machines, and no key has `admin`",
+            f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or make such a key and set {PREFIX}KEYS_FILE",
         )
     yield from _twice(settings)
     for name, backend in settings.policy.routes.items():

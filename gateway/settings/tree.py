@@ -112,12 +112,18 @@ class Settings(BaseSettings):
         "data listeners: `host:port`, `[v6]:port`, `unix:/path`; sockets passed by systemd take their place",
     )
     admin_listen: ListenerField = setting(
-        TcpListener("127.0.0.1", 8081), "admin listener, for this machine only: `host:port`, `[v6]:port`, `unix:/path`"
+        TcpListener("127.0.0.1", 8081),
+        "admin listener: `host:port`, `[v6]:port`, `unix:/path`; where others can reach it, for keys that have `admin`",
     )
     deadline_s: Seconds = setting(300.0, "whole request, where the answer is not a stream", unit="s")
     first_byte_s: Seconds = setting(60.0, "streams: until the first content", unit="s")
     stall_s: Seconds = setting(30.0, "streams: between two contents", unit="s")
     max_body_bytes: int = setting(33_554_432, "the largest request body; more is 413", unit="bytes", ge=1)
+    keys_file: Annotated[Path, AfterValidator(_home_opened)] | None = setting(
+        None,
+        "API keys, hashed, with rules per key (`edge-gateway keys`); with it every request needs one, health apart",
+        examples=["/var/lib/edge-gateway/keys.json"],
+    )
     allow_unauthenticated: bool = setting(False, "serve anybody who can reach a listener that is not loopback")
     allowed_hosts: tuple[Annotated[str, BeforeValidator(_host_name)], ...] | None = setting(
         None,

@@ -1,0 +1,95 @@
+"""`edge-gateway keys`: makes, shows and revokes API keys in the keys file. A secret is printed once, kept nowhere."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from gateway.admit.keyfile import read_keys, write_keys
+from gateway.admit.keys import ID, Key, KeysInvalid, Names, hash_of, new_secret
+
+_DAYS = re.compile(r"([0-9]{1,5})d")
+
+
+def create(path: Path, args: argparse.Namespace) -> str:
+    """A new key in the file, which is made if need be; the key as a client sends it. Raises KeysInvalid."""
+    if not ID.fullmatch(args.id):
+        raise KeysInvalid(f"{args.id!r} cannot be a key's name: one to forty letters, digits and hyphens")
+    keys = read_keys(path) if path.exists() else {}
+    if args.id in keys:
+        raise KeysInvalid(f"there is a key {args.id} already; revoke it first, or use another name")
+    secret = new_secret()
+    write_keys(path, keys | {args.id: _key(secret, args)})
+    return f"egw_{args.id}_{secret}"
+
+
+def _key(secret: str, args: argparse.Namespace) -> Key:
+    now = datetime.now(UTC).replace(microsecond=0)
+    for name in ("requests_per_minute", "burst", "concurrency", "max_body_bytes"):
+        if (value := getattr(args, name)) is not None and not value > 0:
+            raise KeysInvalid(f"--{name.replace('_', '-')} must be more than 0")
+    return Key(
+        sha256=hash_of(secret),
+        models=_names(args.models),
+        tasks=_names(args.tasks),
+        requests_per_minute=args.requests_per_minute,
+        burst=args.burst,
+        concurrency=args.concurrency,
+        max_body_bytes=args.max_body_bytes,
+        expires=_expiry(args.expires, now),
+        allow_cloud=not args.edge_only,
+        admin=args.admin,
+        created=now,
+    )
+
+
+def _names(text: str | None) -> Names | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _expiry(text: str | None, now: datetime) -> datetime | None:
+    if text is None:
+        return None
+    if days := _DAYS.fullmatch(text):
+        return now + timedelta(days=int(days[1]))
+    try:
+        when = datetime.fromisoformat(text)
+    except ValueError:
+        raise KeysInvalid(f"--expires {text!r} is neither days, such as 90d, nor a date, such as 2030-01-31") from None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def revoke(path: Path, name: str) -> None:
+    """Take a key out of the file. Raises KeysInvalid where it is not in it."""
+    keys = read_keys(path)
+    if name not in keys:
+        raise KeysInvalid(f"there is no key {name!r} in {path}")
+    del keys[name]
+    write_keys(path, keys)
+
+
+def listing(keys: Mapping[str, Key]) -> Iterator[str]:
+    """One line for each key: what it allows. No hashes."""
+    for name, key in keys.items():
+        yield f"{name}: {', '.join(_rules(key)) or 'everything'}"
+
+
+def _rules(key: Key) -> Iterator[str]:
+    for word, names in (("models", key.models), ("tasks", key.tasks)):
+        if names is not None:
+            yield f"{word} {' '.join(names) or '(none)'}"
+    if key.requests_per_minute is not None:
+        yield f"{key.requests_per_minute:g} requests a minute, {key.burst} at once"
+    if key.concurrency is not None:
+        yield f"{key.concurrency} open"
+    if key.max_body_bytes is not None:
+        yield f"bodies to {key.max_body_bytes} bytes"
+    if not key.allow_cloud:
+        yield "edge only"
+    if key.admin:
+        yield "admin"
+    if key.expires is not None:
+        yield f"{'expired' if key.expires <= datetime.now(UTC) else 'expires'} {key.expires.isoformat()}"

@@ -1,0 +1,229 @@
+"""Keys on the wire: who is let in before a body is read, what each key may, and that nothing falls through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.admit.keyfile import write_keys
+from gateway.admit.keys import SECRET_CHARS, Key, hash_of
+from gateway.ingress.routes import ROUTES
+from gateway.settings import load
+from gateway.telemetry import metrics
+from gateway.testing import running_gateway
+from support.configurations import only
+from support.desk import Desk
+from support.raw import Answer, answered, connected, post, read_answer
+from support.wiring import DESK, OFF_SITE_DESK
+
+ANY = "egw_any_" + "a" * SECRET_CHARS
+CHAT = b'{"model":"%s","messages":[{"role":"user","content":"x"}]}'
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Iterator[Any]:
+    """Writes a keys file: `any` may all, each other key what it is told; every secret is `a…`."""
+
+    def write(**rules: dict[str, Any]) -> dict[str, str]:
+        path = tmp_path / "keys.json"
+        secret = hash_of("a" * SECRET_CHARS)
+        write_keys(path, {name: Key(sha256=secret, **rule) for name, rule in ({"any": {}} | rules).items()})
+        return {"GATEWAY_KEYS_FILE": str(path)}
+
+    return write
+
+
+def bearer(name: str = "any") -> str:
+    return f"Authorization: Bearer egw_{name}_{'a' * SECRET_CHARS}"
+
+
+def get(path: str, *lines: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *lines]).encode() + b"\r\n\r\n"
+
+
+def code(answer: Answer) -> str:
+    return str(answer.json["error"]["code"])
+
+
+# ── no key, no answer ────────────────────────────────────────────────────────────────────────────
+
+
+async def test_every_endpoint_but_health_needs_a_key(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway:
+        for route in ROUTES:
+            path = route.path.replace("{", "").replace("}", "")
+            asked = post(path, b"{}") if route.method == "POST" else get(path)
+            answer = await answered(gateway.url, asked)
+            assert (answer.status == 401) == (not route.is_health), path
+            if not route.is_health:
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert code(answer) == "unauthorized"
+                assert "server-timing" not in answer.headers or "127.0.0.1" in gateway.url
+
+
+@pytest.mark.parametrize("header", [f"Authorization: bearer {ANY}", f"x-api-key: {ANY}", f"api-key: {ANY}"])
+async def test_a_key_is_taken_from_the_headers_clients_have_for_it(keys: Any, header: str) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway:
+        answer = await answered(gateway.url, post("/v1/tasks/say", b"1", header))
+        assert (answer.status, answer.json) == (200, {"result": 1})
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["Authorization: Bearer egw_any_" + "b" * SECRET_CHARS],
+        [f"Authorization: Basic {ANY}"],
+        ["Authorization: Bearer"],
+        ["Authorization: Bearer sk-local"],
+        [f"x-api-key: {ANY}", "Authorization: Bearer sk-local"],
+        [f"Authorization: Bearer {ANY}", "api-key: wrong"],
+        [f"Cookie: key={ANY}"],
+        [f"X_Api_Key: {ANY}"],
+    ],
+)
+async def test_a_failed_authentication_never_falls_through(keys: Any, lines: list[str]) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway:
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))).status == 401
+
+
+async def test_a_key_in_the_url_is_no_key_and_one_header_twice_is_no_request(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway:
+        assert (await answered(gateway.url, post(f"/v1/tasks/say?api-key={ANY}", b"1"))).status == 401
+        twice = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer(), bearer()))
+        assert (twice.status, code(twice)) == (400, "bad_request")
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/tasks/say/../../livez", "/livez/../v1/tasks/say", "//v1/tasks/say", "/v1/tasks%2Fsay"]
+)
+async def test_no_spelling_of_a_path_gets_past_the_key(keys: Any, path: str) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway:
+        assert (await answered(gateway.url, post(path, b"1"))).status in (401, 404, 405)
+
+
+async def test_an_unknown_key_is_refused_before_its_body_is_read(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/say", b"", length=30_000_000))
+        answer = await asyncio.wait_for(read_answer(reader), 5)
+        assert (answer.status, answer.headers["connection"]) == (401, "close")
+
+
+async def test_without_a_keys_file_a_clients_key_means_nothing() -> None:
+    async with running_gateway(**DESK) as gateway:
+        asked = post("/v1/tasks/say", b"1", "Authorization: Bearer sk-anything")
+        assert (await answered(gateway.url, asked)).status == 200
+
+
+# ── what a key may ───────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_key_asks_for_its_own_models_and_tasks_alone(keys: Any) -> None:
+    rules = keys(narrow={"models": ("desk/clerk",), "tasks": ("say",)})
+    async with running_gateway(**DESK, **rules) as gateway:
+
+        async def ask(path: str, body: bytes) -> int:
+            return (await answered(gateway.url, post(path, body, bearer("narrow")))).status
+
+        assert await ask("/v1/tasks/say", b"1") == 200
+        assert await ask("/v1/tasks/count", b"1") == 403
+        assert await ask("/v1/tasks/s%61y", b"1") == 200
+        assert await ask("/v1/chat/completions", CHAT % b"desk/clerk") == 200
+        assert await ask("/v1/chat/completions", CHAT % b"clerk") == 403
+        assert await ask("/v1/chat/completions", CHAT % b"auto") == 403
+        assert await ask("/v1/chat/completions", b'{"messages":[{"role":"user","content":"x"}]}') == 403
+
+
+async def test_a_key_is_shown_what_it_may_ask_for_and_no_more(keys: Any) -> None:
+    rules = keys(narrow={"models": ("desk/*",), "tasks": ("say", "boom")})
+    async with running_gateway(**DESK, **rules) as gateway:
+        models = (await answered(gateway.url, get("/v1/models", bearer("narrow")))).json["data"]
+        tasks = (await answered(gateway.url, get("/v1/tasks", bearer("narrow")))).json
+        assert [model["id"] for model in models] == ["desk/clerk"]
+        assert "count" not in str(tasks)
+        assert "boom" in str(tasks)
+        assert (await answered(gateway.url, get("/v1/models/clerk", bearer("narrow")))).status == 403
+
+
+async def test_a_keys_body_limit_is_told_with_the_limit(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys(small={"max_body_bytes": 4})) as gateway:
+        answer = await answered(gateway.url, post("/v1/tasks/say", b"12345", bearer("small")))
+        assert (answer.status, code(answer)) == (413, "body_too_large")
+        assert "4 bytes" in answer.json["error"]["message"]
+
+
+async def test_what_a_key_keeps_here_never_leaves(keys: Any) -> None:
+    before = metrics.EGRESS.values.copy()
+    async with running_gateway(**OFF_SITE_DESK, **keys(home={"allow_cloud": False})) as gateway:
+        kept = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("home")))
+        assert (kept.status, code(kept)) == (503, "no_backend")
+        assert metrics.EGRESS.values == before
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer()))).status == 200
+
+
+async def test_an_expired_key_is_refused_by_name(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys(old={"expires": datetime(2020, 1, 1, tzinfo=UTC)})) as gateway:
+        answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("old")))
+        assert answer.status == 401
+        assert "old has expired" in answer.json["error"]["message"]
+
+
+async def test_more_than_a_keys_rate_is_429_with_the_time_to_come_back(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys(slow={"requests_per_minute": 1.0, "burst": 1})) as gateway:
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))).status == 200
+        answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))
+        assert (answer.status, code(answer)) == (429, "rate_limited")
+        assert 55 <= int(answer.headers["retry-after"]) <= 60
+        assert 55_000 <= int(answer.headers["retry-after-ms"]) <= 60_000
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer()))).status == 200
+        assert (await gateway.line(status=429))["outcome"] == "refused"
+
+
+async def test_a_key_has_so_many_requests_open_and_one_that_is_left_is_closed(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys(one={"concurrency": 1})) as gateway:
+        async with connected(gateway.url) as (_, writer):
+            writer.write(post("/v1/tasks/wait", b"{}", bearer("one")))
+            await Desk.waiting.wait()
+            assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 429
+        await gateway.line(outcome="cancelled")
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 200
+
+
+async def test_keys_appear_in_no_line_of_the_log_and_in_no_answer(keys: Any) -> None:
+    async with running_gateway(**DESK, **keys()) as gateway:
+        for lines in ([bearer()], [f"x-api-key: {ANY}x"], [f"Authorization: {ANY}", "api-key: other"]):
+            answer = await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))
+            assert "a" * 20 not in answer.body.decode() + str(answer.headers)
+        await gateway.lines.wait("request.finished", 3)
+        assert "a" * 20 not in str(gateway.lines.all)
+
+
+# ── who may listen where ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_an_admin_listener_that_others_reach_is_for_admin_keys(keys: Any) -> None:
+    rules = keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
+    async with running_gateway(**DESK, **rules) as gateway:
+        url = gateway.admin_url.replace("0.0.0.0", "127.0.0.1")
+        found = [(await answered(url, get("/status", *lines))).status for lines in ([], [bearer()], [bearer("root")])]
+        assert found == [401, 403, 200]
+
+
+def test_a_public_listener_is_refused_without_keys_and_accepted_with(keys: Any) -> None:
+    public = DESK | {"GATEWAY_LISTEN": "0.0.0.0:8080"}
+    assert "set GATEWAY_KEYS_FILE" in only(public)
+    assert load(public | keys()).keys is not None
+
+
+def test_a_public_admin_listener_needs_a_key_that_has_admin(keys: Any) -> None:
+    public = DESK | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
+    assert "no key has `admin`" in only(public)
+    assert "no key has `admin`" in only(public | keys())
+
+
+def test_a_keys_file_that_cannot_be_read_is_a_problem_of_its_variable(tmp_path: Path) -> None:
+    assert only(DESK | {"GATEWAY_KEYS_FILE": str(tmp_path / "none")}).startswith("GATEWAY_KEYS_FILE: ")
