@@ -411,6 +411,7 @@ class Backend(ABC, Generic[S]):
     on `self` at any time). slots: tasks it works on at once. isolation: `process` to run in supervised
     worker processes, one per slot. repeatable: whether running twice is harmless; None: yes for models,
     no for tasks. remote: whether a network lies between, as it does where the site is `cloud` (None).
+    resumes: whether it continues an assistant's turn whose beginning it is given.
     examples: by name, the JSON of a request that it answers, for `edge-gateway plugins test`.
     """
 
@@ -422,6 +423,7 @@ class Backend(ABC, Generic[S]):
     isolation: Isolation = "loop"
     repeatable: bool | None = None
     remote: bool | None = None
+    resumes: bool = False
     examples: Mapping[str, Any] = MappingProxyType({})
 
     Settings: ClassVar[type[BackendSettings]] = BackendSettings

@@ -71,6 +71,11 @@ class Program:
             self._job = asyncio.create_task(self._open(frame))
         else:
             self._job = asyncio.create_task(self._work(wire.task_of(frame)))
+            self._job.add_done_callback(self._ended)
+
+    def _ended(self, job: asyncio.Task[None]) -> None:
+        if job.cancelled():  # before its first step, or it would have said so itself
+            self._channel.send(wire.Ended())
 
     async def _open(self, start: wire.Start) -> None:
         try:

@@ -110,6 +110,18 @@ async def test_a_cancelled_stream_stops_at_its_next_part_and_the_worker_is_kept(
     assert tool.workers[0]["restarts"] == 0
 
 
+async def test_a_task_that_is_cancelled_before_its_first_step_frees_the_worker_at_once(tool: WorkerBackend) -> None:
+    job = asyncio.create_task(items(tool, a_task("wait")))
+    while tool.workers[0]["state"] != "busy":  # noqa: ASYNC110 - not a moment later
+        await asyncio.sleep(0)
+    job.cancel()  # so the order to cancel travels with the order to work
+    began = time.monotonic()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert time.monotonic() - began < 2  # and not the 20 s until its deadline
+    assert tool.workers[0]["restarts"] == 0
+
+
 async def test_cancelling_returns_only_when_the_worker_is_idle_again(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("block", {"seconds": 0.3})) as (pid, job):
         began = time.monotonic()

@@ -1,10 +1,4 @@
-"""Equipment for tests, ours and those of plugin authors.
-
-    async with running_gateway(GATEWAY_BACKENDS__E__PLUGIN="echo") as gateway:
-        async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/echo", json=1) as answer:
-            assert (await answer.json()) == {"result": 1}
-        line = await gateway.line("request.finished")
-"""
+"""A whole gateway in the test's own process, on free ports, and its log lines."""
 
 from __future__ import annotations
 
@@ -91,7 +85,7 @@ async def running_gateway(
         }
         loaded = load(defaults | environ)
         configure("json", "debug", lines)  # type: ignore[arg-type]
-        service = Service(loaded.settings, loaded.backends)
+        service = Service(loaded.settings, loaded.backends, loaded.keys)
         adjust(service)
         await service.start()
         try:

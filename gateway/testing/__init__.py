@@ -1,0 +1,29 @@
+"""Equipment for tests, ours and those of plugin authors.
+
+    await check_backend(Shout)                       every promise of a backend, checked
+
+    async with running_gateway(GATEWAY_BACKENDS__E__PLUGIN="echo") as gateway:
+        async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/echo", json=1) as answer:
+            assert (await answer.json()) == {"result": 1}
+        line = await gateway.line("request.finished")
+
+`FakeClock` is time that only the test moves; `FakeNetwork` a service on loopback that fails when it is told to.
+"""
+
+from gateway.testing.clock import FakeClock
+from gateway.testing.kit import CHECKS, Outcome, check_backend, examine
+from gateway.testing.network import FAULTS, FakeNetwork
+from gateway.testing.running import Lines, RunningGateway, running_gateway
+
+__all__ = [
+    "CHECKS",
+    "FAULTS",
+    "FakeClock",
+    "FakeNetwork",
+    "Lines",
+    "Outcome",
+    "RunningGateway",
+    "check_backend",
+    "examine",
+    "running_gateway",
+]

@@ -1,0 +1,157 @@
+"""Two watchers: whether the event loop stands still, and whether data leaves the site.
+
+`Stalls` beats every 5 ms. A beat that comes late means that nothing else could run either; how late, less the time the
+thread was ready but had no processor (Linux tells: schedstat), is how long the loop was blocked. A second thread
+looks where it stands meanwhile. `Border` hears of each connection before it is made (PEP 578) and refuses those that
+lead to a public address.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import socket
+import sys
+import sysconfig
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+BEAT_S = 0.005
+BLOCKED_S = 0.020
+_STDLIB = sysconfig.get_paths()["stdlib"]
+
+# RFC 1918, RFC 4193, loopback and IPv6 link-local, as a backend of site `edge` may connect to.
+_PRIVATE = [
+    ipaddress.ip_network(text)
+    for text in (
+        "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fc00::/7", "fe80::/10",
+    )
+]  # fmt: skip
+
+
+class Stalls:
+    """While it is entered: `longest_s`, how long the loop was blocked at most, and `where`, in which line."""
+
+    def __enter__(self) -> Self:
+        self.longest_s, self.where = 0.0, ""
+        self._loop, self._thread_id = asyncio.get_running_loop(), threading.get_ident()
+        self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
+        self._seen, self._is_over = "", threading.Event()
+        self._had_gc = gc.isenabled()
+        gc.disable()  # a collection of the whole process's garbage is not the backend's doing
+        self._at, self._unscheduled = time.monotonic(), self._unscheduled_s()
+        self._handle = self._loop.call_later(BEAT_S, self._beat)
+        self._watcher = threading.Thread(target=self._look, name="stall watcher")
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handle.cancel()
+        self._is_over.set()
+        self._watcher.join()
+        self._measure()
+        if self._had_gc:
+            gc.enable()
+
+    def _beat(self) -> None:
+        self._measure()
+        self._handle = self._loop.call_later(BEAT_S, self._beat)
+
+    def _measure(self) -> None:
+        now, unscheduled = time.monotonic(), self._unscheduled_s()
+        blocked_s = now - self._at - BEAT_S - (unscheduled - self._unscheduled)
+        if blocked_s > self.longest_s:
+            self.longest_s, self.where = blocked_s, self._seen
+        self._at, self._unscheduled, self._seen = now, unscheduled, ""
+
+    def _unscheduled_s(self) -> float:
+        """Seconds this thread was ready to run and did not, so far; 0 where the kernel does not count it."""
+        with suppress(OSError, IndexError, ValueError):
+            return int(self._schedstat.read_text().split()[1]) / 1e9
+        return 0.0
+
+    def _look(self) -> None:
+        while not self._is_over.wait(BEAT_S):
+            if not self._seen and time.monotonic() - self._at > BLOCKED_S:
+                frame = sys._current_frames().get(self._thread_id)
+                self._seen = _place(frame)
+
+
+def _place(frame: FrameType | None) -> str:
+    """The innermost line that is not Python's own library."""
+    while (
+        frame is not None
+        and frame.f_code.co_filename.startswith(_STDLIB)
+        and "site-packages" not in frame.f_code.co_filename
+    ):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
+
+
+class Border:
+    """While it is entered, no connection to a public address is made; `refused` holds those that were tried."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+
+    def __enter__(self) -> Self:
+        _hear()
+        _watching.append(self)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        _watching.remove(self)
+
+    def check(self, sock: socket.socket, address: Any) -> None:
+        """Raises PermissionError for a public address."""
+        if (
+            sock.family not in (socket.AF_INET, socket.AF_INET6)
+            or not isinstance(address, tuple)
+            or _is_private(address[0])
+        ):
+            return
+        where = f"{address[0]}:{address[1]}"
+        self.refused.append(where)
+        raise PermissionError(f"the conformance kit refused a connection to {where}, which is not on this site")
+
+
+_watching: list[Border] = []
+_is_hearing = False
+
+
+def _hear() -> None:
+    """Hear of connections from now on; an audit hook cannot be taken away again, so there is one."""
+    global _is_hearing
+    if not _is_hearing:
+        _is_hearing = True
+        sys.addaudithook(_heard)
+
+
+def _heard(event: str, arguments: tuple[Any, ...]) -> None:
+    if _watching and event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        for border in tuple(_watching):
+            border.check(arguments[0], arguments[1])
+
+
+def _is_private(host: str) -> bool:
+    with suppress(ValueError):
+        return _is_private_address(host)
+    with suppress(OSError):
+        return all(_is_private_address(str(found[4][0])) for found in socket.getaddrinfo(host, None))
+    return True  # leads nowhere
+
+
+def _is_private_address(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return address.is_unspecified or any(
+        address in network for network in _PRIVATE if network.version == address.version
+    )
