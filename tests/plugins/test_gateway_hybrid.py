@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,6 @@ from gateway.plugin import (
     BackendUnavailable,
     DeadlineExceeded,
     GatewayError,
-    LinkSample,
     Result,
     Task,
     TaskInvalid,
@@ -23,70 +22,7 @@ from gateway.plugin import (
 )
 from gateway.timing import Watch
 from gateway_hybrid import Hybrid, HybridSettings
-
-Side = Callable[[Task], Awaitable[Result]]
-
-
-async def squares(task: Task) -> Result:
-    await asyncio.sleep(0)
-    return Result(json={"result": [n * n for n in task.json["items"]]})
-
-
-async def never(task: Task) -> Result:
-    await asyncio.Event().wait()
-    raise AssertionError("unreachable")
-
-
-def raises(error: Exception) -> Side:
-    async def side(task: Task) -> Result:
-        raise error
-
-    return side
-
-
-def answers(result: Result) -> Side:
-    async def side(task: Task) -> Result:
-        return result
-
-    return side
-
-
-class Log:
-    """Remembers the events."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def info(self, event: str, **keys: Any) -> None:
-        self.events.append(event)
-
-    debug = warning = error = info
-
-
-class TwoSides:
-    """Services whose backends are two coroutine functions."""
-
-    name = "both"
-
-    def __init__(self, edge: Side = squares, cloud: Side = squares) -> None:
-        self.sides = {"here": edge, "there": cloud}
-        self.log = Log()
-        self.asked: list[Task] = []
-        self.cancelled = 0
-
-    async def dispatch(self, task: Task) -> Result:
-        self.asked.append(task)
-        assert task.pin is not None
-        try:
-            return await self.sides[task.pin](task)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-
-    def observe(self, sample: LinkSample) -> None: ...
-
-    def asked_of(self, side: str) -> list[Task]:
-        return [task for task in self.asked if task.pin == side]
+from support.two_sides import Predictions, Side, TwoSides, answers, never, raises, squares
 
 
 def hybrid(services: TwoSides, **settings: Any) -> Hybrid:
@@ -124,7 +60,6 @@ def test_no_item_is_lost_doubled_or_out_of_order(items: list[int], groups: int, 
     result = asyncio.run(run(services, items, groups=groups))
     assert result.json == {"result": [n * n for n in items]}
     assert sum(task.items for task in services.asked) == len(items)
-    assert len(services.asked) == min(groups, len(items))
 
 
 async def test_both_sides_are_put_to_work() -> None:
@@ -294,31 +229,35 @@ async def test_dividing_and_joining_are_terms_of_the_account_and_waiting_is_not(
     assert account.terms_us["edge"] == account.terms_us["cloud"] == 0
 
 
-class Predictions:
-    def __init__(self, **seconds: float) -> None:
-        self._seconds = seconds
-
-    def seconds(self, backend: str, task: Task) -> float | None:
-        return self._seconds.get(backend)
-
-    def slots(self, backend: str) -> int:
-        return 1
+def by_items(overhead_s: float, per_item_s: float) -> Callable[[Task], float]:
+    return lambda task: overhead_s + per_item_s * len(task.json["items"])
 
 
 @pytest.mark.parametrize(
-    ("seconds", "may_leave", "expected"),
+    ("here", "there", "may_leave", "expected", "shares"),
     [
-        ({"here": 2.0, "there": 2.0}, True, 1.0),
-        ({"here": 3.0, "there": 6.0}, True, 2.0),
-        ({"here": 3.0, "there": 6.0}, False, 3.0),
-        ({"here": 3.0}, True, 3.0),
-        ({"there": 6.0}, False, None),
-        ({}, True, None),
+        (by_items(0.001, 0.04), by_items(0.001, 0.02), True, 0.824, {"here": 0.33, "there": 0.67}),
+        (by_items(0.001, 0.04), by_items(0.4, 0.02), True, 1.09, {"here": 0.444, "there": 0.556}),
+        (by_items(0.001, 0.04), by_items(9.0, 0.02), True, 2.4, {"here": 1.0, "there": 0.0}),
+        (by_items(0.001, 0.04), by_items(0.001, 0.02), False, 2.4, {"here": 1.0}),
+        (by_items(0.001, 0.04), None, True, 2.4, {"here": 1.0}),
+        (None, None, True, None, None),
     ],
 )
-def test_the_speeds_of_both_sides_add(seconds: dict[str, float], may_leave: bool, expected: float | None) -> None:
-    task = work({"items": [1]}, may_leave=may_leave)
-    assert hybrid(TwoSides()).estimate(task, Predictions(**seconds)) == pytest.approx(expected)
+def test_both_sides_begin_and_end_together(
+    here: Any, there: Any, may_leave: bool, expected: float | None, shares: dict[str, float] | None
+) -> None:
+    task = work({"items": list(range(60))}, may_leave=may_leave)
+    view = Predictions(here=here, there=there)
+    estimate = hybrid(TwoSides()).estimate(task, view)
+    assert estimate == (expected and pytest.approx(expected, rel=0.01))
+    planned = hybrid(TwoSides()).plan(task, view)
+    assert (planned and planned["shares"]) == (shares and pytest.approx(shares, abs=0.02))
+
+
+def test_what_cannot_be_divided_is_predicted_to_take_a_little_longer_than_at_the_faster_side() -> None:
+    view = Predictions(here=3.0, there=2.0)
+    assert 2.0 < (hybrid(TwoSides()).estimate(work({"items": [1]}), view) or 0) < 2.1
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
@@ -352,4 +291,4 @@ def test_sides_that_exist_are_accepted() -> None:
 
 def test_only_the_modes_that_exist_are_accepted() -> None:
     with pytest.raises(ValidationError, match="mode"):
-        hybrid(TwoSides(), mode="hedge")
+        hybrid(TwoSides(), mode="partition")
