@@ -31,6 +31,7 @@ from gateway.plugin import (
     Part,
     Result,
     Task,
+    View,
     names_of,
 )
 from gateway.workers import wire
@@ -142,6 +143,11 @@ class WorkerServices:
 
     def observe(self, sample: LinkSample) -> None:
         """Nothing: a worker's network is not measured."""
+
+    @property
+    def view(self) -> View:
+        """Not from here either."""
+        raise BackendFailed("a backend in a worker process does not see the others; give it isolation = 'loop'")
 
 
 class WorkerLog:
