@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from gateway.dispatch import dispatcher
+from gateway.plugin import TERMS
 from gateway.testing import RunningGateway, running_gateway
 from support.tcp_delay_proxy import DelayProxy
 from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cuts, stall, whole
@@ -197,6 +198,33 @@ async def test_an_upstream_that_hangs_is_given_up_in_time_for_the_next(monkeypat
         line = await gateway.line()
     assert (status, said, headers["x-gateway-backend"]) == (200, SUM, "good")
     assert line["t_total_ms"] < 5000
+
+
+async def test_what_stalls_is_asked_of_another_too_and_the_first_answer_counts() -> None:
+    gone = asyncio.Event()
+    async with (
+        Upstream(by_path({"/add": answer(json=SUM)})) as stalling,
+        Upstream(GOOD) as good,
+        running_gateway(**pair(stalling.url, good.url, REPEATABLE="true")) as gateway,
+    ):
+        for _ in range(5):  # so that it is known how long an answer takes
+            assert (await call(gateway))[2]["x-gateway-backend"] == "bad"
+        stalling.script = by_path({"/add": stall(gone=gone)})
+        status, said, headers = await call(gateway)
+        line = await gateway.line(request_id=headers["x-request-id"])
+        await asyncio.wait_for(gone.wait(), 5)
+        rescue = await gateway.line("dispatch.rescued")
+    assert (status, said) == (200, SUM)
+    assert (headers["x-gateway-backend"], headers["x-gateway-reason"]) == ("good", "rescued")
+    assert (line["backend"], line["attempts"], line["outcome"]) == ("good", 2, "served")
+    assert (rescue["backend"], rescue["next"]) == ("bad", "good")
+    assert line["t_overlap_ms"] > 0
+    assert (
+        abs(
+            sum(line[f"t_{term}_ms"] for term in TERMS) - line["t_overlap_ms"] + line["t_other_ms"] - line["t_total_ms"]
+        )
+        < 0.01
+    )
 
 
 async def test_what_nobody_can_serve_says_how_the_last_one_failed() -> None:
