@@ -13,6 +13,7 @@ import hashlib
 import platform
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ from gateway.dispatch import BackendServices, Dispatcher, Limits
 from gateway.ingress.door import Door, Rules
 from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server, check_parser
+from gateway.ingress.mqtt import Broker, MqttDoor, Topics
 from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
 from gateway.measure.carrier import CarrierWatch, way_to
@@ -38,6 +40,7 @@ from gateway.measure.load import LoadSampler
 from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
 from gateway.settings import Listener, Loaded, Settings, UnixListener
+from gateway.settings.tree import Mqtt
 from gateway.telemetry import configure, log, metrics
 
 START_S = 5.0
@@ -76,6 +79,7 @@ class Service:
         self.door = Door(self.dispatcher, rules, __version__, lambda: self.is_ready, self.gate)
         self.is_ready = False
         self.http: HttpDoor | None = None
+        self.mqtt = _mqtt_door(self.door, settings.mqtt)
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
         self._runners: list[web.BaseRunner] = []
@@ -99,6 +103,8 @@ class Service:
         self._ticker = asyncio.create_task(self._tick(), name="tick")
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
         await self.registry.settled(START_S)
+        if self.mqtt is not None:
+            self.mqtt.start()
         self.is_ready = True
         log.info(
             "service.started",
@@ -113,8 +119,8 @@ class Service:
         self.is_ready = False
         if self.http is not None:
             self.http.is_draining = True
-        for runner in self._runners:
-            await runner.cleanup()
+        doors = [self.mqtt.stop(DRAIN_S)] if self.mqtt is not None else []
+        await asyncio.gather(*doors, *(runner.cleanup() for runner in self._runners))
         asyncio.get_running_loop().remove_reader(self._carrier.fileno())
         self._carrier.close()
         if self._ticker is not None:
@@ -234,6 +240,23 @@ class Service:
             fresh.replace(path)
         except OSError as exc:
             log.warning("service.state_not_saved", path=str(path), error=str(exc))
+
+
+def _mqtt_door(door: Door, settings: Mqtt) -> MqttDoor | None:
+    """The MQTT door, where a broker is set. Raises OSError for TLS files that cannot be read."""
+    if settings.url is None:
+        return None
+    tls = None
+    if settings.url.is_tls:
+        tls = ssl.create_default_context(cafile=settings.ca_file)
+        if settings.cert_file is not None:
+            tls.load_cert_chain(settings.cert_file, settings.key_file)
+    password = None if settings.password is None else settings.password.get_secret_value()
+    host, port = settings.url.host, settings.url.port
+    broker = Broker(host=host, port=port, username=settings.username, password=password, tls=tls)
+    topics = Topics(prefix=settings.prefix, group=settings.group, host=socket.gethostname())
+    is_trusted = settings.username is not None or settings.cert_file is not None or settings.url.is_local
+    return MqttDoor(door, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key)
 
 
 def _bind(listener: Listener) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Where the gateway listens, as written in `GATEWAY_LISTEN` and as a value. Valid at birth; resolves nothing."""
+"""Where the gateway listens and which broker it goes to, as written and as values. Valid at birth; resolves nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ class TcpListener:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach it; a name other than `localhost` is taken for a public one."""
-        if self.host.lower() == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -54,6 +49,48 @@ def parse_listener(text: str) -> Listener:
     if not colon:
         raise ValueError(f"{text!r} has no port; a listener is host:port, [v6]:port or unix:/path")
     return TcpListener(_host(text, host), _port(text, port))
+
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class MqttUrl:
+    """A broker."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return _is_loopback(self.host)
+
+    def __str__(self) -> str:
+        return f"{'mqtts' if self.is_tls else 'mqtt'}://{TcpListener(self.host, self.port)}"
+
+
+def parse_mqtt_url(text: str) -> MqttUrl:
+    """`mqtt://host[:port]` or `mqtts://host[:port]`. Raises ValueError that says what is wrong with it."""
+    scheme, has_scheme, rest = text.strip().partition("://")
+    ports = {"mqtt": 1883, "mqtts": 8883}
+    if not has_scheme or scheme.lower() not in ports:
+        raise ValueError("this is no broker's URL; write mqtt://host:1883 or mqtts://host:8883")
+    if "@" in rest:
+        raise ValueError("user and password do not belong into the URL; set USERNAME and PASSWORD")
+    rest = rest.removesuffix("/")
+    has_port = rest.rpartition("]")[2].count(":") == 1
+    where = parse_listener(rest if has_port else f"{rest}:{ports[scheme.lower()]}")
+    if not isinstance(where, TcpListener) or where.port == 0:
+        raise ValueError(f"{text!r} names no broker's host and port")
+    return MqttUrl(where.host, where.port, scheme.lower() == "mqtts")
 
 
 def _unix(text: str, path: str) -> UnixListener:

@@ -138,9 +138,21 @@ def _across(
             f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or make such a key and set {PREFIX}KEYS_FILE",
         )
     yield from _twice(settings)
+    if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in told:
+        yield from _mqtt(settings, keys)
     for name, backend in settings.policy.routes.items():
         if backend not in backends:
             yield _no_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
+
+
+def _mqtt(settings: Settings, keys: Mapping[str, Key]) -> Iterator[Problem]:
+    variable, name = f"{PREFIX}MQTT__KEY", settings.mqtt.key
+    if name is None and settings.keys_file is not None:
+        yield Problem(variable, "is not set, so nobody could ask by MQTT", f"name one of: {', '.join(sorted(keys))}")
+    elif name is not None and name not in keys:
+        near = nearest(name, keys)
+        fix = f"did you mean {near}?" if near else f"`edge-gateway keys create {name}` makes it; set {PREFIX}KEYS_FILE"
+        yield Problem(variable, f"names {name!r}, and there is no such API key", fix)
 
 
 def _twice(settings: Settings) -> Iterator[Problem]:

@@ -188,7 +188,7 @@ def _variable(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf]) -> s
     for end in range(len(place), 0, -1):
         if (name := prefix + "__".join(place[:end])) in leaves:
             return name
-    return prefix.rstrip("_") + ("__" + "__".join(place) if place else "")
+    return prefix + "__".join(place) if place else prefix.rstrip("_")
 
 
 def _explain(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], variables: Variables) -> Problem:

@@ -11,10 +11,19 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SecretStr,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.settings.listeners import Listener, TcpListener, UnixListener, parse_listener
+from gateway.settings.listeners import Listener, MqttUrl, TcpListener, UnixListener, parse_listener, parse_mqtt_url
 
 PREFIX = "GATEWAY_"
 
@@ -62,6 +71,22 @@ def _not_empty(listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
     return listeners
 
 
+def _mqtt_url(value: Any) -> MqttUrl:
+    return value if isinstance(value, MqttUrl) else parse_mqtt_url(str(value))
+
+
+def _topic(value: str) -> str:
+    if not value or any(character in value for character in "+#\0") or value[0] in "$/" or value.endswith("/"):
+        raise ValueError(f"{value!r} cannot begin a topic: no +, no #, no $ or / at its start, no / at its end")
+    return value
+
+
+def _topic_level(value: str) -> str:
+    if "/" in _topic(value):
+        raise ValueError(f"{value!r} must be one level of a topic: no /")
+    return value
+
+
 ListenerField = Annotated[Listener, PlainValidator(_listener)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -89,6 +114,46 @@ class Policy(Group):
     price: Weight = setting(0.5, "weight of the delay a task adds to those behind it", unit="s per s")
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
+
+
+class Mqtt(Group):
+    """The broker, and who the gateway is to it. Without a URL there is no MQTT door."""
+
+    url: Annotated[MqttUrl, PlainValidator(_mqtt_url)] | None = setting(
+        None,
+        "the broker: `mqtt://host:1883`, or with TLS `mqtts://host:8883`; with a URL the MQTT door opens",
+        examples=["mqtt://127.0.0.1:1883"],
+    )
+    username: str | None = setting(None, "who the gateway is to the broker", examples=["edge-gateway"])
+    password: SecretStr | None = setting(None, "its password there", examples=["secret"])
+    group: Annotated[str, AfterValidator(_topic_level)] = setting(
+        "edge-gateway", "gateways of one group and prefix share the requests among them"
+    )
+    prefix: Annotated[str, AfterValidator(_topic)] = setting("edge-gateway", "what every topic begins with")
+    key: str | None = setting(
+        None,
+        "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys",
+        examples=["mqtt"],
+    )
+    key: str | None = setting(
+        None, "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys", examples=["mqtt"]
+    )
+    telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
+    ca_file: Path | None = setting(None, "mqtts: who may have signed the broker's certificate; unset: the system's")
+    cert_file: Path | None = setting(None, "mqtts: the certificate shown to the broker (mutual TLS)")
+    key_file: Path | None = setting(None, "mqtts: its private key; unset: in the certificate's file")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Mqtt:
+        """What belongs together is set together."""
+        if self.password is not None and self.username is None:
+            raise ValueError("has a PASSWORD, but no USERNAME")
+        files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) is not None]
+        if files and (self.url is None or not self.url.is_tls):
+            raise ValueError(f"has a {files[0].upper()}, but its URL is not mqtts://host:8883")
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("has a KEY_FILE, but no CERT_FILE")
+        return self
 
 
 class Log(Group):
@@ -137,6 +202,7 @@ class Settings(BaseSettings):
     state_dir: Annotated[Path, AfterValidator(_home_opened)] = setting(
         Path("~/.local/state/edge-gateway"), "learned state; unset: `$STATE_DIRECTORY`, else the XDG state home"
     )
+    mqtt: Mqtt = Field(Mqtt(), description="the broker")
     log: Log = Field(Log(), description="what is written to standard error")
 
     @classmethod

@@ -178,4 +178,41 @@ EVENTS: Mapping[str, Event] = {
         "A worker process printed a line.",
         {"backend": "its name", "pid": "of the worker", "line": "at most 500 characters of it"},
     ),
+    "mqtt.connected": Event(
+        "Connected to the broker and subscribed; requests are taken.",
+        {"broker": "which", "resumed": "whether the broker had kept our session"},
+    ),
+    "mqtt.disconnected": Event(
+        "The connection to the broker could not be made, or was lost; it is tried again. Rate-limited.",
+        {
+            "broker": "which",
+            "why": "what the broker, TLS or the network said",
+            "retry_s": "seconds until the next try",
+            "suppressed": "lines left out since the last one",
+        },
+    ),
+    "mqtt.rejected": Event(
+        "A message that is no request, or whose answer would do harm, was acknowledged and not served; rate-limited.",
+        {
+            "why": "what is wrong",
+            "topic": "its first 200 characters",
+            "suppressed": "lines left out since the last one",
+        },
+    ),
+    "mqtt.expired": Event(
+        "A request that had expired was dropped; rate-limited.",
+        {"topic": "its first 200 characters", "suppressed": "lines left out since the last one"},
+    ),
+    "mqtt.repeated": Event(
+        "A request that was known came again, and was not run again.",
+        {"how": "`joined` the one that runs, or `remembered`: answered from memory", "path": "what it asks for"},
+    ),
+    "mqtt.answer_refused": Event(
+        "The broker will not take an answer; its request is acknowledged nevertheless.",
+        {"why": "the broker's reason, or its limit", "bytes": "size of the answer's body"},
+    ),
+    "mqtt.broke": Event(
+        "The gateway failed on a message: a bug. The message is acknowledged.",
+        {"error": "which", "path": "what it asked for"},
+    ),
 }

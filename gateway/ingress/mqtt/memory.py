@@ -1,0 +1,98 @@
+"""What was asked and what was answered, so that nothing asked twice is run twice.
+
+A broker delivers QoS 1 at least once, and clients ask again when they heard nothing. A repeat is the same
+request again: same response topic, correlation data, path and body. It joins the first while that runs, and is
+answered from memory afterwards. Where a client gave no correlation data only the broker's own repeats are known.
+The memory is bounded: what has been forgotten, or was too large to keep, runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+
+from gateway.ingress.mqtt.topics import Address
+from gateway.ingress.mqtt.values import Message, Publication
+
+KEEP_S = 3600.0  # as long as the broker keeps our session
+KEEP_BYTES = 32 * 1024 * 1024
+KEEP_ANSWERS = 4096
+
+
+def identity_of(message: Message, address: Address) -> Hashable:
+    """What makes two messages the same request; by the broker's packet number where the client says nothing."""
+    asked = (address.answer_to, address.target, hash(message.payload))
+    if message.correlation is not None or not address.in_parts:
+        return ("client", message.correlation, *asked)
+    return ("broker", message.mid, *asked)
+
+
+def is_known_by_client(identity: Hashable) -> bool:
+    """Whether the client named the request, so that any message with this identity is a repeat."""
+    return isinstance(identity, tuple) and identity[0] == "client"
+
+
+class Exchange:
+    """One request and its answer, however often it was delivered. ended: it was answered, or given up."""
+
+    def __init__(self) -> None:
+        self.answer: list[Publication] = []
+        self.size = 0
+        self.is_answered = False
+        self.ended = asyncio.Event()
+
+    def keep(self, publication: Publication) -> None:
+        """Remember a part of the answer, in order."""
+        self.size += publication.size
+        if self.size <= KEEP_BYTES:
+            self.answer.append(publication)
+        else:
+            self.answer.clear()
+
+
+class Memory:
+    """Exchanges by identity: all that run, and of those that were answered as many as fit, the oldest dropped first."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._running: dict[Hashable, Exchange] = {}
+        self._answered: OrderedDict[Hashable, tuple[float, Exchange]] = OrderedDict()
+        self._bytes = 0
+
+    def find(self, message: Message, identity: Hashable) -> Exchange | None:
+        """The exchange this message repeats, if it repeats one."""
+        if not message.is_again and not is_known_by_client(identity):
+            return None
+        self._forget_old()
+        _, answered = self._answered.get(identity, (0.0, None))
+        return self._running.get(identity) or answered
+
+    def begin(self, identity: Hashable) -> Exchange:
+        """A request that is run now; `end` it, whatever happens."""
+        self._running[identity] = exchange = Exchange()
+        return exchange
+
+    def end(self, identity: Hashable, exchange: Exchange, *, is_answered: bool) -> None:
+        """It runs no more. Who joined it is told."""
+        if self._running.get(identity) is exchange:
+            del self._running[identity]
+        exchange.is_answered = is_answered
+        if is_answered and exchange.size <= KEEP_BYTES:
+            self._drop(identity)
+            self._answered[identity] = (self._clock(), exchange)
+            self._bytes += exchange.size
+        exchange.ended.set()
+        self._forget_old()
+
+    def _forget_old(self) -> None:
+        while self._answered:
+            identity, (at, _) = next(iter(self._answered.items()))
+            is_full = self._bytes > KEEP_BYTES or len(self._answered) > KEEP_ANSWERS
+            if not is_full and self._clock() - at < KEEP_S:
+                return
+            self._drop(identity)
+
+    def _drop(self, identity: Hashable) -> None:
+        if identity in self._answered:
+            self._bytes -= self._answered.pop(identity)[1].size
