@@ -424,8 +424,8 @@ class Backend(ABC, Generic[S]):
     repeatable: bool | None = None
     remote: bool | None = None
     resumes: bool = False
-    examples: Mapping[str, Any] = MappingProxyType({})
 
+    examples: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     Settings: ClassVar[type[BackendSettings]] = BackendSettings
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

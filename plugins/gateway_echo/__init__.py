@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -29,6 +29,7 @@ class Echo(Backend[EchoSettings]):
     """Answers with what it was asked."""
 
     kinds = frozenset({"chat", "completion", "embeddings"})
+    examples: ClassVar = {"echo": {"a": [1, 2]}}
 
     def __init__(self, settings: EchoSettings, services: Services) -> None:
         super().__init__(settings, services)

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing, closing
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import DirectoryPath, Field, field_validator
 
@@ -23,6 +23,7 @@ from gateway_local.calling import Callee, as_json
 from gateway_local.loading import load_folder, load_named
 
 SHIPPED = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
+EXAMPLES = {"add": {"a": 10, "b": 20}, "burn": {"seconds": 0.001}, "count": {"n": 3}, "squares": {"items": [2, 3]}}
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -56,6 +57,7 @@ class Local(Backend[LocalSettings]):
     """Calls functions."""
 
     isolation = "process"
+    examples: ClassVar = EXAMPLES
     slots = len(os.sched_getaffinity(0))
 
     def __init__(self, settings: LocalSettings, services: Services) -> None:

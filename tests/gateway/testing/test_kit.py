@@ -1,0 +1,90 @@
+"""The kit itself: a sound backend passes, and each broken one fails with a message that names what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gateway.plugin import Backend
+from gateway.testing import CHECKS, check_backend, examine
+from support import broken_backends as broken
+from support.broken_backends import Sound, caller_network
+
+
+@pytest.fixture(autouse=True)
+def cleared_away() -> Iterator[None]:
+    yield
+    for thing in Sound.kept:
+        for end in ("close", "set", "kill", "wait"):
+            if hasattr(thing, end) and not hasattr(thing, "get_coro"):
+                getattr(thing, end)()
+    Sound.kept.clear()
+
+
+async def test_a_sound_backend_keeps_every_promise() -> None:
+    outcomes = [outcome async for outcome in examine(Sound)]
+    assert [outcome.check for outcome in outcomes] == list(CHECKS)
+    assert {outcome.state for outcome in outcomes} == {"kept"}
+
+
+FAULTS = [
+    (broken.LeaksTask, "start and stop: 1 asyncio task left after it was stopped: LeaksTask._tick"),
+    (broken.LeaksFile, 'growth: `say` with the body \'{"text":"hello"}\': each run leaves something behind: after 8'),
+    (broken.LeaksThread, "start and stop: 1 thread left after it was stopped: poller"),
+    (broken.LeaksProcess, "start and stop: 1 process left after it was stopped: sleep 60"),
+    (broken.Blocks, "it blocked the event loop for "),
+    (broken.Blocks, "ms, at broken_backends.py:"),
+    (broken.SwallowsCancel, "it swallowed its cancellation and answered"),
+    (broken.OutlivesCancel, "it went on for more than 1 s after it was cancelled"),
+    (broken.LiesAboutItsSite, "site: its site is edge, and it connected to 203.0.113.7:80"),
+    (broken.HalfStarted, "half start: 1 open file or socket left after a start that was cancelled half-way"),
+    (broken.WrongType, "`run` gave a dict, which is neither Result nor Part"),
+    (broken.NotAsync, "declaration: `run` is a plain function"),
+    (broken.NotJson, "its answer cannot be written as JSON"),
+    (broken.Untranslated, "errors: `say` with the body '{}': `run` raised KeyError: 'text'"),
+    (broken.SharesState, "among 4 at once it got another answer than alone"),
+    (broken.MadSize, "questions: `size` is nan"),
+    (broken.FragileSize, "questions: `size` raised KeyError: 'text' for `say` with the body '{}'"),
+    (broken.OneName, "declaration: tasks is the text 'say'"),
+    (broken.NothingToAsk, "run: no request is known that it should answer, for the task `say`"),
+    (broken.ForgetsItself, "start and stop: `__aenter__` gave None, not the backend itself"),
+    (broken.HangsInStop, "start and stop: `__aexit__` was not done after"),
+    (broken.MixesPartsAndResult, "`run` yielded a Result after 1 Part"),
+    (broken.StreamsOn, "closing its stream raised RuntimeError: async generator ignored GeneratorExit"),
+]
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # what is broken stays so until collected
+@pytest.mark.parametrize(("cls", "names"), FAULTS, ids=lambda value: getattr(value, "__name__", None))
+async def test_a_broken_backend_fails_with_a_message_that_names_the_fault(
+    cls: type[Backend[Any]], names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.testing.bench.STOP_S", 0.1)
+    with pytest.raises(AssertionError) as caught:
+        await check_backend(cls)
+    assert names in str(caught.value), caught.value
+    assert "fix: " in str(caught.value)
+
+
+async def test_what_a_network_does_must_be_translated() -> None:
+    async with caller_network() as network:
+        with pytest.raises(AssertionError, match=r"ConnectionResetError|IncompleteReadError"):
+            await check_backend(broken.Caller, settings={"url": network.url}, network=network)
+
+
+async def test_a_fault_in_a_worker_is_named_like_one_in_the_loop() -> None:
+    with pytest.raises(AssertionError, match=r"errors: .* raised KeyError: 'text'"):
+        await check_backend(broken.Untranslated, settings={"isolation": "process"})
+
+
+async def test_in_worker_processes_a_backend_may_block() -> None:
+    await check_backend(broken.Blocks, settings={"isolation": "process"})
+
+
+async def test_what_is_no_backend_is_told_so() -> None:
+    with pytest.raises(AssertionError, match="is no backend"):
+        await check_backend(dict)  # type: ignore[arg-type]

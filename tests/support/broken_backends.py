@@ -1,0 +1,209 @@
+"""Backends that each break one promise, for tests of the kit; and one that breaks none."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from gateway.plugin import Backend, BackendSettings, Part, Result, Task
+from gateway.testing import FakeNetwork
+
+PUBLIC = ("203.0.113.7", 80)  # RFC 5737: nobody is there, and nobody will be
+
+
+class Sound(Backend[BackendSettings]):
+    """Keeps every promise."""
+
+    tasks: Any = ("say",)
+    examples: ClassVar[Any] = {"say": {"text": "hello"}}
+    kept: ClassVar[list[Any]] = []  # what a broken one leaves behind, so that the test can clear it away
+
+    async def run(self, task: Task) -> Any:
+        await asyncio.sleep(0)
+        return Result(json={"result": task.argument("text", str).upper()})
+
+
+class LeaksTask(Sound):
+    async def __aenter__(self) -> Self:
+        self.kept.append(asyncio.create_task(self._tick()))
+        return self
+
+    async def _tick(self) -> None:
+        await asyncio.Event().wait()
+
+
+class LeaksFile(Sound):
+    async def run(self, task: Task) -> Any:
+        self.kept.append(Path(os.devnull).open())  # noqa: ASYNC230, SIM115
+        return await super().run(task)
+
+    async def __aexit__(self, *exc: object) -> None:
+        for file in self.kept:
+            file.close()
+        self.kept.clear()
+
+
+class LeaksThread(Sound):
+    async def __aenter__(self) -> Self:
+        over = threading.Event()
+        threading.Thread(target=over.wait, name="poller").start()
+        self.kept.append(over)
+        return self
+
+
+class LeaksProcess(Sound):
+    async def __aexit__(self, *exc: object) -> None:
+        self.kept.append(subprocess.Popen(["sleep", "60"]))  # noqa: ASYNC220
+
+
+class Blocks(Sound):
+    async def run(self, task: Task) -> Any:
+        time.sleep(0.03)  # noqa: ASYNC251
+        return await super().run(task)
+
+
+class SwallowsCancel(Sound):
+    async def run(self, task: Task) -> Any:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.01)
+        return Result(json={"result": task.argument("text", str)})
+
+
+class OutlivesCancel(Sound):
+    async def run(self, task: Task) -> Any:
+        task.argument("text", str)
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1.1)
+            raise
+        return Result(json=1)
+
+
+class LiesAboutItsSite(Sound):
+    async def run(self, task: Task) -> Any:
+        task.argument("text", str)
+        with socket.socket() as sock, suppress(OSError):
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, PUBLIC)
+        return Result(json=1)
+
+
+class HalfStarted(Sound):
+    async def __aenter__(self) -> Self:
+        self.sock = socket.socket()
+        self.kept.append(self.sock)
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.sock.close()
+
+
+class WrongType(Sound):
+    async def run(self, task: Task) -> Any:
+        return {"result": task.argument("text", str)}
+
+
+class NotAsync(Sound):
+    def run(self, task: Task) -> Any:
+        return Result(json=1)
+
+
+class NotJson(Sound):
+    async def run(self, task: Task) -> Any:
+        return Result(json={"result": {task.argument("text", str)}.__iter__()})
+
+
+class Untranslated(Sound):
+    async def run(self, task: Task) -> Any:
+        return Result(json={"result": task.json["text"].upper()})
+
+
+class SharesState(Sound):
+    slots = 4
+    tasks: Any = ("say", "shout")
+    examples: ClassVar[Any] = {"say": {"text": "hello"}, "shout": {"text": "ahoy"}}
+    text = ""
+
+    async def run(self, task: Task) -> Any:
+        self.text = task.argument("text", str)
+        await asyncio.sleep(0)
+        return Result(json={"result": self.text})
+
+
+class MadSize(Sound):
+    def size(self, task: Task) -> float:
+        return float("nan")
+
+
+class FragileSize(Sound):
+    def size(self, task: Task) -> float:
+        return float(len(task.json["text"]))
+
+
+class OneName(Sound):
+    tasks: Any = "say"
+
+
+class NothingToAsk(Sound):
+    examples: ClassVar[Any] = {}
+
+
+class ForgetsItself(Sound):
+    async def __aenter__(self) -> Any:
+        return None
+
+
+class HangsInStop(Sound):
+    async def __aexit__(self, *exc: object) -> None:
+        await asyncio.Event().wait()
+
+
+class MixesPartsAndResult(Sound):
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        yield Part(task.argument("text", str))
+        yield Result(json=1)
+
+
+class StreamsOn(Sound):
+    async def run(self, task: Task) -> AsyncIterator[Part]:
+        task.argument("text", str)
+        for n in range(3):
+            with suppress(GeneratorExit):
+                yield Part(n)
+
+
+class CallerSettings(BackendSettings):
+    url: str = ""
+
+
+class Caller(Backend[CallerSettings]):
+    """Asks a service, and knows nothing of what can go wrong."""
+
+    tasks = ("ask",)
+    examples: ClassVar[Any] = {"ask": {}}
+
+    async def run(self, task: Task) -> Result:
+        host, port = self.settings.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            writer.write(b"GET /ask HTTP/1.1\r\nConnection: close\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            return Result(json=head.decode())
+        finally:
+            writer.close()
+
+
+def caller_network() -> FakeNetwork:
+    network = FakeNetwork()
+    network.answer("/ask", json={"text": "hi"})
+    return network
