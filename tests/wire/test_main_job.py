@@ -210,7 +210,7 @@ async def test_a_list_is_divided_over_both_sites_which_work_at_the_same_time() -
 
 
 async def test_a_list_is_divided_over_this_machine_and_a_second_gateway(tmp_path: Path) -> None:
-    hybrid = backend("hybrid", "hybrid", EDGE="local", CLOUD="cloud", TASKS='{"scatter":"squares"}', GROUPS="6")
+    hybrid = backend("hybrid", "hybrid", EDGE="local", CLOUD="cloud", TASKS='{"scatter":"squares"}')
     items = list(range(100))
     async with (
         cloud_process(tmp_path) as url,
@@ -223,5 +223,5 @@ async def test_a_list_is_divided_over_this_machine_and_a_second_gateway(tmp_path
         parts = gateway.lines.of("subtask.finished")
     assert said == {"result": [item * item for item in items]}
     assert line["site"] == "hybrid"
-    assert (len(parts), sum(part["items"] for part in parts)) == (6, 100)
+    assert sum(part["items"] for part in parts if part["outcome"] == "served") == 100
     assert {part["backend"] for part in parts} == {"local", "cloud"}
