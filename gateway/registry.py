@@ -141,6 +141,11 @@ class Member:
         return kind != "task" if declared is None else declared
 
     @property
+    def resumes(self) -> bool:
+        """Whether it continues an assistant's turn whose beginning it is given."""
+        return self.backend is not None and self.backend.resumes
+
+    @property
     def is_watched(self) -> bool:
         return self.backend is not None and type(self.backend).health is not Backend.health
 

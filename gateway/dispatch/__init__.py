@@ -7,13 +7,29 @@ request's own task only listens. So a client that leaves ends its request at onc
 as long as a worker is busy, and a slow client holds no more than a few parts.
 
 Nothing is committed to the client before the first content. Until then another backend may be asked: when
-running twice is harmless, or when the one that failed certainly did not begin.
+running twice is harmless, or when the one that failed certainly did not begin. After it, somebody else may go on
+where the client cannot tell (`resume`). Nobody is asked twice, but for one more round out of a budget (`budget`).
 """
 
 from gateway.dispatch.attempt import Attempt
+from gateway.dispatch.continuation import Continuation, How
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.dispatch.planner import Plan, Planner
-from gateway.dispatch.race import Answer, Expectations, Limits
+from gateway.dispatch.race import QUIET, Answer, Expectations, Limits
+from gateway.dispatch.resume import forget
 from gateway.dispatch.subtasks import BackendServices
 
-__all__ = ["Answer", "Attempt", "BackendServices", "Dispatcher", "Expectations", "Limits", "Plan", "Planner"]
+__all__ = [
+    "QUIET",
+    "Answer",
+    "Attempt",
+    "BackendServices",
+    "Continuation",
+    "Dispatcher",
+    "Expectations",
+    "How",
+    "Limits",
+    "Plan",
+    "Planner",
+    "forget",
+]

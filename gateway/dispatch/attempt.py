@@ -130,7 +130,9 @@ class Attempt:
             error=f"{type(exc).__name__}: {exc}"[:500],
             where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
         )
-        return BackendUnavailable(f"the plugin of backend {name} raised {type(exc).__name__}", code="plugin_error")
+        return BackendUnavailable(
+            f"the plugin of backend {name} raised {type(exc).__name__}", code="plugin_error", again=False
+        )
 
     # ── what it teaches, told once ───────────────────────────────────────────────────────────────
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gateway.dispatch.budget import RetryBudget
+from gateway.dispatch.continuation import How
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.race import Answer, Expectations, Race
+from gateway.dispatch.resume import Unbroken
 from gateway.journal import Record
 from gateway.lanes import Lanes
 from gateway.measure.board import Board
@@ -19,6 +24,28 @@ from gateway.timing import Watch
 
 PATIENCE = 4.0  # an attempt that could be made elsewhere is given this many predicted times, at least
 PATIENCE_SHARE = 0.5  # or this share of the time that is left, whichever is more
+PAUSE_S = 0.1  # before somebody is asked again who did not say when
+MOST_PAUSE_S = 5.0  # who must wait longer is told so, and need not hold a connection for it
+PAUSE_MARGIN_S = 0.01  # a breaker that opened at the same instant is open no longer than that
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A task on its way through the backends.
+
+    until: the instant by which the result, or a stream's first content, must be there. tried: who cannot serve
+    it, and why. how: it goes on with an answer that broke off. asked_again: its one more round is over.
+    """
+
+    task: Task
+    watch: Watch
+    record: Record
+    expected: Expectations
+    until: float
+    tried: dict[str, str] = field(default_factory=dict)
+    failure: GatewayError | None = None
+    how: How | None = None
+    asked_again: bool = False
 
 
 class Dispatcher:
@@ -27,6 +54,7 @@ class Dispatcher:
     def __init__(self, registry: Registry, board: Board, lanes: Lanes) -> None:
         self.registry, self.board, self.lanes = registry, board, lanes
         self.planner = Planner(registry, board, lanes)
+        self._budget = RetryBudget()
         self._attempts: set[asyncio.Task[None]] = set()
 
     async def dispatch(self, task: Task, watch: Watch, record: Record, expected: Expectations | None = None) -> Answer:
@@ -35,64 +63,103 @@ class Dispatcher:
         What is learned on the way goes into `record`, the time into `watch`. Raises GatewayError.
         """
         expected = expected or Expectations()
-        tried: dict[str, str] = {}
-        failure: GatewayError | None = None
-        began_at = time.monotonic()
-        until = task.deadline
-        if task.stream:
-            until = min(until, began_at + expected.limits.first_byte_s)
-        while True:
-            watch.enter("decide")
-            plan = self._plan(task, record, expected, tried, failure)
-            race = Race(task, plan, expected, watch, self.lanes, self.registry.members, self._spawn)
-            try:
-                return await self._run(race, plan, record, until)
-            except GatewayError as exc:
-                if not self._may_try_elsewhere(exc, race, plan, until):
-                    raise
-                failure = exc
-                tried |= dict.fromkeys(race.asked or plan.decision.order[:1], exc.message)
+        self._budget.note_request()
+        call = Call(task=task, watch=watch, record=record, expected=expected, until=_until(task, expected))
+        answer = await self._served(call)
+        said = expected.said
+        if answer.parts is not None and said is not None and answer.race.plan.work.repeatable:
+            successors = _Successors(self._served, self.registry, call, answer)
+            answer.parts = Unbroken(task, answer, said, successors.ask, expected.quiet_s).parts()
+        return answer
 
-    def _plan(
-        self, task: Task, record: Record, expected: Expectations, tried: dict[str, str], failure: GatewayError | None
-    ) -> Plan:
-        if task.deadline <= time.monotonic():
-            raise failure or DeadlineExceeded("the deadline had passed before work could start")
+    async def _served(self, call: Call) -> Answer:
+        while True:
+            call.watch.enter("decide")
+            plan = await self._next_plan(call)
+            race = Race(call.task, plan, call.expected, call.watch, self.lanes, self.registry.members, self._spawn)
+            try:
+                return await self._run(race, plan, call)
+            except GatewayError as exc:
+                if not self._may_try_elsewhere(exc, race, plan, call.until):
+                    raise
+                call.failure = exc
+                call.tried |= dict.fromkeys(race.asked or plan.decision.order[:1], exc.message)
+
+    # ── who is next ──────────────────────────────────────────────────────────────────────────────
+
+    async def _next_plan(self, call: Call) -> Plan:
+        """Who has not been asked yet; where only one could be, that one again. Raises the last failure."""
         try:
-            plan = self.planner.plan(task, client_deadline=expected.client_deadline, tried=tried)
+            plan = self._plan(call)
+        except GatewayError:
+            if (pause_s := self._pause_s(call)) is None:
+                raise
+            await self._pause(call, pause_s)
+            call.asked_again = True
+            call.tried.clear()
+            plan = self._plan(call)
+        self._note_plan(call, plan)
+        return plan
+
+    async def _pause(self, call: Call, pause_s: float) -> None:
+        if pause_s > 0:
+            log.info("dispatch.waited", request_id=call.record.request_id, seconds=round(pause_s, 3))
+            call.watch.enter("queue")
+            await asyncio.sleep(pause_s)
+            call.watch.enter("decide")
+
+    def _plan(self, call: Call) -> Plan:
+        if call.task.deadline <= time.monotonic():
+            raise call.failure or DeadlineExceeded("the deadline had passed before work could start")
+        try:
+            return self.planner.plan(call.task, client_deadline=call.expected.client_deadline, tried=call.tried)
         except GatewayError as exc:
-            if failure is None or not self._may_ask_again(record, tried, failure):
-                raise failure or exc from None
-            return self._plan(task, record, expected, {}, failure)
-        decision = plan.decision
-        if failure is None:
+            raise call.failure or exc from None
+
+    def _pause_s(self, call: Call) -> float | None:
+        """How long to wait before asking the only one again; None where that may not be, or is of no use."""
+        failure = call.failure
+        if not isinstance(failure, BackendUnavailable) or not failure.again:
+            return None
+        if len(call.tried) != 1 or call.asked_again or call.how:
+            return None
+        if failure.code == "unavailable" and self.registry.members[call.record.backend].is_pool:
+            return 0.0  # a worker died; the pool has others
+        pause_s = failure.retry_after_s
+        if pause_s is None:
+            pause_s = random.uniform(PAUSE_S / 2, PAUSE_S)
+        pause_s += PAUSE_MARGIN_S
+        is_in_time = time.monotonic() + pause_s + (call.record.predicted_s or 0.0) < call.until
+        return pause_s if pause_s <= MOST_PAUSE_S and is_in_time and self._budget.take() else None
+
+    def _note_plan(self, call: Call, plan: Plan) -> None:
+        record, decision = call.record, plan.decision
+        if call.failure is None:
             record.candidates, record.predicted_s = decision.candidates, decision.predicted_s
             record.queue, record.load = self.lanes.waiting(), self.board.load()
             record.decided_at, record.reason = time.monotonic(), decision.reason
         else:
-            record.reason = "fell-back"
+            record.reason = "resumed" if call.how else "asked-again" if call.asked_again else "fell-back"
             log.warning(
-                "dispatch.fell_back",
+                "dispatch.resumed" if call.how else "dispatch.fell_back",
                 request_id=record.request_id,
                 backend=record.backend,
-                error=failure.message,
+                error=call.failure.message,
                 next=decision.order[0],
+                **({"how": call.how} if call.how else {}),
             )
         metrics.DECISIONS.inc(backend=decision.order[0], reason=record.reason or "none")
-        return plan
 
-    def _may_ask_again(self, record: Record, tried: Mapping[str, str], failure: GatewayError) -> bool:
-        """Where nobody else is left: a pool whose worker died has others, and is asked once more."""
-        each_once = 0 < record.attempts <= len(tried)
-        return each_once and failure.code == "unavailable" and self.registry.members[record.backend].is_pool
+    # ── one attempt, or two after a rescue ───────────────────────────────────────────────────────
 
-    async def _run(self, race: Race, plan: Plan, record: Record, until: float) -> Answer:
+    async def _run(self, race: Race, plan: Plan, call: Call) -> Answer:
+        record = call.record
         record.attempts += 1
         self._note(record, plan.decision.order[0])
         answer: Answer | None = None
         try:
             race.start()
-            answer = await race.first(self._patience(plan, until))
+            answer = await race.first(self._patience(plan, call.until))
         except DeadlineExceeded as exc:
             race.timed_out(exc)
             raise
@@ -139,3 +206,35 @@ class Dispatcher:
             task.cancel()
         if self._attempts:
             await asyncio.wait(self._attempts)
+
+
+def _until(task: Task, expected: Expectations) -> float:
+    return min(task.deadline, time.monotonic() + expected.limits.first_byte_s) if task.stream else task.deadline
+
+
+class _Successors:
+    """Who may go on with a stream that broke: each backend but those that failed at it, at most once each way."""
+
+    def __init__(
+        self, serve: Callable[[Call], Awaitable[Answer]], registry: Registry, call: Call, answer: Answer
+    ) -> None:
+        self._serve, self._registry, self._call, self._answer = serve, registry, call, answer
+        self._failed = dict(call.tried)
+
+    async def ask(self, task: Task, how: How, failure: GatewayError) -> Answer:
+        """The answer of somebody who goes on. Raises GatewayError where there is nobody left."""
+        self._failed[self._answer.backend] = failure.message
+        tried = self._failed | (self._unfit() if how == "prefill" else {})
+        until = _until(task, self._call.expected)
+        call = replace(self._call, task=task, until=until, tried=tried, failure=failure, how=how)
+        while True:
+            answer = await self._serve(call)
+            if answer.result is None or answer.result.status < 400:
+                call.watch.enter("edge" if answer.site == "edge" else "cloud")
+                return answer
+            answer.close()  # a refusal is its answer to the way it was asked, and says nothing of the other
+            call.tried[answer.backend] = f"it refused to go on (status {answer.result.status})"
+
+    def _unfit(self) -> dict[str, str]:
+        members = self._registry.members.items()
+        return {name: "it does not continue a turn" for name, member in members if not member.resumes}

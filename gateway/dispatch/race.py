@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gateway.dispatch.attempt import Attempt, Content, End, Item
+from gateway.dispatch.continuation import Continuation
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
-from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task
+from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskInvalid
 from gateway.registry import Member
 from gateway.telemetry import log
 from gateway.timing import Watch
 
 CHANNEL_PARTS = 32  # what a backend may be ahead of a slow client
+QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
 Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
@@ -38,12 +40,15 @@ class Expectations:
     """What the client expects beside the task itself.
 
     limits: how long it waits on a stream. is_content: whether a part is worth committing to.
-    client_deadline: the task's deadline is the client's own, not the operator's default.
+    client_deadline: the task's deadline is the client's own, not the operator's default. quiet_s: after so long
+    without a part it wants a QUIET one. said: what it has been told, so that a broken stream can go on.
     """
 
     limits: Limits = field(default_factory=Limits)
     is_content: Content = _any_part
     client_deadline: bool = False
+    quiet_s: float | None = None
+    said: Continuation | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +68,10 @@ class Answer:
     def close(self) -> None:
         """Nobody listens any more."""
         self.race.close()
+
+    def become(self, other: Answer) -> None:
+        """Somebody else goes on."""
+        self.backend, self.site, self.race = other.backend, other.site, other.race
 
 
 class Race:
@@ -161,17 +170,40 @@ class Race:
         for part in ahead:
             yield part
         while not is_over:
-            attempt, item = await self._next(min(self.task.deadline, time.monotonic() + self.expected.limits.stall_s))
+            stall_at = min(self.task.deadline, time.monotonic() + self.expected.limits.stall_s)
+            while (heard := await self._soon(stall_at)) is None:
+                yield QUIET
+            attempt, item = heard
             if attempt is not self.winner:
                 continue
-            if isinstance(item, GatewayError):
-                assert attempt.member is not None
-                attempt.member.breaker.failed(item.message, retry_after_s=item.retry_after_s)
-                raise item
             if isinstance(item, Part):
                 yield item
+            elif isinstance(item, GatewayError):
+                self._broke_off(item)
+                raise item
             else:
                 return
+
+    async def _soon(self, stall_at: float) -> tuple[Attempt, Item] | None:
+        """What comes next; None where nothing comes in `quiet_s`. Raises DeadlineExceeded at `stall_at`."""
+        if not self._channel.empty():
+            return self._channel.get_nowait()
+        quiet_s = self.expected.quiet_s
+        pause_at = stall_at if quiet_s is None else min(stall_at, time.monotonic() + quiet_s)
+        try:
+            return await self._next(pause_at)
+        except DeadlineExceeded as exc:
+            if pause_at < stall_at:
+                return None
+            self._broke_off(exc)
+            raise
+
+    def _broke_off(self, error: GatewayError) -> None:
+        """What the winner's first content taught has turned out too good."""
+        assert self.winner is not None
+        assert self.winner.member is not None
+        if not isinstance(error, TaskInvalid):
+            self.winner.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
     async def _next(self, until: float) -> tuple[Attempt, Item]:
         if not self._channel.empty():

@@ -16,33 +16,33 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
 from gateway.admit import ANYBODY, Caller, Gate
-from gateway.dispatch import Answer, Dispatcher, Expectations, Limits
+from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, Limits, forget
 from gateway.ingress import openai, openapi, tasks
 from gateway.ingress.access import caller_of, check_route
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.render import Rendered, Streamed, collect, has_content, render, streamed
+from gateway.ingress.resume import continuation
 from gateway.ingress.routes import Match, match
 from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
-from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Task, TaskInvalid, TaskRefused, new_id
+from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskInvalid, TaskRefused, new_id
 from gateway.registry import AUTO
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
+WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
 STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
 
 # The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
 TRAVELLING = ("traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta")
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +241,8 @@ class _Visit:
             limits=self._limits(),
             is_content=lambda part: has_content(draft, part),
             client_deadline="x-gateway-deadline-ms" in self.incoming.headers,
+            quiet_s=HEARTBEAT_S if draft.stream else None,
+            said=continuation(draft),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
@@ -305,13 +307,16 @@ class _Visit:
     # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
     async def _relay(self, stream: Streamed, answer: Answer, result: Result | None) -> None:
-        working = "edge" if answer.site == "edge" else "cloud"
         if result is not None:
             await self._write(stream.whole(result))
         else:
             assert answer.parts is not None
-            while (part := await self._next(answer, working)) is not None:
-                await self._write(stream.part(part))
+            self.watch.enter(_working(answer))
+            async for part in answer.parts:
+                if part is QUIET:
+                    await self._beat(stream)
+                else:
+                    await self._write(stream.part(part))
         self.watch.enter("write")
         timing = term_keys(self.watch.so_far()) if self._is_trusted else {}
         await self._write(stream.end(timing))
@@ -319,20 +324,22 @@ class _Visit:
         self.record.status, self.record.outcome = 200, "served"
         self.watch.leave()
 
-    async def _next(self, answer: Answer, working: str) -> Part | None:
-        self.watch.enter(working)
-        assert answer.parts is not None
-        return await self._patiently(anext(answer.parts, None))
-
     async def _write(self, data: bytes) -> None:
+        """Write to the client. The account hears of it only where the client had to be waited for."""
         if not data:
             return
-        self.watch.enter("write")
         await self._begin()
+        began = time.monotonic()
         if self.record.content_at is None:
-            self.watch.first_byte_at = self.record.content_at = time.monotonic()
+            self.watch.first_byte_at = self.record.content_at = began
         self.record.bytes_out += len(data)
-        await self.reply.write(data)
+        try:
+            await self.reply.write(data)
+        finally:
+            if time.monotonic() - began > WAITED_S:
+                self.watch.enter("write", at=began)
+                if self.answer is not None:
+                    self.watch.enter(_working(self.answer))
 
     async def _begin(self) -> None:
         if not self.has_begun:
@@ -340,17 +347,21 @@ class _Visit:
             assert self.stream is not None
             await self.reply.begin(200, {**self.stream.headers, **self._headers()})
 
-    async def _patiently(self, awaitable: Awaitable[T]) -> T:
-        """Wait for it, with a comment to the client every HEARTBEAT_S."""
-        waiting = asyncio.ensure_future(awaitable)
+    async def _beat(self, stream: Streamed) -> None:
+        await self._begin()
+        await self.reply.write(stream.heartbeat())
+
+    async def _patiently(self, asked: Awaitable[Answer]) -> Answer:
+        """Wait for the answer, with a comment to the client every HEARTBEAT_S."""
+        waiting = asyncio.ensure_future(asked)
         try:
             while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
                 assert self.stream is not None
-                await self._begin()
-                await self.reply.write(self.stream.heartbeat())
+                await self._beat(self.stream)
             return waiting.result()
-        finally:
-            waiting.cancel()
+        except BaseException:
+            forget(waiting)
+            raise
 
     # ── when it cannot be served ─────────────────────────────────────────────────────────────────
 
@@ -377,6 +388,10 @@ class _Visit:
         more = error_headers(error, self.record.attempts)
         await self._send(status_of(error), "application/json", body, more)
         self.record.outcome = outcome
+
+
+def _working(answer: Answer) -> str:
+    return "edge" if answer.site == "edge" else "cloud"
 
 
 def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_id: str, began: float) -> Task:

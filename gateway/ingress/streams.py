@@ -120,12 +120,14 @@ class ChunkStream(Streamed):
     def relay(self, framed: bytes, data: bytes) -> bytes:
         if data.startswith(b'{"error"'):
             raise broken_off(self.stamp, _decoded(data))
+        self.has_begun = True
         changed = renamed(data, self.stamp)
         return framed if changed is data else event(changed)
 
     def data(self, value: Any) -> bytes:
         if value == "":
             return b""
+        self.has_relayed = False  # from here on it is for us to say why it ended
         chunk = chunk_of(self.stamp, value, self.shape)
         if chunk.get("usage"):
             self.usage = chunk["usage"]

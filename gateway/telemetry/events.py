@@ -129,6 +129,20 @@ EVENTS: Mapping[str, Event] = {
         "A backend could not serve; the next one is asked.",
         {"request_id": "of the request", "backend": "who failed", "error": "why", "next": "who is asked"},
     ),
+    "dispatch.waited": Event(
+        "The only backend that could serve has failed; it is asked once more, after a pause.",
+        {"request_id": "of the request", "seconds": "how long"},
+    ),
+    "dispatch.resumed": Event(
+        "A stream broke off after content; another backend goes on with it.",
+        {
+            "request_id": "of the request",
+            "backend": "who broke off",
+            "error": "why",
+            "next": "who is asked",
+            "how": "`prefill`: to go on from the text so far; `restart`: from the beginning",
+        },
+    ),
     "dispatch.raised": Event(
         "A plugin raised something that is not one of the gateway's errors.",
         {"request_id": "of the request", "backend": "whose plugin", "error": "exception", "where": "file and line"},

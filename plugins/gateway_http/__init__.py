@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ from gateway.plugin import (
     Services,
     Site,
     Task,
+    TaskInvalid,
 )
 
 from .answers import whole
@@ -36,8 +37,9 @@ from .exchange import Exchange, ask
 from .faults import Translated
 from .network import open_session
 from .outgoing import outgoing
+from .refusals import Refused, body_of
 from .settings import Base, HttpSettings
-from .streams import relay
+from .streams import message_of, relay
 from .upstream import REFRESH_S, CaptivePortal, Upstream
 
 __all__ = ["Http", "HttpSettings"]
@@ -56,6 +58,7 @@ class Http(Backend[HttpSettings]):
         super().__init__(settings, services)
         self.models = settings.models
         self.tasks = settings.tasks
+        self.resumes = settings.resume == "prefill"
         self._base = Base(str(settings.url))
         self._refreshed_at = -math.inf
 
@@ -81,9 +84,9 @@ class Http(Backend[HttpSettings]):
             with self._translated(task):
                 if is_stream:
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
-                    async with aclosing(relay(task, exchange)) as events:
-                        async for raw in events:
-                            yield Part(raw=raw)
+                    async with aclosing(_relayed(task, exchange)) as items:
+                        async for item in items:
+                            yield item
                 else:
                     yield await whole(task, exchange)
         finally:
@@ -150,6 +153,20 @@ class Http(Backend[HttpSettings]):
             self.tasks = _newer(self.tasks, await self._upstream.names("/v1/tasks"))
         if self.models is not None and self.tasks is not None:
             self._refreshed_at = now
+
+
+async def _relayed(task: Task, exchange: Exchange) -> AsyncGenerator[Part | Result, None]:
+    """The events of a stream; where the first one refuses the request, that is the whole answer."""
+    has_begun = False
+    try:
+        async with aclosing(relay(task, exchange)) as events:
+            async for raw in events:
+                has_begun = True
+                yield Part(raw=raw)
+    except Refused as exc:
+        if has_begun:
+            raise TaskInvalid(message_of(exc.error)) from exc
+        yield Result(body=body_of(exc.error), status=400)
 
 
 def _newer(known: Names, found: Names) -> Names:

@@ -18,6 +18,7 @@ from gateway.plugin import BackendUnavailable, Result, Task
 
 from .exchange import Exchange
 from .faults import bad_response
+from .refusals import body_of, is_answer
 from .streams import message_of
 
 MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
@@ -39,7 +40,13 @@ async def whole(task: Task, exchange: Exchange) -> Result:
         return await _success(task, exchange)
     if 400 <= status < 500 and status not in NOT_SERVED:
         return await _refusal(exchange)
-    raise await _failure(exchange)
+    if status < 400:
+        where = "redirects, which is never followed" if status >= 300 else "switches protocols"
+        raise bad_response(f"{where} (status {status}); check the URL")
+    error = await _error(exchange)
+    if isinstance(error, dict) and is_answer(error):
+        return Result(body=body_of(error), status=status if status < 500 else 400, content_type="application/json")
+    raise _failure(exchange, message_of(error))
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
@@ -61,38 +68,31 @@ async def _refusal(exchange: Exchange) -> Result:
     return Result(body=body, status=status, content_type="application/json")
 
 
-async def _failure(exchange: Exchange) -> BackendUnavailable:
-    response = exchange.response
-    status = response.status
-    if status < 400:
-        where = "redirects, which is never followed" if status >= 300 else "switches protocols"
-        return bad_response(f"{where} (status {status}); check the URL")
+def _failure(exchange: Exchange, said: str) -> BackendUnavailable:
+    headers, status = exchange.response.headers, exchange.response.status
     if status in (401, 403):
         return BackendUnavailable(
             f"the upstream does not accept this gateway's key (status {status}); check API_KEY",
             code="upstream_auth",
+            again=False,
         )
-    said = f"{await _message(exchange)}{_advice(response.headers.get('x-should-retry'))}"
-    wait_s = retry_after_s(response.headers.get("retry-after-ms"), response.headers.get("Retry-After"))
+    again = headers.get("x-should-retry") != "false"
+    said += "" if again else " (it says that trying again is of no use)"
+    wait_s = retry_after_s(headers.get("retry-after-ms"), headers.get("Retry-After"))
     if status == 429:
-        return BackendUnavailable(
-            f"the upstream limits its rate: {said}", code="rate_limited", status=429, retry_after_s=wait_s
-        )
-    return bad_response(f"failed (status {status}): {said}", status=status, retry_after_s=wait_s)
+        message = f"the upstream limits its rate: {said}"
+        return BackendUnavailable(message, code="rate_limited", status=429, retry_after_s=wait_s, again=again)
+    return bad_response(f"failed (status {status}): {said}", status=status, retry_after_s=wait_s, again=again)
 
 
-def _advice(should_retry: str | None) -> str:
-    return " (it says that trying again is of no use)" if should_retry == "false" else ""
-
-
-async def _message(exchange: Exchange) -> str:
-    """What the upstream's error says, shortened; never a page of HTML."""
+async def _error(exchange: Exchange) -> object:
+    """What the upstream's error says, or None; never a page of HTML."""
     try:
         body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
         members = msgspec.json.decode(body, type=dict[str, object])
-    except (BackendUnavailable, msgspec.DecodeError, RecursionError):
-        return "no message"
-    return message_of(members.get("error") or members.get("detail") or members.get("message"))
+    except (BackendUnavailable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return members.get("error") or members.get("detail") or members.get("message")
 
 
 def retry_after_s(ms: str | None, text: str | None) -> float | None:

@@ -43,10 +43,12 @@ LINK_ERRNOS = {
 }
 
 
-def bad_response(what: str, *, status: int | None = None, retry_after_s: float | None = None) -> BackendUnavailable:
+def bad_response(
+    what: str, *, status: int | None = None, retry_after_s: float | None = None, again: bool = True
+) -> BackendUnavailable:
     """The upstream answered, but not so that the answer could be passed on."""
     return BackendUnavailable(
-        f"the upstream {what}", code="upstream_bad_response", status=status, retry_after_s=retry_after_s
+        f"the upstream {what}", code="upstream_bad_response", status=status, retry_after_s=retry_after_s, again=again
     )
 
 
@@ -91,7 +93,7 @@ def tls_error(exc: ssl.SSLError, host: str) -> BackendUnavailable:
         why = "it does not speak TLS on this port; is the URL's scheme http?"
     else:
         why = (exc.reason or "the handshake failed").replace("_", " ").lower()
-    return BackendUnavailable(f"no secure connection to {host}: {why}", code="upstream_tls_error")
+    return BackendUnavailable(f"no secure connection to {host}: {why}", code="upstream_tls_error", again=False)
 
 
 def _tls_cause(exc: BaseException) -> ssl.SSLError | None:

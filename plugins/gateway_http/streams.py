@@ -18,6 +18,7 @@ from gateway.plugin import Task
 
 from .exchange import Exchange
 from .faults import bad_response
+from .refusals import Refused, is_answer
 from .sse import DONE, DONE_EVENT, Event, EventTooLarge, Parser
 
 MAX_EVENT_BYTES = 1 << 20
@@ -69,6 +70,8 @@ class Progress:
             chunk = msgspec.json.decode(event.data, type=_Chunk)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise bad_response(f"sent a malformed event: {exc}") from exc
+        if is_answer(chunk.error):
+            raise Refused(chunk.error)
         if chunk.error is not None:
             raise bad_response(f"ended its stream with an error: {message_of(chunk.error)}")
         if event.name == b"error" or chunk.type == "error":
@@ -90,10 +93,15 @@ def message_of(error: Any) -> str:
 
 
 async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
-    """Every event, framed, up to the proper end. Raises what aiohttp raises, and BackendUnavailable."""
+    """Every event, framed, up to the proper end. Raises what aiohttp raises, BackendUnavailable, and Refused."""
     parser, progress = Parser(MAX_EVENT_BYTES), Progress(task)
     while not progress.is_done:
-        chunk = await exchange.read()
+        try:
+            chunk = await exchange.read()
+        except (aiohttp.ClientError, OSError):
+            if not progress.has_ended:
+                raise
+            break  # it hung up without ceremony; the answer was complete
         if not chunk:
             break
         for start in range(0, len(chunk), SLICE_BYTES):

@@ -1,0 +1,258 @@
+"""A conversation or a continued text that broke off: what the client has of it, and how another backend goes on.
+
+The client must not notice: the rest comes under the first backend's id and model, no text comes twice, no role
+is said again, and usage is told once, by whoever finished. Only one choice of plain text can go on so; tool
+calls, several choices, and reasoning that the client has seen, cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from gateway.dispatch import Continuation, How
+from gateway.ingress.chunks import Chunk, Shape, chunk_of, chunks_of
+from gateway.ingress.drafts import Draft
+from gateway.ingress.framing import Stamp, events_of
+from gateway.ingress.openai import chat_answer, completion_answer
+from gateway.plugin import BackendUnavailable, Part, Result, Task
+
+MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
+REPEATED_CHARS = 12  # a continuation that begins with at least so much of what was said is a repetition
+
+_HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: dict[str, Any] | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+
+    def text_of(self, shape: Shape) -> str | None:
+        """What it says; None where it says something that is no text."""
+        if shape == "completion":
+            return self.text or ""
+        said = {name: value for name, value in (self.delta or {}).items() if value and name != "role"}
+        text = said.pop("content", "")
+        return text if isinstance(text, str) and not said else None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = msgspec.field(default_factory=list)
+
+
+_CHUNK = msgspec.json.Decoder(_Chunk)
+
+
+def continuation(draft: Draft) -> Continuation | None:
+    """What to keep of the answer to this; None where nobody could go on with it."""
+    if draft.kind not in ("chat", "completion"):
+        return None
+    return Said(draft, "chat" if draft.kind == "chat" else "completion")
+
+
+class Said:
+    """Implements `gateway.dispatch.Continuation`."""
+
+    def __init__(self, draft: Draft, shape: Shape) -> None:
+        self._stamp = Stamp(request_id="", model=draft.name)
+        self._shape: Shape = shape
+        self._texts: list[str] = []
+        self._chars = 0
+        self._head: dict[str, Any] | None = None
+        self._is_plain = True
+        self._unfinished: dict[int, bool] = {}
+        self._overlap = Overlap("", how="restart")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice has said why it ended."""
+        return bool(self._unfinished) and not any(self._unfinished.values())
+
+    # ── what the client has ──────────────────────────────────────────────────────────────────────
+
+    def heard(self, part: Part) -> None:
+        """Note a part that goes to the client as it is."""
+        try:
+            if part.raw is None:
+                self._note(msgspec.convert(self._chunk(part.data), _Chunk))
+                return
+            for _, data in events_of(part.raw):
+                if data.strip() != b"[DONE]":
+                    self._note_event(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._is_plain = False
+
+    def _note_event(self, data: bytes) -> None:
+        chunk = _CHUNK.decode(data)
+        if self._head is None and chunk.choices:
+            members = _RAW_OBJECT.decode(data)
+            self._head = {name: members[name] for name in _HEAD if name in members}
+        self._note(chunk)
+
+    def _note(self, chunk: _Chunk) -> None:
+        for choice in chunk.choices:
+            self._note_end(choice)
+            text = choice.text_of(self._shape)
+            if choice.index != 0 or text is None:
+                self._is_plain = False
+            else:
+                self._keep(text)
+
+    def _note_end(self, choice: _Choice) -> None:
+        is_open = self._unfinished.get(choice.index, True)
+        self._unfinished[choice.index] = is_open and choice.finish_reason is None
+
+    def _keep(self, text: str) -> None:
+        if not text or not self._is_plain:
+            return
+        self._texts.append(text)
+        self._chars += len(text)
+        if self._chars > MAX_TEXT_CHARS:
+            self._is_plain = False
+            self._texts.clear()
+
+    # ── who goes on ──────────────────────────────────────────────────────────────────────────────
+
+    def resumed(self, task: Task, how: How) -> Task | None:
+        """The task with the text so far in it, or as it was; None where it cannot be done that way."""
+        if not self._is_plain:
+            return None
+        text = "".join(self._texts)
+        self._overlap = Overlap(text, how=how)
+        if how == "restart":
+            return task
+        body = _with_prefill(task.body, text, self._shape) if text else None
+        return None if body is None else task.replace(body=body)
+
+    def joined(self, part: Part) -> Iterator[Part]:
+        """What the client lacks of a part. Raises BackendUnavailable where the answer goes another way."""
+        try:
+            missing = [self._missing(self._chunk(value)) for value in self._values(part)]
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as exc:
+            raise _differs("has a chunk that cannot be read") from exc
+        yield from (Part(chunk) for chunk in missing if chunk is not None)
+
+    def ended(self) -> Iterator[Part]:
+        """What was held back, as the last part."""
+        if rest := self._overlap.end():
+            self._keep(rest)
+            yield Part(rest)
+
+    def parts_of(self, result: Result) -> Iterator[Part]:
+        """A whole answer as parts."""
+        finished = chat_answer if self._shape == "chat" else completion_answer
+        for chunk in chunks_of(finished(self._stamp, result.value()), self._shape):
+            yield Part(chunk)
+
+    def _values(self, part: Part) -> Iterator[Any]:
+        if part.raw is None:
+            yield part.data
+            return
+        for _, data in events_of(part.raw):
+            if data.strip() != b"[DONE]":
+                yield msgspec.json.decode(data)
+
+    def _chunk(self, value: Any) -> Chunk:
+        return chunk_of(self._stamp, value, self._shape)
+
+    def _missing(self, chunk: Chunk) -> Chunk | None:
+        choices = [choice for choice in chunk["choices"] if self._fit(choice)]
+        usage = {"usage": chunk["usage"]} if chunk.get("usage") else {}
+        return (self._head or {}) | {"choices": choices} | usage if choices or usage else None
+
+    def _fit(self, choice: dict[str, Any]) -> bool:
+        """Leave in the choice what the client lacks; whether that is anything."""
+        heard = msgspec.convert(choice, _Choice)
+        text = heard.text_of(self._shape)
+        new = self._overlap.interrupted() if text is None else self._overlap.new(text)
+        if heard.finish_reason is not None:
+            new += self._overlap.end()
+        self._note_end(heard)
+        self._keep(new)
+        if self._shape == "completion":
+            choice["text"] = new
+        else:
+            choice["delta"] = _delta(choice.get("delta") or {}, new)
+        return bool(new or heard.finish_reason or choice.get("delta"))
+
+
+def _delta(delta: dict[str, Any], text: str) -> dict[str, Any]:
+    rest = {name: value for name, value in delta.items() if value and name not in ("role", "content")}
+    return rest | {"content": text} if text else rest
+
+
+def _with_prefill(body: bytes, text: str, shape: Shape) -> bytes | None:
+    members = _RAW_OBJECT.decode(body)
+    if shape == "completion":
+        prompt = msgspec.json.decode(members["prompt"])
+        if not isinstance(prompt, str):
+            return None
+        members["prompt"] = msgspec.Raw(msgspec.json.encode(prompt + text))
+        return msgspec.json.encode(members)
+    messages = msgspec.json.decode(members["messages"])
+    last = messages[-1]
+    if last.get("role") == "assistant":  # the client's own beginning; nobody takes two turns in a row
+        if not isinstance(last.get("content"), str):
+            return None
+        messages[-1] = last | {"content": last["content"] + text}
+    else:
+        messages.append({"role": "assistant", "content": text})
+    members["messages"] = msgspec.Raw(msgspec.json.encode(messages))
+    return msgspec.json.encode(members)
+
+
+def _differs(how: str) -> BackendUnavailable:
+    return BackendUnavailable(f"its answer {how}, so it cannot go on with the one that broke off", again=False)
+
+
+class Overlap:
+    """Takes off a new text what the client has of it already.
+
+    After a restart the new text must begin with all of the old one. A continuation need not, but may: some
+    servers begin with the turn they were given. What could be either is held back until it is known.
+    """
+
+    def __init__(self, old: str, *, how: How) -> None:
+        self._old = old if how == "restart" or len(old) >= REPEATED_CHARS else ""
+        self._must = how == "restart"
+        self._held = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every further text is new."""
+        return not self._old
+
+    def new(self, text: str) -> str:
+        """What of the text is new, as far as is known yet. Raises BackendUnavailable where it does not fit."""
+        if self.is_over:
+            return text
+        self._held += text
+        shared = min(len(self._held), len(self._old))
+        if self._held[:shared] != self._old[:shared]:
+            if self._must:
+                raise _differs("begins differently")
+            return self._let_go(self._held)
+        return self._let_go(self._held[shared:]) if shared == len(self._old) else ""
+
+    def end(self) -> str:
+        """No more text comes; what was held back, if it is new. Raises as `new` does."""
+        if self.is_over:
+            return ""
+        if self._must:
+            raise _differs("is shorter")
+        return self._let_go(self._held)
+
+    def interrupted(self) -> str:
+        """Something else than text comes; what was held back, if it is new. Raises as `new` does."""
+        if self._must and not self.is_over:
+            raise _differs("begins with something else than text")
+        return self._let_go(self._held)
+
+    def _let_go(self, rest: str) -> str:
+        self._old = self._held = ""
+        return rest
