@@ -32,6 +32,7 @@ from gateway.dispatch import BackendServices, Dispatcher, Limits
 from gateway.ingress.door import Door, Rules
 from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server, check_parser
+from gateway.ingress.listening import BACKLOG, Site, most_connections, raise_descriptor_limit
 from gateway.ingress.mqtt import Broker, MqttDoor, Topics
 from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
@@ -39,16 +40,17 @@ from gateway.measure.carrier import CarrierWatch, way_to
 from gateway.measure.load import LoadSampler
 from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
-from gateway.settings import Listener, Loaded, Settings, UnixListener
+from gateway.settings import Listener, Loaded, Settings, Tls, UnixListener
 from gateway.settings.tree import Mqtt
 from gateway.telemetry import configure, log, metrics
+from gateway.tls import server_context
 
 START_S = 5.0
 DRAIN_S = 30.0
 TICK_S = 0.25
 LOAD_EVERY_TICKS = 2
 SAVE_S = 300.0
-BACKLOG = 1024
+ADMIN_CONNECTIONS = 64
 
 
 class Service:
@@ -82,6 +84,8 @@ class Service:
         self.mqtt = _mqtt_door(self.door, settings.mqtt)
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
+        self._tls = _tls(settings.tls)
+        self._sites: list[Site] = []
         self._runners: list[web.BaseRunner] = []
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
@@ -143,16 +147,24 @@ class Service:
         hosts = own_hosts([_host(sock) for sock in [*listening, admin]])
         allowed = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else hosts
         self.http = HttpDoor(self.door, allowed_hosts=allowed, allowed_origins=frozenset(settings.allowed_origins))
-        await self._serve(self.http, listening)
+        self._sites = await self._serve(self.http, listening, most=self._most_connections(), tls=self._tls)
         guard = None if settings.admin_listen.is_local else self.gate
-        await self._serve(Admin(self.door, hosts, guard), [admin])
+        await self._serve(Admin(self.door, hosts, guard), [admin], most=ADMIN_CONNECTIONS)
 
-    async def _serve(self, handler: Any, sockets: list[socket.socket]) -> None:
-        runner = web.ServerRunner(Server(handler), handle_signals=False, shutdown_timeout=DRAIN_S)
+    def _most_connections(self) -> int:
+        slots = sum(member.slots for member in self.registry.members.values())
+        return most_connections(raise_descriptor_limit(), slots)
+
+    async def _serve(
+        self, handler: Any, sockets: list[socket.socket], *, most: int, tls: ssl.SSLContext | None = None
+    ) -> list[Site]:
+        runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=DRAIN_S)
         await runner.setup()
-        for sock in sockets:
-            await web.SockSite(runner, sock, backlog=BACKLOG).start()
+        sites = [Site(runner, sock, None if sock.family == socket.AF_UNIX else tls) for sock in sockets]
+        for site in sites:
+            await site.start()
         self._runners.append(runner)
+        return sites
 
     # ── what goes on beside requests ─────────────────────────────────────────────────────────────
 
@@ -257,6 +269,12 @@ def _mqtt_door(door: Door, settings: Mqtt) -> MqttDoor | None:
     topics = Topics(prefix=settings.prefix, group=settings.group, host=socket.gethostname())
     is_trusted = settings.username is not None or settings.cert_file is not None or settings.url.is_local
     return MqttDoor(door, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key)
+
+
+def _tls(settings: Tls) -> ssl.SSLContext | None:
+    if settings.cert_file is None:
+        return None
+    return server_context(settings.cert_file, settings.key_file, settings.client_ca_file)
 
 
 def _bind(listener: Listener) -> socket.socket:

@@ -21,6 +21,7 @@ from gateway.ingress.access import CREDENTIAL_HEADERS
 from gateway.ingress.door import Door, Incoming, report_bug
 from gateway.ingress.errors import envelope, status_of
 from gateway.ingress.hosts import host_of
+from gateway.ingress.listening import Goodbye
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.telemetry import Limited
 
@@ -67,13 +68,29 @@ def _reject(why: str, peer: Any) -> None:
 
 
 class Server(web.Server):
-    """Accepts connections and hands each request to `handler`; the handler is cancelled when its client leaves."""
+    """Accepts connections and hands each request to `handler`; the handler is cancelled when its client leaves.
 
-    def __init__(self, handler: Handler) -> None:
+    most: how many may be connected; one more is told so, and let go.
+    """
+
+    def __init__(self, handler: Handler, most: int) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self._most, self._count = most, 0
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        """One more."""
+        self._count += 1
+        super().connection_made(handler, transport)
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        """One less."""
+        self._count -= 1
+        super().connection_lost(handler, exc)
 
     def __call__(self) -> RequestHandler:
         """One more connection."""
+        if self._count >= self._most:
+            return Goodbye()  # type: ignore[return-value]
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),

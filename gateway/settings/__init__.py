@@ -10,7 +10,7 @@ from gateway.registry import BackendConfig
 from gateway.settings.listeners import Listener, TcpListener, UnixListener, parse_listener
 from gateway.settings.load import Loaded, load
 from gateway.settings.problems import Problem, SettingsError
-from gateway.settings.tree import Log, Policy, Settings
+from gateway.settings.tree import Log, Policy, Settings, Tls
 
 __all__ = [
     "BackendConfig",
@@ -22,6 +22,7 @@ __all__ = [
     "Settings",
     "SettingsError",
     "TcpListener",
+    "Tls",
     "UnixListener",
     "load",
     "parse_listener",

@@ -20,8 +20,9 @@ from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_pl
 from gateway.settings.model import fill, groups_of, leaves_of
 from gateway.settings.problems import Problem, SettingsError, nearest
 from gateway.settings.secrets import with_secrets
-from gateway.settings.tree import PREFIX, Settings
+from gateway.settings.tree import PREFIX, Settings, Tls
 from gateway.settings.variables import BACKENDS, Variable, Variables, read_variables
+from gateway.tls import TlsInvalid, server_context
 
 DEFAULT = "default"
 RESERVED_NAMES = frozenset({"auto", "none"})  # a model's name, and what x-gateway-backend says for nobody
@@ -140,9 +141,19 @@ def _across(
     yield from _twice(settings)
     if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in told:
         yield from _mqtt(settings, keys)
+    yield from _tls(settings.tls)
     for name, backend in settings.policy.routes.items():
         if backend not in backends:
             yield _no_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
+
+
+def _tls(tls: Tls) -> Iterator[Problem]:
+    if tls.cert_file is None:
+        return
+    try:
+        server_context(tls.cert_file, tls.key_file, tls.client_ca_file)
+    except TlsInvalid as exc:
+        yield Problem(f"{PREFIX}TLS__CERT_FILE", str(exc), "name PEM files this user may read, the key unencrypted")
 
 
 def _mqtt(settings: Settings, keys: Mapping[str, Key]) -> Iterator[Problem]:

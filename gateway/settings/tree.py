@@ -135,9 +135,6 @@ class Mqtt(Group):
         "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys",
         examples=["mqtt"],
     )
-    key: str | None = setting(
-        None, "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys", examples=["mqtt"]
-    )
     telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
     ca_file: Path | None = setting(None, "mqtts: who may have signed the broker's certificate; unset: the system's")
     cert_file: Path | None = setting(None, "mqtts: the certificate shown to the broker (mutual TLS)")
@@ -153,6 +150,21 @@ class Mqtt(Group):
             raise ValueError(f"has a {files[0].upper()}, but its URL is not mqtts://host:8883")
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("has a KEY_FILE, but no CERT_FILE")
+        return self
+
+
+class Tls(Group):
+    """TLS on the data listeners; Unix sockets have none."""
+
+    cert_file: Path | None = setting(None, "the certificate shown to clients, with its chain; with it there is TLS")
+    key_file: Path | None = setting(None, "its private key; unset: in the certificate's file")
+    client_ca_file: Path | None = setting(None, "clients must show a certificate signed by it (mutual TLS)")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tls:
+        """What belongs together is set together."""
+        if self.cert_file is None and (self.key_file or self.client_ca_file):
+            raise ValueError("has no CERT_FILE, so there would be no TLS")
         return self
 
 
@@ -203,6 +215,7 @@ class Settings(BaseSettings):
         Path("~/.local/state/edge-gateway"), "learned state; unset: `$STATE_DIRECTORY`, else the XDG state home"
     )
     mqtt: Mqtt = Field(Mqtt(), description="the broker")
+    tls: Tls = Field(Tls(), description="TLS on the data listeners")
     log: Log = Field(Log(), description="what is written to standard error")
 
     @classmethod

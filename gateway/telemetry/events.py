@@ -110,6 +110,10 @@ EVENTS: Mapping[str, Event] = {
         "Bytes that are no request were answered and the connection closed; rate-limited.",
         {"why": "what was wrong", "peer": "address", "suppressed": "lines left out since the last one"},
     ),
+    "http.full": Event(
+        "As many clients are connected as there are descriptors for; one more was told 503. Rate-limited.",
+        {"peer": "address", "suppressed": "lines left out since the last one"},
+    ),
     "http.broke": Event(
         "The gateway's own code failed on a request: a bug; please report it.",
         {"error": "exception", "where": "file and line", "request_id": "of the request"},

@@ -1,0 +1,130 @@
+"""Sockets we listen on: with TLS or without, as many connections as there are descriptors for, and a pause.
+
+Above the most connections a client is told 503 at once and let go: nobody waits for a descriptor that the gateway needs
+to ask a backend. While it pauses, the kernel keeps those who come waiting, and no memory is spent on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import ssl
+
+import msgspec
+from aiohttp import web
+
+from gateway.ingress.errors import envelope, error_headers, status_of
+from gateway.plugin import TaskRefused, new_id
+from gateway.telemetry import Limited, metrics
+
+BACKLOG = 1024
+HANDSHAKE_S = 10.0
+RESERVED_FDS = 128  # for backends, workers, files and the log; each slot of a backend beside it
+WANTED_FDS = 65_536
+GOODBYE_S = 1.0
+MOST_GOODBYES = 64  # at once; others are let go without a word
+
+_full = Limited("http.full", per_s=1.0, burst=1)
+
+
+def raise_descriptor_limit() -> int:
+    """Let the process open as many files as it may, or all we ever want; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FDS if hard == resource.RLIM_INFINITY else min(hard, WANTED_FDS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return WANTED_FDS if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def most_connections(descriptors: int, slots: int) -> int:
+    """How many clients may be connected, so that the gateway never lacks a descriptor for its own work."""
+    return max(16, descriptors - RESERVED_FDS - 2 * slots)
+
+
+class Site(web.BaseSite):
+    """One listening socket. It may pause and resume; stopping closes the socket itself."""
+
+    def __init__(self, runner: web.BaseRunner, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
+        self._sock, self._tls = sock, tls
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return str(self._sock.getsockname())
+
+    async def start(self) -> None:
+        """Listen, and accept."""
+        await super().start()
+        await self.resume()
+
+    async def resume(self) -> None:
+        """Accept again, on a duplicate, so that it can be closed while the socket goes on listening."""
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            sock=self._sock.dup(),
+            ssl=self._tls,
+            backlog=BACKLOG,
+            ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
+        )
+
+    def pause(self) -> None:
+        """Accept nobody; connections there are go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def stop(self) -> None:
+        """Close the socket."""
+        await super().stop()
+        self._sock.close()
+
+
+class Goodbye(asyncio.Protocol):
+    """Serves a connection too many: 503, and the connection goes."""
+
+    now = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Say so, whatever they ask; a moment later break off."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        metrics.SHED.inc(reason="connections")
+        peer = transport.get_extra_info("peername")
+        _full.warning(peer=str(peer[0]) if isinstance(peer, tuple) else "unix")
+        Goodbye.now += 1
+        if Goodbye.now > MOST_GOODBYES:
+            transport.abort()
+            return
+        transport.write(_goodbye())
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._timer = asyncio.get_running_loop().call_later(GOODBYE_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Read and forget, lest a reset overtakes the answer."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """They have read it, or a moment has passed."""
+        Goodbye.now -= 1
+        if timer := getattr(self, "_timer", None):
+            timer.cancel()
+
+
+def _goodbye() -> bytes:
+    error = TaskRefused("as many clients are connected as there can be; come back later", retry_after_s=1.0)
+    request_id = new_id()
+    body = msgspec.json.encode(envelope(error, request_id))
+    headers = {
+        "Server": "edge-gateway",
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "x-request-id": request_id,
+        "Connection": "close",
+        **error_headers(error, 0),
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status_of(error)} Service Unavailable\r\n{head}\r\n".encode() + body

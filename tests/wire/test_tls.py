@@ -1,0 +1,132 @@
+"""TLS and mutual TLS on the data listener, and how many may be connected."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import trustme
+
+from gateway.ingress import listening
+from gateway.testing import RunningGateway, running_gateway
+from support.configurations import only
+from support.raw import answered, connected, post, read_answer, read_to_end
+from support.wiring import DESK
+
+HERE = "127.0.0.1"
+
+
+class Files:
+    """A certificate authority, and a server's certificate in files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca, self.folder = trustme.CA(), folder
+        server = self.ca.issue_cert(HERE)
+        self.cert, self.key, self.ca_file = folder / "cert.pem", folder / "key.pem", folder / "ca.pem"
+        self.key.write_bytes(server.private_key_pem.bytes())
+        self.cert.write_bytes(b"".join(pem.bytes() for pem in server.cert_chain_pems))
+        self.ca.cert_pem.write_to_path(str(self.ca_file))
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"GATEWAY_TLS__CERT_FILE": str(self.cert), "GATEWAY_TLS__KEY_FILE": str(self.key)}
+
+    @property
+    def mutual(self) -> dict[str, str]:
+        return self.environ | {"GATEWAY_TLS__CLIENT_CA_FILE": str(self.ca_file)}
+
+    def client(self, *, ca: trustme.CA | None = None) -> ssl.SSLContext:
+        """A client that trusts the server; with a certificate of `ca`."""
+        context = ssl.create_default_context(cafile=str(self.ca_file))
+        if ca is not None:
+            ca.issue_cert("client.example").configure_cert(context)
+        return context
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Files]:
+    return Files(tmp_path)
+
+
+async def status(gateway: RunningGateway, context: ssl.SSLContext) -> int:
+    url = gateway.url.replace("http:", "https:")
+    async with gateway.session() as http, http.post(f"{url}/v1/tasks/say", json=1, ssl=context) as answer:
+        return answer.status
+
+
+async def test_a_client_that_trusts_the_certificate_is_served(files: Files) -> None:
+    async with running_gateway(**DESK, **files.environ) as gateway:
+        assert await status(gateway, files.client()) == 200
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await status(gateway, ssl.create_default_context())
+
+
+async def test_a_client_without_the_right_certificate_is_not_served_where_one_is_asked_for(files: Files) -> None:
+    async with running_gateway(**DESK, **files.mutual) as gateway:
+        assert await status(gateway, files.client(ca=files.ca)) == 200
+        for context in (files.client(), files.client(ca=trustme.CA())):
+            with pytest.raises(aiohttp.ClientError):
+                await status(gateway, context)
+        assert len(gateway.lines.of("request.finished")) == 1
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+async def test_old_tls_is_refused(files: Files) -> None:
+    context = files.client()
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    async with running_gateway(**DESK, **files.environ) as gateway:
+        with pytest.raises(aiohttp.ClientError):
+            await status(gateway, context)
+
+
+async def test_plain_http_on_a_tls_port_is_no_request_and_no_traceback(files: Files) -> None:
+    async with running_gateway(**DESK, **files.environ) as gateway:
+        async with connected(gateway.url) as (reader, writer):
+            writer.write(post("/v1/tasks/say", b"1"))
+            assert b"200" not in await read_to_end(reader)
+        assert await status(gateway, files.client()) == 200
+        assert "Traceback" not in str(gateway.lines.all)
+
+
+async def test_who_does_not_finish_the_handshake_is_let_go(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "HANDSHAKE_S", 0.05)
+    async with running_gateway(**DESK, **files.environ) as gateway, connected(gateway.url) as (reader, _):
+        assert await asyncio.wait_for(read_to_end(reader), 5) == b""
+
+
+def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) -> None:
+    assert "no such file" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.folder / "none")})
+    assert "no certificate with its key" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.cert)})
+    files.ca_file.write_text("not a certificate")
+    assert "no certificate authority" in only(DESK | files.mutual)
+    assert "no CERT_FILE" in only(DESK | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
+
+
+# ── how many ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.service.most_connections", lambda descriptors, slots: 2)
+    async with running_gateway(**DESK) as gateway:
+        async with connected(gateway.url) as (reader, writer), connected(gateway.url) as (second, other):
+            for there, to in ((reader, writer), (second, other)):
+                to.write(post("/v1/tasks/say", b"1"))
+                assert (await read_answer(there)).status == 200
+            refused = await answered(gateway.url, post("/v1/tasks/say", b"1" * 100_000))
+            assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
+            assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
+            writer.write(post("/v1/tasks/say", b"1"))
+            assert (await read_answer(reader)).status == 200
+        await gateway.line("http.full")
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
+
+
+@pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 864), (65536, 16, 65376), (64, 4, 16)])
+def test_so_many_may_connect_that_the_gateway_never_lacks_a_descriptor(descriptors: int, slots: int, most: int) -> None:
+    assert listening.most_connections(descriptors, slots) == most
