@@ -7,7 +7,7 @@ to know beforehand by how much. Groups shrink as the batch does (guided self-sch
 - the guard: a side takes no group which it would finish later than the other side would finish all the rest;
 - the twin: when nothing is left to take, a side with room does the group again that the other will take longest
   for, once per batch; the first answer counts;
-- the reclaim: what has not come back after three times its time is taken away from a side, by one that has room
+- the reclaim: what has not come back after a fifth more than its time is taken away from a side, by one that has room
   and nothing better to do, and is done there instead.
 
 A group that failed goes to the other side; a side that failed pauses, twice as long each time.
@@ -26,7 +26,7 @@ SHARES = 3.0  # a group is this part of what its side is likely to do yet, for e
 FIRST_PART, FIRST_MOST = 64, 16  # of a batch nobody knows the speed of
 LEAST_GROUP_S = 0.02  # shorter ones cost more to hand over than to do
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-STALLED, STALLED_LEAST_S = 3.0, 0.25
+STALLED, STALLED_LEAST_S = 1.2, 0.1
 TWIN_GAIN = 0.8
 LOOK_S, LOOK_MOST_S = 0.02, 0.25
 
@@ -50,7 +50,7 @@ class Fate:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Items `start` to `stop` on their way at one side. replaces: the group it was taken from, to be cancelled."""
+    """Items `start` to `stop` on their way at one side. twin: the same items on their way at the other."""
 
     start: int
     stop: int
@@ -60,7 +60,6 @@ class Group:
     at_once: int
     fate: Fate = field(default_factory=lambda: Fate())
     twin: Group | None = None
-    replaces: Group | None = None
 
     @property
     def items(self) -> int:
@@ -90,7 +89,7 @@ class _Side:
         return now < self.resumes_at
 
     def has_room(self, now: float) -> bool:
-        return not self.is_out(now) and len(self.running) < self.pace.width
+        return not self.is_out(now) and len(self.running) < self.pace.room(self.running[-1].items if self.running else 1)
 
     def item_s(self, now: float) -> float:
         return self.pace.item_s(now, self.running[0].items if self.running else 0)
@@ -116,6 +115,7 @@ class Deal:
         self._sides = {name: _Side(name, pace) for name, pace in paces.items()}
         self._next = 0
         self._returned: list[tuple[int, int, Fate]] = []
+        self.reclaimed: list[Group] = []  # taken away from their side; whoever carries this out cancels and clears them
         self._largest = math.ceil(count / groups)
         self.done = 0
 
@@ -196,8 +196,9 @@ class Deal:
     def _take(self, side: _Side, items: int, now: float) -> Group | None:
         for index, (start, stop, fate) in enumerate(self._returned):
             if side.name not in fate.avoids:
-                del self._returned[index]
-                return self._begin(side, start, stop, now, fate)
+                cut = min(start + items, stop)
+                self._returned[index : index + 1] = [(cut, stop, fate)] if cut < stop else []
+                return self._begin(side, start, cut, now, fate)
         if self._next == self.count:
             return None
         start, self._next = self._next, min(self._next + items, self.count)
@@ -225,7 +226,8 @@ class Deal:
             if not is_stalled and not (side.pace.is_known and late.expected_s):
                 continue
             if is_stalled:
-                return self._reclaim(late, side, now)
+                self._reclaim(late, now)
+                return self._take(side, self._size(side, now), now)
             if self.twins_left:
                 self.twins_left -= 1
                 group = self._begin(side, late.start, late.stop, now, late.fate)
@@ -233,12 +235,12 @@ class Deal:
                 return group
         return None
 
-    def _reclaim(self, late: Group, side: _Side, now: float) -> Group:
+    def _reclaim(self, late: Group, now: float) -> None:
         self._ended(late)
         self._pause(self._sides[late.side], now, None)
-        group = self._begin(side, late.start, late.stop, now, late.fate)
-        group.replaces = late
-        return group
+        avoids = late.fate.avoids | {late.side}
+        self._returned.append((late.start, late.stop, Fate(avoids, late.fate.failed_at, late.fate.rounds)))
+        self.reclaimed.append(late)
 
     # ── what became of it ────────────────────────────────────────────────────────────────────────
 

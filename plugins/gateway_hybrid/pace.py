@@ -10,10 +10,13 @@ they do not slow each other down, one less where they do.
 
 from __future__ import annotations
 
+import math
+
 FORGETTING = 0.8  # per group; about the last five count
 LINE_FORGETTING = 0.9
 LEAST_S = 1e-6
 GROWS_BELOW, SHRINKS_ABOVE = 0.3, 0.7  # slowdown per further group: 0 they are parallel, 1 they wait for each other
+UNDER_WAY_MOST = 8
 REST_GROUPS = 8  # after it shrank, the width is left alone for so many
 
 
@@ -39,6 +42,11 @@ class Pace:
     def is_measured(self) -> bool:
         """Whether it has answered in this batch."""
         return self._items > 0.0
+
+    def room(self, items: int) -> int:
+        """How many groups of so many items may be in flight: the width, and what is under way over the network."""
+        under_way = math.ceil(self.overhead_s / (items * self.per_item_s)) if self.per_item_s else 0
+        return min(self.width + min(under_way, UNDER_WAY_MOST), self.most)
 
     def latency_s(self, items: int) -> float:
         """Seconds a group of so many items takes by itself; 0 where nothing is known."""
@@ -89,7 +97,7 @@ class Pace:
             return
         slowdown = (seconds / expected_s - 1.0) / max(at_once - 1, 1)
         if at_once > 1 and slowdown > SHRINKS_ABOVE:
-            self.width -= 1
+            self.width = max(self.width - 1, 1)
             self._rest = REST_GROUPS
         elif slowdown < GROWS_BELOW and self._rest <= 0:
             self.width = min(self.width + 1, self.most)

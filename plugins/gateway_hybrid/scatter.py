@@ -212,10 +212,11 @@ class _Batch:
         return self._refusal or [self._answers[start] for start in sorted(self._answers)]
 
     def _start(self, groups: Iterable[Group]) -> None:
+        for late in self._deal.reclaimed:
+            self._moved(late, "stalled")
+            self._drop(late)
+        self._deal.reclaimed.clear()
         for group in groups:
-            if group.replaces is not None:
-                self._moved(group.replaces, "stalled")
-                self._drop(group.replaces)
             part = self.work.part(group.start, group.stop)
             asked = asyncio.ensure_future(self.sides.ask(group.side, part))
             asked.add_done_callback(_seen)
