@@ -1,6 +1,6 @@
 """Where should a request run? The gateway's own modules against rivals and oracles, in a simulated world.
 
-    ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 600] [--json FILE] [--plot FILE]
+    ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 1200] [--json FILE] [--plot FILE]
 
 Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers; `Board`, `Lanes`
 and `decide` run here as they run live, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and, if
@@ -106,7 +106,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--traces", type=Path, metavar="DIR")
     parser.add_argument("--seeds", type=numbers, default=numbers("1-6"))
     parser.add_argument("--load", type=lambda text: [float(part) for part in text.split(",")], default=[0.5, 1.0])
-    parser.add_argument("--duration", type=float, default=600.0, help="seconds of virtual time per run")
+    parser.add_argument("--duration", type=float, default=1200.0, help="seconds of virtual time per run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="an SVG of the means")
     return parser.parse_args()

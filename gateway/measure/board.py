@@ -140,7 +140,7 @@ class Board:
         known = self._class(found, kind, model)
         if known.samples:
             usual_s = max(known.usual_s(x), SHORTEST_S)
-            found.drift.learn(math.log(seconds / usual_s), known.variance, now)
+            found.drift.learn(math.log(seconds / usual_s), known.log_variance(x), now)
         known.learn(x, seconds / found.drift.slowdown(now), now)
         found.link.wanted(now)
 
@@ -170,7 +170,8 @@ class Board:
             return Estimate(found.prior_s, found.prior_s * 3, 0, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
         now = self._clock()
         # Written out, for this is half of what a decision costs: usual_s(x) * slowdown(now).
-        mean_s = known.w0 + known.w1 * (x / known.unit) if 0.0 <= x < math.inf else known.w0
+        x = 0.0 if not x >= 0.0 else x if x < known.beyond else known.beyond
+        mean_s = known.w0 + known.w1 * (x / known.unit)
         if mean_s < SHORTEST_S:
             mean_s = SHORTEST_S
         if found.drift.g:

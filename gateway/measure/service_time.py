@@ -13,7 +13,9 @@ same side is a change point and opens the gain. The variance v of the log residu
 quantiles, S exp(z sqrt(v)).
 
 The first sample of a class replaces the prior: half of it is taken for constant, half for proportional,
-each with a standard deviation of its own size, and a few sizes settle the rest.
+each with a standard deviation of its own size, and a few sizes settle the rest. Nothing is extrapolated beyond
+twice the largest size seen: a first sample of a small size says little of big ones, and too little is the
+better guess, for it gets corrected.
 
 Everything is O(1) in plain floats, and nothing a sample can hold (NaN, infinity, zero, negative) is learned.
 """
@@ -25,6 +27,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 FORGETTING = 0.99  # of the least squares: about the last 100 samples count
+EXTRAPOLATION = 2.0  # of the largest size seen
+LEAST_NOISE = 0.01  # as a variance of the logarithm: nothing is known to better than 10 %
+OUTLIER = 3.0  # standard deviations
 CLIP = 2.0  # a residual beyond this many predictions counts as this many
 SHORTEST_S, LONGEST_S = 1e-5, 86_400.0
 Z95 = 1.645  # the normal distribution's 95th percentile
@@ -55,7 +60,6 @@ class Drift:
     __slots__ = ("_at", "_factor", "_factor_at", "_outlier", "_p", "_process_per_s", "g")
 
     REVERSION_S = 120.0
-    OUTLIER = 3.0  # standard deviations
     OPENED = 0.1  # added to P at a change point
     MOST = 3.0  # exp(3) is twenty times slower: beyond that the class is wrong, not the backend
 
@@ -85,7 +89,7 @@ class Drift:
         g = self.log_slowdown(now)
         p = min(self._p + self._process_per_s * idle_s, 1.0)
         off = max(-self.MOST, min(log_ratio, self.MOST)) - g
-        most = self.OUTLIER * math.sqrt(p + variance)
+        most = OUTLIER * math.sqrt(p + variance)
         outlier = math.copysign(1.0, off) if abs(off) > most else 0.0
         if outlier and outlier == self._outlier:
             p += self.OPENED
@@ -102,13 +106,14 @@ class Drift:
 class ServiceTime:
     """One class at one backend: a line through its samples, and their spread."""
 
-    __slots__ = ("at", "p00", "p01", "p11", "passes", "samples", "to_p95", "unit", "variance", "w0", "w1")
+    __slots__ = ("at", "beyond", "p00", "p01", "p11", "passes", "samples", "to_p95", "unit", "variance", "w0", "w1")
 
     def __init__(self) -> None:
         self.samples = 0
         self.passes = 0  # decisions that went elsewhere since the last sample
         self.at = 0.0
         self.unit = 1.0  # sizes are divided by the first one seen, so that both weights are of one magnitude
+        self.beyond = 0.0  # sizes above this one are reckoned as this one
         self.w0 = self.w1 = 0.0
         self.p00 = self.p01 = self.p11 = 0.0
         self.variance = FIRST_LOG_VARIANCE
@@ -116,7 +121,7 @@ class ServiceTime:
 
     def usual_s(self, x: float) -> float:
         """Seconds for size `x` at a backend that is neither faster nor slower than usual."""
-        return self.w0 + self.w1 * (x / self.unit)
+        return self.w0 + self.w1 * (min(x, self.beyond) / self.unit)
 
     def learn(self, x: float, seconds: float, now: float) -> None:
         """One sample, the backend's drift already taken off."""
@@ -124,6 +129,7 @@ class ServiceTime:
             self._begin(x, seconds)
         else:
             self._correct(x / self.unit, seconds)
+        self.beyond = max(self.beyond, EXTRAPOLATION * x)
         self.samples += 1
         self.passes = 0
         self.at = now
@@ -136,12 +142,13 @@ class ServiceTime:
 
     def _correct(self, x: float, seconds: float) -> None:
         expected = max(self.w0 + self.w1 * x, SHORTEST_S)
-        off = math.log(seconds / expected)
-        self.variance += max(VARIANCE_GAIN, 1.0 / (self.samples + 4)) * (min(off * off, 9.0) - self.variance)
-        self.to_p95 = math.exp(Z95 * math.sqrt(self.variance))
-        error = max(-CLIP * expected, min(seconds - expected, CLIP * expected))
         a0, a1 = self.p00 + self.p01 * x, self.p01 + self.p11 * x  # P phi
-        scale = FORGETTING * expected * expected + a0 + a1 * x
+        doubt = a0 + a1 * x  # the variance of the prediction by what is not known of the line
+        # Between expected² and seconds²: an estimate far too high must not discount the sample that tells.
+        noise = min(max(self.variance, LEAST_NOISE), 1.0) * expected * seconds
+        self._spread(math.log(seconds / expected), noise / (noise + doubt))
+        error = min(seconds - expected, CLIP * expected)
+        scale = FORGETTING * noise + doubt
         k0, k1 = a0 / scale, a1 / scale
         self.w0 = max(self.w0 + k0 * error, 0.0)
         self.w1 = max(self.w1 + k1 * error, 0.0)
@@ -154,9 +161,21 @@ class ServiceTime:
         bound = math.sqrt(max(self.p00 * self.p11, 0.0))
         self.p01 = max(-bound, min((self.p01 - k0 * a1) / FORGETTING, bound))
 
+    def _spread(self, off: float, share: float) -> None:
+        """Learn the variance; `share` of this residual is the sample's own, the rest the line's."""
+        most = OUTLIER * OUTLIER * max(self.variance, LEAST_NOISE)  # stragglers are no spread
+        self.variance += max(VARIANCE_GAIN, 1.0 / (self.samples + 4)) * (min(off * off * share, most) - self.variance)
+        self.to_p95 = math.exp(Z95 * math.sqrt(self.variance))
+
+    def log_variance(self, x: float) -> float:
+        """Of the logarithm of a sample of size `x` over what is predicted: its own, and the line's."""
+        x = min(x, self.beyond) / self.unit
+        expected = max(self.w0 + self.w1 * x, SHORTEST_S)
+        return self.variance + (self.p00 + 2 * self.p01 * x + self.p11 * x * x) / (expected * expected)
+
     def save(self) -> dict[str, Any]:
         """What is worth keeping over a restart; instants are not."""
-        names = ("samples", "unit", "w0", "w1", "p00", "p01", "p11", "variance")
+        names = ("samples", "unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -165,7 +184,7 @@ class ServiceTime:
         self = cls()
         self.samples = int(saved["samples"])
         self.at = now
-        for name in ("unit", "w0", "w1", "p00", "p01", "p11", "variance"):
+        for name in ("unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance"):
             setattr(self, name, _finite(saved[name]))
         if self.samples < 1 or self.unit <= 0 or self.w0 < 0 or self.w1 < 0 or self.w0 + self.w1 <= 0:
             raise ValueError("no service time")
