@@ -36,7 +36,7 @@ class Unbroken:
         self._first = answer.parts
 
     async def parts(self) -> AsyncIterator[Part]:
-        """Every part up to the answer's end. Raises what the last backend failed with."""
+        """Every part up to the answer's end. Raises what the first backend failed with."""
         try:
             async for part in self._first:
                 if part is not QUIET:
@@ -44,17 +44,18 @@ class Unbroken:
                 yield part
         except (BackendUnavailable, DeadlineExceeded) as exc:
             failure: GatewayError = exc
+            latest = failure
         else:
             return
         for how in WAYS:
             while not self._said.is_complete and (task := self._said.resumed(self._task, how)) is not None:
                 try:
-                    async for part in self._from_another(task, how, failure):
+                    async for part in self._from_another(task, how, latest):
                         yield part
                 except _Nobody:
                     break
                 except GatewayError as exc:
-                    failure = exc
+                    latest = exc
                 else:
                     return
         if not self._said.is_complete:

@@ -17,7 +17,7 @@ from gateway.ingress.chunks import Chunk, Shape, chunk_of, chunks_of
 from gateway.ingress.drafts import Draft
 from gateway.ingress.framing import Stamp, events_of
 from gateway.ingress.openai import chat_answer, completion_answer
-from gateway.plugin import BackendUnavailable, Part, Result, Task
+from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
 MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
 REPEATED_CHARS = 12  # a continuation that begins with at least so much of what was said is a repetition
@@ -84,8 +84,8 @@ class Said:
             for _, data in events_of(part.raw):
                 if data.strip() != b"[DONE]":
                     self._note_event(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._is_plain = False
+        except (GatewayError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._is_plain = False  # whoever renders it says what is wrong with it
 
     def _note_event(self, data: bytes) -> None:
         chunk = _CHUNK.decode(data)
@@ -207,7 +207,8 @@ def _with_prefill(body: bytes, text: str, shape: Shape) -> bytes | None:
 
 
 def _differs(how: str) -> BackendUnavailable:
-    return BackendUnavailable(f"its answer {how}, so it cannot go on with the one that broke off", again=False)
+    message = f"its answer {how}, so it cannot go on with the one that broke off"
+    return BackendUnavailable(message, code="upstream_bad_response", again=False)
 
 
 class Overlap:

@@ -1,0 +1,165 @@
+"""What goes on after a break, by value: nothing twice, nothing missing, however the text is cut into chunks."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.ingress.drafts import Draft
+from gateway.ingress.resume import MAX_TEXT_CHARS, REPEATED_CHARS, Overlap, Said, continuation
+from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
+
+MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+texts = st.text(alphabet="ab ", max_size=40)
+
+
+def task(messages: list[dict[str, Any]] | None = None, **members: Any) -> Task:
+    body = json.dumps({"model": "m", "messages": messages or MESSAGES, "extra": [1], **members}).encode()
+    return Task(kind="chat", name="m", body=body, deadline=1e12)
+
+
+def draft(kind: Any = "chat") -> Draft:
+    return Draft(kind=kind, name="m", path="/", body=b"", content_type="application/json", stream=True)
+
+
+def raw(text: str | None = None, **choice: Any) -> Part:
+    delta = {} if text is None else {"content": text}
+    chunk = {"id": "b", "model": "other", "choices": [{"index": 0, "delta": delta, **choice}]}
+    return Part(raw=b"data: %s\n\n" % json.dumps(chunk).encode())
+
+
+def heard(*parts: Part, kind: Any = "chat") -> Said:
+    said = continuation(draft(kind))
+    assert isinstance(said, Said)
+    for part in parts:
+        said.heard(part)
+    return said
+
+
+def text_of(parts: list[Part]) -> str:
+    return "".join(choice.get("delta", {}).get("content", "") for part in parts for choice in part.data["choices"])
+
+
+@st.composite
+def cut_up(draw: st.DrawFn, whole: str) -> list[str]:
+    cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=5)))
+    return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+
+@given(old=texts, rest=texts, data=st.data())
+def test_after_a_restart_the_client_gets_the_text_once(old: str, rest: str, data: st.DataObject) -> None:
+    overlap = Overlap(old, how="restart")
+    assert "".join([overlap.new(piece) for piece in data.draw(cut_up(old + rest))]) + overlap.end() == rest
+
+
+@given(old=texts, new=texts, data=st.data())
+def test_a_restart_that_differs_never_gets_a_letter_through_before_it_is_known(
+    old: str, new: str, data: st.DataObject
+) -> None:
+    overlap = Overlap(old, how="restart")
+    got = ""
+    try:
+        for piece in data.draw(cut_up(new)):
+            got += overlap.new(piece)
+        got += overlap.end()
+    except BackendUnavailable:
+        assert got == ""
+        assert not new.startswith(old)
+    else:
+        assert old + got == new
+
+
+@given(old=texts, rest=texts, data=st.data())
+def test_a_continuation_loses_nothing_and_what_it_repeats_is_taken_off(
+    old: str, rest: str, data: st.DataObject
+) -> None:
+    repeats = data.draw(st.booleans())
+    said = old + rest if repeats and len(old) >= REPEATED_CHARS else rest
+    overlap = Overlap(old, how="prefill")
+    got = "".join([overlap.new(piece) for piece in data.draw(cut_up(said))]) + overlap.end()
+    assert got == (said.removeprefix(old) if len(old) >= REPEATED_CHARS else said)
+
+
+def test_the_text_so_far_becomes_the_assistants_turn_and_the_rest_of_the_body_stays() -> None:
+    said = heard(raw("one "), Part("two "), Part(raw=b"data: [DONE]\n\n"))
+    resumed = said.resumed(task(), "prefill")
+    assert resumed is not None
+    assert resumed.json == {"model": "m", "messages": [*MESSAGES, {"role": "assistant", "content": "one two "}],
+                            "extra": [1]}  # fmt: skip
+    asked = task()
+    assert said.resumed(asked, "restart") is asked
+
+
+def test_a_beginning_that_the_client_gave_itself_is_gone_on_with() -> None:
+    own = [*MESSAGES, {"role": "assistant", "content": "zero "}]
+    resumed = heard(raw("one ")).resumed(task(own), "prefill")
+    assert resumed is not None
+    assert resumed.json["messages"] == [*MESSAGES, {"role": "assistant", "content": "zero one "}]
+
+
+def test_nobody_can_be_given_a_beginning_that_is_no_text() -> None:
+    own = [*MESSAGES, {"role": "assistant", "content": [{"type": "text", "text": "zero"}]}]
+    assert heard(raw("one ")).resumed(task(own), "prefill") is None
+    assert heard(raw("one "), kind="completion").resumed(task(prompt=[1, 2]), "prefill") is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        raw(delta={"tool_calls": [{"index": 0}]}),
+        raw(delta={"reasoning_content": "hm"}),
+        raw("x", index=1),
+        raw(delta=["no", "object"]),
+        Part(raw=b"data: {\n\n"),
+        Part({"tool_calls": [{"index": 0}]}),
+        Part("x" * (MAX_TEXT_CHARS + 1)),
+    ],
+    ids=["tool call", "reasoning", "second choice", "delta of another shape", "not JSON", "own tool call", "too long"],
+)
+def test_with_anything_but_one_plain_text_nobody_can_go_on(part: Part) -> None:
+    said = heard(raw("one "), part)
+    assert said.resumed(task(), "prefill") is None
+    assert said.resumed(task(), "restart") is None
+
+
+@pytest.mark.parametrize("kind", ["transcription", "task", "other", "embeddings"])
+def test_of_other_kinds_nothing_is_kept(kind: Any) -> None:
+    assert continuation(draft(kind)) is None
+
+
+def test_the_rest_comes_under_the_first_ones_name_and_says_its_role_no_more() -> None:
+    first = Part(raw=raw("one ").raw.replace(b'"b"', b'"a"'))  # type: ignore[union-attr]
+    said = heard(first)
+    said.resumed(task(), "prefill")
+    (joined,) = said.joined(raw(delta={"role": "assistant", "content": "two"}))
+    assert json.loads(json.dumps(joined.data, default=lambda value: json.loads(bytes(value)))) == {
+        "id": "a", "model": "other", "choices": [{"index": 0, "delta": {"content": "two"}}]
+    }  # fmt: skip
+    assert list(said.joined(raw(delta={"role": "assistant", "content": ""}))) == []
+
+
+def test_a_whole_answer_goes_on_too() -> None:
+    said = heard(raw("one "))
+    said.resumed(task(), "restart")
+    parts = [missing for part in said.parts_of(Result(json="one two")) for missing in said.joined(part)]
+    assert text_of(parts) == "two"
+    assert said.is_complete
+
+
+@pytest.mark.parametrize("data", [b"{", b'{"choices":null}', b'{"choices":[1]}', b"[]", b"\xff"])
+def test_a_chunk_that_cannot_be_read_is_a_failure_of_who_sent_it(data: bytes) -> None:
+    said = heard(raw("one "))
+    said.resumed(task(), "prefill")
+    with pytest.raises(GatewayError):
+        list(said.joined(Part(raw=b"data: " + data + b"\n\n")))
+
+
+def test_it_is_complete_when_every_choice_has_said_why_it_ended() -> None:
+    said = heard(raw("one"), raw("eins", index=1), raw(finish_reason="stop"))
+    assert not said.is_complete
+    said.heard(raw(index=1, finish_reason="length"))
+    assert said.is_complete

@@ -1,0 +1,127 @@
+"""Upstreams that hold conversations, well or badly, and a gateway between two of them.
+
+`Speaker` is a healthy one: it says TEXT word by word, streamed or whole, with usage; given its beginning as an
+assistant's turn it says the rest. `breaks` makes scripts that begin like it and then go wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.testing import RunningGateway, running_gateway
+from support.upstream import CHUNKED, EVENTS, JSON, LAST_CHUNK, Script, Talk, Upstream, by_path, chunk, head, whole
+from support.wiring import cloud
+
+CHAT = "/v1/chat/completions"
+TEXT = "A stream is told once, to its end, by whoever can."
+WORDS = [f"{word} " for word in TEXT.split(" ")[:-1]] + [TEXT.split(" ")[-1]]
+USAGE = {"prompt_tokens": 5, "completion_tokens": len(WORDS), "total_tokens": 5 + len(WORDS)}
+QUESTION = {"role": "user", "content": "What is a stream?"}
+OPENING = head(200, [EVENTS, CHUNKED])
+
+
+def event(data: Any) -> bytes:
+    """One event, as a chunk of its own."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return chunk(f"data: {text}\n\n".encode())
+
+
+DONE = event("[DONE]")
+
+
+@dataclass(kw_only=True)
+class Speaker:
+    """A healthy upstream. names: what its chunks call themselves. text: what it says, word by word."""
+
+    name: str = "a"
+    words: Sequence[str] = field(default_factory=lambda: WORDS)
+    continues: bool = True  # a turn whose beginning it is given; else it refuses such a request
+    repeats: bool = False  # ... and begins with the beginning all the same
+
+    def said(self, **choice: Any) -> dict[str, Any]:
+        choices = [{"index": 0, "delta": {}, "finish_reason": None, **choice}]
+        return {"id": f"id-{self.name}", "object": "chat.completion.chunk", "created": 1, "model": f"model-{self.name}",
+                "choices": choices}  # fmt: skip
+
+    def opening(self) -> bytes:
+        return OPENING + event(self.said(delta={"role": "assistant", "content": ""}))
+
+    def events(self, words: Sequence[str]) -> bytes:
+        return b"".join(event(self.said(delta={"content": word})) for word in words)
+
+    def ending(self, request: Any = None) -> bytes:
+        wants_usage = ((request or {}).get("stream_options") or {}).get("include_usage")
+        usage = event({**self.said(), "choices": [], "usage": USAGE}) if wants_usage else b""
+        return event(self.said(finish_reason="stop")) + usage + DONE + LAST_CHUNK
+
+    def rest_of(self, request: Any) -> Sequence[str] | None:
+        """What is still to be said; None where the request cannot be taken."""
+        last = request["messages"][-1]
+        if last["role"] != "assistant":
+            return self.words
+        if not self.continues:
+            return None
+        rest = "".join(self.words).removeprefix(last["content"])
+        return self.words if self.repeats else [rest[at : at + 7] for at in range(0, len(rest), 7)]
+
+    async def __call__(self, talk: Talk) -> None:
+        request = talk.request.json
+        words = self.rest_of(request)
+        if words is None:
+            error = {"message": "the last message must be the user's", "type": "invalid_request_error", "code": None}
+            await talk.send(whole(json.dumps({"error": error}).encode(), status=400))
+        elif request.get("stream"):
+            await talk.send(self.opening() + self.events(words) + self.ending(request))
+        else:
+            message = {"role": "assistant", "content": "".join(words)}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            answer = {**self.said(), "object": "chat.completion", "choices": [choice], "usage": USAGE}
+            await talk.send(whole(json.dumps(answer).encode()))
+
+
+def refuses(status: int, code: str | None = None, *headers: tuple[str, str]) -> Script:
+    """An error, in OpenAI's shape."""
+    error = {"error": {"message": f"status {status}", "type": "error", "code": code, "param": None}}
+
+    async def script(talk: Talk) -> None:
+        body = json.dumps(error).encode()
+        await talk.send(head(status, [JSON, ("Content-Length", str(len(body))), *headers]) + body)
+
+    return script
+
+
+def breaks(then: Script, *, after: int = 4, speaker: Speaker | None = None) -> Script:
+    """Says `after` words like a healthy one, then goes on as `then` says."""
+    speaker = speaker or Speaker()
+
+    async def script(talk: Talk) -> None:
+        await talk.send(speaker.opening() + speaker.events(speaker.words[:after]))
+        await then(talk)
+
+    return script
+
+
+def talking(script: Script) -> Script:
+    """A healthy upstream whose conversations go by `script`."""
+    return by_path({CHAT: script})
+
+
+def asked(upstream: Upstream) -> list[Any]:
+    """The conversations it was asked for."""
+    return [request.json for request in upstream.requests if request.path == CHAT]
+
+
+@asynccontextmanager
+async def between(
+    first: Script, second: Script, *, environ: dict[str, str] | None = None, **settings_of_second: str
+) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
+    """A gateway between two upstreams of one model. The first costs less, so it is asked first."""
+    costs = {"USD_PER_REQUEST": "9", **settings_of_second}
+    async with Upstream(talking(first)) as one, Upstream(talking(second)) as two:
+        both = cloud(one.url, "one", MODELS="gpt") | cloud(two.url, "two", MODELS="gpt", **costs)
+        async with running_gateway(**both, GATEWAY_POLICY__USD="1", **(environ or {})) as gateway:
+            yield gateway, one, two
