@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -182,18 +183,10 @@ def _explain(args: argparse.Namespace) -> int:
 # ── plugins, version ─────────────────────────────────────────────────────────────────────────────
 
 
-def _plugins_list(args: argparse.Namespace) -> int:
-    from gateway.registry import PluginBroken, find_plugin, installed
+def _plugins(action: str, args: argparse.Namespace) -> int:
+    from gateway.workshop import commands
 
-    for name, point in sorted(installed().items()):
-        origin = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
-        try:
-            cls = find_plugin(name)
-        except PluginBroken as exc:
-            print(f"{name}: {origin}: broken: {exc}")
-        else:
-            print(f"{name}: {origin}: {cls.__module__}:{cls.__qualname__}")
-    return OK
+    return int(getattr(commands, action)(args))
 
 
 def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
@@ -301,8 +294,21 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="each installed plugin: where it is from, its class, or why it is broken")
-    listing.set_defaults(action=_plugins_list)
+    listing = actions.add_parser("list", help="each plugin: where it is from, what it serves, its state, or why not")
+    _env_file(listing)
+    listing.add_argument("--json", action="store_true", help="as a JSON array, one object for each row")
+    listing.set_defaults(action=partial(_plugins, "list_plugins"))
+    new = actions.add_parser("new", help="make a plugin of your own: one module, its tests, its packaging")
+    new.add_argument("name", metavar="NAME", help="small letters, digits, hyphens; the task it serves is called so too")
+    new.add_argument("--into", type=Path, metavar="DIR", default=Path(), help="where its folder is made (here)")
+    new.set_defaults(action=partial(_plugins, "new_plugin"))
+    test = actions.add_parser("test", help="check that a plugin keeps every promise of a backend, and what to fix")
+    test.add_argument("name", metavar="NAME", help="an installed plugin, or package.module:attribute")
+    test.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, such as URL=http://…")
+    test.add_argument(
+        "--task", action="append", default=[], metavar="NAME=JSON|@FILE", help="a request that it should answer"
+    )
+    test.set_defaults(action=partial(_plugins, "test_plugin"))
 
 
 def _keys_arguments(parser: argparse.ArgumentParser) -> None:
@@ -342,7 +348,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("config", "print the effective settings and where each came from", _config, _config_arguments),
     Command("explain", "what a running gateway would decide for a request, and why", _explain, _explain_arguments),
     Command("keys", "make, list and revoke API keys", _keys, _keys_arguments),
-    Command("plugins", "what plugins are installed", lambda args: int(args.action(args)), _plugins_arguments),
+    Command("plugins", "list, make and test plugins", lambda args: int(args.action(args)), _plugins_arguments),
     Command("version", "print the version", _version, _version_arguments),
 )
 

@@ -1,4 +1,4 @@
-"""Asks the running gateway what it would decide for a request, and shows the answer as a table."""
+"""Asks the running gateway: what it would decide for a request (shown as a table), and how it is."""
 
 from __future__ import annotations
 
@@ -28,15 +28,27 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def ask(admin: Listener, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
     """POST /explain on the admin listener. Raises OSError where no gateway answers."""
+    return _fetch(admin, "POST", f"/explain?path={quote(path)}", body, headers)
+
+
+def status(admin: Listener) -> dict[str, Any] | None:
+    """GET /status on the admin listener; None where it is not told to us. Raises OSError where no gateway answers."""
+    code, answer = _fetch(admin, "GET", "/status", b"", {})
+    return answer if code == 200 else None
+
+
+def _fetch(admin: Listener, method: str, target: str, body: bytes, headers: dict[str, str]) -> tuple[int, Any]:
     connection = (
         _UnixConnection(admin.path)
         if isinstance(admin, UnixListener)
         else http.client.HTTPConnection(admin.host, admin.port, timeout=TIMEOUT_S)
     )
     try:
-        connection.request("POST", f"/explain?path={quote(path)}", body, headers)
+        connection.request(method, target, body, headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
+    except (http.client.HTTPException, ValueError) as exc:
+        raise OSError(f"who answers there is no gateway: {exc!r}") from exc
     finally:
         connection.close()
 

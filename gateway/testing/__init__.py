@@ -1,6 +1,7 @@
 """Equipment for tests, ours and those of plugin authors.
 
-    await check_backend(Shout)                       every promise of a backend, checked
+    answer = await answer_of(Shout, a_task("shout", {"text": "hello"}), suffix="?")     one request, one answer
+    await check_backend(Shout)                                                          every promise, checked
 
     async with running_gateway(GATEWAY_BACKENDS__E__PLUGIN="echo") as gateway:
         async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/echo", json=1) as answer:
@@ -10,9 +11,11 @@
 `FakeClock` is time that only the test moves; `FakeNetwork` a service on loopback that fails when it is told to.
 """
 
+from gateway.testing.asking import a_task
 from gateway.testing.clock import FakeClock
 from gateway.testing.kit import CHECKS, Outcome, check_backend, examine
 from gateway.testing.network import FAULTS, FakeNetwork
+from gateway.testing.once import answer_of, parts_of
 from gateway.testing.running import Lines, RunningGateway, running_gateway
 
 __all__ = [
@@ -23,7 +26,10 @@ __all__ = [
     "Lines",
     "Outcome",
     "RunningGateway",
+    "a_task",
+    "answer_of",
     "check_backend",
     "examine",
+    "parts_of",
     "running_gateway",
 ]

@@ -51,7 +51,7 @@ def tasks_of(
     found, unknown = [], []
     for name, own in names_of(backend.tasks or ()).items():
         if name in bodies or own in bodies:
-            found.append(a_task("task", own, bodies.get(name, bodies.get(own))))
+            found.append(a_task(own, bodies.get(name, bodies.get(own))))
         else:
             unknown.append(name)
     for name, own in list(names_of(backend.models or ()).items())[:1]:
@@ -59,8 +59,8 @@ def tasks_of(
     return found, unknown
 
 
-def a_task(kind: Kind, name: str, json: Any, *, within_s: float = 30.0, **more: Any) -> Task:
-    """A request with this JSON as its body."""
+def a_task(name: str, json: Any = None, *, kind: Kind = "task", within_s: float = 30.0, **more: Any) -> Task:
+    """A request for a task, or for a model of another kind, with this JSON as its body."""
     path = PATHS.get(kind, f"/v1/tasks/{name}")
     body = msgspec.json.encode(json)
     return Task(kind=kind, name=name, path=path, body=body, deadline=time.monotonic() + within_s, **more)
@@ -71,8 +71,8 @@ def a_model_task(kind: Kind, model: str, json: Any = None) -> Task:
     if kind == "transcription":
         fields = {"model": model, **(json or {})}
         files = {"file": Upload(a_sound(), "sound.wav", "audio/wav")}
-        return dataclasses.replace(a_task(kind, model, None), body=b"", fields=fields, files=files)
-    return a_task(kind, model, {"model": model, **USUAL[kind], **(json or {})})
+        return dataclasses.replace(a_task(model, kind=kind), body=b"", fields=fields, files=files)
+    return a_task(model, {"model": model, **USUAL[kind], **(json or {})}, kind=kind)
 
 
 def a_sound(seconds: float = 0.5) -> bytes:

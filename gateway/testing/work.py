@@ -168,7 +168,7 @@ async def _all(bench: Bench, backend: Backend[Any], tasks: list[Task]) -> list[A
 
 async def errors(bench: Bench) -> None:
     """Whatever a client sends, and whatever the network does, ends in an answer or an error of `gateway.plugin`."""
-    tasks = bench.tasks + [a_task("task", name, {}) for name in bench.unknown]
+    tasks = bench.tasks + [a_task(name, {}) for name in bench.unknown]
     if not tasks:
         raise Skipped("it names nothing that it serves")
     async with bench.opened() as backend:

@@ -115,13 +115,6 @@ def test_demo_gets_its_own_arguments_and_help() -> None:
 # ── plugins, version ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_plugins_list_tells_where_each_is_from_and_what_is_broken(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plugins", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert "shout: test-plugins 1.2.3: support.configurations:Shout" in lines
-    assert any(line.startswith("rotten: test-plugins 1.2.3: broken: plugin 'rotten' cannot") for line in lines)
-
-
 def test_version_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["version"]) == 0
     assert capsys.readouterr().out == f"edge-gateway {gateway.__version__}\n"

@@ -1,0 +1,1 @@
+"""Where plugins are made, tried and listed: `edge-gateway plugins new`, `plugins test`, `plugins list`."""

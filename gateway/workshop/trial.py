@@ -1,0 +1,74 @@
+"""Puts one plugin on the bench, with settings as an operator would give them, and says what to fix."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gateway.registry import BackendConfig
+from gateway.settings import load
+from gateway.settings.tree import PREFIX
+from gateway.settings.variables import BACKENDS
+from gateway.testing import CHECKS, Outcome, examine
+
+WIDTH = max(map(len, CHECKS))
+
+
+def configured(plugin: str, assignments: Iterable[str], environ: Mapping[str, str]) -> BackendConfig:
+    """The plugin's class and settings: those of the backend the environment makes of it, and `KEY=VALUE` over them.
+
+    Where there is none, only variables of the backend of the plugin's own name count. Raises SettingsError, and
+    ValueError for what is no assignment.
+    """
+    name = _enabled_as(plugin, environ)
+    if name is None:
+        name = re.sub(r"\W+", "_", plugin.rpartition(":")[2].lower()).strip("_") or "plugin"
+        own = f"{BACKENDS}__{name.upper()}__"
+        environ = {k: v for k, v in environ.items() if not k.upper().startswith(PREFIX) or k.upper().startswith(own)}
+    prefix = f"{BACKENDS}__{name.upper()}__"
+    chosen = {f"{prefix}PLUGIN": plugin} | {prefix + key.upper(): value for key, value in map(_pair, assignments)}
+    return load({k: v for k, v in environ.items() if k.upper() not in chosen} | chosen).backends[name]
+
+
+def _enabled_as(plugin: str, environ: Mapping[str, str]) -> str | None:
+    pattern = re.compile(rf"{BACKENDS}__(\w+?)__PLUGIN")
+    found = (pattern.fullmatch(key.upper()) for key, value in environ.items() if value == plugin)
+    return next((match[1].lower() for match in found if match), None)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{text!r} is not of the form NAME=VALUE")
+    return key, value
+
+
+def requests(assignments: Iterable[str]) -> dict[str, Any] | None:
+    """`NAME=JSON` or `NAME=@FILE` as bodies by name; None where there are none. Raises ValueError, OSError."""
+    found = {}
+    for name, text in map(_pair, assignments):
+        try:
+            found[name] = json.loads(Path(text[1:]).read_text() if text.startswith("@") else text)
+        except ValueError as exc:
+            raise ValueError(f"the request for {name!r} is not JSON: {exc}") from exc
+    return found or None
+
+
+async def report(config: BackendConfig, tasks: Mapping[str, Any] | None) -> AsyncIterator[tuple[str, bool]]:
+    """Each line to print, and whether it is about a promise that was broken."""
+    assert config.cls is not None
+    kept = told = 0
+    async for outcome in examine(config.cls, config.settings, tasks):
+        told += outcome.state != "skipped"
+        kept += outcome.state == "kept"
+        yield _line(outcome), outcome.state == "broken"
+    yield f"{kept} of {told} promises kept", False
+
+
+def _line(outcome: Outcome) -> str:
+    word = {"kept": "ok", "broken": "FAIL", "skipped": "skip"}[outcome.state]
+    line = f"{word:4}  {outcome.check:{WIDTH}}  {outcome.message}".rstrip()
+    return f"{line}\n{'':{WIDTH + 8}}fix: {outcome.fix}" if outcome.fix else line
