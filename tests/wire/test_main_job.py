@@ -201,7 +201,6 @@ async def test_a_list_is_divided_over_both_sites_which_work_at_the_same_time() -
     assert line["t_overlap_ms"] > 0
     assert line["t_edge_ms"] > 0
     assert line["t_cloud_ms"] + line["t_network_ms"] > 0
-    assert line["t_total_ms"] < sum(line[f"t_{term}_ms"] for term in ("edge", "cloud", "network"))
     assert {part["parent_id"] for part in parts} == {line["request_id"]}
     assert {part["site"] for part in parts} == {"edge", "cloud"}
     assert sum(part["items"] for part in parts) == 20
