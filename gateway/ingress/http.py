@@ -19,9 +19,10 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.ingress.access import CREDENTIAL_HEADERS
 from gateway.ingress.door import Door, Incoming, report_bug
-from gateway.ingress.errors import envelope, status_of
+from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.hosts import host_of
 from gateway.ingress.listening import Goodbye
+from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.telemetry import Limited
 
@@ -137,11 +138,19 @@ def check_framing(request: web.BaseRequest) -> None:
     for name in CREDENTIAL_HEADERS:
         if len(request.headers.getall(name, [])) > 1:
             raise TaskInvalid(f"the header {name} came twice; send it once")
+    for name in request.headers:
+        if "_" in name and name.lower().replace("_", "-") in _NEVER_UNDERSCORED:
+            raise TaskInvalid(f"the header {name!r} is one that some servers take for another; write it with hyphens")
+    if request.method in ("CONNECT", "TRACE"):
+        raise MethodNotAllowed(f"{request.method} is not for gateways", allow=("GET", "HEAD", "POST"))
     coding = request.headers.getall("Transfer-Encoding", [])
     if coding and [c.strip().lower() for c in coding] != ["chunked"]:
         raise TaskInvalid("the only Transfer-Encoding understood is `chunked`, once")
     if coding and "Content-Length" in request.headers:
         raise TaskInvalid("a request has either Content-Length or Transfer-Encoding, not both")
+
+
+_NEVER_UNDERSCORED = frozenset({"host", "content-length", "transfer-encoding", *CREDENTIAL_HEADERS})
 
 
 class HttpDoor:
@@ -153,7 +162,8 @@ class HttpDoor:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
-        reply = HttpReply(request, self._cors(request), close_after=self.is_draining)
+        # Behind an Upgrade, which nobody here knows, there may be bytes of another protocol.
+        reply = HttpReply(request, self._cors(request), close_after=self.is_draining or "Upgrade" in request.headers)
         try:
             check_framing(request)
         except GatewayError as exc:
@@ -173,12 +183,16 @@ class HttpDoor:
             headers=headers,
             read=lambda limit: read_body(request, reply, limit),
             is_trusted=is_local(request),
-            check=partial(self._check, request),
+            check=partial(self._check, request, reply),
             preflight=_PREFLIGHT if is_preflight else None,
         )
 
-    def _check(self, request: web.BaseRequest) -> None:
-        check_host(request, self._hosts)
+    def _check(self, request: web.BaseRequest, reply: HttpReply) -> None:
+        try:
+            check_host(request, self._hosts)
+        except GatewayError:
+            reply.close_after = True  # who mixes up hosts on one connection is not to go on with it
+            raise
         self._check_origin(request)
 
     def _check_origin(self, request: web.BaseRequest) -> None:
@@ -258,14 +272,14 @@ class HttpReply:
     """`door.Reply` over one aiohttp request. A client that does not read for WRITE_TIMEOUT_S is let go."""
 
     def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], *, close_after: bool) -> None:
-        self._request, self._headers, self._close_after = request, headers, close_after
+        self._request, self._headers, self.close_after = request, headers, close_after
         self.response: web.StreamResponse = web.StreamResponse()
         self.body_is_read = False
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete answer."""
         self.response = web.Response(status=status, body=body, headers={**_OURS, **self._headers, **headers})
-        if self._close_after or (status >= 400 and not self.body_is_read and self._request.can_read_body):
+        if self.close_after or (status >= 400 and not self.body_is_read and self._request.can_read_body):
             self.response.force_close()
         await self._in_time(self._finish())
 
@@ -282,7 +296,7 @@ class HttpReply:
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of a stream."""
         self.response = web.StreamResponse(status=status, headers={**_OURS, **self._headers, **headers})
-        if self._close_after:
+        if self.close_after:
             self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
 
@@ -316,5 +330,5 @@ def _error_response(error: GatewayError, request_id: str) -> web.Response:
         status=status_of(error),
         body=msgspec.json.encode(envelope(error, request_id)),
         content_type="application/json",
-        headers={**_OURS, "x-request-id": request_id},
+        headers={**_OURS, "x-request-id": request_id, **error_headers(error, 0)},
     )

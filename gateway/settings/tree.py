@@ -199,7 +199,6 @@ class Settings(BaseSettings):
     keys_file: Annotated[Path, AfterValidator(_home_opened)] | None = setting(
         None,
         "API keys, hashed, with rules per key (`edge-gateway keys`); with it every request needs one, health apart",
-        examples=["/var/lib/edge-gateway/keys.json"],
     )
     allow_unauthenticated: bool = setting(False, "serve anybody who can reach a listener that is not loopback")
     allowed_hosts: tuple[Annotated[str, BeforeValidator(_host_name)], ...] | None = setting(
