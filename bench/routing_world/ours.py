@@ -234,7 +234,7 @@ class _Truth(Forecast):
         return Estimate(seconds, seconds, 1000)
 
     def _upload(self, lane: Lane, nbytes: int, ahead: int, now: float) -> tuple[float, float]:
-        before = self.cloud.unsent_bytes() + sum(lane.sizes[:ahead])
+        before = self.cloud.unsent_bytes() + lane.sizes.before(ahead, now)
         start = self.cloud.link.finish(now, before)
         end = self.cloud.link.finish(now, before + nbytes)
         return end - now, end - start

@@ -103,10 +103,11 @@ class Decision(NamedTuple):
 
 def cost_s(candidate: Candidate, query: Query, policy: Policy) -> float:
     """J of one candidate, without any benefit of the doubt."""
-    return _cost_s(candidate, candidate.t_s, query.slack_s, policy)
+    return cost_at(candidate, candidate.t_s, query.slack_s, policy)
 
 
-def _cost_s(candidate: Candidate, t_s: float, slack_s: float, policy: Policy) -> float:
+def cost_at(candidate: Candidate, t_s: float, slack_s: float, policy: Policy) -> float:
+    """The same, for whoever has reckoned T and the time left."""
     j = t_s + policy.price * candidate.utilisation * candidate.others_s
     if policy.usd:
         j += policy.usd * candidate.usd
@@ -129,7 +130,7 @@ def decide(query: Query, candidates: Sequence[Candidate], policy: Policy, last: 
             refused[candidate.name] = out
             continue
         t_s = candidate.wait_s + candidate.upload_s + candidate.service_s
-        j = by = _cost_s(candidate, t_s, query.slack_s, policy)
+        j = by = cost_at(candidate, t_s, query.slack_s, policy)
         if candidate.optimism < 1.0 and query.slack_s > OPTIMISM_SLACK * t_s:
             by -= candidate.service_s * (1.0 - candidate.optimism)
         ranked.append((by, candidate.name, j, t_s, candidate))

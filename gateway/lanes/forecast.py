@@ -21,8 +21,8 @@ class Forecast:
     def __init__(self, board: Board, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> None:
         self._board, self._lanes, self._clock = board, lanes, clock
 
-    def candidate(self, work: Work, name: str, refused: str | None, now: float, key: float | None = None) -> Candidate:
-        """`name` as it stands for `work`; `key`: where in its line it already has a place."""
+    def candidate(self, work: Work, name: str, refused: str | None, now: float, ahead: int | None = None) -> Candidate:
+        """`name` as it stands for `work`; `ahead`: how many are before it, where it has a place already."""
         lane = self._lanes.get(name)
         if lane is None:
             return Candidate(name, "edge", refused or "it is not open")
@@ -31,9 +31,8 @@ class Forecast:
         if refused is not None:
             return Candidate(name, lane.site, refused)
         service_s, p95_s, samples, optimism = self.service(work, name)
-        ahead = 0
-        if lane.places:
-            ahead = bisect_left(lane.keys, service_s + AGING * now if key is None else key)
+        if ahead is None:
+            ahead = bisect_left(lane.keys, service_s + AGING * now) if lane.places else 0
         wait_s = lane.slot_wait_s(ahead, now)
         if lane.remote:
             upload_s, own_s = self._upload(lane, work.body_bytes, ahead, now)
@@ -54,7 +53,7 @@ class Forecast:
         own_s = nbytes / rate
         ahead_s = lane.unsent_s(rate, now) if lane.runs else 0.0
         if ahead:
-            ahead_s += sum(lane.sizes[:ahead]) / rate
+            ahead_s += lane.sizes.before(ahead, now) / rate
         return ahead_s + own_s, own_s
 
     def upload_s(self, lane: Lane, nbytes: int, now: float) -> float:

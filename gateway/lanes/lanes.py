@@ -186,8 +186,6 @@ class Lanes:
         now = self._clock()
         for place, lane, to in self._rebinding.moves(self.usable, now):
             work = place.work
-            if work not in self._waiting_in or self._waiting_in[work][1] is not place:
-                continue  # a move before this one let it start
             self.withdraw(work)
             self.moves += 1
             if work.moved is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from gateway.decide.policy import Policy, Query, cost_s
+from gateway.decide.policy import Policy, cost_at
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import LOOKED_AT, Lane
 from gateway.lanes.work import Place
@@ -23,26 +23,29 @@ class Rebinding:
 
     def moves(self, usable: Usable, now: float) -> Iterator[tuple[Place, Lane, Lane]]:
         """Each place that is better off elsewhere, with its lane and the better one. The caller moves it."""
-        for lane in list(self._lanes.values()):
-            shut = usable(lane.name) if lane.places else None
-            for place in lane.places[:] if shut else lane.places[:LOOKED_AT]:
-                if len(place.work.allowed) > 1:
-                    to = self._better(place, lane, shut, usable, now)
+        waiting = [lane for lane in self._lanes.values() if lane.places]
+        if not waiting:
+            return
+        shut = {name: usable(name) for name in self._lanes}
+        for lane in waiting:
+            for place in lane.places[:] if shut[lane.name] else lane.places[:LOOKED_AT]:
+                if place.is_waiting and len(place.work.allowed) > 1:  # a move before may have let it start
+                    to = self._better(place, lane, shut, now)
                     if to is not None:
                         yield place, lane, to
 
-    def _better(self, place: Place, lane: Lane, shut: str | None, usable: Usable, now: float) -> Lane | None:
-        work = place.work
-        query = Query(work.kind, work.name, work.deadline - now, work.client_deadline)
-        here = self._forecast.candidate(work, lane.name, shut, now, place.key)
+    def _better(self, place: Place, lane: Lane, shut: Mapping[str, str | None], now: float) -> Lane | None:
+        work, policy, candidate = place.work, self._policy, self._forecast.candidate
+        slack_s = work.deadline - now
+        here = candidate(work, lane.name, shut[lane.name], now, lane.index(place))
         best, best_s = None, math.inf
         if here.refused is None:
-            best_s = cost_s(here, query, self._policy) * self._policy.rebind - MOVE_LEAST_S
+            best_s = cost_at(here, here.t_s, slack_s, policy) * policy.rebind - MOVE_LEAST_S
         for name in work.allowed:
             to = self._lanes.get(name)
             if to is None or to is lane or len(to.places) >= max(to.queue, 1):
                 continue
-            there = self._forecast.candidate(work, name, usable(name), now)
-            if there.refused is None and (there_s := cost_s(there, query, self._policy)) < best_s:
+            there = candidate(work, name, shut[name], now)
+            if there.refused is None and (there_s := cost_at(there, there.t_s, slack_s, policy)) < best_s:
                 best, best_s = to, there_s
         return best

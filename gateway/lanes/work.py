@@ -50,13 +50,14 @@ class Work:
 class Place:
     """Work waiting in a lane."""
 
-    __slots__ = ("key", "nbytes", "service_s", "work")
+    __slots__ = ("is_waiting", "key", "nbytes", "service_s", "work")
 
     def __init__(self, work: Work, service_s: float, now: float) -> None:
         self.work = work
         self.service_s = service_s
         self.key = service_s + AGING * (now if work.arrived is None else work.arrived)
         self.nbytes = work.body_bytes
+        self.is_waiting = False
 
 
 class Run:
