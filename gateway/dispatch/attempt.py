@@ -154,7 +154,9 @@ class Attempt:
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
-        if isinstance(error, TaskInvalid) or not self.began:
+        if not self.began:
+            return  # nor was a try taken of a breaker that is half open; somebody else's may be under way
+        if isinstance(error, TaskInvalid):
             self.member.breaker.ignored()
             return
         if isinstance(error, DeadlineExceeded):
@@ -165,7 +167,8 @@ class Attempt:
         """Nobody waits for it any more; that says nothing of the backend."""
         if not self.is_settled and self.member is not None:
             self.is_settled = True
-            self.member.breaker.ignored()
+            if self.began:
+                self.member.breaker.ignored()
 
 
 def _checked(result: Any) -> Result:

@@ -18,12 +18,12 @@ SO_FAR = "".join(WORDS[:4])
 PREFILL = {"RESUME": "prefill"}
 
 
-async def chunks_of(gateway: RunningGateway, **more: Any) -> list[Any]:
+async def chunks_of(gateway: RunningGateway, *, model: str = "gpt", **more: Any) -> list[Any]:
     """What openai-python reads. Raises what it raises, with the chunks so far in `.chunks`."""
     heard: list[Any] = []
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
         try:
-            async for chunk in await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=True, **more):
+            async for chunk in await ai.chat.completions.create(model=model, messages=[QUESTION], stream=True, **more):
                 heard.append(chunk)
         except openai.OpenAIError as exc:
             exc.chunks = heard  # type: ignore[attr-defined]
@@ -203,10 +203,8 @@ async def test_nobody_goes_on_whose_data_would_leave_the_site() -> None:
 
 async def test_nobody_goes_on_for_a_pinned_backend() -> None:
     async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, _, two):
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
-            stream = await ai.chat.completions.create(model="one/gpt", messages=[QUESTION], stream=True)
-            with pytest.raises(openai.APIError):
-                _ = [chunk async for chunk in stream]
+        with pytest.raises(openai.APIError):
+            await chunks_of(gateway, model="one/gpt")
     assert asked(two) == []
 
 

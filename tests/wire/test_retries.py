@@ -1,0 +1,93 @@
+"""Tries of our own where there is nobody else to ask: few, paid for, when the upstream says, and never in vain."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gateway.dispatch import dispatcher
+from gateway.dispatch.budget import BURST_TOKENS
+from gateway.testing import RunningGateway
+from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, refuses, talking
+from support.raw import Answer, answered, post
+from support.upstream import Script, answer, in_turn
+from support.wiring import ADD, relaying
+
+BODY = b'{"model":"gpt","messages":[{"role":"user","content":"What is a stream?"}]}'
+assert QUESTION["content"].encode() in BODY
+
+
+async def ask(gateway: RunningGateway, *lines: str) -> Answer:
+    return await answered(gateway.url, post(CHAT, BODY, *lines))
+
+
+def told(found: Answer) -> tuple[int, str, str | None]:
+    return found.status, found.headers["x-gateway-attempts"], found.headers.get("x-should-retry")
+
+
+@pytest.mark.parametrize("fault", [refuses(500), refuses(503), refuses(429)], ids=["500", "503", "429"])
+async def test_one_fault_of_the_only_upstream_is_not_seen(fault: Script) -> None:
+    async with relaying(talking(in_turn(fault, Speaker())), MODELS="gpt") as (gateway, upstream):
+        found = await ask(gateway)
+        line = await gateway.line()
+    assert (found.status, found.json["choices"][0]["message"]["content"]) == (200, TEXT)
+    assert (len(asked(upstream)), line["attempts"], line["reason"]) == (2, 2, "asked-again")
+    assert line["t_queue_ms"] > 0
+
+
+@pytest.mark.parametrize("header", [("Retry-After", "1"), ("retry-after-ms", "400")])
+async def test_it_is_asked_again_when_it_says_and_not_before(header: tuple[str, str]) -> None:
+    busy = refuses(429, None, header)
+    async with relaying(talking(in_turn(busy, Speaker())), MODELS="gpt") as (gateway, upstream):
+        began = time.monotonic()
+        found = await ask(gateway)
+    assert found.status == 200
+    assert time.monotonic() - began >= (1.0 if header[0] == "Retry-After" else 0.4)
+    assert len(asked(upstream)) == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        (refuses(429, None, ("Retry-After", "30")), ()),
+        (refuses(429, None, ("Retry-After", "2")), ("x-gateway-deadline-ms: 1000",)),
+        (refuses(503, None, ("x-should-retry", "false")), ()),
+        (refuses(401), ()),
+    ],
+    ids=["too long to hold a connection", "past the deadline", "it says that it is of no use", "a wrong key"],
+)
+async def test_it_is_not_asked_again_where_that_is_of_no_use(script: Script, lines: tuple[str, ...]) -> None:
+    async with relaying(talking(script), MODELS="gpt") as (gateway, upstream):
+        found = await ask(gateway, *lines)
+    assert told(found)[1:] == ("1", "false")
+    assert len(asked(upstream)) == 1
+    if found.status == 429:
+        assert int(found.headers["retry-after"]) >= 2
+
+
+async def test_two_failures_are_enough_and_the_client_is_told_not_to_try_either() -> None:
+    async with relaying(talking(refuses(500)), MODELS="gpt") as (gateway, upstream):
+        found = await ask(gateway)
+    assert told(found) == (500, "2", "false")
+    assert len(asked(upstream)) == 2
+
+
+async def test_what_may_not_run_twice_does_not() -> None:
+    async with relaying(answer(status=500, json={}), TASKS=ADD) as (gateway, upstream):
+        found = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
+    assert told(found) == (500, "1", "false")
+    assert len([request for request in upstream.requests if request.method == "POST"]) == 1
+
+
+async def test_however_much_fails_second_tries_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatcher, "PAUSE_S", 0.001)
+    monkeypatch.setattr(dispatcher, "PAUSE_MARGIN_S", 0.0)
+    turns = [script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())]  # no breaker opens
+    async with relaying(talking(in_turn(*turns)), MODELS="gpt") as (gateway, upstream):
+        requests = 0
+        while len(asked(upstream)) < 100:
+            await ask(gateway)
+            requests += 1
+    second = len(asked(upstream)) - requests
+    assert BURST_TOKENS <= second <= BURST_TOKENS + 0.2 * requests
