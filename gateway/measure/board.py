@@ -28,7 +28,9 @@ PASSES_PER_TRIAL, TRIAL_EVERY_S, SURE_PASSES = 300, 60.0, 15
 class Sampler(Protocol):
     """Whatever reads the device's load."""
 
-    def sample(self) -> Readings: ...
+    def sample(self) -> Readings:
+        """What it reads now."""
+        ...
 
 
 class _Backend:
@@ -220,7 +222,8 @@ class Board:
     @staticmethod
     def _restore_one(found: _Backend, kept: dict[str, Any], now: float) -> None:
         found.link.up.restore(kept.get("uplink"), now)
-        for entry in kept.get("classes") or ():
+        classes = kept.get("classes")
+        for entry in classes if isinstance(classes, list) else ():
             try:
                 kind, model, known = entry
                 found.classes[str(kind), str(model)] = ServiceTime.restored(known, now)

@@ -149,7 +149,7 @@ class Rate:
         """What `save` gave; damaged: nothing. Raises nothing."""
         try:
             long, samples = float(saved["long"]), int(saved["samples"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return
         if math.isfinite(long) and 0.0 < long < 30.0 and samples > 0:
             self._log = self._long = long

@@ -195,6 +195,6 @@ class ServiceTime:
 
 def _finite(value: Any) -> float:
     number = float(value)
-    if not math.isfinite(number):
-        raise ValueError("not a finite number")
+    if not abs(number) < 1e12:  # NaN, too
+        raise ValueError("not a number this could have come to")
     return number

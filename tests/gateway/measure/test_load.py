@@ -1,0 +1,58 @@
+"""The device's load, from files as kernels write them; what is not there is unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gateway.measure.board import Board
+from gateway.measure.load import UNKNOWN, LoadSampler
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def write(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_host_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
+    assert LoadSampler(Clock(), root=str(tmp_path)).sample() == UNKNOWN
+
+
+def test_two_readings_give_ratios(tmp_path: Path) -> None:
+    clock = Clock()
+    write(tmp_path, "proc/stat", "cpu  100 0 100 800 0 0 0 0 0 0\n")
+    write(tmp_path, "proc/pressure/cpu", "some avg10=9.99 avg60=9.99 avg300=9.99 total=1000000\n")
+    write(tmp_path, "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 250 kB\n")
+    write(tmp_path, "sys/class/thermal/thermal_zone0/temp", "48500\n")
+    write(tmp_path, "sys/class/thermal/thermal_zone1/temp", "61000\n")
+    sampler = LoadSampler(clock, root=str(tmp_path))
+    first = sampler.sample()
+    assert (first["cpu"], first["psi"]) == (None, None)
+    clock.now = 0.5
+    write(tmp_path, "proc/stat", "cpu  130 0 120 850 0 0 0 0 0 0\n")
+    write(tmp_path, "proc/pressure/cpu", "some avg10=9.99 avg60=9.99 avg300=9.99 total=1100000\n")
+    second = sampler.sample()
+    assert second == pytest.approx({"cpu": 0.5, "psi": 0.2, "mem": 0.75, "temp_c": 61.0})
+    sampler.close()
+
+
+def test_this_host_is_read_without_a_fault() -> None:
+    sampler = LoadSampler(Clock())
+    board = Board(Clock(), sampler=sampler)
+    assert board.load() == UNKNOWN
+    board.sample_load()
+    assert set(board.load()) == set(UNKNOWN)
+    for name in ("cpu", "psi", "mem"):
+        value = board.load()[name]
+        assert value is None or 0.0 <= value <= 1.0
+    sampler.close()
+    assert sampler.sample()["mem"] is None

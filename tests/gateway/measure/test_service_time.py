@@ -1,0 +1,195 @@
+"""Service times: what is learned from samples, and what samples must never do to it."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.measure.board import Board
+from gateway.measure.service_time import Drift, ServiceTime
+
+ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def board(clock: Clock) -> Board:
+    return Board(clock)
+
+
+def learn_line(board: Board, clock: Clock, samples: int, slowdown: float = 1.0, noise: float = 0.1) -> None:
+    rng = random.Random(samples)
+    for _ in range(samples):
+        x = rng.uniform(10.0, 100.0)
+        board.learn("edge", "task", "detect", x, (0.1 + 0.01 * x) * slowdown * math.exp(rng.gauss(0.0, noise)))
+        clock.now += 1.0
+
+
+def test_without_a_sample_the_prior_stands_and_says_so(board: Board) -> None:
+    board.add("edge", remote=False)
+    board.add("cloud", remote=True)
+    assert board.predict("edge", "task", "detect", 5.0).samples == 0
+    assert board.predict("edge", "task", "detect", 5.0).mean_s < board.predict("cloud", "task", "detect", 5.0).mean_s
+
+
+def test_one_sample_replaces_the_prior(board: Board) -> None:
+    board.learn("edge", "task", "detect", 5.0, 4.0)
+    assert board.predict("edge", "task", "detect", 5.0).mean_s == pytest.approx(4.0)
+
+
+def test_one_small_sample_says_little_of_big_sizes(board: Board) -> None:
+    board.learn("cloud", "chat", "m", 100.0, 0.5)
+    assert board.predict("cloud", "chat", "m", 8000.0).mean_s <= 1.0
+
+
+def test_a_slope_far_too_steep_is_corrected_by_the_first_big_sample(board: Board) -> None:
+    for x, seconds in ((92, 0.5), (67, 0.62), (1291, 0.52)):
+        board.learn("cloud", "chat", "m", x, seconds)
+    assert board.predict("cloud", "chat", "m", 1291).mean_s < 1.0
+
+
+def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 50)
+    for x in (20.0, 50.0, 90.0):
+        assert board.predict("edge", "task", "detect", x).mean_s == pytest.approx(0.1 + 0.01 * x, rel=0.15)
+
+
+def test_a_throttled_backend_is_noticed_in_every_class_at_once(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 50)
+    for _ in range(50):
+        board.learn("edge", "task", "other", 10.0, 1.0)
+        clock.now += 1.0
+    learn_line(board, clock, 8, slowdown=1.8)
+    assert board.predict("edge", "task", "other", 10.0).mean_s > 1.4
+    clock.now += 600.0
+    assert board.predict("edge", "task", "other", 10.0).mean_s == pytest.approx(1.0, rel=0.15)
+
+
+def test_one_straggler_is_no_change_point_and_no_spread(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 50, noise=0.05)
+    before = board.predict("edge", "task", "detect", 50.0)
+    board.learn("edge", "task", "detect", 50.0, 60.0)
+    after = board.predict("edge", "task", "detect", 50.0)
+    assert after.mean_s < before.mean_s * 1.35
+    assert after.p95_s < before.p95_s * 1.6
+
+
+def test_the_95th_percentile_is_about_where_it_should_be(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 200, noise=0.3)
+    estimate = board.predict("edge", "task", "detect", 50.0)
+    assert estimate.p95_s / estimate.mean_s == pytest.approx(math.exp(1.645 * 0.3), rel=0.25)
+
+
+def test_a_time_out_teaches_that_it_takes_longer(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 20)
+    before = board.predict("edge", "task", "detect", 50.0).mean_s
+    board.timed_out("edge", "task", "detect", 50.0, 10.0)
+    assert board.predict("edge", "task", "detect", 50.0).mean_s > before
+
+
+def test_a_time_out_sooner_than_expected_teaches_nothing(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 20)
+    before = board.predict("edge", "task", "detect", 50.0)
+    board.timed_out("edge", "task", "detect", 50.0, 0.01)
+    assert board.predict("edge", "task", "detect", 50.0) == before
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 0.0, 1e9])
+def test_impossible_durations_are_ignored(board: Board, seconds: float) -> None:
+    board.learn("edge", "task", "detect", 5.0, seconds)
+    board.timed_out("edge", "task", "detect", 5.0, seconds)
+    assert board.predict("edge", "task", "detect", 5.0).samples == 0
+
+
+@given(st.lists(st.tuples(ANY_FLOAT, ANY_FLOAT, ANY_FLOAT), max_size=40), ANY_FLOAT)
+def test_predictions_stay_positive_and_finite_whatever_comes(
+    samples: list[tuple[float, float, float]], asked: float
+) -> None:
+    clock = Clock()
+    board = Board(clock)
+    for x, seconds, step in samples:
+        board.learn("b", "task", "m", x, seconds)
+        clock.now += step if abs(step) < 1e6 else 0.0  # clocks that jump, both ways
+    estimate = board.predict("b", "task", "m", asked)
+    assert 0.0 < estimate.mean_s < math.inf
+    assert estimate.mean_s <= estimate.p95_s < math.inf
+    assert 0.0 < estimate.optimism <= 1.0
+
+
+def test_what_was_learned_survives_a_restart(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 50)
+    again = Board(clock)
+    again.restore(board.save({"edge": "h"}), {"edge": "h"})
+    now, then = again.predict("edge", "task", "detect", 50.0), board.predict("edge", "task", "detect", 50.0)
+    assert now.mean_s == pytest.approx(then.mean_s, rel=0.1)
+    assert now.samples == then.samples
+
+
+def test_other_settings_forget_what_was_learned(board: Board, clock: Clock) -> None:
+    learn_line(board, clock, 50)
+    again = Board(clock)
+    again.restore(board.save({"edge": "h"}), {"edge": "other"})
+    assert again.predict("edge", "task", "detect", 50.0).samples == 0
+
+
+DAMAGED = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(DAMAGED)
+def test_damaged_state_is_skipped(damaged: object) -> None:
+    board = Board(Clock())
+    for saved in (damaged, {"edge": damaged}, {"edge": {"settings": "h", "classes": damaged, "uplink": damaged}}):
+        board.restore(saved, {"edge": "h"})
+    assert board.predict("edge", "task", "m", 1.0).mean_s > 0.0
+
+
+def test_a_loser_gets_the_benefit_of_the_doubt_only_after_many_decisions_and_minutes(
+    board: Board, clock: Clock
+) -> None:
+    for _ in range(10):
+        board.learn("slow", "task", "m", 1.0, 3.0)
+    assert board.predict("slow", "task", "m", 1.0).optimism == 1.0
+    for _ in range(600):
+        board.passed_over("slow", "task", "m")
+    assert board.predict("slow", "task", "m", 1.0).optimism > 0.95
+    clock.now += 120.0
+    assert board.predict("slow", "task", "m", 1.0).optimism == pytest.approx(1 / 3)
+    board.learn("slow", "task", "m", 1.0, 3.0)
+    assert board.predict("slow", "task", "m", 1.0).optimism == 1.0
+
+
+def test_drift_returns_to_nothing() -> None:
+    drift = Drift(0.004)
+    for at in range(20):
+        drift.learn(0.6, 0.01, float(at))
+    assert drift.slowdown(20.0) == pytest.approx(math.exp(0.6), rel=0.1)
+    assert drift.slowdown(1000.0) == pytest.approx(1.0, rel=0.01)
+
+
+def test_equal_sizes_for_ever_leave_the_line_sane() -> None:
+    known = ServiceTime()
+    for at in range(5000):
+        known.learn(10.0, 0.5, float(at))
+    known.learn(20.0, 0.9, 5001.0)
+    assert 0.5 < known.usual_s(20.0) < 1.2
+    assert known.usual_s(10.0) == pytest.approx(0.5, rel=0.1)
