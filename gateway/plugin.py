@@ -461,8 +461,12 @@ class Backend(ABC, Generic[S]):
         """
 
     def size(self, task: Task) -> float:
-        """How big the task is, in whatever unit the work's duration grows with; bytes unless you say otherwise."""
-        return float(len(task.body))
+        """How big the task is, in the unit its duration grows with: the items of a list task, else bytes.
+
+        Say otherwise where you know better.
+        """
+        is_list = task.kind == "task" and b'"items"' in task.body
+        return float(task.items if is_list else len(task.body))
 
     def estimate(self, task: Task, view: View) -> float | None:
         """Predicted seconds for this task, where you know better than the learned model; None: use that."""

@@ -89,7 +89,10 @@ class _Side:
         return now < self.resumes_at
 
     def has_room(self, now: float) -> bool:
-        return not self.is_out(now) and len(self.running) < self.pace.room(self.running[-1].items if self.running else 1)
+        if self.is_out(now):
+            return False
+        last = self.running[-1].items if self.running else 1
+        return self.pace.has_room(len(self.running), self.ahead(now) * self.item_s(now), last)
 
     def item_s(self, now: float) -> float:
         return self.pace.item_s(now, self.running[0].items if self.running else 0)
@@ -177,10 +180,12 @@ class Deal:
         if not side.pace.is_known:
             return max(1, min(self.count // FIRST_PART, FIRST_MOST))
         share = self.left * self._part(side, now)
-        items = math.ceil(share / (SHARES * side.pace.width))
+        items = min(math.ceil(share / (SHARES * max(side.pace.servers, side.pace.at_first))), self._largest)
+        if not side.pace.is_measured:
+            return max(1, min(items, FIRST_MOST))
         least_s = max(LEAST_GROUP_S, side.pace.overhead_s if side.pace.most == 1 else 0.0)
-        least = math.ceil(least_s / max(side.pace.per_item_s or least_s, 1e-9))
-        return max(1, min(items, self._largest), min(least, int(share)))
+        least = math.ceil(least_s / side.item_s(now))
+        return max(1, items, min(least, int(share), 2 * self._largest))
 
     def _part(self, side: _Side, now: float) -> float:
         """Its part of what both can do."""

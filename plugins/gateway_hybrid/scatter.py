@@ -29,7 +29,7 @@ from gateway_hybrid.settings import HybridSettings
 from gateway_hybrid.sides import PASSED_ON, Sides, may_have_run
 from gateway_hybrid.works import Work, work_of
 
-FIRST_WIDTH = 2  # groups in flight far away, until it is known how many pay: one on its way, one being done
+FIRST_GROUPS = 2  # in flight far away, whatever is known: one on its way, one being done
 HANDLING_S = 0.003  # of dividing and joining, for the estimate
 REMEMBERED = 1024  # classes of work
 
@@ -41,13 +41,20 @@ class Speed(NamedTuple):
     per_item_s: float
 
 
+class Memory(NamedTuple):
+    """What the last batch of a class taught of a side: seconds for each item, and how many it does at once."""
+
+    per_item_s: float
+    servers: float
+
+
 class Scatter:
-    """The mode `scatter`. It remembers how many groups in flight paid, by side and class of work."""
+    """The mode `scatter`. It remembers by side and class of work; what a side has to wait for, the view knows better."""
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.settings, self.services = settings, services
         self.sides = Sides(settings, services)
-        self._widths: dict[tuple[str, str, str], int] = {}
+        self._memory: dict[tuple[str, str, str], Memory] = {}
 
     async def run(self, task: Task) -> Result:
         """Divide, assign, run, put together. What cannot be divided is done by the side that is faster at it."""
@@ -89,23 +96,29 @@ class Scatter:
 
     def _pace(self, side: str, task: Task, view: View, speed: Speed | None) -> Pace:
         most = max(1, view.slots(side))
-        width = most if side == self.sides.edge else self._width(side, task, view)
+        at_first = most if side == self.sides.edge else FIRST_GROUPS
         if speed is None or speed.overhead_s <= 0.0:
-            return Pace(most=most, width=width)
-        return Pace(most=most, width=width, per_item_s=speed.per_item_s, overhead_s=speed.overhead_s)
-
-    def _width(self, side: str, task: Task, view: View) -> int:
-        most = max(1, view.slots(side))
-        return min(
-            self._widths.get((side, task.kind, task.name), most if side == self.sides.edge else FIRST_WIDTH), most
+            return Pace(most=most, at_first=at_first)
+        return Pace(
+            most=most,
+            at_first=at_first,
+            per_item_s=speed.per_item_s,
+            overhead_s=speed.overhead_s,
+            servers=self._servers(side, task, view),
         )
 
+    def _servers(self, side: str, task: Task, view: View) -> float:
+        known = self._memory.get((side, task.kind, task.name))
+        if known is not None:
+            return known.servers
+        return float(max(1, view.slots(side))) if side == self.sides.edge else 1.0
+
     def _remember(self, task: Task, paces: Mapping[str, Pace]) -> None:
-        if len(self._widths) >= REMEMBERED:
-            self._widths.clear()
+        if len(self._memory) >= REMEMBERED:
+            self._memory.clear()
         for side, pace in paces.items():
-            if side != self.sides.edge and pace.is_measured:
-                self._widths[side, task.kind, task.name] = pace.width
+            if pace.is_measured and pace.per_item_s is not None:
+                self._memory[side, task.kind, task.name] = Memory(pace.per_item_s, pace.servers)
 
     def _speeds(self, task: Task, work: Work, view: View) -> dict[str, Speed]:
         """What is predicted of each side. An overhead of 0 means that sizes have told nothing apart yet."""
@@ -117,7 +130,8 @@ class Scatter:
             first_s = view.seconds(side, one)
             if first_s is None:
                 continue
-            per_item_s = (whole_s - first_s) / (work.count - 1)
+            known = self._memory.get((side, task.kind, task.name))
+            per_item_s = known.per_item_s if known else (whole_s - first_s) / (work.count - 1)
             is_told_apart = per_item_s > 0.01 * whole_s / work.count
             out[side] = (
                 Speed(max(first_s - per_item_s, LEAST_S), per_item_s)
@@ -160,7 +174,7 @@ class Scatter:
         if work is None or work.count < 2:
             return whole
         speeds = {
-            side: Speed(speed.overhead_s, speed.per_item_s / self._width(side, task, view))
+            side: Speed(speed.overhead_s, speed.per_item_s / self._servers(side, task, view))
             for side, speed in self._speeds(task, work, view).items()
         }
         divided = divide(work.count, speeds)
