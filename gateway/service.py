@@ -77,7 +77,12 @@ class Service:
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
         for services in self._services.values():
             services.dispatcher = self.dispatcher
-        rules = Rules(deadline_s=settings.deadline_s, max_body_bytes=settings.max_body_bytes, limits=limits)
+        rules = Rules(
+            deadline_s=settings.deadline_s,
+            max_body_bytes=settings.max_body_bytes,
+            edge_only=policy.edge_only,
+            limits=limits,
+        )
         self.door = Door(self.dispatcher, rules, __version__, lambda: self.is_ready, self.gate)
         self.is_ready = False
         self.http: HttpDoor | None = None

@@ -86,6 +86,7 @@ class Attempt:
     async def _produce(self, member: Member) -> None:
         task, site = self.task, member.site
         if site == "cloud" and not task.may_leave:
+            log.error("egress.refused", request_id=task.id, backend=member.name)
             raise BackendFailed(f"{member.name} is off site, and this may not leave", code="forbidden", began=False)
         if not member.breaker.allows(pinned=self.offer.pinned == member.name):
             raise BackendUnavailable(f"the breaker of {member.name} is open: {member.breaker.why_open}", began=False)
@@ -96,6 +97,9 @@ class Attempt:
         self.began = True
         if site == "cloud":
             metrics.EGRESS.inc(len(task.body), backend=member.name)
+            log.info(
+                "egress.sent", request_id=task.id, parent_id=task.parent_id, backend=member.name, bytes=len(task.body)
+            )
         produced = member.backend.run(task.replace(name=self.offer.names[member.name], terms=inner))
         if isinstance(produced, AsyncIterator):
             await self._relay(produced)

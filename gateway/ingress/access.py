@@ -6,8 +6,10 @@ A key is taken from the headers clients have for it, and from nowhere else: not 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from urllib.parse import unquote
 
 from gateway.admit import Caller, Gate
+from gateway.admit.keys import matches
 from gateway.ingress.routes import Match
 from gateway.plugin import GatewayError
 
@@ -33,6 +35,11 @@ def check_route(caller: Caller, found: Match) -> None:
     """Raises GatewayError `forbidden` where the path alone says that the key may not."""
     if found.route.kind == "task" and "task" in found.params:
         caller.check("task", found.params["task"])
+
+
+def must_stay(edge_only: tuple[str, ...], name: str, path: str) -> bool:
+    """Whether the operator keeps this model, task or path on the site, pinned or not, however it is spelt."""
+    return any(matches(edge_only, each) for each in (name, name.partition("/")[2], unquote(path)))
 
 
 def check_admin(gate: Gate, headers: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ import msgspec
 from gateway.admit import ANYBODY, Caller, Gate
 from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, Limits, forget
 from gateway.ingress import openai, openapi, tasks
-from gateway.ingress.access import caller_of, check_route
+from gateway.ingress.access import caller_of, check_route, must_stay
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.render import Rendered, Streamed, collect, has_content, render, streamed
@@ -80,10 +80,14 @@ class Reply(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the operator set for every request. Times in seconds, sizes in bytes."""
+    """What the operator set for every request. Times in seconds, sizes in bytes.
+
+    edge_only: models, tasks and paths whose data never leaves the site; a `*` at the end stands for any rest.
+    """
 
     deadline_s: float = 300.0
     max_body_bytes: int = 33_554_432
+    edge_only: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -414,7 +418,7 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
         items=draft.items,
         stream=draft.stream,
         deadline=began + min(whole_s, _client_deadline_s(headers)),
-        may_leave=_may_leave(headers),
+        may_leave=_may_leave(headers) and not must_stay(rules.edge_only, draft.name or AUTO, draft.path),
     )
 
 

@@ -113,6 +113,11 @@ class Policy(Group):
     )  # fmt: skip
     price: Weight = setting(0.5, "weight of the delay a task adds to those behind it", unit="s per s")
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
+    edge_only: tuple[str, ...] = setting(
+        (),
+        "models, tasks and paths (a path is an MQTT topic too) whose data never leaves the site, whatever a request says; "
+        "`*` at the end for any rest",
+    )
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
 
 

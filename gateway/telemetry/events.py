@@ -110,6 +110,19 @@ EVENTS: Mapping[str, Event] = {
         "Bytes that are no request were answered and the connection closed; rate-limited.",
         {"why": "what was wrong", "peer": "address", "suppressed": "lines left out since the last one"},
     ),
+    "egress.sent": Event(
+        "A request's body is handed to a backend off this site: the audit trail of what leaves.",
+        {
+            "request_id": "of the request",
+            "parent_id": "of a subtask: the request it belongs to",
+            "backend": "who gets it",
+            "bytes": "size of the body",
+        },
+    ),
+    "egress.refused": Event(
+        "What may not leave was about to: the last check before the backend held. A bug; please report it.",
+        {"request_id": "of the request", "backend": "who would have got it"},
+    ),
     "http.full": Event(
         "As many clients are connected as there are descriptors for; one more was told 503. Rate-limited.",
         {"peer": "address", "suppressed": "lines left out since the last one"},
@@ -175,6 +188,33 @@ EVENTS: Mapping[str, Event] = {
             "after": "who is asked",
             "error": "the error's code",
         },
+    ),
+    "hybrid.escalated": Event(
+        "The edge was not sure of its answer, or had none; the cloud is asked.",
+        {
+            "backend": "the hybrid's name",
+            "parent_id": "of the request",
+            "confidence": "how sure the edge was, 0 to 1, or null",
+            "threshold": "from which on its answer would have been taken",
+        },
+    ),
+    "hybrid.kept_edge": Event(
+        "The cloud failed or was late; the edge's answer was given though it was not sure.",
+        {"backend": "the hybrid's name", "parent_id": "of the request", "error": "the error's code, or `late`"},
+    ),
+    "hybrid.hedged": Event(
+        "The first side was later than usual; the second is asked too.",
+        {
+            "backend": "the hybrid's name",
+            "parent_id": "of the request",
+            "before": "who is late",
+            "after": "who is asked too",
+            "delay_ms": "after how long",
+        },
+    ),
+    "hybrid.validator_raised": Event(
+        "The validator raised; its answer counts as not sure.",
+        {"backend": "the hybrid's name", "parent_id": "of the request", "error": "exception"},
     ),
     "worker.ready": Event(
         "A worker process of a backend has opened it.",

@@ -1,0 +1,30 @@
+"""A backend that remembers every task it was ever given, and can fail them all, to tempt the gateway elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import ClassVar
+
+from pydantic import Field
+
+from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Part, Result, Task
+
+
+class CanarySettings(BackendSettings):
+    fails: bool = Field(False, description="fail every task")
+
+
+class Canary(Backend[CanarySettings]):
+    tasks = ("sing", "hum")
+    models = ("bird", "wren")
+    slots = 4
+    given: ClassVar[list[tuple[str, Task]]] = []
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        Canary.given.append((self.site, task))
+        if self.settings.fails:
+            raise BackendUnavailable("it does not sing today")
+        if task.kind == "task":
+            yield Result(json={"result": "tweet"})
+        else:
+            yield Part("tweet")

@@ -1,0 +1,143 @@
+"""What may not leave never leaves: by key, by header, by model, by task, by path; whatever else draws it away."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.admit.keyfile import write_keys
+from gateway.admit.keys import SECRET_CHARS, Key, hash_of
+from gateway.ingress.access import must_stay
+from gateway.plugin import Task
+from gateway.telemetry import metrics
+from gateway.testing import running_gateway
+from support.canary import Canary
+from support.raw import answered, post
+from support.wiring import backend
+
+SECRET = "a" * SECRET_CHARS
+RULES = "hum,wren,/v1/images/*"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Iterator[str]:
+    path = tmp_path / "keys.json"
+    write_keys(path, {"any": Key(sha256=hash_of(SECRET)), "home": Key(sha256=hash_of(SECRET), allow_cloud=False)})
+    Canary.given.clear()
+    yield str(path)
+    Canary.given.clear()
+
+
+def world(keys: str, *, edge_fails: bool) -> dict[str, str]:
+    """One backend here that is dear, or fails; one far away that is free; and one that divides work among both."""
+    return (
+        backend("near", "support.canary:Canary", USD_PER_REQUEST="9", FAILS=str(edge_fails).lower(), REPEATABLE="true")
+        | backend("far", "support.canary:Canary", SITE="cloud", REPEATABLE="true")
+        | backend("both", "hybrid", EDGE="near", CLOUD="far", TASKS='{"choir":"sing"}', MODELS='{"duet":"bird"}')
+        | {"GATEWAY_POLICY__USD": "1", "GATEWAY_KEYS_FILE": keys, "GATEWAY_POLICY__EDGE_ONLY": RULES}
+    )  # fmt: skip
+
+
+def chat(model: str, *, stream: bool = False) -> bytes:
+    return json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "x"}]}).encode()
+
+
+# What is asked, and whether a rule of the operator's keeps it here.
+ASKED: list[tuple[str, bytes, bool]] = [
+    ("/v1/tasks/sing", b"{}", False),
+    ("/v1/tasks/hum", b"{}", True),
+    ("/v1/tasks/h%75m", b"{}", True),
+    ("/v1/tasks/choir", b"{}", False),
+    *(
+        (path, chat(model, stream=stream), "wren" in model)
+        for path in ("/v1/chat/completions", "/chat/completions")
+        for model in ("bird", "wren", "far/bird", "far/wren", "near/wren", "auto", "duet")
+        for stream in (False, True)
+    ),
+    ("/v1/images/edits", b'{"model":"bird"}', True),
+    ("/v1/images/%65dits", b'{"model":"far/bird"}', True),
+]
+
+
+@pytest.mark.parametrize("edge_fails", [False, True])
+async def test_whatever_is_asked_in_whatever_way_only_what_may_leave_leaves(keys: str, edge_fails: bool) -> None:
+    reached: set[str] = set()
+    async with running_gateway(**world(keys, edge_fails=edge_fails)) as gateway:
+        for (path, body, by_rule), key, says_so in itertools.product(ASKED, ("any", "home"), (False, True)):
+            Canary.given.clear()
+            locality = ["x-gateway-locality: edge-only"] if says_so else []
+            lines = [f"Authorization: Bearer egw_{key}_{SECRET}", "Connection: close", *locality]
+            answer = await answered(gateway.url, post(path, body, *lines))
+            stays = by_rule or key == "home" or says_so
+            sites = {site for site, _ in Canary.given}
+            reached |= sites
+            assert not (stays and "cloud" in sites), (path, body, key, says_so)
+            assert not (stays and answer.headers.get("x-gateway-site") == "cloud")
+        assert gateway.lines.of("egress.refused") == []
+    assert reached == {"edge", "cloud"}
+
+
+async def test_every_body_that_leaves_is_counted_and_has_its_line(keys: str) -> None:
+    before = dict(metrics.EGRESS.values)
+    async with running_gateway(**world(keys, edge_fails=False)) as gateway:
+        for _ in range(3):
+            asked = post("/v1/tasks/sing", b'{"a":1}', f"x-api-key: egw_any_{SECRET}")
+            assert (await answered(gateway.url, asked)).headers["x-gateway-site"] == "cloud"
+        lines = gateway.lines.of("egress.sent")
+        ids = {line["request_id"] for line in gateway.lines.of("request.finished")}
+    assert [(line["backend"], line["bytes"], line["parent_id"]) for line in lines] == [("far", 7, None)] * 3
+    assert {line["request_id"] for line in lines} == ids
+    assert metrics.EGRESS.values[("far",)] - before.get(("far",), 0) == 21
+
+
+async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check(
+    keys: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_gateway(**world(keys, edge_fails=False)) as gateway:
+        planner = gateway.service.dispatcher.planner
+        query_of = planner._query
+        monkeypatch.setattr(planner, "_refusal", lambda *_: None)  # both filters are broken
+        monkeypatch.setattr(planner, "_query", lambda *args: query_of(*args)._replace(may_leave=True))
+        asked = post("/v1/chat/completions", chat("far/bird"), f"x-api-key: egw_home_{SECRET}")
+        assert (await answered(gateway.url, asked)).status == 403
+        assert [line["backend"] for line in gateway.lines.of("egress.refused")] == ["far"]
+    assert Canary.given == []
+
+
+# ── for any input ────────────────────────────────────────────────────────────────────────────────
+
+CHANGES = st.lists(
+    st.one_of(
+        st.just(("subtask", {})),
+        st.builds(lambda may: ("replace", {"may_leave": may}), st.booleans()),
+        st.builds(lambda name: ("replace", {"name": name, "may_leave": True}), st.text(max_size=3)),
+        st.builds(lambda body: ("replace", {"body": body}), st.binary(max_size=4)),
+    ),
+    max_size=8,
+)
+
+
+@given(CHANGES, st.booleans())
+def test_no_chain_of_subtasks_and_changes_ever_lets_a_task_leave_again(
+    changes: list[tuple[str, dict[str, Any]]], may_leave: bool
+) -> None:
+    task, still = Task(kind="task", name="t", deadline=1.0, may_leave=may_leave), may_leave
+    for method, arguments in changes:
+        task = getattr(task, method)(**arguments)
+        still = still and arguments.get("may_leave", True)
+        assert task.may_leave is still
+
+
+@given(st.sampled_from("abc/*"), st.text("abc/*", max_size=6), st.text("abc/", max_size=6))
+def test_a_rule_keeps_its_name_itself_pinned_or_not(first: str, rest: str, backend_name: str) -> None:
+    name = first + rest
+    assert must_stay((name,), name, "")
+    assert must_stay((name,), f"{backend_name.replace('/', '') or 'b'}/{name}", "")
+    assert not must_stay((), name, name)
