@@ -129,10 +129,17 @@ class LinkSample:
 class Log(Protocol):
     """A structured logger: an event name `room.what_happened`, and keys."""
 
-    def debug(self, event: str, **keys: Any) -> Any: ...
-    def info(self, event: str, **keys: Any) -> Any: ...
-    def warning(self, event: str, **keys: Any) -> Any: ...
-    def error(self, event: str, **keys: Any) -> Any: ...
+    def debug(self, event: str, **keys: Any) -> Any:
+        """What only who looks for a fault wants to know."""
+
+    def info(self, event: str, **keys: Any) -> Any:
+        """What happened."""
+
+    def warning(self, event: str, **keys: Any) -> Any:
+        """What an operator should look at."""
+
+    def error(self, event: str, **keys: Any) -> Any:
+        """What an operator has to repair."""
 
 
 class Services(Protocol):

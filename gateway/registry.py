@@ -93,6 +93,7 @@ class Member:
 
     @property
     def site(self) -> Site:
+        """Where it works."""
         return self.backend.site if self.backend else "edge"
 
     @property
@@ -108,6 +109,7 @@ class Member:
 
     @property
     def slots(self) -> int:
+        """How many tasks it works on at once."""
         return self.backend.slots if self.backend else 1
 
     @property
@@ -147,6 +149,7 @@ class Member:
 
     @property
     def is_watched(self) -> bool:
+        """Whether its health is asked for."""
         return self.backend is not None and type(self.backend).health is not Backend.health
 
 

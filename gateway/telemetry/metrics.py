@@ -26,9 +26,11 @@ class Metric:
         REGISTRY.append(self)
 
     def key(self, labels: dict[str, str]) -> tuple[str, ...]:
+        """The label values in the order of the labels. Raises KeyError for one that is missing."""
         return tuple(labels[name] for name in self.labels)
 
     def samples(self) -> Iterator[str]:
+        """Its lines of the exposition, without the head."""
         raise TypeError(f"{type(self).__name__} has no samples of its own")
 
     def text(self) -> str:
@@ -37,6 +39,7 @@ class Metric:
         return head + "".join(f"{line}\n" for line in self.samples())
 
     def series(self, key: tuple[str, ...], *more: tuple[str, str], suffix: str = "") -> str:
+        """The name of one time series, as the exposition writes it."""
         pairs = [*zip(self.labels, key, strict=True), *more]
         inner = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
         return f"{self.name}{suffix}{{{inner}}}" if inner else f"{self.name}{suffix}"

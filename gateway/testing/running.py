@@ -27,6 +27,7 @@ class Lines(io.RawIOBase):
         self._news = asyncio.Event()
 
     def writable(self) -> bool:
+        """It is."""
         return True
 
     def write(self, data: Any) -> int:

@@ -16,91 +16,34 @@ from gateway.ingress import http as http_door
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import connected, post, read_head, read_to_end
+from support.streamed import (
+    FINISH,
+    OPENING,
+    ROLE,
+    all_events,
+    asked,
+    chatting,
+    contents,
+    event,
+    next_event,
+    said,
+    streaming,
+)
 from support.upstream import (
-    CHUNKED,
-    EVENTS,
     LAST_CHUNK,
     Script,
     Talk,
     Upstream,
     answer,
-    by_path,
     chunk,
     endless,
-    head,
     sse,
     sse_bytes,
     stall,
 )
 from support.wiring import DESK, cloud, relaying
 
-CHAT = "/v1/chat/completions"
-OPENING = head(200, [EVENTS, CHUNKED])
 ATTEMPTS = 5  # of a measurement on a machine that does other things too
-
-
-def said(text: str | None = None, **choice: Any) -> dict[str, Any]:
-    delta = {} if text is None else {"content": text}
-    return {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt",
-            "choices": [{"index": 0, "delta": delta, "finish_reason": None, **choice}]}  # fmt: skip
-
-
-ROLE: dict[str, Any] = said(delta={"role": "assistant", "content": ""})
-FINISH = said(finish_reason="stop")
-
-
-def event(data: Any) -> bytes:
-    return chunk(b"data: %s\n\n" % json.dumps(data).encode())
-
-
-def chatting(script: Script) -> Script:
-    """A healthy upstream whose conversations go by `script`."""
-    return by_path({CHAT: script})
-
-
-def asked(model: str = "gpt", **more: Any) -> bytes:
-    said = {"model": model, "messages": [{"role": "user", "content": "x"}], "stream": True, **more}
-    return json.dumps(said).encode()
-
-
-@asynccontextmanager
-async def streaming(
-    gateway: RunningGateway, path: str = CHAT, body: bytes | None = None, *lines: str
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A request for a stream, sent."""
-    async with connected(gateway.url) as (reader, writer):
-        writer.write(post(path, asked() if body is None else body, *lines))
-        yield reader, writer
-
-
-async def next_event(reader: asyncio.StreamReader) -> str:
-    """The next event or comment of a chunked stream, one chunk each."""
-    size = int(await reader.readline(), 16)
-    return (await reader.readexactly(size + 2)).decode().strip()
-
-
-async def all_events(reader: asyncio.StreamReader) -> tuple[list[str], bool]:
-    """Every event up to the end of the connection or the body, and whether the body ended as it should."""
-    events = []
-    try:
-        while size := int(await reader.readline() or b"-1", 16):
-            if size < 0:
-                return events, False
-            events += (await reader.readexactly(size + 2)).decode().strip().split("\n\n")
-    except (ConnectionError, asyncio.IncompleteReadError):
-        return events, False
-    return events, True
-
-
-def contents(events: list[str]) -> str:
-    """What a client would have read."""
-    chunks = [json.loads(each[6:]) for each in events if each.startswith("data: {")]
-    return "".join(
-        choice["delta"].get("content") or ""
-        for each in chunks
-        for choice in each.get("choices", ())
-        if "delta" in choice
-    )
 
 
 # ── relayed as it arrives ────────────────────────────────────────────────────────────────────────

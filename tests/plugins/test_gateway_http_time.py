@@ -1,0 +1,301 @@
+"""Time, the connection and its account, and what is asked besides: health and lists."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from gateway.plugin import BackendUnavailable, DeadlineExceeded
+from gateway.timing import Watch
+from gateway_http import Http
+from support.http_backend import Recorded, accounted, chat, job, opened, result
+from support.upstream import (
+    CHUNKED,
+    JSON,
+    Script,
+    Talk,
+    Upstream,
+    answer,
+    by_path,
+    chunk,
+    cut,
+    head,
+    in_turn,
+    reset,
+    sse_bytes,
+    stall,
+    whole,
+)
+
+COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}}]}
+DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": None}]}
+
+
+# --- time and the connection ------------------------------------------------------------------------------------------
+
+
+async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream() -> None:
+    stalls = [stall(), stall(head(200, [JSON, CHUNKED]) + chunk(b"{")), stall(sse_bytes(DELTA, done=False))]
+    for script in stalls:
+        async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+            began = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                async for _ in backend.run(chat(deadline_s=0.1)):
+                    pass
+            assert time.monotonic() - began < 0.3
+
+
+async def test_a_task_whose_time_is_up_is_not_sent() -> None:
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(DeadlineExceeded):
+            await result(backend, chat(deadline_s=0))
+    assert upstream.connections == 0
+
+
+async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
+    gone = asyncio.Event()
+    async with (
+        Upstream(stall(sse_bytes(DELTA, done=False), gone=gone)) as upstream,
+        opened(upstream.url) as (backend, _),
+    ):
+        run = backend.run(chat(stream=True))
+        await anext(run)
+        began = time.monotonic()
+        await run.aclose()  # type: ignore[attr-defined]
+        await gone.wait()
+        assert time.monotonic() - began < 0.1
+
+
+async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
+    async def drains(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            arrived.set()
+            await resume.wait()
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+        gone.set()
+
+    for body in (b"{}", b"{" + b" " * 20_000_000 + b"}"):
+        arrived, gone, resume = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        server = await asyncio.start_server(drains, "127.0.0.1", 0)
+        async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as (backend, _):
+            asked = asyncio.create_task(result(backend, chat("", body=body)))
+            await arrived.wait()
+            began = time.monotonic()
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            resume.set()
+            await gone.wait()
+            assert time.monotonic() - began < 0.1
+
+
+async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless() -> None:
+    script = in_turn(answer(json=COMPLETION), cut(), answer(json=COMPLETION))
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat())
+        await result(backend, chat())
+    assert (upstream.connections, len(upstream.requests)) == (2, 3)
+
+
+async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> None:
+    for repeatable, asked in ((None, 2), (True, 3)):
+        script = in_turn(answer(json={}), reset(), answer(json={}))
+        async with Upstream(script) as upstream, opened(upstream.url, repeatable=repeatable) as (backend, _):
+            await result(backend, job())
+            if repeatable:
+                await result(backend, job())
+            else:
+                with pytest.raises(BackendUnavailable):
+                    await result(backend, job())
+        assert len(upstream.requests) == asked
+
+
+async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
+    async with Upstream(cut()) as upstream, opened(upstream.url) as (backend, services):
+        with pytest.raises(BackendUnavailable, match="without an answer"):
+            await result(backend, chat())
+        upstream.script = reset()
+        with pytest.raises(BackendUnavailable, match="reset"):
+            await result(backend, chat())
+    assert len(upstream.requests) == 2
+    assert services.failures == ["reset"]
+
+
+async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
+    said = asyncio.Event()
+
+    async def answers_and_adds(talk: Any) -> None:
+        await talk.send(whole(b'{"first": true}'))
+        await ready.wait()
+        await talk.send(whole(b'{"stray": true}'))
+        said.set()
+
+    ready = asyncio.Event()
+    async with Upstream(answers_and_adds) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat())
+        ready.set()
+        await said.wait()
+        upstream.script = answer(json={"second": True})
+        assert (await result(backend, chat())).value() == {"second": True}
+
+
+# --- the account of time ----------------------------------------------------------------------------------------------
+
+
+async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
+    def slow(name: str, claim: str) -> Script:
+        async def script(talk: Talk) -> None:
+            await asyncio.sleep(0.03)
+            await talk.send(whole(b"{}", headers=[(name, claim)]))
+
+        return script
+
+    for name, claim, source in (
+        ("Server-Timing", "queue;dur=1, total;desc=x;dur=20.0", "server-timing"),
+        ("openai-processing-ms", "20", "header"),
+        ("x-envoy-upstream-service-time", "20", "header"),
+    ):
+        async with Upstream(slow(name, claim)) as upstream, opened(upstream.url) as (backend, _):
+            _, account = await accounted(backend, chat())
+        terms = account.terms_us
+        assert terms["cloud"] == pytest.approx(20_000, abs=2)
+        assert terms["network"] >= 9_900
+        assert account.cloud_source == source
+        assert terms["connect"] > 0
+        assert terms["upload"] > 0
+        assert account.overlap_us == 0
+
+
+async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate() -> None:
+    boasts = answer(b"{}", headers=[("openai-processing-ms", "9000")])
+    async with Upstream(boasts) as upstream, opened(upstream.url) as (backend, _):
+        _, account = await accounted(backend, chat())
+        assert account.terms_us["network"] == 0
+        assert account.terms_us["cloud"] < 1_000_000
+        upstream.script = answer(b"{}", headers=[("Server-Timing", "app;dur=1")])
+        _, account = await accounted(backend, chat())
+        assert account.cloud_source == "estimated"
+
+
+async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
+    body = b"{" + b" " * 3_000_000 + b"}"
+    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, services):
+        _, account = await accounted(backend, chat("", body=body))
+    (sample,) = services.samples
+    assert sample.upload_bytes == len(body)
+    assert sample.upload_s is not None
+    assert account.terms_us["upload"] >= sample.upload_s * 1e6 - 10
+    assert upstream.requests[0].body == body
+
+
+async def test_an_upstream_that_answers_before_the_upload_ended_leaves_a_sound_account() -> None:
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(whole(b'{"error": {"message": "too large"}}', status=413))
+        with suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+        over.set()
+
+    over = asyncio.Event()
+    server = await asyncio.start_server(early, "127.0.0.1", 0)
+    async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as (backend, _):
+        got, account = await accounted(backend, chat("", body=b"{" + b" " * 20_000_000 + b"}"))
+        await over.wait()
+    assert got.status == 413
+    terms = account.terms_us
+    assert account.total_us == sum(terms.values()) - account.overlap_us + account.other_us
+    assert min(terms.values()) >= 0
+
+
+async def test_a_failed_request_charges_what_it_used() -> None:
+    async with Upstream(stall()) as upstream, opened(upstream.url) as (backend, _):
+        watch = Watch()
+        with pytest.raises(DeadlineExceeded):
+            await result(backend, chat(deadline_s=0.05, terms=watch))
+        assert watch.close().terms_us["cloud"] > 30_000
+
+
+# --- health and lists -------------------------------------------------------------------------------------------------
+
+PEER_MODELS = {"data": [{"id": name} for name in ("auto", "echo", "speech", "edge/echo", "cloud/auto", "meta/llama")]}
+
+
+async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves() -> None:
+    peer = by_path(
+        {
+            "/livez": answer(json={}),
+            "/v1/models": answer(json=PEER_MODELS),
+            "/v1/tasks": answer(json={"object": "list", "data": [{"id": "add"}]}),
+        }
+    )
+    async with Upstream(peer) as upstream, opened(upstream.url) as (backend, services):
+        assert backend.models is None
+        assert backend.tasks is None
+        assert await backend.health() is None
+        assert backend.models == {"echo": "echo", "speech": "speech", "meta/llama": "meta/llama"}
+        assert backend.tasks == {"add": "add"}
+        (sample,) = services.samples
+        assert sample.rtt_s is not None
+        assert 0 < sample.rtt_s < 0.1
+        assert sample.tcp_rtt_s is not None
+        assert upstream.connections == 1
+        assert [r.path for r in upstream.requests].count("/livez") == 2
+        await backend.health()
+        assert [r.path for r in upstream.requests].count("/v1/models") == 1
+
+
+async def test_health_takes_any_answer_below_500_and_an_upstream_without_lists() -> None:
+    async with Upstream(answer(json={}, status=404)) as upstream, opened(upstream.url) as (backend, _):
+        assert await backend.health() is None
+        assert backend.models == {}
+        assert backend.tasks == {}
+
+
+async def test_health_says_what_is_wrong() -> None:
+    async with Upstream(answer(json={}, status=503)) as upstream, opened(upstream.url) as (backend, services):
+        assert "status 503" in str(await backend.health())
+        assert backend.models is None
+        upstream.script = by_path({"/v1/models": answer(json={}, status=401)})
+        assert "key" in str(await backend.health())
+        upstream.script = answer(json={"data": [{"id": "m"}]})
+        assert await backend.health() is None
+        assert backend.models == {"m": "m"}
+        assert services.failures == []
+
+
+async def test_lists_the_operator_gave_are_not_asked_for() -> None:
+    given = {"models": "a,b", "tasks": '{"add": "/add"}'}
+    async with Upstream(answer(json={})) as upstream, opened(upstream.url, **given) as (backend, _):
+        await backend.health()
+        assert backend.models == {"a": "a", "b": "b"}
+    assert {r.path for r in upstream.requests} == {"/livez"}
+
+
+def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
+    def made(**settings: Any) -> Http:
+        return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), Recorded())
+
+    assert (made().site, made().slots) == ("cloud", 16)
+    assert (made(site="edge").site, made(slots=3).slots) == ("edge", 3)
+
+
+async def test_a_web_page_where_the_service_was_is_a_captive_portal_and_its_link_is_down() -> None:
+    async with (
+        Upstream(answer(json={"error": "no"}, status=404)) as upstream,
+        opened(upstream.url, tasks="add") as (up, told),
+    ):
+        assert await up.health() is None
+        upstream.script = answer(b"<html>Sign in</html>", content_type="text/html")
+        assert "captive portal" in (await up.health() or "")
+        assert told.failures == ["captive portal"]
+        upstream.script = answer(json={"error": "no"}, status=404)
+        assert await up.health() is None
