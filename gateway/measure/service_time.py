@@ -30,6 +30,7 @@ FORGETTING = 0.99  # of the least squares: about the last 100 samples count
 EXTRAPOLATION = 2.0  # of the largest size seen
 LEAST_NOISE = 0.01  # as a variance of the logarithm: nothing is known to better than 10 %
 OUTLIER = 3.0  # standard deviations
+SLOWDOWN_MOST_LOG = math.log(4.0)  # what drift is for; beyond it, the class has changed
 CLIP = 2.0  # a residual beyond this many predictions counts as this many
 SHORTEST_S, LONGEST_S = 1e-5, 86_400.0
 Z95 = 1.645  # the normal distribution's 95th percentile
@@ -106,7 +107,21 @@ class Drift:
 class ServiceTime:
     """One class at one backend: a line through its samples, and their spread."""
 
-    __slots__ = ("at", "beyond", "p00", "p01", "p11", "passes", "samples", "to_p95", "unit", "variance", "w0", "w1")
+    __slots__ = (
+        "_outlier",
+        "at",
+        "beyond",
+        "p00",
+        "p01",
+        "p11",
+        "passes",
+        "samples",
+        "to_p95",
+        "unit",
+        "variance",
+        "w0",
+        "w1",
+    )
 
     def __init__(self) -> None:
         self.samples = 0
@@ -116,6 +131,7 @@ class ServiceTime:
         self.beyond = 0.0  # sizes above this one are reckoned as this one
         self.w0 = self.w1 = 0.0
         self.p00 = self.p01 = self.p11 = 0.0
+        self._outlier = 0  # the side the last sample was off, where it was far off
         self.variance = FIRST_LOG_VARIANCE
         self.to_p95 = math.exp(Z95 * math.sqrt(FIRST_LOG_VARIANCE))  # 95th percentile / mean, kept for speed
 
@@ -142,24 +158,44 @@ class ServiceTime:
 
     def _correct(self, x: float, seconds: float) -> None:
         expected = max(self.w0 + self.w1 * x, SHORTEST_S)
+        # Between expected² and seconds²: an estimate far too high must not discount the sample that tells.
+        scale = expected * seconds
+        self._doubt_line(math.log(seconds / expected), x, scale)
         a0, a1 = self.p00 + self.p01 * x, self.p01 + self.p11 * x  # P phi
         doubt = a0 + a1 * x  # the variance of the prediction by what is not known of the line
-        # Between expected² and seconds²: an estimate far too high must not discount the sample that tells.
-        noise = min(max(self.variance, LEAST_NOISE), 1.0) * expected * seconds
+        noise = min(max(self.variance, LEAST_NOISE), 1.0) * scale
         self._spread(math.log(seconds / expected), noise / (noise + doubt))
         error = min(seconds - expected, CLIP * expected)
-        scale = FORGETTING * noise + doubt
-        k0, k1 = a0 / scale, a1 / scale
-        self.w0 = max(self.w0 + k0 * error, 0.0)
-        self.w1 = max(self.w1 + k1 * error, 0.0)
-        if self.w0 + self.w1 <= 0.0:
-            self.w0 = expected / CLIP
+        k0, k1 = a0 / (FORGETTING * noise + doubt), a1 / (FORGETTING * noise + doubt)
+        self.w0 += k0 * error
+        self.w1 += k1 * error
         # The variance a direction has when it is never excited must not grow for ever: one prediction at most.
-        most = expected * expected
+        most = max(expected, seconds) ** 2
         self.p00 = min((self.p00 - k0 * a0) / FORGETTING, most)
         self.p11 = min((self.p11 - k1 * a1) / FORGETTING, most)
         bound = math.sqrt(max(self.p00 * self.p11, 0.0))
         self.p01 = max(-bound, min((self.p01 - k0 * a1) / FORGETTING, bound))
+        self._constrain(expected)
+
+    def _doubt_line(self, off: float, x: float, scale: float) -> None:
+        """Two samples in a row that no spread and no slowdown explains: the line is wrong, begin it anew."""
+        outlier = 0
+        if abs(off) > max(OUTLIER * math.sqrt(self.variance), SLOWDOWN_MOST_LOG):
+            outlier = 1 if off > 0.0 else -1
+        if outlier and outlier == self._outlier:
+            self.p00, self.p01, self.p11 = scale, 0.0, scale / max(x * x, 1.0)
+        self._outlier = outlier
+
+    def _constrain(self, expected: float) -> None:
+        """Neither weight is negative. One that would be is set to 0, and the other to what it is, given that."""
+        if self.w1 < 0.0:
+            self.w0 -= self.w1 * self.p01 / self.p11 if self.p11 > 0.0 else 0.0
+            self.w1 = 0.0
+        if self.w0 < 0.0:
+            self.w1 = max(self.w1 - self.w0 * self.p01 / self.p00 if self.p00 > 0.0 else self.w1, 0.0)
+            self.w0 = 0.0
+        if self.w0 + self.w1 <= 0.0:
+            self.w0 = expected / CLIP
 
     def _spread(self, off: float, share: float) -> None:
         """Learn the variance; `share` of this residual is the sample's own, the rest the line's."""

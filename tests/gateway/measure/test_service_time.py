@@ -64,6 +64,23 @@ def test_a_slope_far_too_steep_is_corrected_by_the_first_big_sample(board: Board
     assert board.predict("cloud", "chat", "m", 1291).mean_s < 1.0
 
 
+def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Board) -> None:
+    board.learn("cloud", "chat", "m", 236, 5.36)  # a long answer to a short question
+    for x, seconds in ((2147, 0.81), (2507, 0.57), (3397, 0.6), (3854, 0.95), (2157, 0.62), (1257, 0.41), (5886, 1.15)):
+        board.learn("cloud", "chat", "m", x, seconds)
+    assert board.predict("cloud", "chat", "m", 3000).mean_s < 1.5
+
+
+@given(st.lists(st.tuples(st.floats(1.0, 1e6), st.floats(0.5, 2.0)), min_size=60, max_size=60), st.floats(0.01, 30.0))
+def test_whatever_came_first_sixty_samples_alike_are_believed(samples: list[tuple[float, float]], first: float) -> None:
+    known = ServiceTime()
+    known.learn(samples[0][0], first, 0.0)
+    for x, seconds in samples:
+        known.learn(x, seconds, 1.0)
+    for x, _ in samples[-20:]:
+        assert 0.1 < known.usual_s(x) < 10.0
+
+
 def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Board, clock: Clock) -> None:
     learn_line(board, clock, 50)
     for x in (20.0, 50.0, 90.0):
