@@ -1,9 +1,9 @@
 """Hedge: one side first, the other too where the first is later than usual; the first good answer is the answer.
 
 "Later than usual" is the 95th percentile the gateway has learned for this class and size. Its model of the tail is a
-rough one, so the delay is corrected by a factor that follows the true quantile (Robbins and Monro 1951): up by a step
-when a request was late, down by a nineteenth of it when it was not. Second calls are paid from a token bucket, filled
-by `budget` per request.
+rough one, so the delay is corrected by a factor that follows the true quantile (Robbins and Monro 1951): up when a
+request was late, down by a small part of that when it was not. Second calls are paid from a token bucket, filled by
+`budget` per request; the quantile is such that it is not quite used up, and there is one when it matters.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ from gateway.plugin import DeadlineExceeded, GatewayError, Result, Services, Tas
 from gateway_hybrid.settings import HybridSettings
 from gateway_hybrid.sides import Sides, is_final, may_have_run, whole
 
-QUANTILE = 0.95
+QUANTILE_LEAST = 0.95
+BUDGET_USED = 0.7
 STEP = 0.3  # of the logarithm of the factor
 FACTOR_MOST = 100.0
-BURST = 3.0  # tokens kept
+BURST = 5.0  # tokens kept
 REMEMBERED = 1024
 
 
 class Quantile:
-    """A factor on a predicted delay, such that one request in twenty is later than that."""
+    """A factor on a predicted delay, such that a `late` share of the requests takes longer than that."""
 
-    def __init__(self) -> None:
-        self.factor = 1.0
+    def __init__(self, late: float) -> None:
+        self.factor, self._late = 1.0, late
 
     def learn(self, *, was_late: bool) -> None:
         """One request that was late, or was not."""
-        step = STEP * QUANTILE if was_late else -STEP * (1.0 - QUANTILE)
+        step = STEP * (1.0 - self._late) if was_late else -STEP * self._late
         self.factor = min(max(self.factor * math.exp(step), 1 / FACTOR_MOST), FACTOR_MOST)
 
 
@@ -114,7 +115,8 @@ class Hedge:
         key = (side, task.kind, task.name)
         if key not in self._quantiles and len(self._quantiles) >= REMEMBERED:
             self._quantiles.clear()
-        return self._quantiles.setdefault(key, Quantile())
+        late = min(1.0 - QUANTILE_LEAST, BUDGET_USED * self.settings.budget)
+        return self._quantiles.setdefault(key, Quantile(late))
 
     def estimate(self, task: Task, view: View) -> float | None:
         """The faster side's time: what hedging saves is in the tail."""

@@ -49,7 +49,7 @@ class Memory(NamedTuple):
 
 
 class Scatter:
-    """The mode `scatter`. It remembers by side and class of work; what a side has to wait for, the view knows better."""
+    """The mode `scatter`. It remembers the speed of each side by class of work; its waits, the view knows better."""
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.settings, self.services = settings, services
