@@ -38,11 +38,13 @@ from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
 from gateway.measure.carrier import CarrierWatch, way_to
 from gateway.measure.load import LoadSampler
+from gateway.measure.memory import MemoryGauge
 from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
+from gateway.relief import Relief
 from gateway.settings import Listener, Loaded, Settings, Tls, UnixListener
 from gateway.settings.tree import Mqtt
-from gateway.telemetry import configure, log, metrics
+from gateway.telemetry import Limited, configure, log, metrics
 from gateway.tls import server_context
 
 START_S = 5.0
@@ -91,6 +93,7 @@ class Service:
         self.admin_bound: list[str] = []
         self._tls = _tls(settings.tls)
         self._sites: list[Site] = []
+        self.relief = Relief(self.door, MemoryGauge())
         self._runners: list[web.BaseRunner] = []
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
@@ -223,6 +226,7 @@ class Service:
             ticks += 1
             if ticks % LOAD_EVERY_TICKS == 0:
                 self.board.sample_load()
+                await self.relief.look(self._sites if self.is_ready else ())
             if loop.time() > save_at:
                 save_at = loop.time() + SAVE_S
                 self._save()
@@ -357,9 +361,13 @@ def _ask(asked: asyncio.Future[str], name: str) -> None:
         asked.set_result(name)
 
 
+_broken = Limited("service.unhandled", per_s=1.0, burst=10)
+
+
 def _unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Rate-limited: a host that is out of descriptors brings one of these for every client that waits."""
     error = context.get("exception")
-    log.error("service.unhandled", error=f"{context.get('message')}: {type(error).__name__}: {error}"[:500])
+    _broken.warning(error=f"{context.get('message')}: {type(error).__name__}: {error}"[:500])
 
 
 _: Callable[[Loaded], int] = serve

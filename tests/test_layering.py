@@ -40,6 +40,7 @@ FLOORS = {
     "ingress": 6,
     "admin": 7,
     "settings": 6,
+    "relief": 7,
     "service": 8,  # joins the rooms
     "demo": 9,  # runs a service
     "doctor": 9,

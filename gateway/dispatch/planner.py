@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.decide.policy import Candidate, Decision, Policy, Query, cost_s
+from gateway.dispatch.feasible import Feasibility
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Task
@@ -35,12 +36,13 @@ class Planner:
 
     def __init__(self, registry: Registry, board: Board, lanes: Lanes) -> None:
         self.registry, self.board, self.lanes = registry, board, lanes
+        self.feasibility = Feasibility()
         lanes.usable = self.unusable
 
     def plan(self, task: Task, *, client_deadline: bool = False, tried: Mapping[str, str] | None = None) -> Plan:
         """Decide where `task` should go. `tried` names backends that failed it already, and how.
 
-        Raises GatewayError where nobody serves it, or the rules leave nobody.
+        Raises GatewayError where nobody serves it, the rules leave nobody, or nobody has done it in the client's time.
         """
         offer = self._offer(task)
         work = self._work(task, offer, client_deadline)
@@ -51,6 +53,9 @@ class Planner:
             decision = self.lanes.choose(work, query, self._last_resort(refused))
         if not decision.order:
             raise _nobody(decision, self._is_by_rule(offer, task))
+        if client_deadline and not tried:
+            left = {name: decision.refused.get(name) for name in offer.names}
+            self.feasibility.check(task, self.lanes.candidates(work, left), query.slack_s)
         work.allowed = decision.order
         return Plan(offer, work, decision)
 

@@ -36,6 +36,7 @@ from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
+PRESSED_RETRY_S = 2.0
 WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
 STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
 
@@ -104,7 +105,7 @@ class Rules:
 
 
 class Door:
-    """Serves requests."""
+    """Serves requests. is_pressed: memory is short, and new work is refused before it takes any."""
 
     def __init__(
         self,
@@ -116,6 +117,7 @@ class Door:
     ) -> None:
         self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
         self.gate = gate or Gate()
+        self.is_pressed = False
         self.openapi = msgspec.json.encode(openapi.build(version))
 
     def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -204,6 +206,8 @@ class _Visit:
         """Before the body is read: whose key it is, and whether that key may ask this, now."""
         caller = caller_of(self.door.gate, self.incoming.headers, self.incoming.key_id)
         check_route(caller, found)
+        if self.door.is_pressed and found.route.needs_body:
+            raise TaskRefused("the gateway is short of memory; come back later", retry_after_s=PRESSED_RETRY_S)
         self.door.gate.enter(caller)
         self.caller = caller
 

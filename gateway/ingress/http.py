@@ -8,6 +8,7 @@ in our envelope instead of its own text. Its private parts we lean on are `_Conn
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -41,6 +42,13 @@ class _Connection(RequestHandler):
     """aiohttp's connection, answering in our envelope what it would have answered in its own words."""
 
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """What was sent and is not taken for so long ends the connection, when nobody waits for it any more too."""
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1000))
+        super().connection_made(transport)
 
     def handle_error(
         self,

@@ -115,8 +115,8 @@ class Policy(Group):
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
     edge_only: tuple[str, ...] = setting(
         (),
-        "models, tasks and paths (a path is an MQTT topic too) whose data never leaves the site, whatever a request says; "
-        "`*` at the end for any rest",
+        "models, tasks and paths (a path is an MQTT topic too) whose data never leaves the site, whatever a request "
+        "says; `*` at the end for any rest",
     )
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
 
@@ -138,7 +138,6 @@ class Mqtt(Group):
     key: str | None = setting(
         None,
         "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys",
-        examples=["mqtt"],
     )
     telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
     ca_file: Path | None = setting(None, "mqtts: who may have signed the broker's certificate; unset: the system's")

@@ -101,7 +101,19 @@ EVENTS: Mapping[str, Event] = {
     "service.state_not_saved": Event(
         "What was learned could not be written; it is lost at a restart.", {"path": "which file", "error": "why"}
     ),
-    "service.unhandled": Event("A task of the gateway ended in an error nobody caught: a bug.", {"error": "which"}),
+    "service.unhandled": Event(
+        "A task of the gateway ended in an error nobody caught, or the loop met one; rate-limited.",
+        {"error": "which", "suppressed": "lines left out since the last one"},
+    ),
+    "memory.pressed": Event(
+        "Memory is short (85 % of the limit): new work is refused with 503.", {"ratio": "used, of the limit"}
+    ),
+    "memory.relieved": Event("There is memory again: new work is taken.", {"ratio": "used, of the limit"}),
+    "memory.stopped_accepting": Event(
+        "Hardly any memory is left (95 % of the limit): no connection is accepted; those there are go on.",
+        {"ratio": "used, of the limit"},
+    ),
+    "memory.accepting_again": Event("Connections are accepted again.", {"ratio": "used, of the limit"}),
     "library.logged": Event(
         "A library's warning; rate-limited.",
         {"logger": "whose", "message": "what", "error": "exception", "suppressed": "lines left out since the last one"},

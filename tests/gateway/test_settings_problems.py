@@ -38,7 +38,7 @@ def test_an_unknown_variable_is_told_with_the_nearest_known_one(name: str, meant
 
 
 def test_an_unknown_variable_like_no_other_is_told_where_to_look() -> None:
-    assert "`edge-gateway config --env` lists all" in only(SHOUT | {"GATEWAY_QQQQQ": "1"})
+    assert "`edge-gateway config --env` lists all" in only(SHOUT | {"GATEWAY_9876543210": "1"})
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_BACKENDS__R__PORT", "GATEWAY_BACKENDS__R__SERVICE_HOST"])

@@ -1,0 +1,44 @@
+"""What is done when memory runs short: first no new work, then no new connection; what is there goes on.
+
+    85 % of the limit   requests that bring work are 503 before their body is read
+    95 %                no connection is accepted; who comes waits in the kernel, where that costs us nothing
+    90 %                connections are accepted again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.ingress.door import Door
+from gateway.ingress.listening import Site
+from gateway.measure.memory import MemoryGauge
+from gateway.telemetry import log
+
+SHED_AT, STOP_AT, RESUME_AT = 0.85, 0.95, 0.90
+
+
+class Relief:
+    """Looks at the memory whenever it is told to."""
+
+    def __init__(self, door: Door, gauge: MemoryGauge) -> None:
+        self.gauge = gauge
+        self._door = door
+        self._is_paused = False
+
+    async def look(self, sites: Sequence[Site]) -> None:
+        """Do what the state of the memory asks for."""
+        ratio = self.gauge.ratio() or 0.0
+        is_short = ratio >= SHED_AT
+        if self._door.is_pressed != is_short:
+            self._door.is_pressed = is_short
+            log.warning("memory.pressed" if is_short else "memory.relieved", ratio=round(ratio, 3))
+        if not self._is_paused and ratio >= STOP_AT:
+            self._is_paused = True
+            log.error("memory.stopped_accepting", ratio=round(ratio, 3))
+            for site in sites:
+                site.pause()
+        elif self._is_paused and ratio < RESUME_AT:
+            self._is_paused = False
+            log.warning("memory.accepting_again", ratio=round(ratio, 3))
+            for site in sites:
+                await site.resume()

@@ -1,0 +1,214 @@
+"""What a gateway that is short of something does, and what slow clients can do to it: nothing, for long."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.ingress import http as http_door
+from gateway.service import _unhandled
+from gateway.telemetry import metrics
+from gateway.testing import RunningGateway, running_gateway
+from support.desk import Desk
+from support.raw import answered, connected, post, read_answer, read_to_end
+from support.wiring import DESK
+
+SAY = post("/v1/tasks/say", b"1")
+
+
+class Gauge:
+    """Memory as a test says it is."""
+
+    def __init__(self, used: float) -> None:
+        self._used = used
+
+    def ratio(self) -> float:
+        return self._used
+
+
+async def pressed(gateway: RunningGateway, ratio: float) -> None:
+    relief = gateway.service.relief
+    relief.gauge = Gauge(ratio)  # type: ignore[assignment]
+    await relief.look(gateway.service._sites)
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_goes_on(desk: RunningGateway) -> None:
+    async with connected(desk.url) as (reader, writer):
+        writer.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        await pressed(desk, 0.86)
+        async with connected(desk.url) as (other, to):
+            to.write(post("/v1/tasks/say", b"", length=20_000_000))
+            refused = await read_answer(other)
+        assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("2", "close")
+        assert (await answered(desk.url, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
+        Desk.open.set()
+        assert (await read_answer(reader)).status == 200
+    await pressed(desk, 0.84)
+    assert (await answered(desk.url, SAY)).status == 200
+    assert [line["event"] for line in desk.lines.all if line["event"].startswith("memory.")] == [
+        "memory.pressed",
+        "memory.relieved",
+    ]
+
+
+async def test_where_hardly_any_is_left_who_comes_waits_outside_and_is_served_later(desk: RunningGateway) -> None:
+    async with connected(desk.url) as (inside, to):
+        to.write(SAY)
+        assert (await read_answer(inside)).status == 200
+        await pressed(desk, 0.96)
+        async with connected(desk.url) as (outside, out):
+            out.write(SAY)
+            to.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await read_answer(inside)).status == 200
+            waiting = asyncio.ensure_future(read_answer(outside))
+            await pressed(desk, 0.92)
+            assert not waiting.done()
+            await pressed(desk, 0.5)
+            assert (await waiting).status == 200
+    assert len(desk.lines.of("memory.accepting_again")) == 1
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_door, "LINGER_S", 0.5)
+    piece = b"x" * 1_000_000
+    chunk = b"%x\r\n%s\r\n" % (len(piece), piece)
+    head = b"POST /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def too_much(gateway: RunningGateway) -> None:
+        async with connected(gateway.url) as (reader, writer):
+            writer.write(head)
+            try:
+                for _ in range(12):
+                    writer.write(chunk)
+                    await writer.drain()
+                assert (await read_answer(reader)).status == 413
+            except ConnectionError:
+                pass
+
+    async with running_gateway(**DESK, GATEWAY_MAX_BODY_BYTES="4000000") as gateway:
+        for _ in range(5):
+            await too_much(gateway)
+        before = resident_bytes()
+        for _ in range(40):
+            await too_much(gateway)
+        assert resident_bytes() - before < 24_000_000
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_is_known_to_take_longer_than_the_client_waits_is_504_before_it_starts(desk: RunningGateway) -> None:
+    for _ in range(8):
+        desk.service.board.learn("desk", "task", "say", 1.0, 3.0)
+    before = metrics.SHED.values.get(("deadline",), 0)
+    answer = await answered(desk.url, post("/v1/tasks/say", b"1", "x-gateway-deadline-ms: 500"))
+    assert (answer.status, answer.json["error"]["code"]) == (504, "deadline_exceeded")
+    assert "too long" in answer.json["error"]["message"]
+    assert answer.headers["x-gateway-attempts"] == "0"
+    assert metrics.SHED.values[("deadline",)] == before + 1
+    assert (await answered(desk.url, post("/v1/tasks/say", b"1", "x-gateway-deadline-ms: 60000"))).status == 200
+    assert (await answered(desk.url, SAY)).status == 200
+
+
+# ── slow clients ─────────────────────────────────────────────────────────────────────────────────
+
+ATTACKERS = 40
+
+
+async def slow_head(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    for byte in b"POST /v1/tasks/say HTTP/1.1\r\nX-Drip: " + b"a" * 10_000:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.01)
+
+
+async def slow_body(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(post("/v1/tasks/say", b"", length=100_000))
+    while True:
+        writer.write(b" ")
+        await asyncio.sleep(0.01)
+
+
+async def no_reader(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    body = b'"' + b"x" * 4_000_000 + b'"'
+    writer.write(post("/v1/tasks/say", body))
+    await writer.drain()
+    await asyncio.sleep(60)
+
+
+Attack = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def attack(gateway: RunningGateway, attacking: Attack) -> None:
+    """Until the connection is gone."""
+    async with connected(gateway.url) as (reader, writer):
+        attacker = asyncio.ensure_future(attacking(reader, writer))
+        try:
+            if attacking is no_reader:
+                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                await attacker
+            else:
+                await read_to_end(reader)
+        except ConnectionError:
+            pass
+        finally:
+            attacker.cancel()
+
+
+async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
+    took = []
+    async with connected(gateway.url) as (reader, writer):
+        for _ in range(count):
+            began = time.perf_counter()
+            writer.write(SAY)
+            assert (await read_answer(reader)).status == 200
+            took.append(time.perf_counter() - began)
+    return took
+
+
+@pytest.mark.parametrize("attacking", [slow_head, slow_body])
+async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
+    attacking: Attack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(http_door, "BODY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(http_door, "LINGER_S", 0.1)
+    async with running_gateway(**DESK) as gateway:
+        undisturbed = await latencies(gateway)
+        attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
+        disturbed = await latencies(gateway)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*attacks)
+        assert statistics.median(disturbed) < 10 * statistics.median(undisturbed)
+        assert (await answered(gateway.url, SAY)).status == 200
+
+
+async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_door, "WRITE_TIMEOUT_S", 0.3)
+    async with running_gateway(**DESK) as gateway:
+        attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
+        await gateway.lines.wait("request.finished", 4)
+        assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"cancelled"}
+        for each in attacks:
+            each.cancel()
+        await asyncio.wait(attacks)
+
+
+async def test_a_flood_of_errors_of_the_loop_writes_few_lines(desk: RunningGateway) -> None:
+    for _ in range(500):
+        _unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
+    assert 1 <= len(desk.lines.of("service.unhandled")) <= 12
