@@ -167,6 +167,10 @@ class Attempt:
             self._lanes.gave_up(self.work, self.member.name)
         self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
+    def outrun(self) -> None:
+        """It stalled, and one that was asked later has answered: it takes longer than that, if it answers at all."""
+        self.failed(DeadlineExceeded("it was silent, and another was sooner"))
+
     def abandoned(self) -> None:
         """Nobody waits for it any more; that says nothing of the backend."""
         if not self.is_settled and self.member is not None:

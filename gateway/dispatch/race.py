@@ -153,10 +153,11 @@ class Race:
     def _won(self, attempt: Attempt, item: Item, ahead: list[Part]) -> Answer:
         assert attempt.member is not None
         self.winner = attempt
+        first = next(iter(self.attempts))
         for other, running in self.attempts.items():
             other.watch.stop()
             if other is not attempt:
-                other.abandoned()
+                other.outrun() if other is first else other.abandoned()
                 running.cancel()
         name = attempt.member.name
         answer = Answer(backend=name, site=attempt.member.site, served_as=self.plan.offer.names[name], race=self)

@@ -2,7 +2,9 @@
 
 Stalled is an upload that takes more than twice what it should, and an answer later than its 95th percentile
 by a fifth. What stalls has a heavy tail: it takes as long again as it is late. On a link that is down everything
-is lost; those second attempts are moves in all but name, and cost no token.
+is lost; those second attempts are moves in all but name, and cost no token. Nor do those for an answer that is
+later than LOST times its 95th percentile: an upstream that has gone silent must not use up the budget, and then
+keep everybody waiting.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from gateway.measure.board import Board
 GAIN = 0.7  # of what remains; a second attempt that takes longer than this part of it is not worth its cost
 STALLED_LEAST_S = 0.5
 LATE_ANSWER = 1.2
+LOST, LOST_LEAST_S = 4.0, 3.0
 RATIO, BURST = 0.02, 3.0  # the token bucket: second attempts per request, and how many may be saved up
 
 
@@ -56,8 +59,12 @@ class Rescuing:
         age_s = now - run.sent_by()
         return max(age_s, STALLED_LEAST_S) if age_s > run.p95_s * LATE_ANSWER else 0.0
 
+    @staticmethod
+    def _is_lost(run: Run, now: float) -> bool:
+        return not run.is_uploading() and now - run.sent_by() > max(LOST * run.p95_s, LOST_LEAST_S)
+
     def _try(self, run: Run, lane: Lane, usable: Usable, remaining_s: float, now: float) -> None:
-        price = 0.0 if remaining_s == math.inf else 1.0
+        price = 0.0 if remaining_s == math.inf or self._is_lost(run, now) else 1.0
         if remaining_s <= 0.0 or self._tokens < price:
             return
         best, best_s = None, GAIN * remaining_s

@@ -91,6 +91,12 @@ async def test_06_one_that_never_answers_is_given_up(stream: bool) -> None:
         await asyncio.wait_for(gone.wait(), 5)
 
 
+async def test_06_one_that_has_gone_silent_is_not_tried_on_everybody() -> None:
+    async with between(stall(), SECOND, USD_PER_REQUEST="0") as (gateway, one, _):
+        assert [await ask(gateway) for _ in range(8)] == [TEXT] * 8
+    assert len(asked(one)) <= 3
+
+
 async def test_07_a_first_token_that_takes_too_long_is_not_waited_for() -> None:
     gone = asyncio.Event()
     first = stall(Speaker().opening(), gone=gone)

@@ -1,0 +1,124 @@
+"""Whatever an upstream sends: the whole answer from the other one, little memory, no stall, usable again at once."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+import trustme
+
+from gateway.testing import running_gateway
+from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, talking
+from support.hostile import STREAMS, WHOLE_ANSWERS
+from support.measured import Cost, MeasuredGateway, measured_gateway
+from support.upstream import CHUNKED, JSON, Script, Talk, Upstream, chunk, head
+from support.wiring import cloud
+
+MAX_GROWTH_BYTES = 16 << 20
+MAX_STALL_S = 0.020
+ATTEMPTS = 3  # of a measurement on a machine that does other things too
+
+
+async def drips(talk: Talk) -> None:
+    """A byte now and then, for ever."""
+    await talk.send(head(200, [JSON, CHUNKED]))
+    while not talk.writer.is_closing():
+        await talk.send(chunk(b" "))
+        await asyncio.sleep(0.01)
+
+
+HOSTILE: dict[str, tuple[Script, bool]] = {
+    **{name: (script, False) for name, script in WHOLE_ANSWERS.items()},
+    **{name: (script, True) for name, script in STREAMS.items()},
+    "a slow drip": (drips, False),
+}
+
+
+def pair(bad: str, good: str) -> dict[str, str]:
+    first, second = cloud(bad, "bad", MODELS="gpt"), cloud(good, "good", MODELS="gpt", USD_PER_REQUEST="9")
+    return first | second | {"GATEWAY_POLICY__USD": "1", "GATEWAY_POLICY__PROBE_S": "60"}
+
+
+@asynccontextmanager
+async def between() -> AsyncIterator[tuple[MeasuredGateway, Upstream]]:
+    async with (
+        Upstream(talking(Speaker())) as bad,
+        Upstream(talking(Speaker(name="b"))) as good,
+        measured_gateway(pair(bad.url, good.url)) as gateway,
+    ):
+        yield gateway, bad
+
+
+async def ask(gateway: MeasuredGateway, *, stream: bool) -> tuple[str, str]:
+    """The answer's text, and who served it."""
+    body = {"model": "gpt", "messages": [QUESTION], "stream": stream}
+    headers = {"x-gateway-deadline-ms": "4000"}  # half of it is for the first one
+    async with aiohttp.ClientSession() as http, http.post(gateway.url + CHAT, json=body, headers=headers) as got:
+        assert got.status == 200
+        who = got.headers["x-gateway-backend"]
+        if not stream:
+            return (await got.json())["choices"][0]["message"]["content"], who
+        return (TEXT if (await got.read()).endswith(b"data: [DONE]\n\n") else ""), who
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_the_other_one_answers_and_it_costs_little(name: str) -> None:
+    script, stream = HOSTILE[name]
+    async with between() as (gateway, bad):
+        for warm in (True, False):
+            assert await ask(gateway, stream=warm) == (TEXT, "bad")
+        before = await gateway.cost()
+        costs: list[Cost] = []
+        for _ in range(ATTEMPTS):
+            bad.script = talking(script)
+            assert await ask(gateway, stream=stream) == (TEXT, "good")
+            costs.append(await gateway.cost())
+            bad.script = talking(Speaker())
+            assert await ask(gateway, stream=stream) == (TEXT, "bad")  # usable again at once
+            await gateway.cost()
+    assert min(cost.longest_s for cost in costs) <= MAX_STALL_S
+    assert min(cost.peak_bytes for cost in costs) - before.now_bytes <= MAX_GROWTH_BYTES
+
+
+# ── certificates ─────────────────────────────────────────────────────────────────────────────────
+
+
+def context(ca: trustme.CA, name: str, **options: object) -> ssl.SSLContext:
+    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(name, **options).configure_cert(made)  # type: ignore[arg-type]
+    return made
+
+
+YEAR = datetime.timedelta(days=365)
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+@pytest.mark.parametrize("fault", ["expired", "wrong host", "unknown authority"])
+async def test_one_whose_certificate_does_not_hold_is_told_nothing_and_the_other_one_answers(fault: str) -> None:
+    ca, other = trustme.CA(), trustme.CA()
+    contexts = {
+        "expired": lambda: context(ca, "localhost", not_before=NOW - 2 * YEAR, not_after=NOW - YEAR),
+        "wrong host": lambda: context(ca, "elsewhere.example"),
+        "unknown authority": lambda: context(other, "localhost"),
+    }
+    with ca.cert_pem.tempfile() as ca_file:
+        async with (
+            Upstream(talking(Speaker()), tls=contexts[fault](), name="localhost") as bad,
+            Upstream(talking(Speaker(name="b"))) as good,
+            running_gateway(**pair(bad.url, good.url) | {
+                "GATEWAY_BACKENDS__BAD__CA_FILE": ca_file}) as gateway,
+            gateway.session() as http,
+        ):  # fmt: skip
+            body = {"model": "gpt", "messages": [QUESTION]}
+            async with http.post(gateway.url + CHAT, json=body) as got:
+                said = (await got.json())["choices"][0]["message"]["content"]
+            async with http.post(gateway.url + CHAT, json=body | {"model": "bad/gpt"}) as got:
+                error = (await got.json())["error"]
+    assert said == TEXT
+    assert (error["code"], error["retryable"]) == ("upstream_tls_error", False)
+    assert asked(bad) == []
