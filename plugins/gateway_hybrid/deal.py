@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gateway_hybrid.pace import Pace
 
@@ -25,6 +25,7 @@ ROUNDS = 4  # times a group may be refused everywhere
 SHARES = 3.0  # a group is this part of what its side is likely to do yet, for each that is in flight
 FIRST_PART, FIRST_MOST = 64, 16  # of a batch nobody knows the speed of
 LEAST_GROUP_S = 0.02  # shorter ones cost more to hand over than to do
+WORTH_THE_WAY = 3.0  # overheads a group should take, where the next one is not on its way meanwhile
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 STALLED, STALLED_LEAST_S = 1.2, 0.1
 TWIN_GAIN = 0.8
@@ -180,12 +181,16 @@ class Deal:
         if not side.pace.is_known:
             return max(1, min(self.count // FIRST_PART, FIRST_MOST))
         share = self.left * self._part(side, now)
-        items = min(math.ceil(share / (SHARES * max(side.pace.servers, side.pace.at_first))), self._largest)
-        if not side.pace.is_measured:
-            return max(1, min(items, FIRST_MOST))
-        least_s = max(LEAST_GROUP_S, side.pace.overhead_s if side.pace.most == 1 else 0.0)
-        least = math.ceil(least_s / side.item_s(now))
-        return max(1, items, min(least, int(share), 2 * self._largest))
+        items = math.ceil(share / (SHARES * max(side.pace.servers, side.pace.at_first)))
+        items = max(min(items, self._largest), min(self._least(side, now), int(share)), 1)
+        return items if side.pace.is_measured else min(items, FIRST_MOST)
+
+    def _least(self, side: _Side, now: float) -> int:
+        """Items that are worth a call: for the gateway, and for the way, where no second group can be on it."""
+        worth = min(math.ceil(LEAST_GROUP_S / side.item_s(now)), 2 * self._largest)
+        if side.pace.most > 1 or not side.pace.per_item_s:
+            return worth
+        return max(worth, math.ceil(WORTH_THE_WAY * side.pace.overhead_s / side.pace.per_item_s))
 
     def _part(self, side: _Side, now: float) -> float:
         """Its part of what both can do."""
@@ -223,7 +228,11 @@ class Deal:
         other = self._other(side)
         if other is None or not self.repeatable or self.left:
             return None
-        alone = [each for each in other.running if each.twin is None and side.name not in each.fate.failed_at]
+        alone = [
+            each
+            for each in other.running
+            if each.twin is None and each.began < now and side.name not in each.fate.avoids
+        ]
         for late in sorted(alone, key=lambda group: -group.remaining_s(now)):
             is_stalled = late.is_stalled(now)
             if side.finish_s(late.items, now) > TWIN_GAIN * late.remaining_s(now):
@@ -243,8 +252,7 @@ class Deal:
     def _reclaim(self, late: Group, now: float) -> None:
         self._ended(late)
         self._pause(self._sides[late.side], now, None)
-        avoids = late.fate.avoids | {late.side}
-        self._returned.append((late.start, late.stop, Fate(avoids, late.fate.failed_at, late.fate.rounds)))
+        self._returned.append((late.start, late.stop, replace(late.fate, avoids=late.fate.avoids | {late.side})))
         self.reclaimed.append(late)
 
     # ── what became of it ────────────────────────────────────────────────────────────────────────
