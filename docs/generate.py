@@ -11,13 +11,16 @@ gateway/settings/docs.py.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, get_args
 
+from gateway import plugin, testing
 from gateway.decide import breaker
 from gateway.ingress.errors import ERRORS
 from gateway.ingress.routes import ROUTES
@@ -26,6 +29,7 @@ from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
+from gateway.workshop import scaffold
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md")
@@ -115,6 +119,71 @@ def first_sentence(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
 
 
+# ── plugins ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def source(text: str) -> Iterator[str]:
+    """A module, as it is."""
+    yield from ("```python", *text.rstrip().splitlines(), "```")
+
+
+def recipe(path: str) -> Iterator[str]:
+    """One of the examples."""
+    return source((ROOT / "docs" / "examples" / path).read_text())
+
+
+def new_plugin() -> Iterator[str]:
+    """What `plugins new words` writes as its module."""
+    return source(dict(scaffold.rendered("words"))["gateway_words.py"])
+
+
+def checks() -> Iterator[str]:
+    """Every check of the conformance kit."""
+    return table(("check", "the promise"), ((f"`{name}`", paragraph(check)) for name, check in testing.CHECKS.items()))
+
+
+def reference() -> Iterator[str]:
+    """Every public name of what a plugin and its tests import."""
+    for module in (plugin, testing):
+        for name in sorted(module.__all__, key=str.lower):
+            yield from entry(module.__name__, name, getattr(module, name))
+
+
+def entry(module: str, name: str, what: Any) -> Iterator[str]:
+    """One public name: what it promises, and its public methods."""
+    yield from (f"### `{name}`", "")
+    if not (inspect.isclass(what) or inspect.isroutine(what)):
+        values = get_args(what) or tuple(what)
+        yield from (f"`{module}.{name}`, one of: {', '.join(f'`{value}`' for value in values)}.", "")
+        return
+    arguments = shape(what) if inspect.isroutine(what) else ""
+    yield from (f"`{module}.{name}{arguments}`", "", inspect.getdoc(what) or "", "")
+    described = [*members(what)] if inspect.isclass(what) else []
+    yield from (*described, "") if described else ()
+
+
+def members(cls: type) -> Iterator[str]:
+    """Every public method and property of a class that says something of itself."""
+    for name, value in vars(cls).items():
+        is_property = isinstance(value, property)
+        if name[0] != "_" and value.__doc__ and (is_property or inspect.isroutine(value)):
+            yield f"- `{name}{'' if is_property else shape(value)}`: {paragraph(value)}"
+
+
+def shape(function: Any) -> str:
+    """A function's arguments by name, `self` aside, without their types; a default that is no plain value as `…`."""
+    found = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
+    plain = (str, int, float, type(None), type(inspect.Parameter.empty))
+    return "(" + ", ".join(
+        f"{p.replace(annotation=p.empty)}" if isinstance(p.default, plain) else f"{p.name}=…" for p in found
+    ) + ")"  # fmt: skip
+
+
+def paragraph(what: Any) -> str:
+    """The first paragraph of a docstring, in one line."""
+    return " ".join((inspect.getdoc(what) or "").partition("\n\n")[0].split())
+
+
 def transitions(states: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     """A state machine: one row for each state, one column for each event; an empty cell cannot happen."""
     columns = list(dict.fromkeys(event for row in states.values() for event in row))
@@ -137,6 +206,16 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "errors": errors,
     "floors": floors,
     "benchmarks": benchmarks,
+    "new plugin": new_plugin,
+    "checks": checks,
+    "reference": reference,
+    "recipe wrap function": partial(recipe, "plugins/wrap_function.py"),
+    "recipe vendor api": partial(recipe, "plugins/vendor_api.py"),
+    "recipe serial device": partial(recipe, "plugins/serial_device.py"),
+    "recipe stream tokens": partial(recipe, "plugins/stream_tokens.py"),
+    "recipe confidence": partial(recipe, "plugins/confidence.py"),
+    "recipe split work": partial(recipe, "plugins/split_work.py"),
+    "recipe picture": partial(recipe, "picture_to_text/gateway_picture.py"),
     "link states": partial(transitions, link.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
 }

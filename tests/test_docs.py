@@ -12,9 +12,10 @@ import contextlib
 import inspect
 import io
 import json
+import os
 import re
 import runpy
-import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -196,19 +197,30 @@ def test_the_readme_is_true_when_typed_literally(tmp_path: Path) -> None:
                 assert matches(block.expected, came), f"{block} said\n{block.expected}\nbut there came\n{came}"
 
 
+def as_typed(text: str, places: str) -> str:
+    """With a checkout that is not installed on the path; and a line of the log comes a moment after the answer."""
+    text = text.replace("PYTHONPATH=.", f"PYTHONPATH=.:{places}")
+    return f"until {text.strip()}; do sleep 0.05; done" if text.startswith("grep ") else text
+
+
 @needs("curl")
-def test_the_plugin_of_the_documents_is_served(tmp_path: Path) -> None:
-    path = ROOT / "docs" / "plugins.md"
-    source = next(block for block in ran(path, "python") if block.says[-1] == "gateway_shout.py")
-    (tmp_path / "gateway_shout.py").write_text(source.text)
-    command, request = next(b for b in blocks(path) if "./run serve" in b.text), ran(path, "sh")[0]
-    with Terminals(tmp_path) as terminals:
-        typed = command.text.replace("/where/it/is", shlex.quote(str(tmp_path)))
-        terminals.run(command._replace(says=("sh", "runnable", "gateway"), text=typed))
-        came = terminals.run(request)
-    assert came is not None
-    assert request.expected is not None
-    assert matches(request.expected, came)
+@pytest.mark.timeout(120)
+def test_the_tutorial_is_true_when_typed_literally_in_an_empty_folder(tmp_path: Path) -> None:
+    """`cd` lasts, and a `python` block is the file it names."""
+    page = ROOT / "docs" / "plugins.md"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    places = f"{ROOT}:{ROOT / 'plugins'}"  # of a checkout that is not installed
+    (tmp_path / "empty").mkdir()
+    with Terminals(tmp_path, {"PATH": path, "PYTHONPATH": places}, tmp_path / "empty") as terminals:
+        for block in [block for block in blocks(page) if block.is_runnable]:
+            if block.says[0] == "python":
+                (terminals.cwd / block.says[-1]).write_text(block.text)
+                continue
+            came = terminals.run(block._replace(text=as_typed(block.text, places)))
+            if folder := re.search(r"^cd (\S+)$", block.text, re.MULTILINE):
+                terminals.cwd /= folder[1]
+            if came is not None and block.expected is not None:
+                assert matches(block.expected, came), f"{block} said\n{block.expected}\nbut there came\n{came}"
 
 
 def settings_blocks() -> list[Block]:

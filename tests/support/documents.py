@@ -80,6 +80,7 @@ class Terminals:
 
     folder: Path
     extra_env: dict[str, str] = field(default_factory=dict)
+    cwd: Path = ROOT
 
     def __post_init__(self) -> None:
         self.ports = {"8080": str(free_port()), "8081": str(free_port()), "9000": str(free_port())}
@@ -108,7 +109,7 @@ class Terminals:
             return None
         done = subprocess.run(
             ["sh", "-e", "-c", text],
-            cwd=ROOT,
+            cwd=self.cwd,
             env=self.environ,
             capture_output=True,
             text=True,
@@ -124,7 +125,7 @@ class Terminals:
         with NotifySocket(self.folder / "notify") as notify, log.open("wb") as out:
             env = self.environ | {"NOTIFY_SOCKET": str(notify.path)}
             process = subprocess.Popen(
-                ["sh", "-e", "-c", text], cwd=ROOT, env=env, stdout=out, stderr=out, start_new_session=True
+                ["sh", "-e", "-c", text], cwd=self.cwd, env=env, stdout=out, stderr=out, start_new_session=True
             )
             try:
                 notify.wait_for("READY=1")
@@ -136,7 +137,7 @@ class Terminals:
     def _start_service(self, text: str) -> subprocess.Popen[bytes]:
         """Started, and its first line written: it listens."""
         process = subprocess.Popen(
-            ["sh", "-e", "-c", text], cwd=ROOT, env=self.environ, stdout=subprocess.PIPE, start_new_session=True
+            ["sh", "-e", "-c", text], cwd=self.cwd, env=self.environ, stdout=subprocess.PIPE, start_new_session=True
         )
         assert process.stdout is not None
         assert process.stdout.readline(), f"{text} ended before it listened"
