@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from gateway.decide.breaker import Breaker
+from gateway.decide.quarantine import Quarantine
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, LinkSample, Services, Site, names_of
 from gateway.telemetry import log
@@ -86,6 +87,7 @@ class Member:
     settings: BackendSettings
     backend: Backend[Any] | None
     breaker: Breaker
+    quarantine: Quarantine
     state: State = "starting"
     error: str | None = None
     unwell: str | None = None
@@ -177,8 +179,11 @@ class Registry:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
+        self.packages: dict[str, str] = {}
         for config in configs:
             self.members[config.name] = self._member(config, services_for)
+            if config.cls is not None:
+                self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
 
     def _member(self, config: BackendConfig, services_for: Callable[[str], Services]) -> Member:
         settings = config.settings or BackendSettings.model_validate({})
@@ -194,6 +199,7 @@ class Registry:
             settings=settings,
             backend=backend,
             breaker=Breaker(self._clock, partial(self._breaker_changed, config.name)),
+            quarantine=Quarantine(self._clock, partial(self._quarantined, config.name)),
             error=error,
         )
 
@@ -201,6 +207,9 @@ class Registry:
         event = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}[after]
         if before != after:
             log.info(event, backend=backend, why=why)
+
+    def _quarantined(self, backend: str, why: str, seconds: float) -> None:
+        log.error("backend.quarantined", backend=backend, why=why, seconds=seconds)
 
     async def open_all(self, changed: Callable[[Member], None]) -> None:
         """Start every backend, all at once, in the background; `changed` is told of each that opened or failed."""

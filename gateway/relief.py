@@ -1,8 +1,8 @@
 """What is done when memory runs short: first no new work, then no new connection; what is there goes on.
 
-    85 % of the limit   requests that bring work are 503 before their body is read
-    95 %                no connection is accepted; who comes waits in the kernel, where that costs us nothing
-    90 %                connections are accepted again
+85 % of the limit   requests that bring work are 503 before their body is read
+95 %                no connection is accepted; who comes waits in the kernel, where that costs us nothing
+90 %                connections are accepted again
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from gateway.registry import BackendConfig, Member, Registry
 from gateway.relief import Relief
 from gateway.settings import Listener, Loaded, Settings, Tls, UnixListener
 from gateway.settings.tree import Mqtt
+from gateway.stalls import StallWatch
 from gateway.telemetry import Limited, configure, log, metrics
 from gateway.tls import server_context
 
@@ -94,6 +95,7 @@ class Service:
         self._tls = _tls(settings.tls)
         self._sites: list[Site] = []
         self.relief = Relief(self.door, MemoryGauge())
+        self._stalls = StallWatch(self.registry.packages)
         self._runners: list[web.BaseRunner] = []
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
@@ -113,6 +115,7 @@ class Service:
         await self._listen()
         await self.registry.open_all(self._changed)
         self._ticker = asyncio.create_task(self._tick(), name="tick")
+        self._stalls.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
         await self.registry.settled(START_S)
         if self.mqtt is not None:
@@ -139,6 +142,7 @@ class Service:
             self._ticker.cancel()
             with suppress(asyncio.CancelledError):
                 await self._ticker
+        self._stalls.stop()
         await self.dispatcher.close()
         await self.registry.close_all()
         self._save()
@@ -223,6 +227,7 @@ class Service:
             await asyncio.sleep(due - loop.time())
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
             self.lanes.tick()
+            self.dispatcher.look_for_leaks()
             ticks += 1
             if ticks % LOAD_EVERY_TICKS == 0:
                 self.board.sample_load()

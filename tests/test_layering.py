@@ -26,6 +26,7 @@ FLOORS = {
     "errors": -1,  # part of the plugin interface, in a file of its own
     "plugin": 0,
     "systemd": 0,
+    "stalls": 2,
     "tls": 0,
     "telemetry": 1,
     "timing": 2,

@@ -134,6 +134,8 @@ class Attempt:
             error=f"{type(exc).__name__}: {exc}"[:500],
             where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
         )
+        if self.member is not None:
+            self.member.quarantine.raised(type(exc).__name__)
         return BackendUnavailable(
             f"the plugin of backend {name} raised {type(exc).__name__}", code="plugin_error", again=False
         )
@@ -149,6 +151,7 @@ class Attempt:
             self.member.breaker.ignored()
             return
         self.member.breaker.succeeded()
+        self.member.quarantine.answered()
         if self.member.site != "hybrid":
             self.watch.did(self.member.site, self.task.items)
         self._lanes.answered(self.work, self.member.name)

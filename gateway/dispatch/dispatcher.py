@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.budget import RetryBudget
 from gateway.dispatch.continuation import How
+from gateway.dispatch.leaks import Leaks
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.race import Answer, Expectations, Race
 from gateway.dispatch.resume import Unbroken
@@ -24,6 +25,7 @@ from gateway.timing import Watch
 
 PATIENCE = 4.0  # an attempt that could be made elsewhere is given this many predicted times, at least
 PATIENCE_SHARE = 0.5  # or this share of the time that is left, whichever is more
+CLOSE_S = 5.0  # what runs at the end, and ignores that it is told to stop, is left behind then
 PAUSE_S = 0.1  # before somebody is asked again who did not say when
 MOST_PAUSE_S = 5.0  # who must wait longer is told so, and need not hold a connection for it
 PAUSE_MARGIN_S = 0.01  # a breaker that opened at the same instant is open no longer than that
@@ -55,7 +57,8 @@ class Dispatcher:
         self.registry, self.board, self.lanes = registry, board, lanes
         self.planner = Planner(registry, board, lanes)
         self._budget = RetryBudget()
-        self._attempts: set[asyncio.Task[None]] = set()
+        self._attempts: dict[asyncio.Task[None], Attempt] = {}
+        self._leaks = Leaks()
 
     async def dispatch(self, task: Task, watch: Watch, record: Record, expected: Expectations | None = None) -> Answer:
         """Have `task` served. Returns when the whole result, or a stream's first content, is there.
@@ -76,7 +79,7 @@ class Dispatcher:
         while True:
             call.watch.enter("decide")
             plan = await self._next_plan(call)
-            race = Race(call.task, plan, call.expected, call.watch, self.lanes, self.registry.members, self._spawn)
+            race = Race(call.task, plan, call.expected, call.watch, self.lanes, self._spawn)
             try:
                 return await self._run(race, plan, call)
             except GatewayError as exc:
@@ -194,18 +197,22 @@ class Dispatcher:
 
     # ── the tasks that own slots ─────────────────────────────────────────────────────────────────
 
-    def _spawn(self, attempt: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(attempt)
-        self._attempts.add(task)
-        task.add_done_callback(self._attempts.discard)
+    def _spawn(self, attempt: Attempt) -> asyncio.Task[None]:
+        task = asyncio.create_task(attempt.run(self.registry.members))
+        self._attempts[task] = attempt
+        task.add_done_callback(self._attempts.pop)
         return task
 
+    def look_for_leaks(self) -> None:
+        """Find attempts that were cancelled and go on; call it every now and then."""
+        self._leaks.look(self._attempts, self.registry.members, time.monotonic())
+
     async def close(self) -> None:
-        """Cancel what still runs, and wait until it has stopped."""
+        """Cancel what still runs, and wait until it has stopped, or CLOSE_S have passed."""
         for task in self._attempts:
             task.cancel()
         if self._attempts:
-            await asyncio.wait(self._attempts)
+            await asyncio.wait(set(self._attempts), timeout=CLOSE_S)
 
 
 def _until(task: Task, expected: Expectations) -> float:

@@ -137,6 +137,8 @@ class Planner:
         member = self.registry.members[name]
         if member.backend is None or member.state != "serving":
             return f"it is {member.state}" + (f": {member.error}" if member.error else "")
+        if (why := member.quarantine.why(member.slots)) is not None:
+            return why
         if not member.breaker.would_allow(pinned=pinned):
             return f"breaker open: {member.breaker.why_open}"
         if pinned:

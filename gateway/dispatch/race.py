@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from gateway.dispatch.attempt import Attempt, Content, End, Item
 from gateway.dispatch.continuation import Continuation
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskInvalid
-from gateway.registry import Member
 from gateway.telemetry import log
 from gateway.timing import Watch
 
 CHANNEL_PARTS = 32  # what a backend may be ahead of a slow client
 QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
-Spawn = Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
+Spawn = Callable[[Attempt], asyncio.Task[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +82,12 @@ class Race:
         expected: Expectations,
         watch: Watch,
         lanes: Lanes,
-        members: Mapping[str, Member],
         spawn: Spawn,
     ) -> None:
         self.task, self.plan, self.expected, self.watch = task, plan, expected, watch
         self.attempts: dict[Attempt, asyncio.Task[None]] = {}
         self.winner: Attempt | None = None
-        self._lanes, self._members, self._spawn = lanes, members, spawn
+        self._lanes, self._spawn = lanes, spawn
         self._channel: asyncio.Queue[tuple[Attempt, Item]] = asyncio.Queue(CHANNEL_PARTS)
 
     def start(self) -> None:
@@ -106,7 +103,7 @@ class Race:
         work.moved = self._moved
         self._lanes.submit(work, backend)
         watch.enter("queue", at=self.watch.leave())
-        self.attempts[attempt] = self._spawn(attempt.run(self._members))
+        self.attempts[attempt] = self._spawn(attempt)
 
     def _rescue(self, backend: str) -> bool:
         """The lanes ask for a second attempt: the first is stalled."""

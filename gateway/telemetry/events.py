@@ -122,6 +122,23 @@ EVENTS: Mapping[str, Event] = {
         "Bytes that are no request were answered and the connection closed; rate-limited.",
         {"why": "what was wrong", "peer": "address", "suppressed": "lines left out since the last one"},
     ),
+    "loop.stalled": Event(
+        "The event loop stands still: somebody computes, or waits, where everybody is served. Each place is told once.",
+        {
+            "where": "file and line that hold it: a plugin's, where there is one on the stack",
+            "backend": "whose plugin that is, or null",
+            "stalled_ms": "for how long, so far",
+            "stack": "places and functions, innermost first",
+        },
+    ),
+    "backend.quarantined": Event(
+        "A plugin raised and raised and answered nothing: it gets no work for a while.",
+        {"backend": "its name", "why": "what it raised, how often", "seconds": "for how long"},
+    ),
+    "dispatch.leaked": Event(
+        "An attempt was cancelled and does not end; its slot stays taken. Told once for each.",
+        {"request_id": "of the request", "backend": "whose plugin", "where": "file and line it waits at, or null"},
+    ),
     "egress.sent": Event(
         "A request's body is handed to a backend off this site: the audit trail of what leaves.",
         {

@@ -1,0 +1,53 @@
+"""Counts attempts that were told to stop and do not: each holds a slot, and whatever its plugin holds.
+
+A plugin in the gateway's loop has LEAKED_S to let its cancellation through. One in a worker computes on until its
+deadline, where its process is killed; it is late only after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+
+from gateway.dispatch.attempt import Attempt
+from gateway.registry import Member
+from gateway.telemetry import log, metrics
+
+LEAKED_S = 5.0
+
+
+class Leaks:
+    """Looks through the attempts whenever it is told to."""
+
+    def __init__(self) -> None:
+        self._cancelled_at: dict[asyncio.Task[None], float] = {}
+        self._told: set[asyncio.Task[None]] = set()
+
+    def look(self, attempts: Mapping[asyncio.Task[None], Attempt], members: Mapping[str, Member], now: float) -> None:
+        """Find those that should have ended; tell of each once, and let its backend's quarantine know."""
+        found: Counter[str] = Counter()
+        self._cancelled_at = {
+            task: self._cancelled_at.get(task, now) for task in attempts if task.cancelling() and not task.done()
+        }
+        self._told &= self._cancelled_at.keys()
+        for task, since in self._cancelled_at.items():
+            member = attempts[task].member
+            if member is not None and now - since >= LEAKED_S and _is_late(attempts[task], member, now):
+                found[member.name] += 1
+                self._tell(task, attempts[task], member.name)
+        for name, member in members.items():
+            if member.quarantine.leaked != found[name]:
+                member.quarantine.leaked = found[name]
+                metrics.LEAKED.set(found[name], backend=name)
+
+    def _tell(self, task: asyncio.Task[None], attempt: Attempt, backend: str) -> None:
+        if task not in self._told:
+            self._told.add(task)
+            stack = task.get_stack(limit=1)
+            where = f"{stack[-1].f_code.co_filename}:{stack[-1].f_lineno}" if stack else None
+            log.error("dispatch.leaked", request_id=attempt.task.id, backend=backend, where=where)
+
+
+def _is_late(attempt: Attempt, member: Member, now: float) -> bool:
+    return not member.is_pool or now >= attempt.task.deadline + LEAKED_S

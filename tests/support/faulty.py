@@ -1,0 +1,42 @@
+"""A backend with the worst habits of plugins: it blocks the loop, ignores that it is told to stop, raises."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, ClassVar, Self
+
+from gateway.plugin import Backend, BackendSettings, Result, Task
+
+
+class Faulty(Backend[BackendSettings]):
+    tasks = ("block", "ignore", "raise", "serve")
+    slots = 2
+    may_end: ClassVar[asyncio.Event]
+    ignoring: ClassVar[asyncio.Event]
+
+    async def __aenter__(self) -> Self:
+        Faulty.may_end, Faulty.ignoring = asyncio.Event(), asyncio.Event()
+        return self
+
+    async def run(self, task: Task) -> Result:
+        return Result(json={"result": await getattr(self, f"_{task.name}")(task)})
+
+    async def _block(self, task: Task) -> str:
+        time.sleep(0.4)  # noqa: ASYNC251 (this is the sin)
+        return "blocked"
+
+    async def _ignore(self, task: Task) -> str:
+        Faulty.ignoring.set()
+        while not Faulty.may_end.is_set():
+            try:
+                await Faulty.may_end.wait()
+            except asyncio.CancelledError:
+                continue
+        return "ended"
+
+    async def _raise(self, task: Task) -> Any:
+        raise LookupError("a bug")
+
+    async def _serve(self, task: Task) -> str:
+        return "served"

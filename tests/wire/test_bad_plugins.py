@@ -1,0 +1,86 @@
+"""A plugin that blocks the loop is named by its line; one that never stops is counted; one that only raises is out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from gateway.decide import quarantine
+from gateway.dispatch import leaks
+from gateway.telemetry import metrics
+from gateway.testing import RunningGateway, running_gateway
+from support import faulty
+from support.faulty import Faulty
+from support.raw import answered, connected, post
+from support.wiring import backend
+
+FAULTY = backend("bad", "support.faulty:Faulty")
+SLEEP = next(n for n, line in enumerate(Path(faulty.__file__).read_text().splitlines(), 1) if "this is the sin" in line)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[RunningGateway]:
+    async with running_gateway(**FAULTY) as running:
+        try:
+            yield running
+        finally:
+            Faulty.may_end.set()
+
+
+async def test_who_blocks_the_loop_is_named_by_line_and_backend_once_and_counted(gateway: RunningGateway) -> None:
+    before = metrics.STALLS.values.get(("bad",), 0)
+    for _ in range(3):
+        assert (await answered(gateway.url, post("/v1/tasks/block", b"{}"))).status == 200
+        assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
+    (told,) = await gateway.lines.wait("loop.stalled")
+    assert told["where"] == f"{faulty.__file__}:{SLEEP}"
+    assert (told["backend"], told["stack"][0]) == ("bad", f"{told['where']} _block")
+    assert told["stalled_ms"] >= 90
+    assert metrics.STALLS.values[("bad",)] > before
+
+
+async def test_a_task_that_ignores_its_cancellation_is_counted_and_a_plugin_full_of_them_is_left_out(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaks, "LEAKED_S", 0.0)
+    for _ in range(2):
+        async with connected(gateway.url) as (_, writer):
+            writer.write(post("/v1/tasks/ignore", b"{}"))
+            await Faulty.ignoring.wait()
+            Faulty.ignoring.clear()
+    told = await gateway.lines.wait("dispatch.leaked", 2)
+    assert {line["backend"] for line in told} == {"bad"}
+    assert metrics.LEAKED.values[("bad",)] == 2
+    refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
+    assert (refused.status, refused.json["error"]["code"]) == (503, "unavailable")
+    assert "do not end" in refused.json["error"]["message"]
+    Faulty.may_end.set()
+    await asyncio.wait(set(gateway.service.dispatcher._attempts))
+    gateway.service.dispatcher.look_for_leaks()
+    assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
+    assert metrics.LEAKED.values[("bad",)] == 0
+
+
+async def test_a_plugin_that_only_raises_is_left_out_and_told(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quarantine, "RAISES", 3)
+    for _ in range(3):
+        assert (await answered(gateway.url, post("/v1/tasks/raise", b"{}"))).status == 500
+    refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
+    assert refused.status == 503
+    assert "quarantined: it raised LookupError 3 times" in refused.json["error"]["message"]
+    assert len(gateway.lines.of("backend.quarantined")) == 1
+
+
+async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.dispatch.dispatcher.CLOSE_S", 0.1)
+    async with running_gateway(**FAULTY) as running:
+        async with connected(running.url) as (_, writer):
+            writer.write(post("/v1/tasks/ignore", b"{}"))
+            await Faulty.ignoring.wait()
+        await running.line(outcome="cancelled")
+    Faulty.may_end.set()
