@@ -365,7 +365,9 @@ class _Visit:
         if not self.has_begun:
             self.has_begun, self.record.status = True, 200
             assert self.stream is not None
-            await self.reply.begin(200, {**self.stream.headers, **self._headers()})
+            whole = self.answer.result if self.answer is not None else None
+            given = whole.headers if whole is not None else {}
+            await self.reply.begin(200, {**given, **self.stream.headers, **self._headers()})
 
     async def _beat(self, stream: Streamed) -> None:
         await self._begin()

@@ -1,0 +1,226 @@
+"""Hybrids in a whole gateway: a real worker at the edge, an upstream over real sockets as the cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.plugin import TERMS
+from gateway.testing import RunningGateway, running_gateway
+from support.upstream import Script, Talk, Upstream, answer, by_path, reset
+from support.wiring import backend, cloud
+
+HELLO = [{"role": "user", "content": "hello"}]
+EDGE_ONLY = {"x-gateway-locality": "edge-only"}
+CLOUD_ITEM_S = 0.005
+COUNT = 60
+
+
+async def squares(talk: Talk) -> None:
+    items = talk.request.json["items"]
+    await asyncio.sleep(CLOUD_ITEM_S * len(items))
+    await answer(json={"result": [n * n for n in items]})(talk)
+
+
+async def vectors(talk: Talk) -> None:
+    inputs = talk.request.json["input"]
+    data = [{"object": "embedding", "index": n, "embedding": [float(len(t)), 2.0]} for n, t in enumerate(inputs)]
+    usage = {"prompt_tokens": len(data), "total_tokens": len(data)}
+    await answer(json={"object": "list", "data": data, "model": "m", "usage": usage})(talk)
+
+
+async def says(talk: Talk) -> None:
+    message = {"role": "assistant", "content": "by the cloud"}
+    await answer(json={"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})(talk)
+
+
+def far_away() -> Script:
+    return by_path(
+        {
+            "/squares": squares,
+            "/guess": answer(json={"result": "cloud"}),
+            "/v1/embeddings": vectors,
+            "/v1/chat/completions": says,
+        }
+    )
+
+
+def hybrid(name: str, mode: str, **settings: str) -> dict[str, str]:
+    given = {"TASKS": f'{{"{name}_squares":"squares","{name}_guess":"guess"}}', "MODELS": "m", **settings}
+    return backend(name, "hybrid", MODE=mode, EDGE="hand", CLOUD="cloud", **given)
+
+
+@asynccontextmanager
+async def house(script: Script | None = None) -> AsyncIterator[tuple[RunningGateway, Upstream, aiohttp.ClientSession]]:
+    async with Upstream(script or far_away()) as upstream:
+        environ = {
+            **backend("hand", "support.hybrid_backends:Hand"),
+            **cloud(upstream.url, TASKS='{"squares":"/squares","guess":"/guess"}', MODELS="m", REPEATABLE="true"),
+            **hybrid("split", "scatter", TASKS='{"split_squares":"squares","squares":"squares"}'),
+            **hybrid("careful", "cascade", WAIT_S="0.3"),
+            **hybrid("eager", "hedge", BUDGET="0.5"),
+        }
+        async with running_gateway(**environ) as gateway, gateway.session() as http:
+            yield gateway, upstream, http
+
+
+async def post(
+    gateway: RunningGateway, http: aiohttp.ClientSession, path: str, body: Any, **headers: str
+) -> tuple[int, Any, Any]:
+    async with http.post(f"{gateway.url}{path}", json=body, headers=headers) as got:
+        return got.status, await got.json(), got.headers
+
+
+def asked(upstream: Upstream) -> int:
+    """Requests that carried somebody's data."""
+    return sum(request.method == "POST" for request in upstream.requests)
+
+
+def check_account(line: dict[str, Any]) -> None:
+    terms = sum(line[f"t_{term}_ms"] for term in TERMS)
+    assert terms - line["t_overlap_ms"] + line["t_other_ms"] == pytest.approx(line["t_total_ms"], abs=0.01)
+    assert all(line[f"t_{term}_ms"] >= 0 for term in (*TERMS, "overlap", "other"))
+
+
+BATCH = {"items": list(range(COUNT)), "edge_s": 0.005}
+SQUARES = {"result": [n * n for n in range(COUNT)]}
+
+
+async def test_a_batch_is_shared_and_its_account_closes() -> None:
+    async with house() as (gateway, upstream, http):
+        status, value, headers = await post(gateway, http, "/v1/tasks/split_squares", BATCH)
+        assert (status, value) == (200, SQUARES)
+        assert (headers["x-gateway-backend"], headers["x-gateway-site"]) == ("split", "hybrid")
+        line = await gateway.line(request_id=headers["x-request-id"])
+        parts = [p for p in gateway.lines.of("subtask.finished") if p["parent_id"] == line["request_id"]]
+    check_account(line)
+    for part in parts:
+        check_account(part)
+    assert {part["site"] for part in parts} == {"edge", "cloud"}
+    assert line["r_path"] == "parallel"
+    assert line["t_overlap_ms"] > 0
+    assert line["t_edge_ms"] > 0
+    assert line["t_cloud_ms"] > 0
+    assert line["items"] == COUNT
+    assert asked(upstream) == sum(part["site"] == "cloud" for part in parts)
+
+
+async def test_what_a_class_has_taught_makes_the_policy_divide_it_and_explain_says_how() -> None:
+    async with house() as (gateway, _, http):
+        chosen = []
+        for count in (3, 6, 12, COUNT, COUNT, COUNT, COUNT):
+            body = {"items": list(range(count)), "edge_s": 0.005}
+            _, value, headers = await post(gateway, http, "/v1/tasks/squares", body)
+            assert value == {"result": [n * n for n in range(count)]}
+            chosen.append(headers["x-gateway-backend"])
+        async with http.post(f"{gateway.admin_url}/explain?path=/v1/tasks/squares", json=BATCH) as got:
+            explained = await got.json()
+    assert chosen[-1] == "split"
+    plan = explained["candidates"]["split"]["plan"]
+    assert (plan["mode"], plan["items"]) == ("scatter", COUNT)
+    assert sum(plan["shares"].values()) == pytest.approx(1.0, abs=0.01)
+    assert explained["candidates"]["split"]["t_s"] == pytest.approx(plan["predicted_s"], rel=0.5)
+
+
+async def test_inputs_are_embedded_by_both_sides_in_the_encoding_that_was_asked_for() -> None:
+    texts = ["x" * n for n in range(1, COUNT + 1)]
+    body = {"model": "split/m", "input": texts, "encoding_format": "base64", "edge_s": 0.002}
+    async with house() as (gateway, upstream, http):
+        status, value, headers = await post(gateway, http, "/v1/embeddings", body)
+        line = await gateway.line(request_id=headers["x-request-id"])
+        assert asked(upstream) > 0
+    assert status == 200
+    assert [one["index"] for one in value["data"]] == list(range(COUNT))
+    assert all(isinstance(one["embedding"], str) for one in value["data"])
+    assert len(base64.b64decode(value["data"][0]["embedding"])) == 8
+    assert (line["r_path"], line["items"], value["model"]) == ("parallel", COUNT, "split/m")
+
+
+MODES = [
+    ("/v1/tasks/split_squares", BATCH),
+    ("/v1/embeddings", {"model": "split/m", "input": ["a"] * 20}),
+    ("/v1/tasks/careful_guess", {"confidence": 0.1}),
+    ("/v1/tasks/careful_guess", {"confidence": 0.9}),
+    ("/v1/chat/completions", {"model": "careful/m", "messages": HELLO, "temperature": 0.1}),
+    ("/v1/tasks/eager_guess", {"confidence": 0.1, "edge_s": 0.1}),
+    ("/v1/chat/completions", {"model": "eager/m", "messages": HELLO, "edge_s": 0.1}),
+]
+
+
+async def test_what_may_not_leave_the_site_is_not_sent_by_any_mode() -> None:
+    async with house() as (gateway, upstream, http):
+        for path, body in MODES:
+            status, value, headers = await post(gateway, http, path, body, **EDGE_ONLY)
+            assert status == 200, value
+            line = await gateway.line(request_id=headers["x-request-id"])
+            assert line["t_cloud_ms"] == 0
+            check_account(line)
+        assert asked(upstream) == 0
+
+
+async def test_with_a_dead_cloud_every_mode_is_answered_by_the_edge_within_the_deadline() -> None:
+    async def says_nothing(talk: Talk) -> None:
+        await talk.gone()
+
+    for script in (reset(), says_nothing):
+        async with house(script) as (gateway, _, http):
+            for path, body in MODES:
+                began = time.monotonic()
+                status, value, headers = await post(gateway, http, path, body, **{"x-gateway-deadline-ms": "2500"})
+                assert status == 200, (path, value)
+                assert time.monotonic() - began < 2.5
+                check_account(await gateway.line(request_id=headers["x-request-id"]))
+
+
+async def test_a_cascade_says_who_answered_and_how_sure_the_edge_was() -> None:
+    async with house() as (gateway, upstream, http):
+        _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.9})
+        assert (value["result"], headers["x-gateway-cascade"], asked(upstream)) == ("edge", "edge", 0)
+        _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.25})
+        assert (value["result"], headers["x-gateway-cascade"]) == ("cloud", "cloud")
+        assert headers["x-gateway-confidence"] == "0.25"
+        line = await gateway.line(request_id=headers["x-request-id"])
+        check_account(line)
+        assert line["t_edge_ms"] > 0
+        assert line["t_cloud_ms"] > 0
+        upstream.script = reset()
+        _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.25})
+        assert (value["result"], headers["x-gateway-cascade"]) == ("edge", "edge-kept")
+
+
+@pytest.mark.parametrize(("sure", "who"), [(0.9, "by the edge"), (0.1, "by the cloud")])
+async def test_a_client_that_asked_for_a_stream_gets_the_cascades_answer_as_one(sure: float, who: str) -> None:
+    body = {"model": "careful/m", "messages": HELLO, "stream": True, "temperature": sure}
+    async with house() as (gateway, _, http), http.post(f"{gateway.url}/v1/chat/completions", json=body) as got:
+        text = (await got.read()).decode()
+        assert "x-gateway-cascade" in got.headers
+    events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    said = [json.loads(event)["choices"] for event in events[:-1]]
+    assert "".join(choice[0]["delta"].get("content") or "" for choice in said if choice) == who
+
+
+async def test_a_late_edge_is_helped_by_the_cloud_and_freed() -> None:
+    async with house() as (gateway, upstream, http):
+        for _ in range(12):
+            await post(gateway, http, "/v1/tasks/eager_guess", {"confidence": 1})
+        before, hedged_before = asked(upstream), len(gateway.lines.of("hybrid.hedged"))
+        began = time.monotonic()
+        status, value, headers = await post(gateway, http, "/v1/tasks/eager_guess", {"confidence": 1, "edge_s": 1.0})
+        took_s = time.monotonic() - began
+        line = await gateway.line(request_id=headers["x-request-id"])
+        hedged = len(gateway.lines.of("hybrid.hedged")) - hedged_before
+    assert (status, value) == (200, {"result": "cloud"})
+    assert asked(upstream) == before + 1
+    assert hedged == 1
+    assert took_s < 0.9
+    check_account(line)
+    assert line["r_path"] == "parallel"
