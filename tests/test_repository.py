@@ -44,20 +44,14 @@ NOT_A_HOST = re.compile(r"localhost|127\.|\[?::1|0\.0\.0\.0|.*\.example")
 
 
 def tracked() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [path for name in listed.split("\0") if name and (path := ROOT / name).is_file()]
 
 
 def index_hosts() -> set[str]:
     """The hosts this machine takes packages from, as pip, uv and apt are configured."""
-    texts = [
-        f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "NPM_"))
-    ]
-    pip = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
-    )
+    texts = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "NPM_"))]
+    pip = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     apt = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
     texts += [pip.stdout, *(path.read_text(errors="replace") for path in apt if path.is_file())]
     urls = re.findall(r"\bhttps?://[^\s'\"\],]+", "\n".join(texts))
@@ -106,9 +100,7 @@ def test_a_lock_pins_every_line_by_hash_and_names_no_place(lock: Path) -> None:
     assert check.pins(text)
     assert check.pins_without_hash(text) == []
     assert "://" not in text
-    assert not re.search(
-        r"^\s*(-|[\w.-]+ *@)", re.sub(r"^ +--hash=.*$", "", text, flags=re.MULTILINE), re.MULTILINE
-    )
+    assert not re.search(r"^\s*(-|[\w.-]+ *@)", re.sub(r"^ +--hash=.*$", "", text, flags=re.MULTILINE), re.MULTILINE)
 
 
 def test_the_gateway_itself_needs_few_distributions() -> None:

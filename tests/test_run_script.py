@@ -36,9 +36,7 @@ def checkout(tmp_path: Path) -> Path:
     root.mkdir()
     for name in ("run", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
-    shutil.copytree(
-        ROOT / "requirements", root / "requirements", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "requirements", root / "requirements", ignore=shutil.ignore_patterns("__pycache__"))
     return root
 
 
@@ -70,9 +68,7 @@ def installed(checkout: Path) -> Path:
     return checkout
 
 
-@pytest.mark.parametrize(
-    "arguments", [(), ("lint", "--fix"), ("bench", "no-such-benchmark"), ("bench", "--json")]
-)
+@pytest.mark.parametrize("arguments", [(), ("lint", "--fix"), ("bench", "no-such-benchmark"), ("bench", "--json")])
 def test_wrong_usage_exits_2_and_installs_nothing(checkout: Path, arguments: tuple[str, ...]) -> None:
     executable(checkout / "bench" / "one.py", "")
     result = run(checkout / "run", *arguments, cwd=checkout)
@@ -171,9 +167,7 @@ def test_a_pythonpath_may_add_modules_but_not_replace_ours(installed: Path, bare
     assert f"PYTHONPATH={installed}:{installed}/plugins:{site_packages}:theirs" in result.stdout
 
 
-def test_tests_run_with_the_venvs_python_and_the_callers_arguments(
-    installed: Path, bare: dict[str, str]
-) -> None:
+def test_tests_run_with_the_venvs_python_and_the_callers_arguments(installed: Path, bare: dict[str, str]) -> None:
     result = run(installed / "run", "test", "-k", "a b", cwd=installed, env=bare)
     assert result.stdout.splitlines() == ["python -m", "python pytest", "python -k", "python a b"]
 
@@ -188,9 +182,7 @@ def test_a_changed_requirement_is_installed_before_anything_runs(
     assert "run: installing requirements/speech.txt into .venv" in result.stderr
 
 
-def test_every_benchmark_runs_and_their_numbers_land_in_one_file(
-    installed: Path, bare: dict[str, str]
-) -> None:
+def test_every_benchmark_runs_and_their_numbers_land_in_one_file(installed: Path, bare: dict[str, str]) -> None:
     executable(installed / "bench" / "one.py", "")
     executable(installed / "bench" / "two.py", "")
     result = run(installed / "run", "bench", cwd=installed, env=bare)
