@@ -292,7 +292,10 @@ EVENTS: Mapping[str, Event] = {
     ),
     "mqtt.repeated": Event(
         "A request that was known came again, and was not run again.",
-        {"how": "`joined` the one that runs, or `remembered`: answered from memory", "path": "what it asks for"},
+        {
+            "how": "`joined` the one that runs, or `remembered`: answered from memory",
+            "topic": "its first 200 characters",
+        },
     ),
     "mqtt.answer_refused": Event(
         "The broker will not take an answer; its request is acknowledged nevertheless.",
@@ -300,6 +303,6 @@ EVENTS: Mapping[str, Event] = {
     ),
     "mqtt.broke": Event(
         "The gateway failed on a message: a bug. The message is acknowledged.",
-        {"error": "which", "path": "what it asked for"},
+        {"error": "which", "topic": "its first 200 characters"},
     ),
 }

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiomqtt
@@ -39,14 +39,17 @@ class Answer:
 class Device:
     """A connected client; `heard` is all it was sent, in order."""
 
-    def __init__(self, client: aiomqtt.Client) -> None:
-        self.client = client
+    def __init__(self, client: aiomqtt.Client, take: Callable[[Answer], None]) -> None:
+        self.client, self._take = client, take
         self.heard: list[Answer] = []
         self._news = asyncio.Event()
+        self.listening = asyncio.create_task(self._listen())
 
-    async def listen(self) -> None:
+    async def _listen(self) -> None:
         async for message in self.client.messages:
-            self.heard.append(Answer(message))
+            answer = Answer(message)
+            self.heard.append(answer)
+            self._take(answer)
             self._news.set()
 
     async def until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
@@ -68,7 +71,7 @@ class Device:
         if user:
             packed.UserProperty = list(user)
         payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        await self.client.publish(topic, payload, qos=qos, properties=packed)
+        await self.client.publish(topic, payload, qos=qos, properties=packed, timeout=2)
 
     async def send(self, path: str, body: Any, correlation: bytes | None = b"1", **more: Any) -> None:
         """Publish a request, by MQTT 5."""
@@ -84,20 +87,20 @@ class Device:
 
 
 @asynccontextmanager
-async def device(port: int, topic: str = ANSWERS + "/#", **options: Any) -> AsyncIterator[Device]:
-    """A device that listens on `topic`."""
+async def device(
+    port: int, topic: str = ANSWERS + "/#", take: Callable[[Answer], None] = lambda answer: None, **options: Any
+) -> AsyncIterator[Device]:
+    """A device that listens on `topic`; `take` is called for each answer."""
     options = {"protocol": aiomqtt.ProtocolVersion.V5, "socket_options": NO_DELAY} | options
     async with aiomqtt.Client("127.0.0.1", port, **options) as client:
         client.pending_calls_threshold = 1_000_000
         await client.subscribe(topic, qos=1)
-        one = Device(client)
-        listening = asyncio.create_task(one.listen())
+        one = Device(client, take)
         try:
             yield one
         finally:
-            listening.cancel()
-            await asyncio.wait({listening})
-            listening.cancelled() or listening.exception()
+            one.listening.cancel()
+            await asyncio.gather(one.listening, return_exceptions=True)
 
 
 async def run(name: str, *args: str) -> bytes:
@@ -106,3 +109,62 @@ async def run(name: str, *args: str) -> bytes:
     out, err = await process.communicate()
     assert process.returncode == 0, (process.returncode, out, err)
     return out
+
+
+class Sturdy:
+    """A client with a session of its own that comes back after the broker does, and sends until it is heard."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._device: Device | None = None
+        self._is_there = asyncio.Event()
+        self.answered: dict[bytes, list[Any]] = {}
+        self._news = asyncio.Event()
+
+    async def stay(self) -> None:
+        connect = Properties(PacketTypes.CONNECT)
+        connect.SessionExpiryInterval = 3600
+        options = {"identifier": "sturdy", "clean_start": False, "properties": connect}
+        while True:
+            with suppress(aiomqtt.MqttError):
+                async with device(self._port, ANSWERS, take=self._hear, **options) as self._device:
+                    self._is_there.set()
+                    await self._device.listening
+            self._is_there.clear()
+            await asyncio.sleep(0.02)  # a pause between tries, nobody waits for it
+
+    def _hear(self, answer: Answer) -> None:
+        assert answer.correlation is not None
+        self.answered.setdefault(answer.correlation, []).append(answer.json)
+        self._news.set()
+
+    async def send(self, path: str, body: Any, correlation: bytes) -> None:
+        """Return when the broker has it."""
+        while True:
+            await self._is_there.wait()
+            assert self._device is not None
+            with suppress(aiomqtt.MqttError):
+                await self._device.send(path, body, correlation)
+                return
+            await asyncio.sleep(0.02)  # a pause between tries
+
+    async def until_answered(self, correlations: set[bytes], timeout_s: float = 40) -> None:
+        """Return when each of these was answered. Raises AssertionError naming those that were not."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not correlations <= self.answered.keys():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            raise AssertionError(f"never answered: {sorted(correlations - self.answered.keys())}") from None
+
+
+@asynccontextmanager
+async def sturdy_client(port: int) -> AsyncIterator[Sturdy]:
+    client = Sturdy(port)
+    staying = asyncio.create_task(client.stay())
+    try:
+        yield client
+    finally:
+        staying.cancel()
+        await asyncio.wait({staying})

@@ -31,7 +31,7 @@ from gateway.ingress.mqtt.values import Message, Publication, message_of
 
 KEEPALIVE_S = 15
 SESSION_S = 3600
-RECEIVE_MAXIMUM = 64  # requests the broker hands us before we acknowledge one: what bounds our memory
+RECEIVE_MAXIMUM = 64  # requests the broker may hand over before we have acknowledged one
 CONNECT_S = 10.0
 CONFIRM_S = 60.0  # a broker that answers pings, but no PUBLISH for so long, is broken
 MOST_UNCONFIRMED = 64
@@ -65,9 +65,14 @@ class Broker:
 class Delivery:
     """A message that was handed over, to be acknowledged once. The broker hears of it when all before it are."""
 
-    def __init__(self, message: Message, settle: Callable[[], None]) -> None:
-        self.message, self._settle = message, settle
+    def __init__(self, message: Message, settle: Callable[[], None], lost: asyncio.Event) -> None:
+        self.message, self._settle, self._lost = message, settle, lost
         self.is_done = False
+
+    @property
+    def is_void(self) -> bool:
+        """Whether it can no longer be acknowledged: the broker will deliver it again."""
+        return self._lost.is_set()
 
     def acknowledge(self) -> None:
         """The broker need not keep it any longer."""
@@ -110,8 +115,8 @@ class Connection:
     async def open(self) -> None:
         """Connect, taking up the session the broker kept. Raises ConnectionLost saying why not."""
         try:
-            await self._client.__aenter__()
-        except (aiomqtt.MqttError, OSError, ValueError) as exc:
+            await self._while_connected(self._client.__aenter__())  # which would wait on for a CONNACK all the same
+        except (ConnectionLost, OSError, ValueError) as exc:
             self._lose(str(exc))
             raise ConnectionLost(str(exc)) from exc
         self._client._disconnected.add_done_callback(self._broke)
@@ -221,7 +226,7 @@ class Connection:
         self._lose(f"{type(error).__name__}: {error}"[:300])
 
     def _on_message(self, client: Any, userdata: Any, got: MQTTMessage) -> None:
-        delivery = Delivery(message_of(got), self._settle)
+        delivery = Delivery(message_of(got), self._settle, self.lost)
         if got.qos > 0:
             self._unsettled.append(delivery)
         self._take(delivery)

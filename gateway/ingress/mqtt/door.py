@@ -1,10 +1,10 @@
 """The MQTT door: stays connected, has each message served once, and acknowledges it when its answer is safe.
 
-    handed over ─▶ read ─▶ known? ── no ─▶ served ─▶ answer with the broker ─▶ acknowledged
+    handed over ─▶ read ─▶ known? ── no ─▶ waits ─▶ served ─▶ answer with the broker ─▶ acknowledged
                     │        └ yes ─▶ joins the one that runs, or is answered from memory ─┘
                     └ no request: logged, acknowledged
 
-The broker hands over RECEIVE_MAXIMUM messages and then waits: that, and not a queue of ours, is the back-pressure.
+The broker hands over RECEIVE_MAXIMUM messages and then waits until some were acknowledged: that is the back-pressure.
 An answer that found the connection gone is published on the next one. What was not acknowledged when the
 gateway stopped or died comes again; what it asked for may then have been done already (docs/mqtt.md).
 """
@@ -13,14 +13,23 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections import deque
+from collections.abc import Coroutine, Hashable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.ingress.door import Door, Incoming
 from gateway.ingress.mqtt import presence
 from gateway.ingress.mqtt.backoff import Backoff
-from gateway.ingress.mqtt.connection import Broker, Connection, ConnectionLost, Delivery, PublishRefused
+from gateway.ingress.mqtt.connection import (
+    RECEIVE_MAXIMUM,
+    Broker,
+    Connection,
+    ConnectionLost,
+    Delivery,
+    PublishRefused,
+)
 from gateway.ingress.mqtt.memory import Exchange, Memory, identity_of
 from gateway.ingress.mqtt.reply import MqttReply
 from gateway.ingress.mqtt.requests import body_of, headers_of
@@ -28,13 +37,25 @@ from gateway.ingress.mqtt.topics import Address, Rejected, Topics
 from gateway.ingress.mqtt.values import Message, Publication
 from gateway.telemetry import Limited, log
 
-MOST_QOS_0 = 256  # of those no broker holds back: so many are served at once, the others told to come again
-MOST_HELD = 1024  # and so many held at all
+MOST_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
+MOST_HELD = 1024  # and where still more are, not even that
 CLOSE_S = 5.0
 
-_rejected = Limited("mqtt.rejected", per_s=1.0, burst=10)
-_expired = Limited("mqtt.expired", per_s=1.0, burst=10)
-_disconnected = Limited("mqtt.disconnected", per_s=1 / 60, burst=10)
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request that was taken at `taken_at` (monotonic seconds), and is to be run."""
+
+    message: Message
+    address: Address
+    identity: Hashable
+    exchange: Exchange
+    taken_at: float
+
+    @property
+    def is_expired(self) -> bool:
+        left_s = self.message.expiry_s
+        return left_s is not None and time.monotonic() - self.taken_at >= left_s
 
 
 class MqttDoor:
@@ -56,10 +77,13 @@ class MqttDoor:
     ) -> None:
         self._door, self.broker, self.topics = door, broker, topics
         self._telemetry_s, self._is_trusted, self._key_id = telemetry_s, is_trusted, key_id
+        self._rejected, self._expired = Limited("mqtt.rejected"), Limited("mqtt.expired")
+        self._disconnected = Limited("mqtt.disconnected", per_s=1 / 60)
         self.backoff = Backoff()
         self._memory = Memory(time.monotonic)
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
+        self._waiting: deque[_Job] = deque()
         self._serving: set[asyncio.Task[None]] = set()
         self._is_taking = True
         self._stopping = asyncio.Event()
@@ -90,7 +114,7 @@ class MqttDoor:
             if self._stopping.is_set():
                 return
             pause_s = self.backoff.next(time.monotonic() - began if was_open else 0.0)
-            _disconnected.warning(broker=str(self.broker), why=connection.why, retry_s=round(pause_s, 3))
+            self._disconnected.warning(broker=str(self.broker), why=connection.why, retry_s=round(pause_s, 3))
             await _first_of(self._stopping.wait(), timeout_s=pause_s)
 
     def _new_connection(self) -> Connection:
@@ -143,73 +167,90 @@ class MqttDoor:
             return  # not acknowledged: the broker keeps it for the next start
         try:
             address = self.topics.read(message)
-            if message.qos == 0 and len(self._serving) >= MOST_HELD:
+            if message.qos == 0 and self._held >= MOST_HELD:
                 raise Rejected("too many at once")
         except Rejected as exc:
-            _rejected.warning(why=str(exc), topic=message.topic[:200])
+            self._rejected.warning(why=str(exc), topic=message.topic[:200])
             delivery.acknowledge()
             return
-        if message.expiry_s == 0:
-            _expired.warning(topic=message.topic[:200])
-            delivery.acknowledge()
+        identity = identity_of(message, address)
+        known = self._memory.find(message, identity)
+        if known is not None:
+            self._repeat(known, delivery)
             return
-        self._spawn(self._answer(address, delivery))
+        job = _Job(message, address, identity, self._memory.begin(identity), time.monotonic())
+        job.exchange.join(delivery)
+        self._waiting.append(job)
+        self._start_more()
+
+    @property
+    def _held(self) -> int:
+        return len(self._waiting) + len(self._serving)
+
+    def _repeat(self, known: Exchange, delivery: Delivery) -> None:
+        log.debug("mqtt.repeated", how="joined" if known.is_open else "remembered", topic=delivery.message.topic[:200])
+        if known.is_open:
+            known.join(delivery)
+        else:
+            self._spawn(self._remind(known, delivery))
+
+    async def _remind(self, known: Exchange, delivery: Delivery) -> None:
+        with suppress(PublishRefused):
+            for publication in known.answer:
+                await self._send(publication)
+        delivery.acknowledge()
+
+    def _start_more(self) -> None:
+        """Serve what waits, so many at once; mosquitto 2.0.11 hands over more than it may when a session is resumed."""
+        while self._waiting and self._is_taking and len(self._serving) < RECEIVE_MAXIMUM:
+            self._spawn(self._answer(self._waiting.popleft()))
 
     def _spawn(self, serving: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(serving)
         self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+        task.add_done_callback(self._ended)
 
-    async def _answer(self, address: Address, delivery: Delivery) -> None:
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._serving.discard(task)
+        self._start_more()
+
+    async def _answer(self, job: _Job) -> None:
         """Have it answered, then acknowledge it. Cancelled: neither, and it comes again."""
-        identity = identity_of(delivery.message, address)
-        known = self._memory.find(delivery.message, identity)
-        if known is not None:
-            await self._repeat(known, delivery, address)
-            return
-        exchange, is_answered = self._memory.begin(identity), False
+        is_answered = False
         try:
-            await self._serve(delivery.message, address, exchange)
-            is_answered = True
+            if job.is_expired:
+                self._expired.warning(topic=job.message.topic[:200])
+            else:
+                await self._serve(job)
+                is_answered = True
         finally:
-            self._memory.end(identity, exchange, is_answered=is_answered)
-        delivery.acknowledge()
+            self._memory.end(job.identity, job.exchange, is_answered=is_answered)
+        job.exchange.acknowledge()
 
-    async def _repeat(self, known: Exchange, delivery: Delivery, address: Address) -> None:
-        is_running = not known.ended.is_set()
-        log.info("mqtt.repeated", how="joined" if is_running else "remembered", path=address.target[:200])
-        await known.ended.wait()
-        if not known.is_answered:
-            return
-        if not is_running:
-            with suppress(PublishRefused):
-                for publication in known.answer:
-                    await self._send(publication)
-        delivery.acknowledge()
-
-    async def _serve(self, message: Message, address: Address, exchange: Exchange) -> None:
+    async def _serve(self, job: _Job) -> None:
         async def send(publication: Publication) -> None:
             await self._send(publication)
-            exchange.keep(publication)
+            job.exchange.keep(publication)
 
-        reply = MqttReply(message, address, send)
-        is_too_many = message.qos == 0 and len(self._serving) > MOST_QOS_0
+        reply = MqttReply(job.message, job.address, send)
         try:
-            await self._door.serve(self._incoming(message, address, is_too_many=is_too_many), reply)
+            await self._door.serve(self._incoming(job), reply)
         except Exception as exc:  # a bug of ours; without the acknowledgement it would come again, and again
-            log.error("mqtt.broke", error=f"{type(exc).__name__}: {exc}"[:500], path=address.target[:200])
+            log.error("mqtt.broke", error=f"{type(exc).__name__}: {exc}"[:500], topic=job.message.topic[:200])
         finally:
             reply.close()
 
-    def _incoming(self, message: Message, address: Address, *, is_too_many: bool) -> Incoming:
+    def _incoming(self, job: _Job) -> Incoming:
+        is_too_many = job.message.qos == 0 and self._held > MOST_QOS_0
+
         async def read(limit: int) -> bytes:
-            return body_of(message, limit, is_too_many=is_too_many)
+            return body_of(job.message, limit, is_too_many=is_too_many)
 
         return Incoming(
             door="mqtt",
             method="POST",
-            target=address.target,
-            headers=headers_of(message),
+            target=job.address.target,
+            headers=headers_of(job.message, time.monotonic() - job.taken_at),
             read=read,
             is_trusted=self._is_trusted,
             key_id=self._key_id,

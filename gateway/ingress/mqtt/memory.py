@@ -8,10 +8,10 @@ The memory is bounded: what has been forgotten, or was too large to keep, runs a
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from gateway.ingress.mqtt.connection import Delivery
 from gateway.ingress.mqtt.topics import Address
 from gateway.ingress.mqtt.values import Message, Publication
 
@@ -34,13 +34,23 @@ def is_known_by_client(identity: Hashable) -> bool:
 
 
 class Exchange:
-    """One request and its answer, however often it was delivered. ended: it was answered, or given up."""
+    """One request and its answer, however often it was delivered; while it is open, more deliveries may join."""
 
     def __init__(self) -> None:
         self.answer: list[Publication] = []
         self.size = 0
-        self.is_answered = False
-        self.ended = asyncio.Event()
+        self.is_open = True
+        self._deliveries: list[Delivery] = []
+
+    def join(self, delivery: Delivery) -> None:
+        """One more delivery of it; those of connections that were lost can be forgotten."""
+        self._deliveries = [*(one for one in self._deliveries if not one.is_void), delivery]
+
+    def acknowledge(self) -> None:
+        """Acknowledge every delivery of it."""
+        for delivery in self._deliveries:
+            delivery.acknowledge()
+        self._deliveries.clear()
 
     def keep(self, publication: Publication) -> None:
         """Remember a part of the answer, in order."""
@@ -69,20 +79,19 @@ class Memory:
         return self._running.get(identity) or answered
 
     def begin(self, identity: Hashable) -> Exchange:
-        """A request that is run now; `end` it, whatever happens."""
+        """A request that is to be run; `end` it, whatever happens."""
         self._running[identity] = exchange = Exchange()
         return exchange
 
     def end(self, identity: Hashable, exchange: Exchange, *, is_answered: bool) -> None:
-        """It runs no more. Who joined it is told."""
+        """It runs no more."""
         if self._running.get(identity) is exchange:
             del self._running[identity]
-        exchange.is_answered = is_answered
+        exchange.is_open = False
         if is_answered and exchange.size <= KEEP_BYTES:
             self._drop(identity)
             self._answered[identity] = (self._clock(), exchange)
             self._bytes += exchange.size
-        exchange.ended.set()
         self._forget_old()
 
     def _forget_old(self) -> None:

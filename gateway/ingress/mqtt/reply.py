@@ -71,7 +71,7 @@ class MqttReply:
             self._check_collected()
             return
         self._news.set()
-        if len(self._buffer) > ROOM_BYTES:
+        if len(self._buffer) > ROOM_BYTES or self._pump.done():
             self._room.clear()
             await self._or_failed(self._room.wait())
 
@@ -88,8 +88,8 @@ class MqttReply:
 
     def close(self) -> None:
         """Nothing more is sent."""
-        if self._pump is not None:
-            self._pump.cancel()
+        if self._pump is not None and not self._pump.cancel() and not self._pump.cancelled():
+            self._pump.exception()  # somebody has been told, or is gone
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────
 

@@ -10,13 +10,13 @@ TAKEN = frozenset({"traceparent", "x-gateway-locality", "x-gateway-deadline-ms"}
 DEADLINE = "x-gateway-deadline-ms"
 
 
-def headers_of(message: Message) -> dict[str, str]:
+def headers_of(message: Message, waited_s: float = 0.0) -> dict[str, str]:
     """The message's properties as the headers HTTP would have had. A message's expiry is a deadline."""
     headers = {name.lower(): value for name, value in message.user if name.lower() in TAKEN}
     if message.content_type is not None:
         headers["content-type"] = message.content_type
     if message.expiry_s is not None:
-        headers[DEADLINE] = _sooner(headers.get(DEADLINE), message.expiry_s * 1000)
+        headers[DEADLINE] = _sooner(headers.get(DEADLINE), round((message.expiry_s - waited_s) * 1000))
     return headers
 
 

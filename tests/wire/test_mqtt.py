@@ -1,0 +1,440 @@
+"""The MQTT door with a real broker: requests and answers, streams, repeats, refusals, presence."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiomqtt
+import pytest
+
+from gateway.admit.keyfile import write_keys
+from gateway.admit.keys import Key, hash_of
+from gateway.ingress.mqtt.connection import Delivery
+from gateway.ingress.mqtt.values import Message
+from gateway.testing import RunningGateway, running_gateway
+from support.broker import PASSWORDS, Broker, running_broker
+from support.mqtt_backend import TALLY, Tally
+from support.mqtt_clients import ANSWERS, Device, device, run
+from support.programs import needs
+
+pytestmark = needs("mosquitto", "mosquitto_passwd")
+
+ECHO = {"GATEWAY_BACKENDS__E__PLUGIN": "echo", "GATEWAY_BACKENDS__E__DIMENSION": "2"}
+TALK = {"model": "echo", "messages": [{"role": "user", "content": "to be or not"}]}
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Broker]:
+    async with running_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(**ECHO, **TALLY, GATEWAY_MQTT__URL=broker.url) as gateway:
+        await gateway.line("mqtt.connected")
+        yield gateway
+
+
+@pytest.fixture
+async def lamp(broker: Broker, gateway: RunningGateway) -> AsyncIterator[Device]:
+    async with device(broker.port) as lamp:
+        yield lamp
+
+
+# ── requests and answers ─────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_request_is_answered_on_its_response_topic(lamp: Device, gateway: RunningGateway) -> None:
+    answer = await lamp.ask("/v1/tasks/echo", {"a": 1}, b"\0\xff")
+    assert answer.json == {"result": {"a": 1}}
+    assert answer.correlation == b"\0\xff"
+    assert answer.content_type == "application/json"
+    assert not answer.is_retained
+    assert answer.user["status"] == "200"
+    assert (answer.user["x-gateway-backend"], answer.user["x-gateway-site"]) == ("e", "edge")
+    assert answer.user["x-gateway-attempts"] == "1"
+    assert "total;dur=" in answer.user["Server-Timing"]
+    line = await gateway.line(request_id=answer.user["x-request-id"])
+    assert (line["door"], line["kind"], line["outcome"], line["status"]) == ("mqtt", "task", "served", 200)
+
+
+async def test_the_account_of_a_request_by_mqtt_is_closed(lamp: Device, gateway: RunningGateway) -> None:
+    await lamp.ask("/v1/tasks/echo", "x" * 10_000)
+    line = await gateway.line(door="mqtt")
+    terms = {key: value for key, value in line.items() if key.startswith("t_") and key.endswith("_ms")}
+    total = terms.pop("t_total_ms")
+    overlap, _ = terms.pop("t_overlap_ms"), terms.pop("t_first_byte_ms")
+    assert sum(terms.values()) - overlap == pytest.approx(total, abs=0.01)
+    assert min(terms.values()) >= 0
+    assert terms["t_write_ms"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "look"),
+    [
+        ("/v1/chat/completions", TALK, lambda it: it["choices"][0]["message"]["content"] == "to be or not"),
+        ("/v1/completions", {"model": "echo", "prompt": "x"}, lambda it: it["choices"][0]["text"] == "x"),
+        ("/v1/embeddings", {"model": "echo", "input": "x"}, lambda it: len(it["data"][0]["embedding"]) == 2),
+        ("/chat/completions", TALK, lambda it: it["object"] == "chat.completion"),
+    ],
+)
+async def test_what_takes_a_body_by_http_takes_it_by_mqtt(lamp: Device, path: str, body: object, look: object) -> None:
+    assert look((await lamp.ask(path, body)).json)  # type: ignore[operator]
+
+
+async def test_a_base64_embedding_is_as_by_http(lamp: Device) -> None:
+    answer = await lamp.ask("/v1/embeddings", {"model": "echo", "input": "x", "encoding_format": "base64"})
+    assert len(struct.unpack("<2f", base64.b64decode(answer.json["data"][0]["embedding"]))) == 2
+
+
+async def test_a_form_says_what_it_is_by_its_content_type(lamp: Device) -> None:
+    form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nnobody\r\n--x--\r\n'
+    answer = await lamp.ask("/v1/audio/transcriptions", form, ContentType="multipart/form-data; boundary=x")
+    assert answer.json["error"]["message"].startswith("the form has no file")
+
+
+async def test_a_request_at_qos_0_is_answered_too(lamp: Device) -> None:
+    assert (await lamp.ask("/v1/tasks/echo", 1, qos=0)).json == {"result": 1}
+
+
+async def test_a_request_without_a_response_topic_is_run(lamp: Device, gateway: RunningGateway) -> None:
+    await lamp.publish("edge-gateway/req/v1/tasks/tally", {"id": "a"})
+    await gateway.line(door="mqtt", outcome="served")
+    assert Tally.runs["a"] == 1
+
+
+async def test_headers_travel_as_user_properties(lamp: Device, gateway: RunningGateway) -> None:
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await lamp.ask("/v1/tasks/echo", 1, user=[("traceparent", trace)])
+    assert (await gateway.line(door="mqtt"))["trace_id"] == trace.split("-")[1]
+    answer = await lamp.ask("/v1/tasks/echo", 1, b"2", user=[("x-gateway-locality", "anywhere")])
+    assert answer.json["error"]["param"] == "x-gateway-locality"
+
+
+# ── the programs people use ──────────────────────────────────────────────────────────────────────
+
+
+@needs("mosquitto_rr", "mosquitto_pub")
+async def test_mosquitto_rr_gets_its_answer_by_version_5(broker: Broker, gateway: RunningGateway) -> None:
+    out = await run(
+        "mosquitto_rr", "-V", "5", "-p", str(broker.port), "-q", "1", "-W", "10",
+        "-t", "edge-gateway/req/v1/tasks/echo", "-e", "answers/rr", "-m", "[1]",
+        "-D", "publish", "correlation-data", "7",
+    )  # fmt: skip
+    assert json.loads(out) == {"result": [1]}
+
+
+@needs("mosquitto_rr", "mosquitto_pub")
+async def test_a_client_of_version_3_1_1_calls_and_is_answered(broker: Broker, gateway: RunningGateway) -> None:
+    out = await run(
+        "mosquitto_rr", "-V", "311", "-p", str(broker.port), "-q", "1", "-W", "10",
+        "-t", "edge-gateway/call/lamp/1/v1/tasks/echo", "-e", "edge-gateway/reply/lamp/1", "-m", "[1]",
+    )  # fmt: skip
+    assert json.loads(out) == {"result": [1]}
+
+
+async def test_retained_junk_on_the_response_topic_is_not_ours(broker: Broker, lamp: Device) -> None:
+    await lamp.client.publish("edge-gateway/reply/lamp/1", b"junk", qos=1, retain=True)
+    v311 = {"protocol": aiomqtt.ProtocolVersion.V311}
+    async with device(broker.port, "edge-gateway/reply/lamp/1", **v311) as old:
+        await old.until(lambda heard: len(heard) == 1)
+        await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/echo", b"5", qos=1)
+        heard = await old.until(lambda heard: len(heard) == 2)
+    assert [(answer.payload, answer.is_retained) for answer in heard] == [(b"junk", True), (b'{"result":5}', False)]
+    async with device(broker.port, "edge-gateway/reply/#") as later:
+        heard = await later.until(lambda heard: len(heard) == 1)
+    assert heard[0].payload == b"junk"  # nothing of ours was kept
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def streamed(lamp: Device, path: str, body: object, **more: object) -> list:
+    await lamp.send(path, body, b"s", **more)
+    heard = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+    return [part for part in heard if part.correlation == b"s"]
+
+
+async def test_a_stream_comes_in_numbered_parts(lamp: Device, gateway: RunningGateway) -> None:
+    parts = await streamed(lamp, "/v1/chat/completions", TALK | {"stream": True})
+    assert [part.user["seq"] for part in parts] == [str(n) for n in range(len(parts))]
+    assert ["final" in part.user for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert parts[0].user["status"] == "200"
+    assert {part.content_type for part in parts} == {"text/event-stream"}
+    events = b"".join(part.payload for part in parts).decode().split("\n\n")
+    said = [json.loads(event[6:]) for event in events if event.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in said) == "to be or not"
+    assert events[-3].startswith(": timing {")
+    assert events[-2] == "data: [DONE]"
+    assert (await gateway.line(door="mqtt"))["outcome"] == "served"
+
+
+async def test_a_long_stream_is_in_order_and_whole(lamp: Device) -> None:
+    parts = await streamed(lamp, "/v1/tasks/parts", {"n": 2000})
+    text = b"".join(part.payload for part in parts).decode()
+    assert [json.loads(event[6:])["part"] for event in text.split("\n\n") if event.startswith("data: {")] == [
+        *range(2000)
+    ]
+
+
+async def test_a_stream_that_breaks_is_marked_as_aborted(lamp: Device, gateway: RunningGateway) -> None:
+    parts = await streamed(lamp, "/v1/tasks/breaks", {})
+    assert parts[-1].user["aborted"] == "true"
+    text = b"".join(part.payload for part in parts)
+    assert b"it broke in the middle" in text
+    assert b"[DONE]" not in text
+    assert (await gateway.line(door="mqtt"))["outcome"] == "failed"
+
+
+async def test_a_stream_for_version_3_1_1_comes_whole(broker: Broker, gateway: RunningGateway) -> None:
+    async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
+        await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/parts", b'{"n":3}', qos=1)
+        (answer,) = await old.until(lambda heard: len(heard) == 1)
+    assert answer.payload.count(b'{"part":') == 3
+    assert answer.payload.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_stream_is_remembered_part_by_part(lamp: Device) -> None:
+    first = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
+    lamp.heard.clear()
+    again = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
+    assert [(part.payload, part.user) for part in again] == [(part.payload, part.user) for part in first]
+
+
+# ── repeats ──────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_repeat_is_answered_from_memory(lamp: Device, gateway: RunningGateway) -> None:
+    first = await lamp.ask("/v1/tasks/tally", {"id": "a"})
+    again = await lamp.ask("/v1/tasks/tally", {"id": "a"})
+    assert (again.payload, again.user) == (first.payload, first.user)
+    assert Tally.runs["a"] == 1
+    assert (await gateway.line("mqtt.repeated"))["how"] == "remembered"
+    assert len(gateway.lines.of("request.finished")) == 1
+
+
+async def test_a_repeat_joins_the_one_that_runs(lamp: Device, gateway: RunningGateway) -> None:
+    for _ in range(3):
+        await lamp.send("/v1/tasks/hold", {"id": "a"})
+    assert {line["how"] for line in await gateway.lines.wait("mqtt.repeated", 2)} == {"joined"}
+    Tally.open.set()
+    await lamp.until(lambda heard: len(heard) == 1)
+    assert Tally.runs["a"] == 1
+
+
+async def test_what_has_another_correlation_or_body_is_no_repeat(lamp: Device) -> None:
+    for correlation, asked in ((b"1", "a"), (b"2", "a"), (b"1", "b")):
+        await lamp.ask("/v1/tasks/tally", {"id": asked}, correlation)
+    assert Tally.runs == {"a": 2, "b": 1}
+
+
+async def test_a_call_of_the_same_id_is_a_repeat(broker: Broker, gateway: RunningGateway) -> None:
+    async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
+        for _ in range(2):
+            await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/tally", b'{"id":"a"}', qos=1)
+        heard = await old.until(lambda heard: len(heard) >= 1 and Tally.runs["a"] >= 1)
+    assert {answer.payload for answer in heard} == {b'{"result":1}'}
+    assert Tally.runs["a"] == 1
+
+
+# ── what cannot be served ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/v1/tasks/ech", 1, "404", "not_found"),
+        ("/v1/nonsense", 1, "404", "not_found"),
+        ("/v1/models", 1, "405", "method_not_allowed"),
+        ("/livez", 1, "405", "method_not_allowed"),
+        ("", 1, "404", "not_found"),
+        ("/v1/tasks/%zz", 1, "400", "bad_request"),
+        ("/v1/tasks/echo", b"{broken", "400", "bad_request"),
+        ("/v1/tasks/echo", b"\xff\xfe", "400", "bad_request"),
+        ("/v1/tasks/echo", b"[" * 100_000, "400", "bad_request"),
+        ("/v1/chat/completions", {"model": "echo"}, "400", "bad_request"),
+        ("/v1/chat/completions", TALK | {"model": "nobody"}, "404", "model_not_found"),
+    ],
+)
+async def test_what_is_wrong_is_answered_as_by_http(
+    lamp: Device, gateway: RunningGateway, path: str, body: object, status: str, code: str
+) -> None:
+    answer = await lamp.ask(path, body)
+    assert (answer.user["status"], answer.json["error"]["code"]) == (status, code)
+    line = await gateway.line(door="mqtt")
+    assert (line["status"], line["reason"]) == (int(status), code)
+
+
+async def test_a_body_that_is_too_large_is_answered(broker: Broker) -> None:
+    async with (
+        running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url, GATEWAY_MAX_BODY_BYTES="1000") as gateway,
+        device(broker.port) as lamp,
+    ):
+        await gateway.line("mqtt.connected")
+        answer = await lamp.ask("/v1/tasks/echo", "x" * 1000)
+        assert (answer.user["status"], answer.json["error"]["code"]) == ("413", "body_too_large")
+
+
+async def test_an_answer_larger_than_the_broker_takes_becomes_an_error() -> None:
+    async with (
+        running_broker(more="max_packet_size 5000") as broker,
+        running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway,
+        device(broker.port) as lamp,
+    ):
+        await gateway.line("mqtt.connected")
+        answer = await lamp.ask("/v1/tasks/huge", {"bytes": 6000})
+        assert (answer.user["status"], answer.json["error"]["code"]) == ("502", "upstream_bad_response")
+        assert "5000" in (await gateway.line("mqtt.answer_refused"))["why"]
+        assert (await lamp.ask("/v1/tasks/huge", {"bytes": 10}, b"2")).user["status"] == "200"
+        assert len(gateway.lines.of("mqtt.connected")) == 1
+
+
+async def test_a_deadline_is_a_deadline(lamp: Device, gateway: RunningGateway) -> None:
+    answer = await lamp.ask("/v1/tasks/hold", {"id": 1}, MessageExpiryInterval=1)
+    assert (answer.user["status"], answer.json["error"]["code"]) == ("504", "deadline_exceeded")
+    assert (await gateway.line(door="mqtt"))["outcome"] == "timed_out"
+
+
+async def test_an_expired_request_is_dropped_with_a_line(gateway: RunningGateway) -> None:
+    settled: list[bool] = []
+    message = Message(topic="edge-gateway/req/v1/tasks/tally", payload=b'{"id":"a"}', qos=1, mid=1, expiry_s=0)
+    assert gateway.service.mqtt is not None
+    gateway.service.mqtt._take(Delivery(message, lambda: settled.append(True), asyncio.Event()))
+    assert (await gateway.line("mqtt.expired"))["topic"] == message.topic
+    assert settled == [True]
+    assert Tally.runs["a"] == 0
+    assert gateway.lines.of("request.finished") == []
+
+
+@pytest.mark.parametrize("response", ["edge-gateway/req/v1/tasks/tally", "edge-gateway/call/a/1/v1/tasks/tally"])
+async def test_an_answer_is_never_reflected_into_a_request(
+    lamp: Device, gateway: RunningGateway, response: str
+) -> None:
+    await lamp.send("/v1/tasks/tally", {"id": "a"}, ResponseTopic=response)
+    assert response.rpartition("/")[0].split("/")[1] in (await gateway.line("mqtt.rejected"))["why"]
+    assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and it was acknowledged
+    assert Tally.runs["a"] == 0
+
+
+async def test_a_message_that_is_no_request_is_rejected_with_a_line(lamp: Device, gateway: RunningGateway) -> None:
+    await lamp.publish("edge-gateway/call/lamp", b"x")
+    assert "CLIENT/ID" in (await gateway.line("mqtt.rejected"))["why"]
+    assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
+
+
+async def test_more_messages_at_qos_0_than_can_be_served_are_told_to_come_again(
+    lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ingress.mqtt.door.MOST_QOS_0", 2)
+    for n in range(2):
+        await lamp.send("/v1/tasks/hold", {"id": n}, str(n).encode(), qos=0)
+    await Tally.held.wait()
+    answer = await lamp.ask("/v1/tasks/echo", 1, b"x", qos=0)
+    assert (answer.user["status"], answer.user["Retry-After"]) == ("503", "1")
+    assert (await lamp.ask("/v1/tasks/echo", 1, b"y", qos=1)).user["status"] == "200"
+    Tally.open.set()
+
+
+async def test_a_request_that_kills_its_worker_is_answered_once_and_does_not_come_again(broker: Broker) -> None:
+    tool = {"GATEWAY_BACKENDS__TOOL__PLUGIN": "support.worker_backends:Tool", "GATEWAY_MQTT__URL": broker.url}
+    async with device(broker.port) as lamp:
+        async with running_gateway(**tool) as gateway:
+            await gateway.line("mqtt.connected")
+            await lamp.send("/v1/tasks/segfault", {})
+            (*_, last) = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+            assert last.user["aborted"] == "true"
+            await gateway.line("worker.died")
+        async with running_gateway(**tool) as gateway:
+            assert (await gateway.line("mqtt.connected"))["resumed"] is True
+            assert (await lamp.ask("/v1/tasks/json", {"x": 1}, b"2")).json == {"x": 1}
+            assert len(gateway.lines.of("request.finished")) == 1
+
+
+# ── who may ask ──────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_rules_of_the_key_that_was_named_apply(broker: Broker, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    write_keys(keys, {"mqtt": Key(sha256=hash_of("secret"), tasks=("echo",))})
+    with_keys = {"GATEWAY_KEYS_FILE": str(keys), "GATEWAY_MQTT__KEY": "mqtt", "GATEWAY_MQTT__URL": broker.url}
+    async with running_gateway(**ECHO, **TALLY, **with_keys) as gateway, device(broker.port) as lamp:
+        await gateway.line("mqtt.connected")
+        assert (await lamp.ask("/v1/tasks/echo", 1)).user["status"] == "200"
+        refused = await lamp.ask("/v1/tasks/tally", {"id": 1}, b"2")
+        assert (refused.user["status"], refused.json["error"]["code"]) == ("403", "forbidden")
+
+
+async def test_a_broker_with_passwords_and_rules_lets_each_device_hear_its_own_answers() -> None:
+    lamp_is = {"username": "lamp", "password": PASSWORDS["lamp"]}
+    ours = {"GATEWAY_MQTT__USERNAME": "edge-gateway", "GATEWAY_MQTT__PASSWORD": PASSWORDS["edge-gateway"]}
+    async with (
+        running_broker(anonymous=False) as broker,
+        running_gateway(**ECHO, **ours, GATEWAY_MQTT__URL=broker.url) as gateway,
+        device(broker.port, ANSWERS, **lamp_is) as lamp,
+        device(broker.port, ANSWERS, username="meter", password=PASSWORDS["meter"]) as meter,
+    ):
+        await gateway.line("mqtt.connected")
+        assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
+        await meter.client.subscribe("devices/meter/answers", qos=1)
+        await meter.publish("edge-gateway/req/v1/tasks/echo", 2, ResponseTopic="devices/meter/answers")
+        assert [answer.json for answer in await meter.until(lambda heard: len(heard) == 1)] == [{"result": 2}]
+
+
+# ── presence and telemetry ───────────────────────────────────────────────────────────────────────
+
+
+async def test_who_comes_later_sees_that_it_is_there_and_then_that_it_is_not(broker: Broker) -> None:
+    async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
+        await gateway.line("mqtt.connected")
+        host = gateway.service.mqtt.topics.host  # type: ignore[union-attr]
+        async with device(broker.port, "edge-gateway/status/+") as watcher:
+            (status,) = await watcher.until(lambda heard: len(heard) == 1)
+        assert (status.topic, status.payload, status.is_retained) == (f"edge-gateway/status/{host}", b"online", True)
+    async with device(broker.port, "edge-gateway/status/+") as watcher:
+        (status,) = await watcher.until(lambda heard: len(heard) == 1)
+    assert (status.payload, status.is_retained) == (b"offline", True)
+
+
+async def test_telemetry_says_how_it_is_at_the_interval_that_was_set(broker: Broker) -> None:
+    faster = {"GATEWAY_MQTT__TELEMETRY_S": "0.05", "GATEWAY_MQTT__URL": broker.url, "GATEWAY_MQTT__PREFIX": "site/7"}
+    async with device(broker.port, "site/7/telemetry/+") as watcher, running_gateway(**ECHO, **faster):
+        said = [answer.json for answer in await watcher.until(lambda heard: len(heard) == 3)]
+    assert said[0]["ts"] < said[1]["ts"] < said[2]["ts"]
+    assert said[-1]["ready"] is True
+    assert set(said[-1]["load"]) >= {"cpu", "psi", "mem", "temp_c"}
+    e = said[-1]["backends"]["e"]
+    assert (e["site"], e["state"], e["breaker"], e["busy"], e["waiting"]) == ("edge", "serving", "closed", 0, 0)
+    assert {"rtt_ms", "uplink_bytes_per_s", "downlink_bytes_per_s", "link_state", "slots"} <= e.keys()
+
+
+# ── stopping ─────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_what_is_being_served_at_a_stop_is_answered_and_what_came_after_is_kept(broker: Broker) -> None:
+    with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
+    async with device(broker.port) as lamp:
+        async with running_gateway(**with_broker) as gateway:
+            await gateway.line("mqtt.connected")
+            await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
+            await Tally.held.wait()
+            stopping = asyncio.create_task(gateway.service.stop())
+            await asyncio.sleep(0)  # it has begun
+            await lamp.send("/v1/tasks/tally", {"id": "b"}, b"b")
+            Tally.open.set()
+            await stopping
+            assert [answer.correlation for answer in lamp.heard] == [b"a"]
+            assert Tally.runs["b"] == 0
+            gateway.service.stop = _nothing  # type: ignore[method-assign]
+        async with running_gateway(**with_broker) as gateway:
+            await lamp.until(lambda heard: [answer.correlation for answer in heard] == [b"a", b"b"])
+            assert Tally.runs == {"b": 1}
+
+
+async def _nothing() -> None:
+    """It has stopped."""

@@ -1,0 +1,267 @@
+"""Nothing the broker handed over is lost: the gateway killed, the broker stopped, the way between them cut.
+
+How often is set by MQTT_TIMES (the issue asks for 50 kills and 20 broker restarts: MQTT_TIMES=50) and
+MQTT_QUEUED (5000). Pauses here are random instants, not waiting for something to have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.ingress.mqtt import connection
+from gateway.ingress.mqtt.backoff import Backoff
+from gateway.service import Service
+from gateway.testing import RunningGateway, running_gateway
+from support.broker import Broker, running_broker
+from support.mqtt_backend import TALLY, Tally
+from support.mqtt_clients import device, sturdy_client
+from support.mqtt_proxy import Proxy, proxy_to
+from support.programs import needs
+
+pytestmark = [needs("mosquitto", "mosquitto_passwd"), pytest.mark.timeout(600)]
+
+TIMES = int(os.environ.get("MQTT_TIMES", "5"))
+QUEUED = int(os.environ.get("MQTT_QUEUED", "500"))
+ECHO_AND_TALLY = TALLY | {"GATEWAY_BACKENDS__E__PLUGIN": "echo"}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Broker]:
+    async with running_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def proxy(broker: Broker) -> AsyncIterator[Proxy]:
+    async with proxy_to(broker.port) as proxy:
+        yield proxy
+
+
+def impatient(service: Service) -> None:
+    assert service.mqtt is not None
+    service.mqtt.backoff = Backoff(first_s=0.02, most_s=0.1)
+
+
+@asynccontextmanager
+async def serving(url: str, **more: Any) -> AsyncIterator[RunningGateway]:
+    async with running_gateway(adjust=impatient, **TALLY, GATEWAY_MQTT__URL=url, **more) as gateway:
+        await gateway.line("mqtt.connected")
+        yield gateway
+
+
+async def test_a_broker_that_restarts_costs_no_request_and_no_second_run(broker: Broker) -> None:
+    async with serving(broker.url) as gateway, sturdy_client(broker.port) as client:
+        names = {f"{time}-{n}".encode() for time in range(TIMES) for n in range(10)}
+        for time in range(TIMES):
+            sending = [
+                asyncio.create_task(client.send("/v1/tasks/dawdle", {"id": f"{time}-{n}"}, f"{time}-{n}".encode()))
+                for n in range(10)
+            ]
+            await asyncio.sleep(random.uniform(0.0, 0.05))
+            await broker.restart()
+            await asyncio.gather(*sending)
+            await gateway.lines.wait("mqtt.connected", time + 2)
+        await client.until_answered(names)
+        assert set(Tally.runs.values()) == {1}
+        assert {line["resumed"] for line in gateway.lines.of("mqtt.connected")[1:]} == {True}
+
+
+async def test_a_broker_that_was_killed_is_found_again(broker: Broker) -> None:
+    async with serving(broker.url) as gateway, sturdy_client(broker.port) as client:
+        await client.send("/v1/tasks/tally", {"id": "a"}, b"a")
+        await client.until_answered({b"a"})
+        await broker.restart(signal.SIGKILL)
+        await gateway.lines.wait("mqtt.connected", 2)
+        await client.send("/v1/tasks/tally", {"id": "b"}, b"b")
+        await client.until_answered({b"b"})
+
+
+async def test_an_answer_to_what_a_killed_broker_forgot_is_given_all_the_same(broker: Broker) -> None:
+    async with serving(broker.url) as gateway, sturdy_client(broker.port) as client:
+        await client.send("/v1/tasks/hold", {"id": "a"}, b"a")
+        await Tally.held.wait()
+        await broker.stop(signal.SIGKILL)
+        for saved in broker.folder.glob("mosquitto.db*"):
+            saved.unlink()
+        await broker.start()
+        await gateway.lines.wait("mqtt.connected", 2)
+        await client.send("/v1/tasks/tally", {"id": "b"}, b"b")  # the client has subscribed again
+        Tally.open.set()
+        await client.until_answered({b"a", b"b"})
+        assert Tally.runs["a"] == 1
+
+
+async def test_a_way_that_is_cut_costs_no_request_and_no_second_run(broker: Broker, proxy: Proxy) -> None:
+    times = 4 * TIMES
+    async with serving(proxy.url) as gateway, sturdy_client(broker.port) as client:
+        for time in range(times):
+            for n in range(5):
+                await client.send("/v1/tasks/dawdle", {"id": f"{time}-{n}"}, f"{time}-{n}".encode())
+            await asyncio.sleep(random.uniform(0.0, 0.03))
+            proxy.cut()
+        await client.until_answered({f"{time}-{n}".encode() for time in range(times) for n in range(5)})
+        assert set(Tally.runs.values()) == {1}
+        assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"served"}
+
+
+async def test_a_stream_that_was_cut_off_goes_on_when_the_way_is_there_again(broker: Broker, proxy: Proxy) -> None:
+    async with serving(proxy.url), device(broker.port) as lamp:
+        await lamp.send("/v1/tasks/parts", {"n": 3000}, b"s")
+        await lamp.until(lambda heard: len(heard) > 2)
+        proxy.cut()
+        heard = await lamp.until(lambda heard: "final" in heard[-1].user)
+        parts = {int(part.user["seq"]): part.payload for part in heard if part.correlation == b"s"}
+        assert sorted(parts) == list(range(len(parts)))
+        assert b"".join(parts[seq] for seq in sorted(parts)).count(b'{"part":') == 3000
+
+
+async def test_a_way_that_goes_silent_is_given_up(
+    broker: Broker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "KEEPALIVE_S", 1)
+    async with serving(proxy.url) as gateway, sturdy_client(broker.port) as client:
+        proxy.flows.clear()
+        await client.send("/v1/tasks/tally", {"id": "a"}, b"a")
+        await gateway.line("mqtt.disconnected")
+        proxy.cut()
+        proxy.flows.set()
+        await client.until_answered({b"a"})
+        assert Tally.runs["a"] == 1
+
+
+async def test_what_queued_up_is_served_without_a_drop_and_acknowledged_in_order(broker: Broker, proxy: Proxy) -> None:
+    async with serving(proxy.url):
+        pass  # the broker has a session for it now
+    async with device(broker.port) as lamp:
+        names = [str(n).encode() for n in range(QUEUED)]
+        for start in range(0, QUEUED, 200):
+            batch = range(start, min(start + 200, QUEUED))
+            await asyncio.gather(*(lamp.send("/v1/tasks/dawdle", {"id": n}, names[n]) for n in batch))
+        async with serving(proxy.url):
+            await lamp.until(lambda heard: len(heard) >= QUEUED, timeout_s=120)
+            assert {answer.correlation for answer in lamp.heard} == set(names)
+            assert Tally.most_active <= connection.RECEIVE_MAXIMUM
+            assert set(Tally.runs.values()) == {1}
+        assert len(proxy.handed.ids) == QUEUED
+        assert proxy.acknowledged.ids == proxy.handed.ids
+
+
+# ── a gateway that dies ──────────────────────────────────────────────────────────────────────────
+
+
+class Process:
+    """A gateway as its own process."""
+
+    def __init__(self, url: str, state: Path) -> None:
+        path = os.pathsep.join(str(ROOT / folder) for folder in (".", "plugins", "tests"))
+        keep = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        self._environ = keep | {
+            "PYTHONPATH": path,
+            "GATEWAY_LISTEN": f"unix:{state}/http.sock",
+            "GATEWAY_ADMIN_LISTEN": f"unix:{state}/admin.sock",
+            "GATEWAY_STATE_DIR": str(state),
+            "GATEWAY_MQTT__URL": url,
+            "GATEWAY_BACKENDS__E__PLUGIN": "echo",
+            "GATEWAY_BACKENDS__E__DELAY_S": "0.01",
+        }
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "gateway.cli", "serve", env=self._environ, stderr=asyncio.subprocess.DEVNULL
+        )
+
+    async def end(self, how: signal.Signals) -> int:
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            self._process.send_signal(how)
+        return await self._process.wait()
+
+
+async def test_a_gateway_killed_at_any_instant_answers_everything_after_its_restart(
+    broker: Broker, tmp_path: Path
+) -> None:
+    gateway = Process(broker.url, tmp_path)
+    async with sturdy_client(broker.port) as client, device(broker.port, "edge-gateway/status/+") as watcher:
+        await gateway.start()
+        try:
+            await watcher.until(lambda heard: any(status.payload == b"online" for status in heard))
+            for time in range(TIMES):
+                for n in range(10):
+                    await client.send("/v1/tasks/echo", n, f"{time}-{n}".encode())
+                await asyncio.sleep(random.uniform(0.0, 0.05 if time % 2 else 1.0))
+                await gateway.end(signal.SIGKILL)
+                await gateway.start()
+            await client.until_answered({f"{time}-{n}".encode() for time in range(TIMES) for n in range(10)}, 60)
+            await client.send("/v1/tasks/echo", 0, b"last")  # only the last one started can answer this
+            await client.until_answered({b"last"})
+            assert await gateway.end(signal.SIGTERM) == 0
+        finally:
+            await gateway.end(signal.SIGKILL)
+        await watcher.until(lambda heard: heard[-1].payload == b"offline")
+
+
+# ── a fleet ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def called(host: str) -> Any:
+    def adjust(service: Service) -> None:
+        impatient(service)
+        assert service.mqtt is not None
+        service.mqtt.topics = replace(service.mqtt.topics, host=host)
+
+    return adjust
+
+
+async def test_the_members_of_a_fleet_share_the_requests(broker: Broker) -> None:
+    async with (
+        running_gateway(
+            adjust=called("one"), GATEWAY_MQTT__URL=broker.url, GATEWAY_BACKENDS__ONE__PLUGIN="echo"
+        ) as one,
+        running_gateway(adjust=called("two"), GATEWAY_MQTT__URL=broker.url, GATEWAY_BACKENDS__TWO__PLUGIN="echo"),
+        device(broker.port, "edge-gateway/status/+") as watcher,
+        device(broker.port) as lamp,
+    ):
+        await watcher.until(lambda heard: sum(status.payload == b"online" for status in heard) == 2)
+        answers = [await lamp.ask("/v1/tasks/echo", n, str(n).encode()) for n in range(20)]
+        by = [answer.user["x-gateway-backend"] for answer in answers]
+        assert {by.count("one"), by.count("two")} == {10}
+        assert one.lines.of("mqtt.disconnected") == []
+
+
+async def test_what_a_dead_member_had_not_acknowledged_comes_back_with_it_and_not_to_another(
+    broker: Broker, proxy: Proxy
+) -> None:
+    """mosquitto 2.0.11; of what is asked meanwhile, the dead member's share waits for it too (docs/fleet.md)."""
+    two = running_gateway(adjust=called("two"), GATEWAY_MQTT__URL=broker.url, GATEWAY_BACKENDS__TWO__PLUGIN="echo")
+    one = running_gateway(adjust=called("one"), GATEWAY_MQTT__URL=proxy.url, **ECHO_AND_TALLY)
+    async with one as dying, device(broker.port) as lamp:
+        await dying.line("mqtt.connected")
+        await lamp.send("/v1/tasks/hold", {"id": "held"}, b"held")
+        await Tally.held.wait()
+        async with two as other:
+            await other.line("mqtt.connected")
+            proxy.flows.clear()
+            proxy.cut()
+            await dying.line("mqtt.disconnected")
+            Tally.open.set()
+            for n in range(10):
+                await lamp.send("/v1/tasks/echo", n, str(n).encode())
+            heard = await lamp.until(lambda heard: len(heard) == 5)
+            assert {answer.user["x-gateway-backend"] for answer in heard} == {"two"}
+            proxy.flows.set()
+            heard = await lamp.until(lambda heard: len({answer.correlation for answer in heard}) == 11)
+            assert {answer.user["x-gateway-backend"] for answer in heard[5:]} == {"t", "e"}
+            assert len(other.lines.of("request.finished")) == 5
