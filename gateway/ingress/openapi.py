@@ -86,10 +86,13 @@ def _operation(route: Route) -> dict[str, Any]:
     return operation
 
 
+_NO_CONTROLS = r"^[^\x00-\x1f\x7f]*$"
+
+
 def _parameters(route: Route) -> list[dict[str, Any]]:
     parameters = []
     if route.parameter:
-        name: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARS}
+        name: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARS, "pattern": _NO_CONTROLS}
         parameters.append({"name": route.parameter, "in": "path", "required": True, "schema": name})
     return parameters + (_WORK_PARAMETERS if route.needs_body else [])
 
@@ -260,7 +263,7 @@ _WORK_PARAMETERS: list[dict[str, Any]] = [
         "name": "x-stainless-read-timeout",
         "in": "header",
         "description": "seconds until the first byte, and between bytes; the smaller of it and the gateway's counts",
-        "schema": {"type": "number", "exclusiveMinimum": 0},
+        "schema": {"type": "number"},
     },
     {"name": "traceparent", "in": "header", "description": "W3C trace context", "schema": _STRING},
 ]
