@@ -36,7 +36,8 @@ CHECKS: Mapping[str, Check] = {
     "growth": work.growth,
     "responsive": work.responsive,
 }
-_NEEDED = ("declaration", "construction", "start and stop")  # where one of these fails, the others could only repeat it
+# Where one of these is broken nothing more is run: the others could only repeat it, or let more data leave.
+_NEEDED = ("declaration", "construction", "start and stop", "site")
 
 
 @dataclass(frozen=True, slots=True)

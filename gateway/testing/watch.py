@@ -3,7 +3,7 @@
 `Stalls` beats every 5 ms. A beat that comes late means that nothing else could run either; how late, less the time the
 thread was ready but had no processor (Linux tells: schedstat), is how long the loop was blocked. A second thread
 looks where it stands meanwhile. `Border` hears of each connection before it is made (PEP 578) and refuses those that
-lead to a public address.
+lead to a public address; libraries that make theirs in C are seen in the kernel's table (proc(5), /proc/net/tcp).
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import ipaddress
+import os
 import socket
 import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -98,16 +100,29 @@ class Border:
 
     def __init__(self) -> None:
         self.refused: list[str] = []
+        self._is_over = threading.Event()
+        self._watcher = threading.Thread(target=self._look, name="border watcher")
 
     def __enter__(self) -> Self:
         _hear()
         _watching.append(self)
+        self._watcher.start()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         _watching.remove(self)
+        self._is_over.set()
+        self._watcher.join()
+
+    def _look(self) -> None:
+        while not self._is_over.wait(BLOCKED_S):
+            mine = _own_sockets()
+            for table in ("tcp", "tcp6"):
+                with suppress(OSError):
+                    text = Path(f"/proc/self/net/{table}").read_text()
+                    self.refused += [where for inode, where in public_peers(text) if inode in mine]
 
     def check(self, sock: socket.socket, address: Any) -> None:
         """Raises PermissionError for a public address."""
@@ -120,6 +135,29 @@ class Border:
         where = f"{address[0]}:{address[1]}"
         self.refused.append(where)
         raise PermissionError(f"the conformance kit refused a connection to {where}, which is not on this site")
+
+
+def public_peers(table: str) -> Iterator[tuple[str, str]]:
+    """The inode and the far end of every connection to a public address in /proc/net/tcp or tcp6."""
+    for row in table.splitlines()[1:]:
+        columns = row.split()
+        packed, _, port = columns[2].partition(":")
+        words = [bytes.fromhex(packed[at : at + 8]) for at in range(0, len(packed), 8)]
+        if sys.byteorder == "little":
+            words = [word[::-1] for word in words]
+        address = str(ipaddress.ip_address(b"".join(words)))
+        if not _is_private_address(address):
+            yield columns[9], f"[{address}]:{int(port, 16)}" if ":" in address else f"{address}:{int(port, 16)}"
+
+
+def _own_sockets() -> set[str]:
+    """The inodes of this process's sockets."""
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            kind, _, inode = os.readlink(f"/proc/self/fd/{fd}").partition(":[")
+            found.add(inode.rstrip("]") if kind == "socket" else "")
+    return found
 
 
 _watching: list[Border] = []

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gateway.plugin import Backend, BackendSettings, Part, Result, Task
-from gateway.testing import FakeNetwork
 
 PUBLIC = ("203.0.113.7", 80)  # RFC 5737: nobody is there, and nobody will be
 
@@ -203,7 +202,9 @@ class Caller(Backend[CallerSettings]):
             writer.close()
 
 
-def caller_network() -> FakeNetwork:
+def caller_network() -> Any:
+    from gateway.testing import FakeNetwork  # not above: a worker need not load it
+
     network = FakeNetwork()
     network.answer("/ask", json={"text": "hi"})
     return network

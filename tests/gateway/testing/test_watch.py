@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from gateway.testing.watch import Border, Stalls, public_peers
+
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 100 1 0 100 0 0 10 0
+   1: 0100007F:9C40 0100007F:1F90 01 00000000:00000000 00:00000000 00000000     0        0 101 1 0 20 4 30 10 -1
+   2: 0F02000A:9C41 077100CB:01BB 02 00000000:00000000 00:00000000 00000000     0        0 102 1 0 20 4 30 10 -1
+"""
+
+
+def test_the_kernels_table_tells_whose_connection_leads_off_the_site() -> None:
+    assert list(public_peers(TABLE)) == [("102", "203.0.113.7:443")]
+
+
+def test_an_address_of_ipv6_is_read_and_a_mapped_one_is_what_it_maps() -> None:
+    row = "   0: {local} {remote}:01BB 01 0:0 00:0 0 0 0 7 1"
+    public = "B80D0120000000000000000001000000"  # 2001:db8::1
+    mapped = "0000000000000000FFFF00000100000A"  # ::ffff:10.0.0.1
+    local = "00000000000000000000000001000000:1F90"
+    table = "\n".join(["head", row.format(local=local, remote=public), row.format(local=local, remote=mapped)])
+    assert list(public_peers(table)) == [("7", "[2001:db8::1]:443")]
+
+
+@pytest.mark.parametrize("address", [("203.0.113.7", 80), ("8.8.8.8", 53), ("169.254.169.254", 80)])
+def test_a_connection_to_a_public_address_is_refused_before_it_is_made(address: tuple[str, int]) -> None:
+    with (
+        Border() as border,
+        socket.socket() as sock,
+        pytest.raises(PermissionError, match="kit refused"),
+    ):
+        sock.connect(address)
+    assert border.refused == [f"{address[0]}:{address[1]}"]
+
+
+def test_connections_on_the_site_and_what_comes_after_are_nobodys_business() -> None:
+    with Border() as border, socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(server.getsockname()).close()
+    assert border.refused == []
+
+
+async def test_a_loop_that_stands_still_is_told_with_the_line_that_holds_it() -> None:
+    with Stalls() as stalls:
+        await asyncio.sleep(0.01)
+        time.sleep(0.05)  # noqa: ASYNC251
+        await asyncio.sleep(0.01)
+    assert 0.03 < stalls.longest_s < 5
+    assert "test_watch.py:" in stalls.where
+
+
+async def test_a_loop_that_waits_is_not_blocked() -> None:
+    stalls = []
+    for _ in range(3):  # the machine does other things too
+        with Stalls() as found:
+            await asyncio.sleep(0.05)
+        stalls.append(found.longest_s)
+    assert min(stalls) < 0.02
