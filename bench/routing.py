@@ -1,6 +1,7 @@
 """Where should a request run? The gateway's own modules against rivals and oracles, in a simulated world.
 
-    ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 1200] [--json FILE] [--plot FILE]
+    ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 1200] [--without PART]
+                        [--json FILE] [--plot FILE]
 
 Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers; `Board`, `Lanes`
 and `decide` run here as they run live, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and, if
@@ -22,9 +23,11 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT)]
 from routing_world import report, rivals  # noqa: E402
 from routing_world.arrivals import Request, arrivals  # noqa: E402
 from routing_world.links import SYNTHETIC, Link, recorded, rtt_of  # noqa: E402
-from routing_world.ours import Gateway, LateOracle  # noqa: E402
+from routing_world.ours import PARTS, Gateway, LateOracle, leave_out  # noqa: E402
 from routing_world.record import Record  # noqa: E402
 from routing_world.world import Throttle  # noqa: E402
+
+from gateway.decide.policy import Policy  # noqa: E402
 
 NEIGHBOUR = ROOT.parent / "shared" / "traces"  # where recorded links lie in our own workshop
 O1 = rivals.OneShotOracle.name
@@ -59,10 +62,10 @@ def contestants(seed: int) -> list[rivals.Rival]:
     ]
 
 
-def race(requests: list[Request], link: Link, throttle: Throttle, seed: int) -> dict[str, Record]:
+def race(requests: list[Request], link: Link, throttle: Throttle, seed: int, policy: Policy) -> dict[str, Record]:
     """Everybody on one link, with the same requests and the same throttling."""
     records = {rival.name: rivals.run_rival(rival, requests, link, throttle) for rival in contestants(seed)}
-    for gateway in (Gateway(requests, link, throttle), LateOracle(requests, link, throttle)):
+    for gateway in (Gateway(requests, link, throttle, policy), LateOracle(requests, link, throttle)):
         records[gateway.name] = gateway.run()
     return records
 
@@ -71,6 +74,7 @@ def main() -> None:
     settings = _arguments()
     traces: Path | None = settings.traces or (NEIGHBOUR if NEIGHBOUR.is_dir() else None)
     trace = next(iter(sorted(traces.glob("*.csv"))), None) if traces else None
+    policy = leave_out(settings.without) if settings.without else Policy()
     began = time.monotonic()
     results: dict[float, dict[str, dict[str, float]]] = {}
     for load in settings.load:
@@ -79,7 +83,7 @@ def main() -> None:
             requests = arrivals(seed, settings.duration, load, trace)
             throttle = Throttle(seed, settings.duration)
             for link in links(traces, seed, settings.duration):
-                records = race(requests, link, throttle, seed)
+                records = race(requests, link, throttle, seed, policy)
                 for name, record in records.items():
                     runs.setdefault(name, []).append(report.Run(link.name, seed, record, records[O1]))
         results[load] = {name: report.summary(of_one) for name, of_one in runs.items()}
@@ -107,6 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=numbers("1-6"))
     parser.add_argument("--load", type=lambda text: [float(part) for part in text.split(",")], default=[0.5, 1.0])
     parser.add_argument("--duration", type=float, default=1200.0, help="seconds of virtual time per run")
+    parser.add_argument("--without", choices=PARTS, help="leave this part of the gateway out")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="an SVG of the means")
     return parser.parse_args()

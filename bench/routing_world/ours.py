@@ -8,9 +8,10 @@ prediction: what late binding, shortest-first and rescue would come to with perf
 from __future__ import annotations
 
 from gateway.decide.policy import Policy, Query
-from gateway.lanes import Lanes, Work
+from gateway.lanes import Lanes, Work, forecast, work
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
+from gateway.measure import service_time
 from gateway.measure.board import Board, Estimate
 from gateway.plugin import LinkSample
 
@@ -20,6 +21,7 @@ from .record import Record, Stopwatch
 from .world import EDGE_SLOTS, Cloud, Edge, Job, Simulator, Throttle, Timer
 
 TICK_S = 0.25
+PARTS = ("rebind", "rescue", "price", "order", "drift")
 CLOUD_TIMEOUT_S = 10.0
 KERNEL_HIDES_BYTES = 65_536
 PINNED = {"edge": "edge", "cloud": "cloud"}
@@ -238,3 +240,13 @@ class _Truth(Forecast):
         start = self.cloud.link.finish(now, before)
         end = self.cloud.link.finish(now, before + nbytes)
         return end - now, end - start
+
+
+def leave_out(part: str) -> Policy:
+    """The gateway without one of its parts, from here on in this process; the policy to run it with."""
+    if part == "order":  # so much aging that arrival alone counts
+        work.AGING = forecast.AGING = 1e6
+    elif part == "drift":
+        service_time.Drift.learn = lambda self, log_ratio, variance, now: None  # type: ignore[method-assign]
+    by_policy = {"rebind": Policy(rebind=0.0), "rescue": Policy(rescue=False), "price": Policy(price=0.0)}
+    return by_policy.get(part, Policy())
