@@ -65,7 +65,7 @@ class LeaksProcess(Sound):
 
 class Blocks(Sound):
     async def run(self, task: Task) -> Any:
-        time.sleep(0.03)  # noqa: ASYNC251
+        time.sleep(0.06)  # noqa: ASYNC251
         return await super().run(task)
 
 

@@ -49,9 +49,9 @@ def test_connections_on_the_site_and_what_comes_after_are_nobodys_business() -> 
 async def test_a_loop_that_stands_still_is_told_with_the_line_that_holds_it() -> None:
     with Stalls() as stalls:
         await asyncio.sleep(0.01)
-        time.sleep(0.05)  # noqa: ASYNC251
+        time.sleep(0.15)  # noqa: ASYNC251
         await asyncio.sleep(0.01)
-    assert 0.03 < stalls.longest_s < 5
+    assert 0.1 < stalls.longest_s < 5
     assert "test_watch.py:" in stalls.where
 
 
