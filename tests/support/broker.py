@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from support.programs import program
@@ -65,10 +65,13 @@ class Broker:
             pass
 
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._process is None:
+            return
+        while self._process.returncode is None:
             self._process.send_signal(how)
-            await self._process.wait()
-            await self._reader
+            with suppress(TimeoutError):  # a SIGTERM that comes just before its loop begins is forgotten
+                await asyncio.wait_for(self._process.wait(), 1)
+        await self._reader
 
     async def restart(self, how: signal.Signals = signal.SIGTERM) -> None:
         await self.stop(how)
