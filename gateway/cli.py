@@ -88,7 +88,7 @@ def _serve(args: argparse.Namespace) -> int:
         return CONFIGURATION
     from gateway import service
 
-    return service.serve(loaded)
+    return service.serve(loaded, args.env_file)
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import difflib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from gateway.decide.breaker import Breaker
@@ -28,7 +29,9 @@ LEAST_PAUSE_S = 0.01
 LOOK_AGAIN_S = 0.25  # interest in an idle backend, which brings its next probe forward, is noticed this soon
 AUTO = "auto"
 
-State = Literal["starting", "serving", "failed", "closed"]
+CLOSE_S = 10.0  # what has not closed by then, when the gateway stops, is left behind
+
+State = Literal["starting", "serving", "failed", "closing", "closed"]
 
 
 class PluginMissing(Exception):
@@ -92,6 +95,9 @@ class Member:
     error: str | None = None
     unwell: str | None = None
     opened: asyncio.Event = field(default_factory=asyncio.Event)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    life: asyncio.Task[None] | None = None
+    fingerprint: object = None
 
     @property
     def site(self) -> Site:
@@ -176,14 +182,16 @@ class Registry:
     ) -> None:
         self._board = board
         self.members: dict[str, Member] = {}
-        self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._stop = asyncio.Event()
+        self._clock, self._services_for = clock, services_for
         self.packages: dict[str, str] = {}
         for config in configs:
-            self.members[config.name] = self._member(config, services_for)
-            if config.cls is not None:
-                self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
+            self._add(config)
+
+    def _add(self, config: BackendConfig) -> Member:
+        member = self.members[config.name] = self._member(config, self._services_for)
+        if config.cls is not None:
+            self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
+        return member
 
     def _member(self, config: BackendConfig, services_for: Callable[[str], Services]) -> Member:
         settings = config.settings or BackendSettings.model_validate({})
@@ -201,6 +209,7 @@ class Registry:
             breaker=Breaker(self._clock, partial(self._breaker_changed, config.name)),
             quarantine=Quarantine(self._clock, partial(self._quarantined, config.name)),
             error=error,
+            fingerprint=fingerprint(config),
         )
 
     def _breaker_changed(self, backend: str, before: str, after: str, why: str) -> None:
@@ -214,8 +223,35 @@ class Registry:
     async def open_all(self, changed: Callable[[Member], None]) -> None:
         """Start every backend, all at once, in the background; `changed` is told of each that opened or failed."""
         for member in self.members.values():
-            task = asyncio.create_task(self._live(member, changed), name=f"backend {member.name}")
-            self._tasks.add(task)
+            self._start(member, changed)
+
+    def _start(self, member: Member, changed: Callable[[Member], None]) -> None:
+        member.life = asyncio.create_task(self._live(member, changed), name=f"backend {member.name}")
+
+    async def change(
+        self,
+        configs: Mapping[str, BackendConfig],
+        changed: Callable[[Member], None],
+        finished: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Have these backends and no others: those whose settings are the same go on as they are.
+
+        One that goes, or comes back otherwise, gets no new work; `finished` waits for what it has.
+        """
+        same = {name for name, member in self.members.items() if member.fingerprint == fingerprint(configs.get(name))}
+        going = [self._retire(member, finished) for name, member in self.members.items() if name not in same]
+        await asyncio.gather(*going)
+        for name in [name for name in self.members if name not in same]:
+            del self.members[name]
+        for name in [name for name in configs if name not in same]:
+            self._start(self._add(configs[name]), changed)
+
+    async def _retire(self, member: Member, finished: Callable[[str], Awaitable[None]]) -> None:
+        member.state = "closing"
+        await finished(member.name)
+        member.stopping.set()
+        if member.life is not None:
+            await asyncio.wait({member.life}, timeout=CLOSE_S)
 
     async def settled(self, timeout_s: float) -> None:
         """Wait until every backend has opened or failed, or `timeout_s` has passed."""
@@ -225,10 +261,12 @@ class Registry:
                     await member.opened.wait()
 
     async def close_all(self) -> None:
-        """Stop every backend."""
-        self._stop.set()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Stop every backend; one that will not is left behind after CLOSE_S."""
+        for member in self.members.values():
+            member.stopping.set()
+        lives = {member.life for member in self.members.values() if member.life is not None}
+        if lives:
+            await asyncio.wait(lives, timeout=CLOSE_S)
 
     async def _live(self, member: Member, changed: Callable[[Member], None]) -> None:
         began = self._clock()
@@ -251,13 +289,13 @@ class Registry:
             await self._close(member)
 
     async def _watch(self, member: Member) -> None:
-        while not self._stop.is_set():
+        while not member.stopping.is_set():
             if member.is_watched:
                 await self._probe(member)
             member.opened.set()
             pause_s = max(LEAST_PAUSE_S, self._board.probe_due_s(member.name)) if member.is_watched else None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), min(pause_s, LOOK_AGAIN_S) if pause_s else None)
+                await asyncio.wait_for(member.stopping.wait(), min(pause_s, LOOK_AGAIN_S) if pause_s else None)
 
     async def _probe(self, member: Member) -> None:
         if self._board.probe_due_s(member.name) > 0:
@@ -339,6 +377,22 @@ class Registry:
         if kind != "task" and out:
             out[AUTO] = "edge-gateway"
         return out
+
+
+def fingerprint(config: BackendConfig | None) -> object:
+    """What makes a backend another one: its settings, and the state of every file they name."""
+    if config is None or config.settings is None:
+        return config and (config.plugin, config.broken)
+    files = {name: _state_of(value) for name, value in config.settings if isinstance(value, Path)}
+    return (config.plugin, config.cls, config.settings, files)
+
+
+def _state_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_size)
 
 
 def _build(cls: type[Backend[Any]], settings: BackendSettings, services: Services) -> Backend[Any]:

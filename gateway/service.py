@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
+import os
 import platform
 import signal
 import socket
 import ssl
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -42,14 +44,17 @@ from gateway.measure.memory import MemoryGauge
 from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
 from gateway.relief import Relief
-from gateway.settings import Listener, Loaded, Settings, Tls, UnixListener
+from gateway.settings import Listener, Loaded, Settings, SettingsError, Tls, UnixListener, load
+from gateway.settings.live import waiting_for_restart
 from gateway.settings.tree import Mqtt
 from gateway.stalls import StallWatch
 from gateway.telemetry import Limited, configure, log, metrics
-from gateway.tls import server_context
+from gateway.tls import TlsInvalid, load_certificate, server_context
 
 START_S = 5.0
 DRAIN_S = 30.0
+FINISH_S = 2.0  # for who came during that
+STOP_S = 60.0  # what systemd is told that stopping may take: all of this, twice
 TICK_S = 0.25
 LOAD_EVERY_TICKS = 2
 SAVE_S = 300.0
@@ -71,28 +76,21 @@ class Service:
         self.board = Board(
             time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
         )
-        weights = {name: getattr(policy, name) for name in Policy.__dataclass_fields__}
-        self.policy = Policy(**weights)
+        self.policy = _policy_of(settings)
         self.lanes = Lanes(self.board, self.policy, time.monotonic)
         self._services: dict[str, BackendServices] = {}
         self.registry = Registry(backends.values(), self._services_for, self.board)
-        limits = Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s)
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
-        for services in self._services.values():
-            services.dispatcher = self.dispatcher
-        rules = Rules(
-            deadline_s=settings.deadline_s,
-            max_body_bytes=settings.max_body_bytes,
-            edge_only=policy.edge_only,
-            limits=limits,
-        )
-        self.door = Door(self.dispatcher, rules, __version__, lambda: self.is_ready, self.gate)
+        self._join()
+        self.door = Door(self.dispatcher, _rules_of(settings), __version__, lambda: self.is_ready, self.gate)
         self.is_ready = False
         self.http: HttpDoor | None = None
         self.mqtt = _mqtt_door(self.door, settings.mqtt)
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
         self._tls = _tls(settings.tls)
+        self._is_activated = False
+        self._own_hosts: frozenset[str] = frozenset()
         self._sites: list[Site] = []
         self.relief = Relief(self.door, MemoryGauge())
         self._stalls = StallWatch(self.registry.packages)
@@ -106,6 +104,10 @@ class Service:
         self._services[name] = services
         return services
 
+    def _join(self) -> None:
+        for services in self._services.values():
+            services.dispatcher = self.dispatcher
+
     async def start(self) -> None:
         """Listen, and start the backends. Raises OSError where an address cannot be bound."""
         check_parser()
@@ -118,6 +120,9 @@ class Service:
         self._stalls.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
         await self.registry.settled(START_S)
+        if self._is_activated:  # who came during a restart waited for this; nobody is told to come again
+            for site in self._sites:
+                await site.resume()
         if self.mqtt is not None:
             self.mqtt.start()
         self.is_ready = True
@@ -130,12 +135,19 @@ class Service:
         )
 
     async def stop(self) -> None:
-        """Finish what is in flight, then close everything."""
+        """Finish what is in flight, then close everything.
+
+        Who comes meanwhile is served too; where systemd holds the sockets they wait for the next process instead.
+        """
         self.is_ready = False
+        if self._is_activated:
+            for site in self._sites:
+                site.pause()
+        doors: list[Awaitable[None]] = [self.mqtt.stop(DRAIN_S)] if self.mqtt is not None else []
         if self.http is not None:
-            self.http.is_draining = True
-        doors = [self.mqtt.stop(DRAIN_S)] if self.mqtt is not None else []
-        await asyncio.gather(*doors, *(runner.cleanup() for runner in self._runners))
+            doors.append(self.http.drain(DRAIN_S))
+        await asyncio.gather(*doors)
+        await asyncio.gather(*(runner.cleanup() for runner in self._runners))
         asyncio.get_running_loop().remove_reader(self._carrier.fileno())
         self._carrier.close()
         if self._ticker is not None:
@@ -148,31 +160,70 @@ class Service:
         self._save()
         log.info("service.stopped")
 
+    async def reload(self, loaded: Loaded) -> list[str]:
+        """Go on with this configuration; the variables that wait for a restart. Raises TlsInvalid, and all stays."""
+        settings = loaded.settings
+        waiting = waiting_for_restart(self.settings, settings)
+        if self._tls is not None and settings.tls.cert_file is not None:
+            load_certificate(self._tls, settings.tls.cert_file, settings.tls.key_file)
+        self.gate.replace(loaded.keys)
+        self.policy, self.board.probe_s = _policy_of(settings), settings.policy.probe_s
+        self.lanes.obey(self.policy)
+        self.door.rules = _rules_of(settings)
+        self._allow(settings)
+        await self.registry.change(loaded.backends, self._changed, self._finished)
+        self._join()
+        self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
+        return waiting
+
+    async def _finished(self, backend: str) -> None:
+        """Wait for what a backend has, then forget it."""
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until and (self.lanes.busy().get(backend) or self.lanes.waiting().get(backend)):
+            self.lanes.tick()
+            await asyncio.sleep(TICK_S / 5)
+        self.lanes.remove(backend)
+        self.board.remove(backend)
+
     # ── listening ────────────────────────────────────────────────────────────────────────────────
 
     async def _listen(self) -> None:
         settings = self.settings
         passed = systemd.sockets()
+        self._is_activated = bool(passed)
         listening = passed or [_bind(listener) for listener in settings.listen]
         admin = _bind(settings.admin_listen)
         self.bound, self.admin_bound = [_name(sock) for sock in listening], [_name(admin)]
         hosts = own_hosts([_host(sock) for sock in [*listening, admin]])
-        allowed = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else hosts
-        self.http = HttpDoor(self.door, allowed_hosts=allowed, allowed_origins=frozenset(settings.allowed_origins))
-        self._sites = await self._serve(self.http, listening, most=self._most_connections(), tls=self._tls)
+        self._own_hosts = hosts
+        self.http = HttpDoor(self.door, allowed_hosts=hosts, allowed_origins=frozenset())
+        self._allow(settings)
+        most, held = self._most_connections(), self._is_activated
+        self._sites = await self._serve(self.http, listening, most=most, tls=self._tls, held=held)
         guard = None if settings.admin_listen.is_local else self.gate
         await self._serve(Admin(self.door, hosts, guard), [admin], most=ADMIN_CONNECTIONS)
+
+    def _allow(self, settings: Settings) -> None:
+        assert self.http is not None
+        hosts = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else self._own_hosts
+        self.http.allow(hosts, frozenset(settings.allowed_origins))
 
     def _most_connections(self) -> int:
         slots = sum(member.slots for member in self.registry.members.values())
         return most_connections(raise_descriptor_limit(), slots)
 
     async def _serve(
-        self, handler: Any, sockets: list[socket.socket], *, most: int, tls: ssl.SSLContext | None = None
+        self,
+        handler: Any,
+        sockets: list[socket.socket],
+        *,
+        most: int,
+        tls: ssl.SSLContext | None = None,
+        held: bool = False,
     ) -> list[Site]:
-        runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=DRAIN_S)
+        runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=FINISH_S)
         await runner.setup()
-        sites = [Site(runner, sock, None if sock.family == socket.AF_UNIX else tls) for sock in sockets]
+        sites = [Site(runner, sock, None if sock.family == socket.AF_UNIX else tls, held=held) for sock in sockets]
         for site in sites:
             await site.start()
         self._runners.append(runner)
@@ -226,6 +277,7 @@ class Service:
             due = max(due + TICK_S, loop.time())
             await asyncio.sleep(due - loop.time())
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
+            systemd.feed_watchdog()
             self.lanes.tick()
             self.dispatcher.look_for_leaks()
             ticks += 1
@@ -266,6 +318,19 @@ class Service:
             fresh.replace(path)
         except OSError as exc:
             log.warning("service.state_not_saved", path=str(path), error=str(exc))
+
+
+def _policy_of(settings: Settings) -> Policy:
+    return Policy(**{name: getattr(settings.policy, name) for name in Policy.__dataclass_fields__})
+
+
+def _rules_of(settings: Settings) -> Rules:
+    return Rules(
+        deadline_s=settings.deadline_s,
+        max_body_bytes=settings.max_body_bytes,
+        edge_only=settings.policy.edge_only,
+        limits=Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s),
+    )
 
 
 def _mqtt_door(door: Door, settings: Mqtt) -> MqttDoor | None:
@@ -326,17 +391,17 @@ def _host(sock: socket.socket) -> str:
     return address[0] if isinstance(address, tuple) else "localhost"
 
 
-def serve(loaded: Loaded) -> int:
-    """Run until SIGTERM or SIGINT; the process's exit status."""
+def serve(loaded: Loaded, env_file: Path | None = None) -> int:
+    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; the process's exit status."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
     try:
-        return asyncio.run(_run(loaded))
+        return asyncio.run(_run(loaded, env_file))
     except (OSError, RuntimeError, GatewayError) as exc:
         log.error("service.failed", error=str(exc))
         return 1
 
 
-async def _run(loaded: Loaded) -> int:
+async def _run(loaded: Loaded, env_file: Path | None) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_unhandled)
     asked: asyncio.Future[str] = loop.create_future()
@@ -350,15 +415,47 @@ async def _run(loaded: Loaded) -> int:
         starting.result()
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
+        told = asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, told.set)
+        reloading = asyncio.create_task(_reload_when_told(service, env_file, told), name="reload")
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await asked
+        reloading.cancel()
     log.info("service.stopping", signal=asked.result())
-    systemd.notify("STOPPING=1", "STATUS=finishing what is in flight")
+    systemd.notify("STOPPING=1", "STATUS=finishing what is in flight", f"EXTEND_TIMEOUT_USEC={STOP_S * 1_000_000:.0f}")
     if not starting.done():
         starting.cancel()
         await asyncio.wait({starting})
     await service.stop()
+    if service.dispatcher.is_stuck:  # asyncio would wait for it for ever
+        log.error("service.abandoned", backends=service.dispatcher.stuck())
+        sys.stderr.flush()
+        os._exit(0)
     return 0
+
+
+async def _reload_when_told(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
+    while True:
+        await told.wait()
+        told.clear()
+        systemd.reloading()
+        await _reload(service, env_file)
+        systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
+
+
+async def _reload(service: Service, env_file: Path | None) -> None:
+    """Read everything again; where anything is wrong with it, all stays as it is."""
+    try:
+        loaded = await asyncio.to_thread(load, os.environ, env_file)
+        waiting = await service.reload(loaded)
+    except SettingsError as exc:
+        log.error("service.reload_failed", problems=[str(problem) for problem in exc.problems])
+        return
+    except TlsInvalid as exc:
+        log.error("service.reload_failed", problems=[str(exc)])
+        return
+    configure(loaded.settings.log.format, loaded.settings.log.level)
+    log.info("service.reloaded", backends=sorted(service.registry.members), waiting_for_restart=waiting)
 
 
 def _ask(asked: asyncio.Future[str], name: str) -> None:

@@ -30,6 +30,26 @@ def reloading() -> bool:
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
+_fed_at = float("-inf")
+
+
+def feed_watchdog() -> bool:
+    """Say that the loop is well: call it from the loop, as often as you like. False where nothing was due."""
+    global _fed_at
+    every_s = _watchdog_s() / 3
+    now = time.monotonic()
+    if not every_s or now - _fed_at < every_s:
+        return False
+    _fed_at = now
+    return notify("WATCHDOG=1")
+
+
+def _watchdog_s() -> float:
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    is_ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(usec) / 1e6 if usec.isdigit() and is_ours else 0.0
+
+
 def sockets() -> list[socket.socket]:
     """The listening sockets systemd passed to this process, non-blocking; none is the usual case."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):

@@ -207,6 +207,15 @@ class Dispatcher:
         """Find attempts that were cancelled and go on; call it every now and then."""
         self._leaks.look(self._attempts, self.registry.members, time.monotonic())
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether something still runs; after `close`, that is what will never stop."""
+        return bool(self._attempts)
+
+    def stuck(self) -> list[str]:
+        """Whose it is."""
+        return sorted({attempt.member.name for attempt in self._attempts.values() if attempt.member is not None})
+
     async def close(self) -> None:
         """Cancel what still runs, and wait until it has stopped, or CLOSE_S have passed."""
         for task in self._attempts:

@@ -167,11 +167,31 @@ class HttpDoor:
     def __init__(self, door: Door, *, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
         self._door, self._hosts, self._origins = door, allowed_hosts, allowed_origins
         self.is_draining = False
+        self._serving: set[asyncio.Task[Any]] = set()
+
+    def allow(self, hosts: frozenset[str], origins: frozenset[str]) -> None:
+        """Other hosts and origins from now on."""
+        self._hosts, self._origins = hosts, origins
+
+    async def drain(self, within_s: float) -> None:
+        """Close each connection after its answer; returns when what is being served now is done, or after so long."""
+        self.is_draining = True
+        if self._serving:
+            await asyncio.wait(set(self._serving), timeout=within_s)
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        try:
+            return await self._serve(request)
+        finally:
+            self._serving.discard(task)
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         # Behind an Upgrade, which nobody here knows, there may be bytes of another protocol.
-        reply = HttpReply(request, self._cors(request), close_after=self.is_draining or "Upgrade" in request.headers)
+        reply = HttpReply(request, self._cors(request), close_after="Upgrade" in request.headers, draining=self._drains)
         try:
             check_framing(request)
         except GatewayError as exc:
@@ -180,6 +200,9 @@ class HttpDoor:
             return reply.response
         await self._door.serve(self._incoming(request, reply), reply)
         return reply.response
+
+    def _drains(self) -> bool:
+        return self.is_draining
 
     def _incoming(self, request: web.BaseRequest, reply: HttpReply) -> Incoming:
         headers = headers_of(request)
@@ -279,15 +302,23 @@ def _too_large(limit: int) -> GatewayError:
 class HttpReply:
     """`door.Reply` over one aiohttp request. A client that does not read for WRITE_TIMEOUT_S is let go."""
 
-    def __init__(self, request: web.BaseRequest, headers: Mapping[str, str], *, close_after: bool) -> None:
-        self._request, self._headers, self.close_after = request, headers, close_after
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        headers: Mapping[str, str],
+        *,
+        close_after: bool,
+        draining: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._request, self._headers, self.close_after, self._draining = request, headers, close_after, draining
         self.response: web.StreamResponse = web.StreamResponse()
         self.body_is_read = False
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete answer."""
         self.response = web.Response(status=status, body=body, headers={**_OURS, **self._headers, **headers})
-        if self.close_after or (status >= 400 and not self.body_is_read and self._request.can_read_body):
+        unread = status >= 400 and not self.body_is_read and self._request.can_read_body
+        if self.close_after or self._draining() or unread:
             self.response.force_close()
         await self._in_time(self._finish())
 
@@ -304,7 +335,7 @@ class HttpReply:
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of a stream."""
         self.response = web.StreamResponse(status=status, headers={**_OURS, **self._headers, **headers})
-        if self.close_after:
+        if self.close_after or self._draining():
             self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
 

@@ -34,7 +34,10 @@ def raise_descriptor_limit() -> int:
     wanted = WANTED_FDS if hard == resource.RLIM_INFINITY else min(hard, WANTED_FDS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return WANTED_FDS if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # a sandbox that lets nobody ask
+        return soft
     return wanted
 
 
@@ -44,11 +47,13 @@ def most_connections(descriptors: int, slots: int) -> int:
 
 
 class Site(web.BaseSite):
-    """One listening socket. It may pause and resume; stopping closes the socket itself."""
+    """One listening socket. It may pause and resume; stopping closes the socket itself. held: begin with a pause."""
 
-    def __init__(self, runner: web.BaseRunner, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, runner: web.BaseRunner, sock: socket.socket, tls: ssl.SSLContext | None = None, *, held: bool = False
+    ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
-        self._sock, self._tls = sock, tls
+        self._sock, self._tls, self._held = sock, tls, held
 
     @property
     def name(self) -> str:
@@ -56,9 +61,10 @@ class Site(web.BaseSite):
         return str(self._sock.getsockname())
 
     async def start(self) -> None:
-        """Listen, and accept."""
+        """Listen, and unless held, accept."""
         await super().start()
-        await self.resume()
+        if not self._held:
+            await self.resume()
 
     async def resume(self) -> None:
         """Accept again, on a duplicate, so that it can be closed while the socket goes on listening."""

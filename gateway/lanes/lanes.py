@@ -37,6 +37,11 @@ class Lanes:
         self._rebinding = Rebinding(self._forecast, self._lanes, policy)
         self._rescuing = Rescuing(self._forecast, self._lanes, board)
 
+    def obey(self, policy: Policy) -> None:
+        """Weigh by this from now on."""
+        self.policy = policy
+        self._rebinding = Rebinding(self._forecast, self._lanes, policy)
+
     def _new_forecast(self) -> Forecast:
         return Forecast(self.board, self._lanes, self._clock)
 

@@ -93,6 +93,18 @@ EVENTS: Mapping[str, Event] = {
         {"version": "of edge-gateway", "listen": "data listeners", "admin": "admin listener", "backends": "names"},
     ),
     "service.stopping": Event("A stop was asked for; what is in flight is finished.", {"signal": "which"}),
+    "service.reloaded": Event(
+        "The configuration was read again and holds, but for what waits for a restart.",
+        {"backends": "names", "waiting_for_restart": "variables that changed and take hold at the next start"},
+    ),
+    "service.reload_failed": Event(
+        "The configuration was read again and is wrong: the old one stays, all of it.",
+        {"problems": "each with its variable and a fix"},
+    ),
+    "service.abandoned": Event(
+        "The gateway ends though a plugin's task does not: it ignored that it was told to.",
+        {"backends": "whose tasks"},
+    ),
     "service.stopped": Event("Everything is closed.", {}),
     "service.failed": Event("The gateway could not start.", {"error": "why"}),
     "service.state_unreadable": Event(

@@ -10,7 +10,7 @@ from gateway.plugin import Backend, BackendSettings, Result, Task
 
 
 class Faulty(Backend[BackendSettings]):
-    tasks = ("block", "ignore", "raise", "serve")
+    tasks = ("block", "hang", "ignore", "raise", "serve")
     slots = 2
     may_end: ClassVar[asyncio.Event]
     ignoring: ClassVar[asyncio.Event]
@@ -25,6 +25,10 @@ class Faulty(Backend[BackendSettings]):
     async def _block(self, task: Task) -> str:
         time.sleep(0.4)  # noqa: ASYNC251 (this is the sin)
         return "blocked"
+
+    async def _hang(self, task: Task) -> str:
+        while True:
+            time.sleep(1)  # noqa: ASYNC251
 
     async def _ignore(self, task: Task) -> str:
         Faulty.ignoring.set()

@@ -1,0 +1,42 @@
+"""Which settings take hold when the gateway is told to read its configuration again, and which wait for a restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.settings.model import Leaf, leaves_of
+from gateway.settings.tree import PREFIX, Settings
+
+# Groups by their name, settings by their variable. TLS: the certificate and its key, where there was TLS before.
+LIVE_GROUPS = ("policy", "log")
+LIVE = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        "KEYS_FILE",
+        "DEADLINE_S",
+        "FIRST_BYTE_S",
+        "STALL_S",
+        "MAX_BODY_BYTES",
+        "ALLOW_UNAUTHENTICATED",
+        "ALLOWED_HOSTS",
+        "ALLOWED_ORIGINS",
+    )
+)
+
+
+def waiting_for_restart(before: Settings, after: Settings) -> list[str]:
+    """The variables that have changed and do not take hold now."""
+    return [leaf.variable for leaf in leaves_of(Settings, PREFIX) if _waits(leaf, before, after)]
+
+
+def _waits(leaf: Leaf, before: Settings, after: Settings) -> bool:
+    if leaf.variable in LIVE or leaf.path[0] in LIVE_GROUPS or _value(before, leaf) == _value(after, leaf):
+        return False
+    is_certificate = leaf.path in (("tls", "cert_file"), ("tls", "key_file"))
+    return not (is_certificate and before.tls.cert_file is not None and after.tls.cert_file is not None)
+
+
+def _value(settings: Any, leaf: Leaf) -> Any:
+    for name in leaf.path:
+        settings = getattr(settings, name)
+    return settings

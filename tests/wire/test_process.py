@@ -1,0 +1,163 @@
+"""The gateway as a process: signals, what systemd hears, a hung loop, and sockets it is handed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from support.documents import ROOT, free_port
+from support.notify import NotifySocket
+from support.raw import answered, connected, post, read_answer
+
+SERVE = [sys.executable, "-P", "-m", "gateway.cli", "serve"]
+SLOW = "import time\n\ndef slow(seconds: float) -> str:\n    time.sleep(seconds)\n    return 'done'\n"
+# What systemd does before it starts a service that has a socket: descriptor 3, and who it is meant for.
+ACTIVATE = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+class Gateway:
+    """A running process, its log and its environment file."""
+
+    def __init__(self, process: subprocess.Popen[bytes], folder: Path, port: int, notify: NotifySocket) -> None:
+        self.process, self.folder, self.notify = process, folder, notify
+        self.url = f"http://127.0.0.1:{port}"
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        lines = (json.loads(line) for line in (self.folder / "log").read_text().splitlines())
+        return [line for line in lines if line["event"] == event]
+
+
+@contextmanager
+def gateway(folder: Path, *, listener: socket.socket | None = None, **more: str) -> Iterator[Gateway]:
+    """A process that serves; `listener` is handed to it as systemd would."""
+    port = free_port()
+    (folder / "jobs.py").write_text(SLOW)
+    env_file = folder / "gateway.env"
+    env_file.write_text(f"GATEWAY_BACKENDS__HERE__PLUGIN=local\nGATEWAY_BACKENDS__HERE__TASKS_DIR={folder}\n")
+    with NotifySocket(folder / "notify") as notify, (folder / "log").open("wb") as log:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]),
+            "NOTIFY_SOCKET": str(notify.path),
+            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+            "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
+            "GATEWAY_STATE_DIR": str(folder / "state"),
+            **more,
+        }
+        handed = [] if listener is None else [sys.executable, "-c", ACTIVATE, str(listener.fileno())]
+        process = subprocess.Popen(
+            [*handed, *SERVE, "--env-file", str(env_file)],
+            env=environ,
+            stderr=log,
+            pass_fds=() if listener is None else (listener.fileno(),),
+        )
+        try:
+            notify.wait_for("READY=1")
+            yield Gateway(process, folder, port, notify)
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def until(check: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not check():
+            await asyncio.to_thread(os.sched_yield)
+
+
+async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_that_it_drains(tmp_path: Path) -> None:
+    with gateway(tmp_path) as it:
+        async with connected(it.url) as (reader, writer), connected(it.url) as (kept, to):
+            to.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await read_answer(kept)).status == 200
+            writer.write(post("/v1/tasks/slow", b'{"seconds":1}'))
+            await asyncio.sleep(0.2)
+            it.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(it.notify.wait_for, "STOPPING=1")
+            to.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            draining = await read_answer(kept)
+            assert (draining.status, draining.headers["connection"]) == (503, "close")
+            assert (await answered(it.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
+            done = await read_answer(reader)
+            assert (done.status, done.json, done.headers["connection"]) == (200, {"result": "done"}, "close")
+        assert await asyncio.to_thread(it.process.wait, 10) == 0
+        assert it.lines("service.stopped")
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in it.notify.said)
+
+
+async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_both(tmp_path: Path) -> None:
+    with gateway(tmp_path) as it:
+        env_file = tmp_path / "gateway.env"
+        good = env_file.read_text()
+        env_file.write_text(good + "GATEWAY_MAX_BODY_BYTES=3\n")
+        it.process.send_signal(signal.SIGHUP)
+        await until(lambda: it.lines("service.reloaded"))
+        assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 413
+        env_file.write_text(good + "GATEWAY_MAX_BODY=3\n")
+        it.process.send_signal(signal.SIGHUP)
+        await until(lambda: it.lines("service.reload_failed"))
+        assert "GATEWAY_MAX_BODY_BYTES" in it.lines("service.reload_failed")[0]["problems"][0]
+        assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 413
+        await until(lambda: it.notify.heard("READY=1") == 3)
+        said = [line.partition("=")[0] for line in it.notify.said if not line.startswith(("STATUS", "WATCHDOG"))]
+        assert said == ["READY", "RELOADING", "MONOTONIC_USEC", "READY", "RELOADING", "MONOTONIC_USEC", "READY"]
+
+
+async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: Path) -> None:
+    more = {"WATCHDOG_USEC": "600000", "GATEWAY_BACKENDS__BAD__PLUGIN": "support.faulty:Faulty"}
+    with gateway(tmp_path, **more) as it:
+        await until(lambda: it.notify.heard("WATCHDOG=1") >= 3)
+        async with connected(it.url) as (_, writer):
+            writer.write(post("/v1/tasks/hang", b"{}"))
+            await until(lambda: it.lines("loop.stalled"))
+            fed = it.notify.heard("WATCHDOG=1")
+            await asyncio.sleep(0.7)
+            assert it.notify.heard("WATCHDOG=1") == fed
+        assert it.lines("loop.stalled")[0]["backend"] == "bad"
+
+
+async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
+    with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty:Faulty") as it:
+        async with connected(it.url) as (_, writer):
+            writer.write(post("/v1/tasks/ignore", b"{}"))
+            await asyncio.sleep(0.2)
+        it.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(it.process.wait, 20) == 0
+        assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
+
+
+async def test_a_restart_behind_a_socket_of_systemds_refuses_nobody(tmp_path: Path) -> None:
+    """Two processes, one after the other, on one listening socket; a hundred clients all the while."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    answers: list[int] = []
+
+    async def client() -> None:
+        for _ in range(3):
+            answers.append((await answered(url, post("/v1/tasks/slow", b'{"seconds":0.01}'))).status)
+
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    activated = {"LISTEN_FDS": "1", "GATEWAY_BACKENDS__HERE__SLOTS": "2"}
+    with gateway(first, listener=listener, **activated) as one:
+        clients = [asyncio.ensure_future(client()) for _ in range(100)]
+        await until(lambda: len(answers) >= 20)
+        one.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(one.process.wait, 20) == 0
+    with gateway(second, listener=listener, **activated):
+        await asyncio.gather(*clients)
+    assert answers == [200] * 300
+    listener.close()

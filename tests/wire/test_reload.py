@@ -1,0 +1,156 @@
+"""New settings while it serves: what changed takes hold, what did not goes on, and what is wrong changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from gateway.admit.keyfile import write_keys
+from gateway.admit.keys import SECRET_CHARS, Key, hash_of
+from gateway.service import _reload
+from gateway.settings import load
+from gateway.testing import RunningGateway, running_gateway
+from support.desk import Desk
+from support.raw import answered, connected, post, read_answer
+from support.wiring import DESK, backend
+
+SAY = post("/v1/tasks/say", b"1")
+CANARY = backend("bird", "support.canary:Canary")
+
+
+async def reload(gateway: RunningGateway, **environ: str) -> list[str]:
+    defaults = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
+    state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
+    waiting = await gateway.service.reload(load(defaults | state | environ))
+    await gateway.service.registry.settled(5)
+    return waiting
+
+
+async def status(gateway: RunningGateway, asked: bytes = SAY) -> int:
+    return (await answered(gateway.url, asked)).status
+
+
+async def test_keys_take_hold_at_once_and_go_again(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write_keys(path, {"ada": Key(sha256=hash_of("a" * SECRET_CHARS))})
+    keyed = post("/v1/tasks/say", b"1", f"x-api-key: egw_ada_{'a' * SECRET_CHARS}")
+    async with running_gateway(**DESK) as gateway:
+        assert await status(gateway) == 200
+        assert await reload(gateway, **DESK, GATEWAY_KEYS_FILE=str(path)) == []
+        assert [await status(gateway), await status(gateway, keyed)] == [401, 200]
+        write_keys(path, {})
+        await reload(gateway, **DESK, GATEWAY_KEYS_FILE=str(path))
+        assert await status(gateway, keyed) == 401
+        await reload(gateway, **DESK)
+        assert await status(gateway) == 200
+
+
+async def test_limits_hosts_origins_and_the_policy_take_hold() -> None:
+    async with running_gateway(**DESK) as gateway:
+        new = {"GATEWAY_MAX_BODY_BYTES": "2", "GATEWAY_ALLOWED_HOSTS": "box.example", "GATEWAY_POLICY__USD": "3"}
+        assert await reload(gateway, **DESK, **new, GATEWAY_ALLOWED_ORIGINS="http://app.example") == []
+        assert await status(gateway) == 421
+        here = {"host": "box.example"}
+        assert await status(gateway, post("/v1/tasks/say", b"1", "Origin: http://app.example", **here)) == 200
+        assert await status(gateway, post("/v1/tasks/say", b"123", **here)) == 413
+        assert gateway.service.lanes.policy.usd == 3
+
+
+async def test_a_backend_that_did_not_change_goes_on_with_what_it_is_doing() -> None:
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        before = gateway.service.registry.members["desk"].backend
+        await reload(gateway, **DESK, **CANARY)
+        assert gateway.service.registry.members["desk"].backend is before
+        assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 200
+        Desk.open.set()
+        assert (await read_answer(reader)).json == {"result": "waited"}
+
+
+async def test_a_backend_that_goes_finishes_first_and_one_that_changed_comes_back_otherwise() -> None:
+    async with running_gateway(**DESK, **CANARY) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        going = asyncio.ensure_future(reload(gateway, **CANARY, GATEWAY_BACKENDS__BIRD__FAILS="true"))
+        await asyncio.wait({going}, timeout=0.2)
+        assert gateway.service.registry.members["desk"].state == "closing"
+        refused = await answered(gateway.url, SAY)
+        assert (refused.status, "closing" in refused.json["error"]["message"]) == (503, True)
+        assert not going.done()
+        Desk.open.set()
+        assert (await read_answer(reader)).json == {"result": "waited"}
+        assert await going == []
+        assert await status(gateway) == 404
+        assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 503
+        assert gateway.service.lanes.names() == {"bird"}
+
+
+async def test_a_file_that_changed_makes_its_backend_another_one(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.py"
+    file.write_text("def one() -> int:\n    return 1\n")
+    local = backend("here", "local", TASKS_DIR=str(tmp_path))
+    async with running_gateway(**local) as gateway:
+        assert await status(gateway, post("/v1/tasks/one", b"{}")) == 200
+        before = gateway.service.registry.members["here"].backend
+        await reload(gateway, **local)
+        assert gateway.service.registry.members["here"].backend is before
+        (tmp_path / "more.py").write_text("def two() -> int:\n    return 2\n")
+        await reload(gateway, **local)
+        assert await status(gateway, post("/v1/tasks/two", b"{}")) == 200
+
+
+async def test_what_needs_a_restart_is_named_and_stays() -> None:
+    async with running_gateway(**DESK) as gateway:
+        new = {"GATEWAY_LISTEN": "127.0.0.1:1", "GATEWAY_STATE_DIR": "/nowhere", "GATEWAY_DEADLINE_S": "7"}
+        assert await reload(gateway, **DESK, **new) == ["GATEWAY_LISTEN", "GATEWAY_STATE_DIR"]
+        assert await status(gateway) == 200
+        assert str(gateway.service.settings.state_dir) != "/nowhere"
+        assert gateway.service.door.rules.deadline_s == 7
+
+
+async def test_what_is_wrong_is_told_with_its_variable_and_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "gateway.env"
+    wrong.write_text("GATEWAY_BACKENDS__BIRD__PLUGIN=support.canary:Canary\nGATEWAY_DEADLINE_S=soon\n")
+    async with running_gateway(**DESK) as gateway:
+        before = gateway.service.settings
+        await _reload(gateway.service, wrong)
+        (told,) = gateway.lines.of("service.reload_failed")
+        assert [problem.partition(":")[0] for problem in told["problems"]] == ["GATEWAY_DEADLINE_S"]
+        assert gateway.service.settings is before
+        assert await status(gateway) == 200
+
+
+async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+
+    def issue() -> trustme.CA:
+        ca = trustme.CA()
+        server = ca.issue_cert("127.0.0.1")
+        key.write_bytes(server.private_key_pem.bytes())
+        cert.write_bytes(b"".join(pem.bytes() for pem in server.cert_chain_pems))
+        return ca
+
+    async def served(gateway: RunningGateway, ca: trustme.CA) -> Any:
+        import ssl
+
+        context = ssl.create_default_context()
+        ca.configure_trust(context)
+        url = gateway.url.replace("http:", "https:")
+        async with gateway.session() as http, http.post(f"{url}/v1/tasks/say", json=1, ssl=context) as answer:
+            return json.loads(await answer.read())
+
+    issue()
+    files = {"GATEWAY_TLS__CERT_FILE": str(cert), "GATEWAY_TLS__KEY_FILE": str(key)}
+    async with running_gateway(**DESK, **files) as gateway:
+        ca = issue()
+        assert await reload(gateway, **DESK, **files) == []
+        assert await served(gateway, ca) == {"result": 1}
+        assert await reload(gateway, **DESK) == ["GATEWAY_TLS__CERT_FILE", "GATEWAY_TLS__KEY_FILE"]
