@@ -139,12 +139,6 @@ class Mqtt(Group):
         None,
         "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys",
     )
-    key: str | None = setting(
-        None, "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys", examples=["mqtt"]
-    )
-    key: str | None = setting(
-        None, "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys", examples=["mqtt"]
-    )
     telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
     ca_file: Path | None = setting(None, "mqtts: who may have signed the broker's certificate; unset: the system's")
     cert_file: Path | None = setting(None, "mqtts: the certificate shown to the broker (mutual TLS)")

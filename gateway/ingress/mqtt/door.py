@@ -77,7 +77,8 @@ class MqttDoor:
     ) -> None:
         self._door, self.broker, self.topics = door, broker, topics
         self._telemetry_s, self._is_trusted, self._key_id = telemetry_s, is_trusted, key_id
-        self._rejected, self._expired = Limited("mqtt.rejected"), Limited("mqtt.expired")
+        self._rejected = Limited("mqtt.rejected")
+        self._expired = Limited("mqtt.expired")
         self._disconnected = Limited("mqtt.disconnected", per_s=1 / 60)
         self.backoff = Backoff()
         self._memory = Memory(time.monotonic)
