@@ -1,15 +1,24 @@
-"""For every test: under CI=true a skip is a failure, `net` needs root, `clients` runs only when asked for."""
+"""For every test: under CI=true a skip is a failure, `net` needs root, `clients` runs only when asked for.
+
+What hypothesis tries is the same in every run of CI, so that a green change stays green; developers' machines
+go on looking for new counterexamples.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
 
 from support.programs import CLIENTS_PYTHON, why_no_namespaces
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+if IN_CI:
+    hypothesis.settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

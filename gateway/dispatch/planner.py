@@ -106,7 +106,7 @@ class Planner:
         members = {name: self.registry.members[name] for name in offer.names}
         return Work(
             id=task.id,
-            kind=task.kind,
+            kind=_class_of(task),
             name=task.name,
             models=offer.names,
             sizes={name: _size(member, task) for name, member in members.items()},
@@ -186,6 +186,11 @@ class Planner:
         """How many tasks `backend` works on at once; 0 where there is none of that name."""
         member = self.registry.members.get(backend)
         return member.slots if member else 0
+
+
+def _class_of(task: Task) -> str:
+    """What is learned apart: a stream is timed to its first content, a whole answer to its end."""
+    return f"{task.kind}+stream" if task.stream else task.kind
 
 
 def _explained(candidate: Candidate, query: Query, policy: Policy) -> dict[str, Any]:

@@ -30,21 +30,22 @@ class Forecast:
             refused = "its link is down"
         if refused is not None:
             return Candidate(name, lane.site, refused)
-        service_s, p95_s, samples, optimism = self.service(work, name)
+        service_s, p95_s, samples, optimism, hold = self.service(work, name)
+        held_s = service_s * hold
         if ahead is None:
-            ahead = bisect_left(lane.keys, service_s + AGING * now) if lane.places else 0
+            ahead = bisect_left(lane.keys, held_s + AGING * now) if lane.places else 0
         wait_s = lane.slot_wait_s(ahead, now)
         if lane.remote:
             upload_s, own_s = self._upload(lane, work.body_bytes, ahead, now)
             busy_s, mine_s = upload_s, own_s
         else:
-            upload_s, busy_s, mine_s = 0.0, wait_s + service_s, service_s / lane.slots
+            upload_s, busy_s, mine_s = 0.0, wait_s + held_s, held_s / lane.slots
         arrivals_per_s, utilisation = lane.pressure(now)
         # What those suffer who arrive while this keeps the lane busy: each waits longer by what this takes.
         others_s = arrivals_per_s * min(busy_s, BUSY_PERIOD_MOST_S) * mine_s
         return Candidate(
             name, lane.site, None, wait_s, upload_s, service_s, p95_s, samples,
-            lane.usd, lane.watts * service_s, others_s, utilisation, optimism,
+            lane.usd, lane.watts * held_s, others_s, utilisation, optimism,
         )  # fmt: skip
 
     def _upload(self, lane: Lane, nbytes: int, ahead: int, now: float) -> tuple[float, float]:
@@ -74,7 +75,7 @@ class Forecast:
         found = self._board.predict(name, work.kind, work.models.get(name, work.name), work.sizes.get(name, 0.0))
         if work.estimates and name in work.estimates:
             mean_s = max(work.estimates[name], 0.0)
-            return Estimate(mean_s, max(found.p95_s, mean_s), max(found.samples, 1))
+            return Estimate(mean_s, max(found.p95_s, mean_s), max(found.samples, 1), hold=found.hold)
         return found if found.samples else self._guess(work, name, found)
 
     def _guess(self, work: Work, name: str, prior: Estimate) -> Estimate:

@@ -53,6 +53,7 @@ class Place:
     __slots__ = ("is_waiting", "key", "nbytes", "service_s", "work")
 
     def __init__(self, work: Work, service_s: float, now: float) -> None:
+        """service_s: for how long it will take a slot."""
         self.work = work
         self.service_s = service_s
         self.key = service_s + AGING * (now if work.arrived is None else work.arrived)
@@ -63,12 +64,29 @@ class Place:
 class Run:
     """Work a backend has been given; `upload_s` is what its upload was expected to take, bytes ahead included."""
 
-    __slots__ = ("answered", "began", "nbytes", "p95_s", "rescued", "sent_at", "service_s", "upload_s", "work")
+    __slots__ = (
+        "answered",
+        "answered_at",
+        "began",
+        "held_p95_s",
+        "held_s",
+        "nbytes",
+        "p95_s",
+        "rescued",
+        "sent_at",
+        "service_s",
+        "upload_s",
+        "work",
+    )
 
-    def __init__(self, work: Work, now: float, service_s: float, p95_s: float, upload_s: float) -> None:
+    def __init__(
+        self, work: Work, now: float, service_s: float, p95_s: float, upload_s: float, hold: float = 1.0
+    ) -> None:
         self.work = work
         self.began = now
         self.service_s, self.p95_s, self.upload_s = service_s, p95_s, upload_s
+        self.held_s, self.held_p95_s = service_s * hold, p95_s * hold
+        self.answered_at = now
         self.nbytes = work.body_bytes
         self.sent_at: float | None = None
         self.answered = False
@@ -87,8 +105,8 @@ class Run:
     def remaining_s(self, now: float) -> float:
         """Seconds its slot stays taken."""
         age_s = now - self.began - self.upload_s
-        left_s, least_s = self.service_s - age_s, self.service_s / 4
-        if age_s > self.p95_s:
+        left_s, least_s = self.held_s - age_s, self.held_s / 4
+        if age_s > self.held_p95_s:
             least_s = age_s * LINDY if age_s * LINDY > least_s else least_s
         return left_s if left_s > least_s else least_s
 

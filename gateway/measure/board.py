@@ -140,11 +140,16 @@ class Board:
         x = x if 0.0 <= x < math.inf else 0.0
         now, found = self._clock(), self._of(backend)
         known = self._class(found, kind, model)
+        seconds = max(seconds - found.link.rtt.recent_s, seconds / 10)  # the path's share changes with the path
         if known.samples:
             usual_s = max(known.usual_s(x), SHORTEST_S)
             found.drift.learn(math.log(seconds / usual_s), known.log_variance(x), now)
         known.learn(x, seconds / found.drift.slowdown(now), now)
         found.link.wanted(now)
+
+    def held(self, backend: str, kind: str, model: str, ratio: float) -> None:
+        """A slot was free again after `ratio` times what its answer took: streams go on."""
+        self._class(self._of(backend), kind, model).held(ratio)
 
     def timed_out(self, backend: str, kind: str, model: str, x: float, seconds: float) -> None:
         """It had not finished after `seconds`: it takes at least that long. Other failures teach no speed."""
@@ -180,7 +185,8 @@ class Board:
             mean_s *= found.drift.slowdown(now)
         is_sure = known.passes < SURE_PASSES and known.samples >= TRIAL_SAMPLES
         optimism = 1.0 if is_sure else _optimism(known, now)
-        return Estimate(mean_s, mean_s * known.to_p95, known.samples, optimism)
+        path_s = found.link.rtt.recent_s
+        return Estimate(mean_s + path_s, mean_s * known.to_p95 + path_s, known.samples, optimism, known.hold)
 
     def p95_s(self, backend: str, kind: str, model: str, x: float) -> float:
         """The 95th percentile of the same, for hedging."""

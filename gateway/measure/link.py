@@ -157,12 +157,15 @@ class Rate:
 
 
 class RoundTrip:
-    """Round-trip time: smoothed, its variation, and the least of the last one to two minutes."""
+    """Round-trip time: smoothed, its variation, and the least of the last one to two minutes.
 
-    __slots__ = ("_at", "_least", "_least_before", "_window_began", "samples", "smoothed_s", "variation_s")
+    recent_s follows a changed path within two or three samples; predictions rest on it. 0 without a sample.
+    """
+
+    __slots__ = ("_at", "_least", "_least_before", "_window_began", "recent_s", "samples", "smoothed_s", "variation_s")
 
     def __init__(self) -> None:
-        self.smoothed_s = self.variation_s = 0.0
+        self.smoothed_s = self.variation_s = self.recent_s = 0.0
         self.samples = 0
         self._at = self._window_began = 0.0
         self._least = self._least_before = math.inf
@@ -172,11 +175,12 @@ class RoundTrip:
         if not 0.0 < seconds <= LONGEST_RTT_S:
             return
         if not self.samples:
-            self.smoothed_s, self.variation_s = seconds, seconds / 2
+            self.smoothed_s, self.variation_s, self.recent_s = seconds, seconds / 2, seconds
             self._window_began = now
         else:  # RFC 6298 §2: beta 1/4, alpha 1/8
             self.variation_s += (abs(seconds - self.smoothed_s) - self.variation_s) / 4
             self.smoothed_s += (seconds - self.smoothed_s) / 8
+            self.recent_s += (seconds - self.recent_s) / 2
         if now - self._window_began > RTT_WINDOW_S:
             self._least_before, self._least, self._window_began = self._least, math.inf, now
         self._least = min(self._least, seconds)

@@ -36,18 +36,21 @@ SHORTEST_S, LONGEST_S = 1e-5, 86_400.0
 Z95 = 1.645  # the normal distribution's 95th percentile
 FIRST_LOG_VARIANCE = 0.25
 VARIANCE_GAIN = 0.05
+HOLD_GAIN, HOLD_MOST = 0.2, 1e4
 
 
 class Estimate(NamedTuple):
     """What a piece of work is expected to take; `samples` 0 says that this is a prior and no knowledge.
 
     optimism: a factor of at most 1 that a decision may put on it, by how much its truth is in doubt.
+    hold: how many times as long as that its slot is taken; more than 1 for streams, which answer long before they end.
     """
 
     mean_s: float
     p95_s: float
     samples: int
     optimism: float = 1.0
+    hold: float = 1.0
 
 
 def is_duration(seconds: float) -> bool:
@@ -111,6 +114,8 @@ class ServiceTime:
         "_outlier",
         "at",
         "beyond",
+        "hold",
+        "holds",
         "p00",
         "p01",
         "p11",
@@ -129,11 +134,19 @@ class ServiceTime:
         self.at = 0.0
         self.unit = 1.0  # sizes are divided by the first one seen, so that both weights are of one magnitude
         self.beyond = 0.0  # sizes above this one are reckoned as this one
+        self.holds = 0
+        self.hold = 1.0  # how long the slot is taken, as a multiple of the time to the answer
         self.w0 = self.w1 = 0.0
         self.p00 = self.p01 = self.p11 = 0.0
         self._outlier = 0  # the side the last sample was off, where it was far off
         self.variance = FIRST_LOG_VARIANCE
         self.to_p95 = math.exp(Z95 * math.sqrt(FIRST_LOG_VARIANCE))  # 95th percentile / mean, kept for speed
+
+    def held(self, ratio: float) -> None:
+        """Its slot was free again after `ratio` times what the answer took."""
+        if 1.0 <= ratio <= HOLD_MOST:
+            self.holds += 1
+            self.hold += (ratio - self.hold) * max(HOLD_GAIN, 1.0 / self.holds)
 
     def usual_s(self, x: float) -> float:
         """Seconds for size `x` at a backend that is neither faster nor slower than usual."""
@@ -211,7 +224,7 @@ class ServiceTime:
 
     def save(self) -> dict[str, Any]:
         """What is worth keeping over a restart; instants are not."""
-        names = ("samples", "unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance")
+        names = ("samples", "unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance", "hold", "holds")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -219,6 +232,8 @@ class ServiceTime:
         """What `save` gave. Raises ValueError, KeyError or TypeError where it is damaged."""
         self = cls()
         self.samples = int(saved["samples"])
+        self.holds = int(saved.get("holds", 0))
+        self.hold = min(max(_finite(saved.get("hold", 1.0)), 1.0), HOLD_MOST)
         self.at = now
         for name in ("unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance"):
             setattr(self, name, _finite(saved[name]))

@@ -38,6 +38,22 @@ def test_the_shortest_goes_first() -> None:
     assert house.names_started() == ["runs", "short", "middle", "long"]
 
 
+def test_a_stream_that_has_answered_still_holds_its_slot_for_as_long_as_such_streams_do() -> None:
+    house = House()
+    for turn in range(5):
+        work = house.submit(f"stream {turn}", "box", **HERE)
+        house.now += 0.5
+        house.lanes.answered(work, "box")
+        house.now += 9.5
+        house.lanes.done(work, "box")
+    work = house.submit("now", "box", **HERE)
+    house.now += 0.5
+    house.lanes.answered(work, "box")
+    (box,) = house.lanes.candidates(house.work("next"), {"box": None})
+    assert box.service_s == pytest.approx(0.5, rel=0.2)
+    assert box.wait_s == pytest.approx(9.5, rel=0.2)
+
+
 def test_a_long_wait_outweighs_a_short_service() -> None:
     house = House()
     house.teach()
@@ -321,16 +337,30 @@ def test_what_is_not_repeatable_never_runs_twice() -> None:
     assert house.doubled == []
 
 
-def test_stalled_uploads_and_late_answers_are_doubled_within_the_budget() -> None:
+def crowd_at_the_cloud() -> House:
     house = House(slots=50)
     house.teach(box_s=0.1, cloud_s=0.1, uplink_bytes_per_s=1e6)
     for number in range(100):
         house.submit(str(number), "cloud", body_bytes=BIG if number == 0 else 10)
-    house.now += 30.0
+    return house
+
+
+def test_stalled_uploads_and_late_answers_are_doubled_within_the_budget() -> None:
+    house = crowd_at_the_cloud()
+    house.now += 2.0
     for _ in range(5):
         house.lanes.tick()
     assert 2 <= len(house.doubled) <= 3
     assert house.doubled[0] == ("0", "box")
+
+
+def test_what_has_gone_silent_is_doubled_past_the_budget_but_nothing_twice() -> None:
+    house = crowd_at_the_cloud()
+    house.now += 30.0
+    for _ in range(5):
+        house.lanes.tick()
+    assert len(house.doubled) > 3
+    assert len(house.doubled) == len(set(house.doubled))
 
 
 def test_answered_work_is_not_doubled() -> None:
