@@ -113,7 +113,8 @@ class Lanes:
 
     def _line_up(self, work: Work, lane: Lane, now: float) -> None:
         lane.note_arrival(now)
-        place = Place(work, self._forecast.service(work, lane.name).mean_s, now)
+        expected = self._forecast.service(work, lane.name)
+        place = Place(work, expected.mean_s * expected.hold, now)
         lane.insert(place)
         self._waiting_in[work] = (lane, place)
 
@@ -127,7 +128,7 @@ class Lanes:
             upload_s = self._forecast.upload_s(lane, work.body_bytes, now)
             if lane.remote and work.body_bytes > PERMIT_BYTES:
                 lane.permits = self._forecast.permits(lane, work.body_bytes)
-            lane.begin(Run(work, now, expected.mean_s, expected.p95_s, upload_s), now)
+            lane.begin(Run(work, now, expected.mean_s, expected.p95_s, upload_s, expected.hold), now)
             work.start(lane.name)
 
     def _run(self, work: Work, backend: str) -> tuple[Lane, Run] | None:
@@ -144,7 +145,7 @@ class Lanes:
     def answered(self, work: Work, backend: str) -> None:
         """Its answer is here (streams: the first content): the board learns how long it took. Idempotent."""
         if (found := self._run(work, backend)) is not None and not found[1].answered:
-            found[1].answered = True
+            found[1].answered, found[1].answered_at = True, self._clock()
             self.board.learn(backend, work.kind, work.model(backend), work.size(backend), self._served_s(*found))
 
     def gave_up(self, work: Work, backend: str) -> None:
@@ -165,7 +166,11 @@ class Lanes:
         if (found := self._run(work, backend)) is None:
             return
         lane, run = found
-        lane.end(run, self._clock())
+        now = self._clock()
+        lane.end(run, now)
+        if run.answered and run.answered_at > run.began:
+            ratio = (now - run.began) / (run.answered_at - run.began)
+            self.board.held(backend, work.kind, work.model(backend), ratio)
         self._pump(lane)
         if not lane.places and len(lane.runs) < lane.slots and self._waiting_in:
             self.rebind()
