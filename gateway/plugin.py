@@ -213,6 +213,14 @@ class _NoTerms:
 
 
 V = TypeVar("V")
+_NAMED = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
 _UNDECODED: Any = object()
 
@@ -273,7 +281,7 @@ class Task:
         given = self.json.get(name) if isinstance(self.json, dict) else None
         value = float(given) if of is float and type(given) is int else given
         if not isinstance(value, of) or (type(value) is bool and of is not bool):
-            raise TaskInvalid(f"`{self.name}` needs `{name}`: {of.__name__}", param=name)
+            raise TaskInvalid(f"`{self.name}` needs `{name}`, {_NAMED.get(of, of.__name__)}", param=name)
         return value
 
     def subtask(

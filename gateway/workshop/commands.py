@@ -8,27 +8,23 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gateway.explain import status
 from gateway.registry import BackendConfig, installed
-from gateway.settings import Listener, SettingsError, load
-from gateway.settings.listeners import TcpListener
+from gateway.settings import Listener, Settings, SettingsError, load
+from gateway.settings.tree import PREFIX
 from gateway.workshop.listing import rows, table
 from gateway.workshop.scaffold import NameInvalid, checked_name, create
 from gateway.workshop.trial import configured, report, requests
 
 FAILED = 1
-ADMIN = TcpListener("127.0.0.1", 8081)  # where a gateway that nothing was said to is asked
 
 
 def list_plugins(args: argparse.Namespace) -> int:
     """One row for each backend, and for each plugin that none is made of."""
-    try:
-        loaded = load(os.environ, args.env_file)
-        backends, admin = loaded.backends, loaded.settings.admin_listen
-    except SettingsError:  # `edge-gateway check` is who tells; what is installed can be told all the same
-        backends, admin = {}, ADMIN
+    backends, admin = _configured(args.env_file)
     told, whose = _status_of(admin)
     found = list(rows(backends, told))
     if args.json:
@@ -37,6 +33,19 @@ def list_plugins(args: argparse.Namespace) -> int:
         print("\n".join(table(found)))
         print(whose, file=sys.stderr)
     return os.EX_OK
+
+
+def _configured(env_file: Path | None) -> tuple[Mapping[str, BackendConfig], Listener]:
+    """What this environment enables, and where its gateway is asked. What is wrong with it `check` tells, not we."""
+    try:
+        loaded = load(os.environ, env_file)
+        return loaded.backends, loaded.settings.admin_listen
+    except SettingsError:
+        said = os.environ.get(f"{PREFIX}ADMIN_LISTEN")
+    try:
+        return {}, Settings.model_validate({"admin_listen": said} if said else {}).admin_listen
+    except ValueError:
+        return {}, Settings.model_validate({}).admin_listen
 
 
 def _status_of(admin: Listener) -> tuple[Mapping[str, Any] | None, str]:

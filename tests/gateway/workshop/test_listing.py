@@ -76,6 +76,16 @@ def test_the_command_says_whom_it_asked(capsys: pytest.CaptureFixture[str], monk
     assert told.err == "no gateway answers at 127.0.0.1:1: the states are what this environment enables\n"
 
 
+def test_the_gateway_is_asked_where_the_environment_says_even_if_that_enables_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(["plugins", "list"]) == 0
+    assert "no gateway answers at 127.0.0.1:1:" in capsys.readouterr().err
+    monkeypatch.setenv("GATEWAY_ADMIN_LISTEN", "nowhere")
+    assert cli.main(["plugins", "list"]) == 0
+    assert "at 127.0.0.1:8081" in capsys.readouterr().err
+
+
 def test_without_a_configuration_what_is_installed_is_listed_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "list", "--json"]) == 0
     found = {row["plugin"]: row for row in json.loads(capsys.readouterr().out)}
