@@ -32,7 +32,7 @@ from hybrid_world.simulated import batches, compare, percentile, summary  # noqa
 from hybrid_world.uplinks import Uplink, recorded, synthetic  # noqa: E402
 from hybrid_world.utterances import spoken  # noqa: E402
 
-THRESHOLD = 0.94
+THRESHOLD = 0.5
 MEDIAN_MOST, P95_MOST, STEADY_MOST, EXTRA_MOST = 1.12, 1.4, 1.2, 0.05
 
 

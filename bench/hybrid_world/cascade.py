@@ -12,7 +12,7 @@ import aiohttp
 from hybrid_world.real import Pair, pair
 from hybrid_world.utterances import GRAMMAR, Utterance, errors
 
-THRESHOLDS = (0.0, 0.5, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96, 0.98, 1.0)
+THRESHOLDS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 RTT_S = 0.05
 
 
@@ -41,6 +41,7 @@ async def listen(utterances: Sequence[Utterance], threshold: float) -> list[Hear
     edge = {
         **speech,
         "SPEECH__GRAMMAR": str(GRAMMAR),
+        "SPEECH__BACKGROUND": "true",
         "CLOUD__PLUGIN": "http",
         "CLOUD__URL": "{link}",
         "BOTH__PLUGIN": "hybrid",

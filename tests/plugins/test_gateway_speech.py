@@ -118,6 +118,23 @@ async def test_a_grammar_limits_what_is_heard(tmp_path: Path) -> None:
         assert (await heard(backend, RECORDING.read_bytes())).json["text"] == SAID
 
 
+OTHER = "open the window | good morning | please close the door behind you | what a nice day it is today"
+
+
+@pytest.mark.parametrize(("sentences", "is_covered"), [(f"{SAID} | {OTHER}", True), (OTHER, False)])
+async def test_a_background_model_doubts_what_the_grammar_does_not_cover(
+    tmp_path: Path, sentences: str, is_covered: bool
+) -> None:
+    pytest.importorskip("pocketsphinx")
+    grammar = tmp_path / "sentences.jsgf"
+    grammar.write_text(f"#JSGF V1.0;\ngrammar c;\npublic <s> = {sentences};\n")
+    settings = SpeechSettings(grammar=grammar, background=True)
+    async with WorkerBackend(Speech, settings, KeptServices(), slots=1) as backend:
+        results = [await heard(backend, RECORDING.read_bytes()) for _ in range(2)]
+    assert results[0] == results[1]
+    assert ((results[0].confidence or 0.0) > 0.5) == is_covered, results[0]
+
+
 async def test_a_broken_grammar_is_told_at_start(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
     grammar = tmp_path / "commands.jsgf"
