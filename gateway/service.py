@@ -49,7 +49,7 @@ from gateway.settings.live import waiting_for_restart
 from gateway.settings.tree import Mqtt
 from gateway.stalls import StallWatch
 from gateway.telemetry import Limited, configure, log, metrics
-from gateway.tls import TlsInvalid, load_certificate, server_context
+from gateway.tls import TlsInvalid, client_context, load_certificate, server_context
 
 START_S = 5.0
 DRAIN_S = 30.0
@@ -334,14 +334,10 @@ def _rules_of(settings: Settings) -> Rules:
 
 
 def _mqtt_door(door: Door, settings: Mqtt) -> MqttDoor | None:
-    """The MQTT door, where a broker is set. Raises OSError for TLS files that cannot be read."""
+    """The MQTT door, where a broker is set. Raises TlsInvalid."""
     if settings.url is None:
         return None
-    tls = None
-    if settings.url.is_tls:
-        tls = ssl.create_default_context(cafile=settings.ca_file)
-        if settings.cert_file is not None:
-            tls.load_cert_chain(settings.cert_file, settings.key_file)
+    tls = client_context(settings.ca_file, settings.cert_file, settings.key_file) if settings.url.is_tls else None
     password = None if settings.password is None else settings.password.get_secret_value()
     host, port = settings.url.host, settings.url.port
     broker = Broker(host=host, port=port, username=settings.username, password=password, tls=tls)

@@ -1,4 +1,4 @@
-"""TLS for those who connect to us: a context made of files, and certificates that can be changed while it serves."""
+"""TLS: contexts made of files, for those who connect to us (certificates can be changed meanwhile) and for us."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class TlsInvalid(ValueError):
-    """The files do not make a TLS server; the message says which and why."""
+    """The files do not make a TLS server, or client; the message says which and why."""
 
 
 def server_context(cert: Path, key: Path | None = None, client_ca: Path | None = None) -> ssl.SSLContext:
@@ -17,12 +17,29 @@ def server_context(cert: Path, key: Path | None = None, client_ca: Path | None =
     context.set_alpn_protocols(["http/1.1"])
     load_certificate(context, cert, key)
     if client_ca is not None:
-        try:
-            context.load_verify_locations(cafile=client_ca)
-        except (OSError, ssl.SSLError) as exc:
-            raise TlsInvalid(f"{client_ca} holds no certificate authority: {_why(exc)}") from None
+        _load_authority(context, client_ca)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def client_context(ca: Path | None = None, cert: Path | None = None, key: Path | None = None) -> ssl.SSLContext:
+    """TLS 1.2 or later to a server whose certificate `ca` (else the system's) has signed. Raises TlsInvalid."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if ca is None:
+        context.load_default_certs()
+    else:
+        _load_authority(context, ca)
+    if cert is not None:
+        load_certificate(context, cert, key)
+    return context
+
+
+def _load_authority(context: ssl.SSLContext, ca: Path) -> None:
+    try:
+        context.load_verify_locations(cafile=ca)
+    except (OSError, ssl.SSLError) as exc:
+        raise TlsInvalid(f"{ca} holds no certificate authority: {_why(exc)}") from None
 
 
 def load_certificate(context: ssl.SSLContext, cert: Path, key: Path | None = None) -> None:

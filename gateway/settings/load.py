@@ -22,7 +22,7 @@ from gateway.settings.problems import Problem, SettingsError, nearest
 from gateway.settings.secrets import with_secrets
 from gateway.settings.tree import PREFIX, Settings, Tls
 from gateway.settings.variables import BACKENDS, Variable, Variables, read_variables
-from gateway.tls import TlsInvalid, server_context
+from gateway.tls import TlsInvalid, client_context, server_context
 
 DEFAULT = "default"
 RESERVED_NAMES = frozenset({"auto", "none"})  # a model's name, and what x-gateway-backend says for nobody
@@ -164,6 +164,12 @@ def _mqtt(settings: Settings, keys: Mapping[str, Key]) -> Iterator[Problem]:
         near = nearest(name, keys)
         fix = f"did you mean {near}?" if near else f"`edge-gateway keys create {name}` makes it; set {PREFIX}KEYS_FILE"
         yield Problem(variable, f"names {name!r}, and there is no such API key", fix)
+    if settings.mqtt.url is not None and settings.mqtt.url.is_tls:
+        try:
+            client_context(settings.mqtt.ca_file, settings.mqtt.cert_file, settings.mqtt.key_file)
+        except TlsInvalid as exc:
+            variable = f"{PREFIX}MQTT__{'CERT' if settings.mqtt.cert_file else 'CA'}_FILE"
+            yield Problem(variable, str(exc), "name PEM files this user may read, the key unencrypted")
 
 
 def _twice(settings: Settings) -> Iterator[Problem]:
