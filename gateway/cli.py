@@ -201,6 +201,15 @@ def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
     return found
 
 
+# ── doctor ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from gateway import doctor
+
+    return doctor.run(os.environ, args.env_file, as_json=args.json)
+
+
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -324,6 +333,11 @@ def _keys_arguments(parser: argparse.ArgumentParser) -> None:
     revoke.set_defaults(action=_keys_revoke)
 
 
+def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    _env_file(parser)
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+
+
 def _new_key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", metavar="NAME", help="who it is for: letters, digits, hyphens")
     parser.add_argument("--models", metavar="A,B", help="models it may ask for; a `*` at the end for any rest")
@@ -347,6 +361,7 @@ COMMANDS: tuple[Command, ...] = (
     Command("check", "name every problem of the configuration, with a fix", _check, _env_file),
     Command("config", "print the effective settings and where each came from", _config, _config_arguments),
     Command("explain", "what a running gateway would decide for a request, and why", _explain, _explain_arguments),
+    Command("doctor", "look at everything the gateway depends on here, with advice", _doctor, _doctor_arguments),
     Command("keys", "make, list and revoke API keys", _keys, _keys_arguments),
     Command("plugins", "list, make and test plugins", lambda args: int(args.action(args)), _plugins_arguments),
     Command("version", "print the version", _version, _version_arguments),

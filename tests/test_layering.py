@@ -44,7 +44,7 @@ FLOORS = {
     "relief": 7,
     "service": 8,  # joins the rooms
     "demo": 9,  # runs a service
-    "doctor": 9,
+    "doctor": 10,
     "explain": 9,
     "keyring": 9,
     "testing": 10,  # equipment for us and for plugin authors
