@@ -16,6 +16,7 @@ from gateway.telemetry import log
 from gateway.timing import Watch
 
 CHANNEL_PARTS = 32  # what a backend may be ahead of a slow client
+CLOCK_S = 0.001  # a timer may fire this early
 QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
 Spawn = Callable[[Attempt], asyncio.Task[None]]
@@ -88,7 +89,8 @@ class Race:
         self.attempts: dict[Attempt, asyncio.Task[None]] = {}
         self.winner: Attempt | None = None
         self._lanes, self._spawn = lanes, spawn
-        self._channel: asyncio.Queue[tuple[Attempt, Item]] = asyncio.Queue(CHANNEL_PARTS)
+        self._channel: asyncio.Queue[tuple[Attempt, Item] | None] = asyncio.Queue(CHANNEL_PARTS)
+        self._alarm = _Alarm(self._channel)
 
     def start(self) -> None:
         """Take the first place in line. Raises TaskRefused when the line is full."""
@@ -184,8 +186,6 @@ class Race:
 
     async def _soon(self, stall_at: float) -> tuple[Attempt, Item] | None:
         """What comes next; None where nothing comes in `quiet_s`. Raises DeadlineExceeded at `stall_at`."""
-        if not self._channel.empty():
-            return self._channel.get_nowait()
         quiet_s = self.expected.quiet_s
         pause_at = stall_at if quiet_s is None else min(stall_at, time.monotonic() + quiet_s)
         try:
@@ -204,14 +204,13 @@ class Race:
             self.winner.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
     async def _next(self, until: float) -> tuple[Attempt, Item]:
-        if not self._channel.empty():
-            return self._channel.get_nowait()
-        limit_s = until - time.monotonic()
-        try:
-            async with asyncio.timeout(max(0.0, limit_s)):
-                return await self._channel.get()
-        except TimeoutError:
-            raise DeadlineExceeded(f"{self._waits_for()} within the time allowed") from None
+        if self._channel.empty():
+            self._alarm.set(until)
+        heard = await self._channel.get()
+        if heard is None:
+            raise DeadlineExceeded(f"{self._waits_for()} within the time allowed")
+        self._alarm.unset()
+        return heard
 
     def _waits_for(self) -> str:
         running = [attempt.member.name for attempt in self.attempts if attempt.member]
@@ -226,6 +225,7 @@ class Race:
 
     def close(self) -> None:
         """Nobody listens any more. Slots are freed when their backends have really stopped."""
+        self._alarm.close()
         for attempt, running in self.attempts.items():
             attempt.abandoned()
             attempt.watch.stop()
@@ -240,3 +240,40 @@ class Race:
     def asked(self) -> Mapping[str, Attempt]:
         """Who was granted this, by backend."""
         return {attempt.member.name: attempt for attempt in self.attempts if attempt.member}
+
+
+class _Alarm:
+    """Puts None into an empty channel at the time set. One timer serves many waits: set later, it is not made anew."""
+
+    def __init__(self, channel: asyncio.Queue[tuple[Attempt, Item] | None]) -> None:
+        self._channel = channel
+        self._until: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, until: float) -> None:
+        """Ring at `until`, on the monotonic clock in seconds."""
+        self._until = until
+        if self._timer is None or self._timer.when() > until:
+            self.close()
+            self._until = until
+            self._timer = asyncio.get_running_loop().call_at(until, self._ring)
+
+    def unset(self) -> None:
+        """Do not ring."""
+        self._until = None
+
+    def close(self) -> None:
+        """Never ring again."""
+        self._until = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._until is None or not self._channel.empty():
+            return
+        if self._until > time.monotonic() + CLOCK_S:
+            self.set(self._until)
+        else:
+            self._channel.put_nowait(None)

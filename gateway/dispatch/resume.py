@@ -39,9 +39,9 @@ class Unbroken:
         """Every part up to the answer's end. Raises what the first backend failed with."""
         try:
             async for part in self._first:
-                if part is not QUIET:
-                    self._said.heard(part)
                 yield part
+                if part is not QUIET:
+                    self._said.heard(part)  # when it is on its way already
         except (BackendUnavailable, DeadlineExceeded) as exc:
             failure: GatewayError = exc
             latest = failure

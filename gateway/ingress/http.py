@@ -31,6 +31,7 @@ HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only deadline 
 BODY_TIMEOUT_S = 20.0
 BODY_S_PER_BYTE = 1.0 / 1000
 WRITE_TIMEOUT_S = 30.0
+NEVER_WAITS_BYTES = 32_768  # what is less than asyncio's high-water mark is taken at once
 LINGER_S = 2.0  # what is still sent after an early answer is read this long, lest a reset overtakes the answer
 
 _rejected = Limited("http.rejected", per_s=1.0, burst=10)
@@ -341,7 +342,11 @@ class HttpReply:
 
     async def write(self, data: bytes) -> None:
         """More of a stream; waits while the client does not read."""
-        await self._in_time(self.response.write(data))
+        transport = self._request.transport
+        if transport is not None and transport.get_write_buffer_size() + len(data) < NEVER_WAITS_BYTES:
+            await self.response.write(data)
+        else:
+            await self._in_time(self.response.write(data))
 
     async def end(self) -> None:
         """A stream's proper end."""

@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -79,16 +79,21 @@ class Http(Backend[HttpSettings]):
         self._check(task)
         exchange = await self._ask(task)
         watchdog = _close_at(task.deadline, exchange)
-        is_stream = _is_stream(exchange.response)
+        is_stream, has_begun = _is_stream(exchange.response), False
         try:
             with self._translated(task):
                 if is_stream:
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
-                    async with aclosing(_relayed(task, exchange)) as items:
-                        async for item in items:
-                            yield item
+                    async with aclosing(relay(task, exchange)) as events:
+                        async for raw in events:
+                            has_begun = True
+                            yield Part(raw=raw)
                 else:
                     yield await whole(task, exchange)
+        except Refused as exc:
+            if has_begun:
+                raise TaskInvalid(message_of(exc.error)) from exc
+            yield Result(body=body_of(exc.error), status=400)
         finally:
             watchdog.cancel()
             exchange.close()
@@ -153,20 +158,6 @@ class Http(Backend[HttpSettings]):
             self.tasks = _newer(self.tasks, await self._upstream.names("/v1/tasks"))
         if self.models is not None and self.tasks is not None:
             self._refreshed_at = now
-
-
-async def _relayed(task: Task, exchange: Exchange) -> AsyncGenerator[Part | Result, None]:
-    """The events of a stream; where the first one refuses the request, that is the whole answer."""
-    has_begun = False
-    try:
-        async with aclosing(relay(task, exchange)) as events:
-            async for raw in events:
-                has_begun = True
-                yield Part(raw=raw)
-    except Refused as exc:
-        if has_begun:
-            raise TaskInvalid(message_of(exc.error)) from exc
-        yield Result(body=body_of(exc.error), status=400)
 
 
 def _newer(known: Names, found: Names) -> Names:
