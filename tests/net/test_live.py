@@ -19,6 +19,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+
 from support.netlink_emulator import Emulator
 from support.programs import why_no_namespaces
 
