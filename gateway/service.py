@@ -44,7 +44,17 @@ from gateway.measure.memory import MemoryGauge
 from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
 from gateway.relief import Relief
-from gateway.settings import Listener, Loaded, Settings, SettingsError, Tls, UnixListener, load
+from gateway.settings import (
+    Listener,
+    Loaded,
+    Problem,
+    Settings,
+    SettingsError,
+    Tls,
+    UnixListener,
+    load,
+    parse_listener,
+)
 from gateway.settings.live import waiting_for_restart
 from gateway.settings.tree import Mqtt
 from gateway.stalls import StallWatch
@@ -53,6 +63,7 @@ from gateway.tls import TlsInvalid, client_context, load_certificate, server_con
 
 START_S = 5.0
 DRAIN_S = 30.0
+CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 FINISH_S = 2.0  # for who came during that
 STOP_S = 60.0  # what systemd is told that stopping may take: all of this, twice
 TICK_S = 0.25
@@ -191,6 +202,7 @@ class Service:
         settings = self.settings
         passed = systemd.sockets()
         self._is_activated = bool(passed)
+        _refuse_public(passed, settings)
         listening = passed or [_bind(listener) for listener in settings.listen]
         admin = _bind(settings.admin_listen)
         self.bound, self.admin_bound = [_name(sock) for sock in listening], [_name(admin)]
@@ -365,6 +377,17 @@ def _bind(listener: Listener) -> socket.socket:
     return sock
 
 
+def _refuse_public(passed: list[socket.socket], settings: Settings) -> None:
+    """What holds for GATEWAY_LISTEN holds for systemd's sockets. Raises SettingsError."""
+    if settings.keys_file is not None or settings.allow_unauthenticated:
+        return
+    public = [_name(sock) for sock in passed if not parse_listener(_name(sock)).is_local]
+    if public:
+        what = f"{', '.join(public)}, passed by systemd, can be reached from other machines, and nobody needs a key"
+        fix = "set GATEWAY_KEYS_FILE, or change ListenStream= in edge-gateway.socket"
+        raise SettingsError([Problem("GATEWAY_LISTEN", what, fix)])
+
+
 def _remove_stale(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as probe:
         try:
@@ -392,6 +415,9 @@ def serve(loaded: Loaded, env_file: Path | None = None) -> int:
     configure(loaded.settings.log.format, loaded.settings.log.level)
     try:
         return asyncio.run(_run(loaded, env_file))
+    except SettingsError as exc:
+        log.error("service.failed", error=str(exc))
+        return CONFIGURATION
     except (OSError, RuntimeError, GatewayError) as exc:
         log.error("service.failed", error=str(exc))
         return 1

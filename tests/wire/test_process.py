@@ -137,6 +137,23 @@ async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(t
         assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
 
 
+def test_a_socket_of_systemds_that_others_can_reach_needs_keys_too(tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        environ = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")]),
+            "LISTEN_FDS": "1",
+            "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
+            "GATEWAY_STATE_DIR": str(tmp_path),
+            "GATEWAY_BACKENDS__E__PLUGIN": "echo",
+        }
+        command = [sys.executable, "-c", ACTIVATE, str(listener.fileno()), *SERVE]
+        done = subprocess.run(
+            command, env=environ, capture_output=True, pass_fds=(listener.fileno(),), timeout=30, check=False
+        )
+    assert done.returncode == 78
+    assert b"GATEWAY_KEYS_FILE" in done.stderr
+
+
 async def test_a_restart_behind_a_socket_of_systemds_refuses_nobody(tmp_path: Path) -> None:
     """Two processes, one after the other, on one listening socket; a hundred clients all the while."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
