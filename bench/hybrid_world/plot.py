@@ -1,4 +1,4 @@
-"""Plots as SVG, written by hand: lines and points in a frame, with ticks and a legend."""
+"""Plots as SVG, written by hand: lines in a frame, with ticks and a legend."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ FONT = 'font-family="sans-serif" font-size="11"'
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot; `is_dots` leaves only its points."""
+    """One line of a plot."""
 
     name: str
     points: Sequence[tuple[float, float]]
-    is_dots: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,15 @@ def _plot(plot: Plot) -> list[str]:
         at = _y(plot, value)
         out += [_rule(LEFT, at, WIDTH - RIGHT, at), _text(LEFT - 6, at + 4, f"{value:g}", "end")]
     for n, line in enumerate(plot.lines):
-        out += _line(plot, line, COLOURS[n % len(COLOURS)])
-        out.append(_text(LEFT + 10, TOP + 16 + 14 * n, line.name, "start", colour=COLOURS[n % len(COLOURS)]))
+        out.append(_line(plot, line, COLOURS[n % len(COLOURS)]))
+        at = HEIGHT - BOTTOM - 12 - 14 * (len(plot.lines) - 1 - n)
+        out.append(_text(WIDTH - RIGHT - 10, at, line.name, "end", colour=COLOURS[n % len(COLOURS)]))
     return out
 
 
-def _line(plot: Plot, line: Line, colour: str) -> list[str]:
-    points = [(_x(plot, x), _y(plot, y)) for x, y in line.points]
-    if line.is_dots:
-        return [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colour}" fill-opacity="0.5"/>' for x, y in points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>']
+def _line(plot: Plot, line: Line, colour: str) -> str:
+    path = " ".join(f"{_x(plot, x):.1f},{_y(plot, y):.1f}" for x, y in line.points)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
 
 
 def _ticks(low: float, high: float, count: int = 5) -> list[float]:

@@ -27,7 +27,9 @@ class HybridSettings(BackendSettings):
         None, description="models it offers: list, or map from the client's name to what both backends call it"
     )
     tasks: dict[str, str] | None = Field(
-        None, description="tasks it offers: list, or map from the client's name to what both backends call it"
+        None,
+        examples=[{"squares_by_both": "squares"}],
+        description="tasks it offers: list, or map from the client's name to what both backends call it",
     )
     argument: str = Field("items", description="scatter: the argument of a task that holds the list")
     groups: int = Field(16, ge=2, le=4096, description="scatter: no group holds more than this part of a batch")
