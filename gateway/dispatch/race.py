@@ -126,8 +126,12 @@ class Race:
         log.info("lane.rebound", request_id=self.task.id, before=before, after=after)
 
     async def _put(self, attempt: Attempt, item: Item) -> None:
-        if self.winner in (None, attempt):
+        if self.winner is not None and self.winner is not attempt:
+            return
+        if self._channel.full():
             await self._channel.put((attempt, item))
+        else:
+            self._channel.put_nowait((attempt, item))
 
     # ── to the first content ─────────────────────────────────────────────────────────────────────
 

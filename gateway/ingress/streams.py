@@ -54,7 +54,8 @@ class Streamed:
         """The bytes of one part; none for what the client is not to see. Raises BackendFailed."""
         if part.raw is None:
             return self.data(part.data)
-        return b"".join(self._relay(framed, data) for framed, data in events_of(part.raw))
+        events = events_of(part.raw)
+        return self._relay(*events[0]) if len(events) == 1 else b"".join([self._relay(*each) for each in events])
 
     def _relay(self, framed: bytes, data: bytes) -> bytes:
         if data.strip() == b"[DONE]":
