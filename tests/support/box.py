@@ -1,0 +1,64 @@
+"""A Debian of its own under its own real systemd: made once by debootstrap, booted in two seconds, thrown away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from support.documents import ROOT
+from support.programs import find
+
+BOX = Path(__file__).with_name("systemd_box.sh")
+NEEDS = ("debootstrap", "systemd-nspawn", "dpkg-deb", "nsenter", "unshare", "ps")
+INCLUDED = "systemd,systemd-sysv,dbus,python3,iproute2"
+# An operator's, or a CI's, prepared root; without it one is made, which takes a minute and a package source.
+PREPARED = os.environ.get("EDGE_GATEWAY_BOX_ROOT")
+
+
+def why_no_box() -> str | None:
+    """What is missing for it, or None."""
+    if os.geteuid() != 0:
+        return "needs root"
+    if PREPARED is None and os.environ.get("CI", "").lower() != "true":
+        return "takes minutes; CI=true runs it, or EDGE_GATEWAY_BOX_ROOT=DIR with a root that debootstrap made"
+    absent = [name for name in NEEDS if find(name) is None]
+    return f"program not found: {', '.join(absent)}" if absent else None
+
+
+def make_root(folder: Path) -> Path | None:
+    """A fresh root; None where the package source does not answer."""
+    root = folder / "root"
+    if PREPARED:
+        subprocess.run(["cp", "-a", PREPARED, str(root)], check=True)  # with its devices
+        return root
+    done = subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={INCLUDED}", "bookworm", str(root)],
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    return root if done.returncode == 0 else None
+
+
+def build_deb(folder: Path, suffix: str = "") -> Path:
+    """The package of this checkout; `suffix` makes it another version."""
+    environ = os.environ | {"VERSION_SUFFIX": suffix}
+    done = subprocess.run(
+        ["sh", str(ROOT / "deploy" / "build_deb.sh"), str(folder)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+def run_in(root: Path, script: Path) -> subprocess.CompletedProcess[str]:
+    """Boot, run a Python program in it, power off."""
+    shutil.copy(script, root / "root" / script.name)
+    command = ["bash", str(BOX), str(root), "/usr/bin/python3", f"/root/{script.name}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
