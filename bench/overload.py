@@ -1,0 +1,144 @@
+"""Five times the load it can carry: what is still served, how fast, and how quickly the rest is told to come back.
+
+    ./run bench overload [--seconds N] [--json FILE]
+
+A real `edge-gateway serve` with one backend of known capacity: a local function that takes WORK_S on each of SLOTS
+workers, and QUEUE places to wait. Phase one measures a request alone, phase two the capacity with as many clients as
+slots, phase three offers FACTOR times that, open loop: arrivals do not wait for answers. The targets are the project's
+own: goodput at least 90 % of capacity, admitted p99 at most twice that of a request alone, refusals within 10 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+
+WORK_S, SLOTS, QUEUE, FACTOR = 0.02, 2, 2, 5
+GOODPUT_TARGET, P99_TARGET, REFUSAL_TARGET_S = 0.9, 2.0, 0.010
+CODE = "import time\n\ndef work(seconds: float) -> int:\n    time.sleep(seconds)\n    return 1\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of overload (30)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args()
+    with gateway() as url:
+        figures = asyncio.run(measure(url, args.seconds))
+    for name, value in figures.items():
+        print(f"{name:28} {value:10.4g}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+async def measure(url: str, seconds: float) -> dict[str, float]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
+        await serve_for(http, url, clients=SLOTS, seconds=1.0)
+        alone = await serve_for(http, url, clients=1, seconds=2.0)
+        full = await serve_for(http, url, clients=SLOTS, seconds=4.0)
+        capacity = len(full) / 4.0
+        served, refused, failed = await flood(http, url, FACTOR * capacity, seconds)
+    return {
+        "alone_p99_s": p99(alone),
+        "capacity_per_s": capacity,
+        "offered_per_s": FACTOR * capacity,
+        "goodput_per_s": len(served) / seconds,
+        "goodput_of_capacity": len(served) / seconds / capacity,
+        "admitted_p50_s": statistics.median(served),
+        "admitted_p99_s": p99(served),
+        "refused": float(len(refused)),
+        "refusal_p50_s": statistics.median(refused),
+        "refusal_p99_s": p99(refused),
+        "failed": float(failed),
+    }
+
+
+def p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * (len(values) - 1))]
+
+
+async def ask(http: aiohttp.ClientSession, url: str) -> tuple[int, float]:
+    began = time.perf_counter()
+    async with http.post(f"{url}/v1/tasks/work", json={"seconds": WORK_S}) as answer:
+        await answer.read()
+    return answer.status, time.perf_counter() - began
+
+
+async def serve_for(http: aiohttp.ClientSession, url: str, *, clients: int, seconds: float) -> list[float]:
+    """So many clients, each asking again when it has its answer."""
+    until = time.monotonic() + seconds
+
+    async def client() -> list[float]:
+        took = []
+        while time.monotonic() < until:
+            took.append((await ask(http, url))[1])
+        return took
+
+    return [one for some in await asyncio.gather(*(client() for _ in range(clients))) for one in some]
+
+
+async def flood(
+    http: aiohttp.ClientSession, url: str, per_s: float, seconds: float
+) -> tuple[list[float], list[float], int]:
+    """Arrivals at a steady rate, whatever comes of them: seconds of those served, of those refused, and the rest."""
+    asked, count, began = [], int(per_s * seconds), time.monotonic()
+    for n in range(count):
+        await asyncio.sleep(max(0.0, began + n / per_s - time.monotonic()))
+        asked.append(asyncio.create_task(ask(http, url)))
+    answers = await asyncio.gather(*asked)
+    served = [took for status, took in answers if status == 200]
+    refused = [took for status, took in answers if status == 503]
+    return served, refused, len(answers) - len(served) - len(refused)
+
+
+@contextmanager
+def gateway() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        Path(folder, "jobs.py").write_text(CODE)
+        notify.bind(f"{folder}/notify")
+        notify.settimeout(30)
+        port = free_port()
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
+            "NOTIFY_SOCKET": f"{folder}/notify",
+            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
+            "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
+            "GATEWAY_STATE_DIR": f"{folder}/state",
+            "GATEWAY_BACKENDS__HERE__PLUGIN": "local",
+            "GATEWAY_BACKENDS__HERE__TASKS_DIR": folder,
+            "GATEWAY_BACKENDS__HERE__SLOTS": str(SLOTS),
+            "GATEWAY_BACKENDS__HERE__QUEUE": str(QUEUE),
+        }
+        with Path(folder, "log").open("wb") as log:
+            process = subprocess.Popen([sys.executable, "-P", "-m", "gateway.cli", "serve"], env=environ, stderr=log)
+        try:
+            while b"READY=1" not in notify.recv(4096):
+                pass
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
