@@ -1,4 +1,4 @@
-"""Runs inside the box, on its own Python alone: installs the package, breaks things, and says what it saw, line by line."""
+"""Runs inside the box, on its own Python alone: installs the package, breaks things, and says what it saw, as JSON."""
 
 from __future__ import annotations
 
