@@ -437,6 +437,7 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
         starting.result()
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
+        gc.enable()
         told = asyncio.Event()
         loop.add_signal_handler(signal.SIGHUP, told.set)
         reloading = asyncio.create_task(_reload_when_told(service, env_file, told), name="reload")
