@@ -37,6 +37,7 @@ Z95 = 1.645  # the normal distribution's 95th percentile
 FIRST_LOG_VARIANCE = 0.25
 VARIANCE_GAIN = 0.05
 HOLD_GAIN, HOLD_MOST = 0.2, 1e4
+SMALLEST, LARGEST = 1e-6, 1e12  # sizes beyond are reckoned as these, so that no square leaves what a float holds
 
 
 class Estimate(NamedTuple):
@@ -154,6 +155,7 @@ class ServiceTime:
 
     def learn(self, x: float, seconds: float, now: float) -> None:
         """One sample, the backend's drift already taken off."""
+        x = min(x, LARGEST)
         if not self.samples:
             self._begin(x, seconds)
         else:
@@ -164,9 +166,10 @@ class ServiceTime:
         self.at = now
 
     def _begin(self, x: float, seconds: float) -> None:
-        self.unit = x if x > 0.0 else 1.0
+        has_size = x >= SMALLEST
+        self.unit = x if has_size else 1.0
         half = seconds / 2
-        self.w0, self.w1 = (half, half) if x > 0.0 else (seconds, 0.0)
+        self.w0, self.w1 = (half, half) if has_size else (seconds, 0.0)
         self.p00 = self.p11 = half * half
 
     def _correct(self, x: float, seconds: float) -> None:

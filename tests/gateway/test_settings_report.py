@@ -36,7 +36,7 @@ def plugins(test_plugins: Path) -> Plugins:  # noqa: F811
 def test_every_setting_is_shown_with_its_origin_and_no_secret(tmp_path: Path) -> None:
     path = env_file(tmp_path, "GATEWAY_STALL_S=5\n")
     secret = {"GATEWAY_BACKENDS__R__API_KEY": "sesame"}
-    in_url = {"GATEWAY_BACKENDS__R__URL": "https://user:open@host/v1"}
+    in_url = {"GATEWAY_BACKENDS__R__URL": "https://user:abracadabra@host/v1"}
     shown = list(show_settings(load(REMOTE | secret | in_url, path)))
     text = "\n".join(shown)
     assert re.search(rf"^GATEWAY_STALL_S=5 +# {re.escape(str(path))}, line 1$", text, re.M)
@@ -44,7 +44,7 @@ def test_every_setting_is_shown_with_its_origin_and_no_secret(tmp_path: Path) ->
     assert re.search(r"^GATEWAY_BACKENDS__R__API_KEY='\*+' +# environment$", text, re.M)
     assert "https://********@host/v1" in text
     assert "sesame" not in text
-    assert "open" not in text
+    assert "abracadabra" not in text
 
 
 @pytest.mark.usefixtures("test_plugins")
