@@ -1,4 +1,4 @@
-"""For every test: under CI=true a skip is a failure, `net` needs root, `clients` runs only when asked for.
+"""For every test: under CI=true a skip is a failure, `net` needs root; `clients` and `box` run only when asked for.
 
 What hypothesis tries is the same in every run of CI, so that a green change stays green; developers' machines
 go on looking for new counterexamples.
@@ -22,8 +22,8 @@ if IN_CI:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    wants_clients = "clients" in config.option.markexpr
-    heavy = [] if wants_clients else [item for item in items if item.get_closest_marker("clients")]
+    unasked = {marker for marker in ("clients", "box") if marker not in config.option.markexpr}
+    heavy = [item for item in items if any(item.get_closest_marker(marker) for marker in unasked)]
     if heavy:
         config.hook.pytest_deselected(items=heavy)
         items[:] = [item for item in items if item not in heavy]

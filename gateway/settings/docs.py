@@ -26,8 +26,8 @@ _HEAD = """\
 <!-- Generated. To change it, change gateway/settings/ or a plugin's settings, then, at the root of a checkout:
      PYTHONPATH=.:plugins python -m gateway.settings.docs > docs/configuration.md -->
 
-Everything is set by environment variables that begin with `GATEWAY_`; they are read when the gateway starts, and the file
-given by `--env-file` again on SIGHUP ([operate.md](operate.md#new-settings-while-it-serves)).
+Everything is set by environment variables that begin with `GATEWAY_`; they are read when the gateway starts, and the
+file given by `--env-file` again on SIGHUP ([operate.md](operate.md#new-settings-while-it-serves)).
 
 | command | |
 |---|---|
