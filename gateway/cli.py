@@ -343,7 +343,7 @@ def _new_key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", metavar="A,B", help="models it may ask for; a `*` at the end for any rest")
     parser.add_argument("--tasks", metavar="A,B", help="tasks it may ask for")
     parser.add_argument("--requests-per-minute", type=float, metavar="N", help="how often it may ask")
-    parser.add_argument("--burst", type=int, default=10, metavar="N", help="requests that may come at once (10)")
+    parser.add_argument("--burst", type=int, metavar="N", help="requests that may come at once (10, or a minute's)")
     parser.add_argument("--concurrency", type=int, metavar="N", help="requests it may have open at once")
     parser.add_argument("--max-body-bytes", type=int, metavar="N", help="the largest body it may send")
     parser.add_argument("--expires", metavar="90d|DATE", help="days from now, or an RFC 3339 date or time")

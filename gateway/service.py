@@ -203,8 +203,8 @@ class Service:
         passed = systemd.sockets()
         self._is_activated = bool(passed)
         _refuse_public(passed, settings)
-        listening = passed or [_bind(listener) for listener in settings.listen]
-        admin = _bind(settings.admin_listen)
+        listening = passed or [_bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
+        admin = _bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
         self.bound, self.admin_bound = [_name(sock) for sock in listening], [_name(admin)]
         hosts = own_hosts([_host(sock) for sock in [*listening, admin]])
         self._own_hosts = hosts
@@ -364,7 +364,17 @@ def _tls(settings: Tls) -> ssl.SSLContext | None:
     return server_context(settings.cert_file, settings.key_file, settings.client_ca_file)
 
 
-def _bind(listener: Listener) -> socket.socket:
+def _bind(listener: Listener, variable: str) -> socket.socket:
+    """A listening socket. Raises OSError that names the setting."""
+    try:
+        return _bound(listener)
+    except OSError as exc:
+        raise OSError(
+            f"{variable}: cannot listen on {listener}: {exc.strerror}; choose another with {variable}"
+        ) from exc
+
+
+def _bound(listener: Listener) -> socket.socket:
     """A listening socket; a Unix one takes the place of one nobody listens at any more."""
     if isinstance(listener, UnixListener):
         sock = socket.socket(socket.AF_UNIX)

@@ -157,14 +157,14 @@ class Attempt:
         self._lanes.answered(self.work, self.member.name)
 
     def failed(self, error: GatewayError) -> None:
-        """It did not. The client's own mistakes are not held against it."""
+        """It did not. The client's mistakes are not held against it, nor is a bug that some argument meets."""
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
         if not self.began:
             return  # nor was a try taken of a breaker that is half open; somebody else's may be under way
-        if isinstance(error, TaskInvalid):
-            self.member.breaker.ignored()
+        if isinstance(error, TaskInvalid) or error.code == "plugin_error":
+            self.member.breaker.ignored()  # its code failed on this task; that says nothing of the next one
             return
         if isinstance(error, DeadlineExceeded):
             self._lanes.gave_up(self.work, self.member.name)

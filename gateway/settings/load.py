@@ -101,7 +101,7 @@ def _load_keys(path: Path | None, problems: list[Problem]) -> Mapping[str, Key] 
     try:
         return read_keys(path)
     except KeysInvalid as exc:
-        fix = f"`edge-gateway keys create NAME --file {path}` makes one"
+        fix = f"`edge-gateway keys --file {path} create NAME` makes one"
         problems.append(Problem(f"{PREFIX}KEYS_FILE", str(exc), fix))
         return None
 

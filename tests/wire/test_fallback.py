@@ -411,3 +411,12 @@ async def test_retry_after_of_an_upstream_is_heeded() -> None:
     assert status == 503
     assert "breaker open" in said["error"]["message"]
     assert len(posts(upstream)) == 1
+
+
+async def test_arguments_that_a_function_fails_on_keep_nobody_else_from_the_backend() -> None:
+    async with running_gateway(**backend("local", "local")) as gateway, gateway.session() as http:
+        for _ in range(12):
+            async with http.post(f"{gateway.url}/v1/tasks/add", json={"a": "x", "b": 2}) as got:
+                assert (got.status, (await got.json())["error"]["code"]) == (500, "plugin_error")
+        async with http.post(f"{gateway.url}/v1/tasks/squares", json={"items": [3]}) as got:
+            assert await got.json() == {"result": [9]}

@@ -1,9 +1,9 @@
 """What was asked and what was answered, so that nothing asked twice is run twice.
 
 A broker delivers QoS 1 at least once, and clients ask again when they heard nothing. A repeat is the same
-request again: same response topic, correlation data, path and body. It joins the first while that runs, and is
-answered from memory afterwards. Where a client gave no correlation data only the broker's own repeats are known.
-The memory is bounded: what has been forgotten, or was too large to keep, runs again.
+request again: same response topic, correlation data, path, user properties and body. It joins the first while that
+runs, and is answered from memory afterwards. Where a client gave no correlation data only the broker's own
+repeats are known. The memory is bounded: what has been forgotten, or was too large to keep, runs again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEEP_ANSWERS = 4096
 
 def identity_of(message: Message, address: Address) -> Hashable:
     """What makes two messages the same request; by the broker's packet number where the client says nothing."""
-    asked = (address.answer_to, address.target, hash(message.payload))
+    asked = (address.answer_to, address.target, hash(message.payload), hash(message.user))
     if message.correlation is not None or not address.in_parts:
         return ("client", message.correlation, *asked)
     return ("broker", message.mid, *asked)

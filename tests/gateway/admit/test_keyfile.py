@@ -89,7 +89,7 @@ def test_keys_are_listed_by_what_they_allow_without_their_hashes(
     made(path, capsys, "cyd")
     assert cli.main(["keys", "--file", str(path), "list"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "ada: tasks add, 6 requests a minute, 10 at once, 2 open, edge only",
+        "ada: tasks add, 6 requests a minute, 6 at once, 2 open, edge only",
         "bob: bodies to 5 bytes, admin, expires 2030-01-31T00:00:00+00:00",
         "cyd: everything",
     ]
