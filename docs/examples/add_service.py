@@ -19,11 +19,17 @@ class Service(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """POST /add; anything else is 404."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path == "/add":
-            self._answer(200, {"result": body["a"] + body["b"]})
-        else:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/add":
             self._answer(404, {"error": "no such path"})
+            return
+        try:
+            asked = json.loads(body)
+            result = asked["a"] + asked["b"]
+        except (ValueError, TypeError, KeyError):
+            self._answer(400, {"error": "an object with two numbers, a and b, is wanted"})
+        else:
+            self._answer(200, {"result": result})
 
     def do_GET(self) -> None:
         """There is nothing to get."""
