@@ -34,7 +34,7 @@ from gateway.dispatch import BackendServices, Dispatcher, Limits
 from gateway.ingress.door import Door, Rules
 from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server, check_parser
-from gateway.ingress.listening import BACKLOG, Site, most_connections, raise_descriptor_limit
+from gateway.ingress.listening import Site, most_connections, raise_descriptor_limit
 from gateway.ingress.mqtt import Broker, MqttDoor, Topics
 from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
@@ -45,18 +45,15 @@ from gateway.plugin import GatewayError
 from gateway.registry import BackendConfig, Member, Registry
 from gateway.relief import Relief
 from gateway.settings import (
-    Listener,
     Loaded,
-    Problem,
     Settings,
     SettingsError,
     Tls,
-    UnixListener,
     load,
-    parse_listener,
 )
 from gateway.settings.live import waiting_for_restart
 from gateway.settings.tree import Mqtt
+from gateway.sockets import bind, host_of, name_of, refuse_public
 from gateway.stalls import StallWatch
 from gateway.telemetry import Limited, configure, log, metrics
 from gateway.tls import TlsInvalid, client_context, load_certificate, server_context
@@ -202,11 +199,11 @@ class Service:
         settings = self.settings
         passed = systemd.sockets()
         self._is_activated = bool(passed)
-        _refuse_public(passed, settings)
-        listening = passed or [_bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
-        admin = _bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
-        self.bound, self.admin_bound = [_name(sock) for sock in listening], [_name(admin)]
-        hosts = own_hosts([_host(sock) for sock in [*listening, admin]])
+        refuse_public(passed, settings)
+        listening = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
+        admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
+        self.bound, self.admin_bound = [name_of(sock) for sock in listening], [name_of(admin)]
+        hosts = own_hosts([host_of(sock) for sock in [*listening, admin]])
         self._own_hosts = hosts
         self.http = HttpDoor(self.door, allowed_hosts=hosts, allowed_origins=frozenset())
         self._allow(settings)
@@ -362,62 +359,6 @@ def _tls(settings: Tls) -> ssl.SSLContext | None:
     if settings.cert_file is None:
         return None
     return server_context(settings.cert_file, settings.key_file, settings.client_ca_file)
-
-
-def _bind(listener: Listener, variable: str) -> socket.socket:
-    """A listening socket. Raises OSError that names the setting."""
-    try:
-        return _bound(listener)
-    except OSError as exc:
-        raise OSError(
-            f"{variable}: cannot listen on {listener}: {exc.strerror}; choose another with {variable}"
-        ) from exc
-
-
-def _bound(listener: Listener) -> socket.socket:
-    """A listening socket; a Unix one takes the place of one nobody listens at any more."""
-    if isinstance(listener, UnixListener):
-        sock = socket.socket(socket.AF_UNIX)
-        _remove_stale(listener.path)
-        sock.bind(listener.path)
-    else:
-        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
-        sock = socket.create_server((listener.host, listener.port), family=family, backlog=BACKLOG)
-    sock.setblocking(False)
-    return sock
-
-
-def _refuse_public(passed: list[socket.socket], settings: Settings) -> None:
-    """What holds for GATEWAY_LISTEN holds for systemd's sockets. Raises SettingsError."""
-    if settings.keys_file is not None or settings.allow_unauthenticated:
-        return
-    public = [_name(sock) for sock in passed if not parse_listener(_name(sock)).is_local]
-    if public:
-        what = f"{', '.join(public)}, passed by systemd, can be reached from other machines, and nobody needs a key"
-        fix = "set GATEWAY_KEYS_FILE, or change ListenStream= in edge-gateway.socket"
-        raise SettingsError([Problem("GATEWAY_LISTEN", what, fix)])
-
-
-def _remove_stale(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            Path(path).unlink(missing_ok=True)
-        except FileNotFoundError:
-            pass
-
-
-def _name(sock: socket.socket) -> str:
-    address = sock.getsockname()
-    if not isinstance(address, tuple):
-        return f"unix:{address}"
-    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
-
-
-def _host(sock: socket.socket) -> str:
-    address = sock.getsockname()
-    return address[0] if isinstance(address, tuple) else "localhost"
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> int:

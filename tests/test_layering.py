@@ -42,6 +42,7 @@ FLOORS = {
     "admin": 7,
     "settings": 6,
     "relief": 7,
+    "sockets": 7,
     "service": 8,  # joins the rooms
     "demo": 9,  # runs a service
     "doctor": 10,

@@ -1,0 +1,67 @@
+"""The sockets a gateway listens on: bound by its settings, or passed by systemd, and what they are called."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from gateway.ingress.listening import BACKLOG
+from gateway.settings import Listener, Problem, Settings, SettingsError, UnixListener, parse_listener
+
+
+def bind(listener: Listener, variable: str) -> socket.socket:
+    """A listening socket. Raises OSError that names the setting."""
+    try:
+        return _bound(listener)
+    except OSError as exc:
+        raise OSError(
+            f"{variable}: cannot listen on {listener}: {exc.strerror}; choose another with {variable}"
+        ) from exc
+
+
+def _bound(listener: Listener) -> socket.socket:
+    """A listening socket; a Unix one takes the place of one nobody listens at any more."""
+    if isinstance(listener, UnixListener):
+        sock = socket.socket(socket.AF_UNIX)
+        _remove_stale(listener.path)
+        sock.bind(listener.path)
+    else:
+        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+        sock = socket.create_server((listener.host, listener.port), family=family, backlog=BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def refuse_public(passed: list[socket.socket], settings: Settings) -> None:
+    """What holds for GATEWAY_LISTEN holds for systemd's sockets. Raises SettingsError."""
+    if settings.keys_file is not None or settings.allow_unauthenticated:
+        return
+    public = [name_of(sock) for sock in passed if not parse_listener(name_of(sock)).is_local]
+    if public:
+        what = f"{', '.join(public)}, passed by systemd, can be reached from other machines, and nobody needs a key"
+        fix = "set GATEWAY_KEYS_FILE, or change ListenStream= in edge-gateway.socket"
+        raise SettingsError([Problem("GATEWAY_LISTEN", what, fix)])
+
+
+def _remove_stale(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+
+
+def name_of(sock: socket.socket) -> str:
+    """Where it listens, as GATEWAY_LISTEN would say it."""
+    address = sock.getsockname()
+    if not isinstance(address, tuple):
+        return f"unix:{address}"
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+def host_of(sock: socket.socket) -> str:
+    """The address it is bound to."""
+    address = sock.getsockname()
+    return address[0] if isinstance(address, tuple) else "localhost"
