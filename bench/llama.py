@@ -1,137 +1,136 @@
-"""A real model on this machine, asked directly and through the gateway: the same answers, and what it adds.
+"""A real engine on this machine, llama.cpp's server, asked directly and through the gateway: what the gateway adds.
 
-    ./run bench llama --model FILE.gguf [--python PYTHON] [--requests N] [--json FILE]
+    ./run bench llama [--requests N] [--json FILE]
+    ./run bench llama --url http://127.0.0.1:11434 --model llama3.2:3b      one that runs already, such as Ollama
 
-Starts llama-cpp-python's server (`pip install 'llama-cpp-python[server]'`, in the venv of PYTHON) with the model file,
-a gateway with that server as `SITE=edge`, and asks both the same questions with temperature 0, in turn. Without the
-package or without a file it says so and measures nothing.
+Without --url it starts llama.cpp's server (the package xllamacpp, which `./run test --clients` installs) with a model
+that counts to twenty, made on the spot; where that is not installed it says so and measures nothing. Both ways are
+asked the same in turn, whole and streamed, and an answer that differs from the direct one fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from _serving import gateway
+
+HERE = Path(__file__).resolve().parent
+PYTHON = HERE.parent / ".venv-clients" / "bin" / "python"
+MODEL = "counting"
 PATIENCE_S = 120.0
-QUESTIONS = ("Count to five.", "Say hello.", "Name a colour.")
+FIRST = 3  # of each way, which do not count
+
+
+class Said(NamedTuple):
+    """An answer, how long its first text took, and the whole."""
+
+    text: str
+    first_ms: float
+    whole_ms: float
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a GGUF file")
-    parser.add_argument("--python", default=sys.executable, help="the Python that has llama-cpp-python")
-    parser.add_argument("--requests", type=int, default=10, help="to each (10)")
+    parser.add_argument("--requests", type=int, default=100, help="of each sort and way (100)")
+    parser.add_argument("--url", help="a server that runs already, without /v1")
+    parser.add_argument("--model", default=MODEL, help="what it calls its model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    if (missing := why_not(args.python, args.model)) is not None:
+    if args.url is None and (missing := why_not()) is not None:
         print(f"not measured: {missing}")
         return 0
-    with llama_server(args.python, args.model) as server, gateway(server) as door:
-        found = compared(server, door, args.requests)
+    with ExitStack() as stack:
+        server = args.url or stack.enter_context(llama_server())
+        backend = {"PLUGIN": "http", "SITE": "edge", "URL": server, "MODELS": args.model}
+        settings = {f"BACKENDS__LLAMA__{name}": value for name, value in backend.items()}
+        door = stack.enter_context(gateway(settings)).url
+        found = compared({"direct": server, "through the gateway": door}, args.model, args.requests)
     for name, figure in found.items():
-        print(f"{name:24}{figure:10.2f}")
+        print(f"{name:44}{figure:10.3f}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if found["answers that differ"] == 0 else 1
 
 
-def why_not(python: str, model: Path | None) -> str | None:
+def why_not() -> str | None:
     """What is missing; None where nothing is."""
-    if model is None or not model.is_file():
-        return "no model file; give one with --model FILE.gguf"
-    if subprocess.run([python, "-c", "import llama_cpp.server"], capture_output=True).returncode:
-        return f"{python} has no llama-cpp-python; pip install 'llama-cpp-python[server]' builds it in some minutes"
-    return None
+    if not PYTHON.exists():
+        return "`./run test --clients` installs the server; or name one that runs with --url"
+    done = subprocess.run([PYTHON, "-c", "import gguf, xllamacpp"], capture_output=True, check=False)
+    return (
+        None if done.returncode == 0 else "this machine has no wheel of xllamacpp; name a server that runs with --url"
+    )
 
 
-def compared(server: int, door: int, requests: int) -> dict[str, float]:
-    took: dict[int, list[float]] = {server: [], door: []}
-    differ = 0
-    for n in range(requests):
-        said = {}
-        for port in (server, door):
-            began = time.monotonic()
-            said[port] = ask(port, QUESTIONS[n % len(QUESTIONS)])
-            took[port].append((time.monotonic() - began) * 1000)
-        differ += said[server] != said[door]
-    direct, through = statistics.median(took[server]), statistics.median(took[door])
-    return {
-        "direct, p50 ms": direct,
-        "through gateway, p50 ms": through,
-        "added, p50 ms": through - direct,
-        "answers that differ": differ,
-    }
+def compared(ways: dict[str, str], model: str, requests: int) -> dict[str, float]:
+    """Medians of each way, and what the second adds to the first; milliseconds."""
+    heard: dict[tuple[str, bool], list[Said]] = {}
+    for _ in range(requests + FIRST):
+        for stream in (False, True):
+            for way, url in ways.items():
+                heard.setdefault((way, stream), []).append(ask(url, model, stream))
+    texts = {said.text for some in heard.values() for said in some}
+    found = {}
+    for stream, what in ((False, "whole answer"), (True, "first text of a stream")):
+        direct, through = (statistics.median(_times(heard[way, stream][FIRST:], stream)) for way in ways)
+        found |= {f"{what}, {way}, p50 ms": figure for way, figure in zip(ways, (direct, through), strict=True)}
+        found[f"{what}, added, p50 ms"] = through - direct
+    return {**found, "answers that differ": float(len(texts) - 1)}
 
 
-def ask(port: int, question: str) -> str:
-    body = {"model": "tiny", "temperature": 0, "max_tokens": 16, "messages": [{"role": "user", "content": question}]}
-    url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+def _times(said: list[Said], stream: bool) -> list[float]:
+    return [each.first_ms if stream else each.whole_ms for each in said]
+
+
+def ask(url: str, model: str, stream: bool) -> Said:
+    body = {"model": model, "temperature": 0, "max_tokens": 64, "stream": stream,
+            "messages": [{"role": "user", "content": "Count."}]}  # fmt: skip
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    began = time.perf_counter()
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as got:
-        return str(json.load(got)["choices"][0]["message"]["content"])
+        if not stream:
+            text = str(json.load(got)["choices"][0]["message"]["content"])
+            return Said(text, 0.0, (time.perf_counter() - began) * 1000)
+        pieces, first_at = [], began
+        for piece in texts_of(got):
+            first_at = first_at if pieces else time.perf_counter()
+            pieces.append(piece)
+        return Said("".join(pieces), (first_at - began) * 1000, (time.perf_counter() - began) * 1000)
+
+
+def texts_of(lines: Iterator[bytes]) -> Iterator[str]:
+    """The texts in a stream of chat chunks."""
+    for line in lines:
+        if line.startswith(b"data: {"):
+            for choice in json.loads(line[6:])["choices"]:
+                if text := choice["delta"].get("content"):
+                    yield text
 
 
 @contextmanager
-def llama_server(python: str, model: Path) -> Iterator[int]:
-    port = free_port()
-    command = [python, "-m", "llama_cpp.server", "--model", str(model), "--model_alias", "tiny", "--port", str(port)]
-    with serving(command, os.environ, f"http://127.0.0.1:{port}/v1/models"):
-        yield port
-
-
-@contextmanager
-def gateway(server: int) -> Iterator[int]:
-    port, backend = free_port(), "GATEWAY_BACKENDS__LLAMA__"
-    with tempfile.TemporaryDirectory() as state:
-        environ = {name: text for name, text in os.environ.items() if not name.startswith("GATEWAY_")} | {
-            f"{backend}PLUGIN": "http",
-            f"{backend}SITE": "edge",
-            f"{backend}URL": f"http://127.0.0.1:{server}",
-            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            "GATEWAY_ADMIN_LISTEN": f"unix:{state}/admin.sock",
-            "GATEWAY_STATE_DIR": state,
-        }
-        with serving([sys.executable, "-m", "gateway.cli", "serve"], environ, f"http://127.0.0.1:{port}/v1/models"):
-            yield port
-
-
-@contextmanager
-def serving(command: list[str], environ: Mapping[str, str], url: str) -> Iterator[None]:
-    process = subprocess.Popen(command, env=dict(environ), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def llama_server() -> Iterator[str]:
+    """llama.cpp's server with the model that counts; its URL."""
+    command = [str(PYTHON), str(HERE / "llama_world" / "server.py")]
+    server = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert server.stdin is not None and server.stdout is not None
     try:
-        until = time.monotonic() + PATIENCE_S
-        while not has_models(url):
-            if time.monotonic() > until or process.poll() is not None:
-                raise RuntimeError(f"{' '.join(command)} does not serve")
-            time.sleep(0.2)
-        yield
+        yield server.stdout.readline().strip()
     finally:
-        process.terminate()
-        process.wait()
-
-
-def has_models(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as got:
-            return b"tiny" in got.read()
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+        server.stdin.close()
+        server.wait()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aiohttp
+from _serving import Serving, gateway, percentile
 
 WORK_S, SLOTS, QUEUE, FACTOR = 0.02, 2, 2, 5
 GOODPUT_TARGET, P99_TARGET, REFUSAL_TARGET_S = 0.9, 2.0, 0.010
@@ -37,8 +34,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="of overload (30)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    with gateway() as url:
-        figures = asyncio.run(measure(url, args.seconds))
+    with working() as serving:
+        figures = asyncio.run(measure(serving.url, args.seconds))
     for name, value in figures.items():
         print(f"{name:28} {value:10.4g}")
     if args.json:
@@ -54,22 +51,18 @@ async def measure(url: str, seconds: float) -> dict[str, float]:
         capacity = len(full) / 4.0
         served, refused, failed = await flood(http, url, FACTOR * capacity, seconds)
     return {
-        "alone_p99_s": p99(alone),
+        "alone_p99_s": percentile(alone, 99),
         "capacity_per_s": capacity,
         "offered_per_s": FACTOR * capacity,
         "goodput_per_s": len(served) / seconds,
         "goodput_of_capacity": len(served) / seconds / capacity,
         "admitted_p50_s": statistics.median(served),
-        "admitted_p99_s": p99(served),
+        "admitted_p99_s": percentile(served, 99),
         "refused": float(len(refused)),
         "refusal_p50_s": statistics.median(refused),
-        "refusal_p99_s": p99(refused),
+        "refusal_p99_s": percentile(refused, 99),
         "failed": float(failed),
     }
-
-
-def p99(values: list[float]) -> float:
-    return sorted(values)[int(0.99 * (len(values) - 1))]
 
 
 async def ask(http: aiohttp.ClientSession, url: str) -> tuple[int, float]:
@@ -107,37 +100,13 @@ async def flood(
 
 
 @contextmanager
-def gateway() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+def working() -> Iterator[Serving]:
+    """A gateway with the local function, on so many workers and places."""
+    with tempfile.TemporaryDirectory() as folder:
         Path(folder, "jobs.py").write_text(CODE)
-        notify.bind(f"{folder}/notify")
-        notify.settimeout(30)
-        port = free_port()
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
-            "NOTIFY_SOCKET": f"{folder}/notify",
-            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
-            "GATEWAY_STATE_DIR": f"{folder}/state",
-            "GATEWAY_BACKENDS__HERE__PLUGIN": "local",
-            "GATEWAY_BACKENDS__HERE__TASKS_DIR": folder,
-            "GATEWAY_BACKENDS__HERE__SLOTS": str(SLOTS),
-            "GATEWAY_BACKENDS__HERE__QUEUE": str(QUEUE),
-        }
-        with Path(folder, "log").open("wb") as log:
-            process = subprocess.Popen([sys.executable, "-P", "-m", "gateway.cli", "serve"], env=environ, stderr=log)
-        try:
-            while b"READY=1" not in notify.recv(4096):
-                pass
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        backend = {"PLUGIN": "local", "TASKS_DIR": folder, "SLOTS": str(SLOTS), "QUEUE": str(QUEUE)}
+        with gateway({f"BACKENDS__HERE__{name}": value for name, value in backend.items()}) as serving:
+            yield serving
 
 
 if __name__ == "__main__":

@@ -12,17 +12,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from _serving import Serving, gateway
 
 CLIENTS, FAULTS, LIMIT = 16, 0.05, 100_000
 WARM_UP = 0.2  # of the requests
@@ -34,8 +31,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100_000, help="how many (100000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args()
-    with gateway() as (pid, port):
-        figures = asyncio.run(soak(args.requests, pid, port))
+    settings = {"BACKENDS__E__PLUGIN": "echo", "MAX_BODY_BYTES": str(LIMIT), "LOG__LEVEL": "error"}
+    with gateway(settings) as serving:
+        figures = asyncio.run(soak(args.requests, serving))
     for name, value in figures.items():
         print(f"{name:24} {value:10.4g}")
     print(f"growth is {'within' if figures['growth_mib'] <= TARGET_MIB else 'OVER'} {TARGET_MIB:g} MiB")
@@ -44,41 +42,12 @@ def main() -> int:
     return 0
 
 
-@contextmanager
-def gateway() -> Iterator[tuple[int, int]]:
-    """A process that serves, and its port."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
-        notify.bind(f"{folder}/notify")
-        notify.settimeout(30)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
-            "NOTIFY_SOCKET": f"{folder}/notify",
-            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
-            "GATEWAY_STATE_DIR": f"{folder}/state",
-            "GATEWAY_BACKENDS__E__PLUGIN": "echo",
-            "GATEWAY_MAX_BODY_BYTES": str(LIMIT),
-            "GATEWAY_LOG__LEVEL": "error",
-        }
-        command = [sys.executable, "-P", "-m", "gateway.cli", "serve"]
-        process = subprocess.Popen(command, env=environ, stderr=subprocess.DEVNULL)
-        try:
-            while b"READY=1" not in notify.recv(4096):
-                pass
-            yield process.pid, port
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-
-
-async def soak(requests: int, pid: int, port: int) -> dict[str, float]:
+async def soak(requests: int, serving: Serving) -> dict[str, float]:
     began = time.monotonic()
-    await ask_many(port, int(requests * WARM_UP))
-    early_mib, early_fds = resident_mib(pid), descriptors(pid)
-    await ask_many(port, requests - int(requests * WARM_UP))
-    late_mib, late_fds = resident_mib(pid), descriptors(pid)
+    await ask_many(serving.port, int(requests * WARM_UP))
+    early_mib, early_fds = serving.resident_mib(), serving.descriptors()
+    await ask_many(serving.port, requests - int(requests * WARM_UP))
+    late_mib, late_fds = serving.resident_mib(), serving.descriptors()
     return {
         "requests": float(requests),
         "per_s": requests / (time.monotonic() - began),
@@ -148,15 +117,6 @@ async def spoil(port: int) -> None:
             async with asyncio.timeout(0.05):
                 await reader.read(4096)
         writer.close()
-
-
-def resident_mib(pid: int) -> float:
-    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
-
-
-def descriptors(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 if __name__ == "__main__":

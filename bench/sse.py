@@ -23,8 +23,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+from _serving import free_port, gateway
 
 TARGET_MS = 0.3  # added at the median, 32 streams
 STREAMS = (1, 32)
@@ -63,7 +65,9 @@ def measured(seconds: float, events_per_s: float) -> dict[str, dict[str, dict[st
         ways["plain aiohttp"] = stack.enter_context(role("relay", str(upstream)))
         if (nginx := shutil.which("nginx", path=SEARCHED)) is not None:
             ways["nginx"] = stack.enter_context(nginx_relay(nginx, upstream))
-        ways["gateway"] = stack.enter_context(gateway(upstream))
+        cloud = {"PLUGIN": "http", "URL": f"http://127.0.0.1:{upstream}", "MODELS": "m", "SLOTS": "64"}
+        settings = {f"BACKENDS__CLOUD__{name}": value for name, value in cloud.items()}
+        ways["gateway"] = stack.enter_context(gateway(settings | {"LOG__LEVEL": "error"})).port
         for _ in range(ROUNDS):
             for streams in STREAMS:
                 for way, port in ways.items():
@@ -194,13 +198,26 @@ def role(*words: str) -> Iterator[int]:
 
 @contextmanager
 def nginx_relay(nginx: str, upstream_port: int) -> Iterator[int]:
-    with (
-        tempfile.TemporaryDirectory() as home,
-        started_on_free_port(
-            lambda port: [nginx, "-p", home, "-c", str(nginx_config(Path(home), port, upstream_port))]
-        ) as port,
-    ):
-        yield port
+    """nginx before the upstream, once it accepts connections; its port."""
+    with tempfile.TemporaryDirectory() as home:
+        port = free_port()
+        process = subprocess.Popen([nginx, "-p", home, "-c", str(nginx_config(Path(home), port, upstream_port))])
+        try:
+            until = time.monotonic() + PATIENCE_S
+            while not accepts(port):
+                if time.monotonic() > until or process.poll() is not None:
+                    raise RuntimeError(f"nginx does not listen on {port}")
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def accepts(port: int) -> bool:
+    with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    time.sleep(0.05)
+    return False
 
 
 def nginx_config(home: Path, port: int, upstream_port: int) -> Path:
@@ -220,49 +237,6 @@ http {{
   }}
 }}""")
     return file
-
-
-@contextmanager
-def gateway(upstream_port: int) -> Iterator[int]:
-    backend = "GATEWAY_BACKENDS__CLOUD__"
-    with tempfile.TemporaryDirectory() as state:
-        environ = {
-            **{name: text for name, text in os.environ.items() if not name.startswith("GATEWAY_")},
-            f"{backend}PLUGIN": "http",
-            f"{backend}URL": f"http://127.0.0.1:{upstream_port}",
-            f"{backend}MODELS": "m",
-            f"{backend}SLOTS": "64",
-            "GATEWAY_STATE_DIR": state,
-            "GATEWAY_ADMIN_LISTEN": f"unix:{state}/admin.sock",
-            "GATEWAY_LOG__LEVEL": "error",
-        }
-        command = [sys.executable, "-m", "gateway.cli", "serve"]
-        with started_on_free_port(lambda port: command, lambda port: environ | {
-            "GATEWAY_LISTEN": f"127.0.0.1:{port}"}) as port:  # fmt: skip
-            time.sleep(1)  # it listens before its backends are open
-            yield port
-
-
-@contextmanager
-def started_on_free_port(command, environ=lambda port: os.environ) -> Iterator[int]:  # type: ignore[no-untyped-def]
-    """A server's process, once it accepts connections."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(command(port), env=dict(environ(port)), stderr=subprocess.DEVNULL)
-    try:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except ConnectionRefusedError:
-                if time.monotonic() > until or process.poll() is not None:
-                    raise RuntimeError(f"{command(port)[0]} does not listen on {port}") from None
-                time.sleep(0.05)
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
+from _serving import free_port, program
+
 READY_TARGET_S, RSS_TARGET_MB = 0.6, 60.0  # for `echo`
 POLL_S = 0.005
 PATIENCE_S = 30.0
@@ -119,18 +121,6 @@ def gateway(backends: Mapping[str, str], folder: Path) -> Iterator[tuple[subproc
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_S)
-
-
-def program() -> list[str]:
-    """The console script that was installed with this Python, else the module it would call."""
-    script = Path(sys.executable).parent / "edge-gateway"
-    return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "gateway.cli"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def await_ready(
