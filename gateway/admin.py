@@ -17,7 +17,8 @@ from gateway.dispatch import Dispatcher
 from gateway.ingress.access import check_admin
 from gateway.ingress.door import Door
 from gateway.ingress.errors import envelope, error_headers, status_of
-from gateway.ingress.http import HttpReply, check_framing, check_host, headers_of, read_body
+from gateway.ingress.http import check_framing, check_host, headers_of, read_body
+from gateway.ingress.http_reply import HttpReply
 from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import Member

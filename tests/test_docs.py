@@ -25,7 +25,7 @@ import pytest
 from gateway import plugin
 from gateway.cli import COMMANDS
 from gateway.decide.policy import decide
-from gateway.ingress import http
+from gateway.ingress import http, http_reply
 from gateway.ingress.errors import ERRORS
 from gateway.ingress.routes import ROUTES
 from gateway.plugin import TERMS, Backend, GatewayError, Services
@@ -103,7 +103,9 @@ def test_the_limits_that_are_told_to_clients_are_those_that_hold() -> None:
     text = " ".join(page("docs/http.md").split())
     assert f"head must be there within {http.HEAD_TIMEOUT_S:g} s" in text
     assert f"body within {http.BODY_TIMEOUT_S:g} s and {http.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
-    assert f"reads nothing of its answer for {http.WRITE_TIMEOUT_S:g} s" in text
+    assert f"reads nothing of its answer for {http_reply.WRITE_TIMEOUT_S:g} s" in text
+    assert f"{http_reply.MANY} and more" in text
+    assert f"each have {http_reply.CROWDED_S:g} s" in text
 
 
 def assigned_reasons() -> set[str]:

@@ -11,6 +11,7 @@ half-way is seen to go on where it broke off. ` tick` and ` tock` follow each ot
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import gguf
@@ -56,7 +57,7 @@ TEMPLATE = (
 def follows() -> dict[str, str]:
     """Token → the one after it; all others are followed by the end."""
     chain = [ASSISTANT, *WORDS[: len(NUMBERS)], END]
-    return dict(zip(chain, chain[1:], strict=False)) | {" tick": " tock", " tock": " tick"}
+    return dict(pairwise(chain)) | {" tick": " tock", " tock": " tick"}
 
 
 def weights() -> dict[str, np.ndarray]:

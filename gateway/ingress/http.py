@@ -1,27 +1,25 @@
 """The HTTP door, on aiohttp's low-level server.
 
-What aiohttp leaves to us is here: who may call us what (Host), browsers (Origin), framing it lets pass,
-the limits it has not (a body that comes too slowly, a client that does not read), and errors of the parser
-in our envelope instead of its own text. Its private parts we lean on are `_Connection` alone.
+What aiohttp leaves to us is here: who may call us what (Host), browsers (Origin), framing it lets pass, the limit
+it has not on a body that comes too slowly, and errors of the parser in our envelope instead of its own text. Its
+private parts we lean on are `_Connection` alone. How answers go out is in `http_reply.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import msgspec
 from aiohttp import web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.ingress.access import CREDENTIAL_HEADERS
 from gateway.ingress.door import Door, Incoming, report_bug
-from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.hosts import host_of
+from gateway.ingress.http_reply import HttpReply, bound_unread, error_response
 from gateway.ingress.listening import Goodbye
 from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
@@ -30,8 +28,6 @@ from gateway.telemetry import Limited
 HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only deadline for a request's head
 BODY_TIMEOUT_S = 20.0
 BODY_S_PER_BYTE = 1.0 / 1000
-WRITE_TIMEOUT_S = 30.0
-NEVER_WAITS_BYTES = 32_768  # what is less than asyncio's high-water mark is taken at once
 LINGER_S = 2.0  # what is still sent after an early answer is read this long, lest a reset overtakes the answer
 
 _rejected = Limited("http.rejected", per_s=1.0, burst=10)
@@ -45,10 +41,8 @@ class _Connection(RequestHandler):
     __slots__ = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """What was sent and is not taken for so long ends the connection, when nobody waits for it any more too."""
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1000))
+        """What was sent and is not taken ends the connection, when nobody waits for it any more too."""
+        bound_unread(transport)
         super().connection_made(transport)
 
     def handle_error(
@@ -68,7 +62,7 @@ class _Connection(RequestHandler):
             why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
             _reject((why or ["malformed request"])[0], self.peername)
             error = TaskInvalid("the request is not valid HTTP: check its request line, headers and framing")
-        response = _error_response(error, request_id)
+        response = error_response(error, request_id)
         response.force_close()
         return response
 
@@ -241,7 +235,6 @@ class HttpDoor:
         return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
 
 
-_OURS = {"Server": "edge-gateway"}  # not the versions of what we are made of
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
     "Access-Control-Allow-Headers": (
@@ -297,82 +290,4 @@ async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int) -> b
 def _too_large(limit: int) -> GatewayError:
     return GatewayError(
         f"the body is larger than {limit} bytes; send less, or raise GATEWAY_MAX_BODY_BYTES", code="body_too_large"
-    )
-
-
-class HttpReply:
-    """`door.Reply` over one aiohttp request. A client that does not read for WRITE_TIMEOUT_S is let go."""
-
-    def __init__(
-        self,
-        request: web.BaseRequest,
-        headers: Mapping[str, str],
-        *,
-        close_after: bool,
-        draining: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self._request, self._headers, self.close_after, self._draining = request, headers, close_after, draining
-        self.response: web.StreamResponse = web.StreamResponse()
-        self.body_is_read = False
-
-    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """A complete answer."""
-        self.response = web.Response(status=status, body=body, headers={**_OURS, **self._headers, **headers})
-        unread = status >= 400 and not self.body_is_read and self._request.can_read_body
-        if self.close_after or self._draining() or unread:
-            self.response.force_close()
-        await self._in_time(self._finish())
-
-    async def _finish(self) -> None:
-        await self.response.prepare(self._request)
-        await self.response.write_eof()
-
-    async def reject(self, error: GatewayError) -> None:
-        """An answer for bytes that are no request; where the next one would begin, nobody knows."""
-        self.response = _error_response(error, new_id())
-        self.response.force_close()
-        await self._in_time(self._finish())
-
-    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of a stream."""
-        self.response = web.StreamResponse(status=status, headers={**_OURS, **self._headers, **headers})
-        if self.close_after or self._draining():
-            self.response.force_close()
-        await self._in_time(self.response.prepare(self._request))
-
-    async def write(self, data: bytes) -> None:
-        """More of a stream; waits while the client does not read."""
-        transport = self._request.transport
-        if transport is not None and transport.get_write_buffer_size() + len(data) < NEVER_WAITS_BYTES:
-            await self.response.write(data)
-        else:
-            await self._in_time(self.response.write(data))
-
-    async def end(self) -> None:
-        """A stream's proper end."""
-        await self._in_time(self.response.write_eof())
-
-    async def abort(self, data: bytes) -> None:
-        """Write `data`, then close without the last chunk, so that nobody takes it for complete."""
-        await self.write(data)
-        self.response.force_close()
-        if self._request.transport is not None:
-            self._request.transport.close()
-
-    async def _in_time(self, writing: Awaitable[Any]) -> None:
-        try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await writing
-        except TimeoutError:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise ConnectionResetError("the client does not read") from None
-
-
-def _error_response(error: GatewayError, request_id: str) -> web.Response:
-    return web.Response(
-        status=status_of(error),
-        body=msgspec.json.encode(envelope(error, request_id)),
-        content_type="application/json",
-        headers={**_OURS, "x-request-id": request_id, **error_headers(error, 0)},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import statistics
 import time
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ingress import http as http_door
+from gateway.ingress import http_reply
 from gateway.service import _unhandled
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
@@ -198,7 +200,7 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
 
 
 async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.3)
     async with running_gateway(**DESK) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
         await gateway.lines.wait("request.finished", 4)
@@ -206,6 +208,46 @@ async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.Mo
         for each in attacks:
             each.cancel()
         await asyncio.wait(attacks)
+
+
+async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(http_reply, "CROWDED_S", 0.2)
+    monkeypatch.setattr(http_reply, "MANY", 3)
+    async with running_gateway(**DESK) as gateway:
+        attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(3)]
+        await gateway.lines.wait("request.finished", 3)
+        assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"cancelled"}
+        for each in attacks:
+            each.cancel()
+        await asyncio.wait(attacks)
+
+
+async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.2)
+    said = b'"' + b"x" * 6_000_000 + b'"'
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/say", said))
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
+        began, heard = time.monotonic(), 0
+        while heard < length:
+            heard += len(await reader.read(65_536))
+            await asyncio.sleep(0.01)  # the slowness of the reader, which is what is tested
+        line = await gateway.line()
+        assert time.monotonic() - began > 2 * http_reply.WRITE_TIMEOUT_S
+    assert (heard, line["outcome"], line["bytes_out"]) == (length, "served", length)
+
+
+async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.1)
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        writer.write(post("/v1/tasks/say", b'"' + b"x" * 6_000_000 + b'"'))
+        await gateway.line()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        with pytest.raises(ConnectionResetError):
+            await reader.readexactly(6_000_000)
 
 
 async def test_a_flood_of_errors_of_the_loop_writes_few_lines(desk: RunningGateway) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.ingress import door
+from gateway.ingress import door, http_reply
 from gateway.ingress import http as http_door
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
@@ -243,7 +243,7 @@ async def until(claim: Callable[[], bool]) -> None:
 
 
 async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.1)
     script = chatting(endless(OPENING, event(said("x" * 60_000))))
     async with relaying(script, MODELS="gpt") as (gateway, upstream), streaming(gateway):
         line = await gateway.line()
