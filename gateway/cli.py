@@ -153,7 +153,7 @@ def _tell(problems: Sequence[Problem], out: Any) -> None:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from gateway.explain import ask, table
+    from gateway.explain import ask, key_in, table
 
     loaded = _load_or_tell(args.env_file)
     if loaded is None:
@@ -164,9 +164,18 @@ def _explain(args: argparse.Namespace) -> int:
     admin = loaded.settings.admin_listen
     try:
         body = Path(args.body[1:]).read_bytes() if args.body.startswith("@") else args.body.encode()
+        headers |= key_in(args.key_file)
+    except OSError as exc:
+        print(f"edge-gateway: {exc}", file=sys.stderr)
+        return FAILED
+    try:
         status, answer = ask(admin, args.path, body, headers)
     except OSError as exc:
         print(f"edge-gateway: {admin} was not asked: {exc}; is the gateway running?", file=sys.stderr)
+        return FAILED
+    if status in (401, 403):
+        why = answer["error"]["message"]
+        print(f"edge-gateway: {admin} does not tell us: {why}; name a key with --key-file", file=sys.stderr)
         return FAILED
     if status != 200:
         print(f"edge-gateway: the request would be refused: {answer['error']['message']}", file=sys.stderr)
@@ -207,7 +216,7 @@ def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
 def _doctor(args: argparse.Namespace) -> int:
     from gateway import doctor
 
-    return doctor.run(os.environ, args.env_file, as_json=args.json)
+    return doctor.run(os.environ, args.env_file, args.key_file, as_json=args.json)
 
 
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────
@@ -287,6 +296,12 @@ def _env_file(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _key_file(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key-file", type=Path, metavar="PATH", help="holds a key that has `admin`, where the admin listener wants one"
+    )
+
+
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
     parser.add_argument("--env", action="store_true", help="print an environment file of every setting instead")
@@ -294,6 +309,7 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
+    _key_file(parser)
     parser.add_argument("path", metavar="PATH", help="the endpoint, such as /v1/chat/completions")
     parser.add_argument("body", metavar="BODY|@FILE", nargs="?", default="{}", help="the request's own body")
     parser.add_argument("--content-type", default="application/json", help="of the body")
@@ -305,6 +321,7 @@ def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="each plugin: where it is from, what it serves, its state, or why not")
     _env_file(listing)
+    _key_file(listing)
     listing.add_argument("--json", action="store_true", help="as a JSON array, one object for each row")
     listing.set_defaults(action=partial(_plugins, "list_plugins"))
     new = actions.add_parser("new", help="make a plugin of your own: one module, its tests, its packaging")
@@ -335,6 +352,7 @@ def _keys_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
+    _key_file(parser)
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
 
 
@@ -349,6 +367,7 @@ def _new_key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expires", metavar="90d|DATE", help="days from now, or an RFC 3339 date or time")
     parser.add_argument("--edge-only", action="store_true", help="what it asks for never leaves the site")
     parser.add_argument("--admin", action="store_true", help="may read an admin listener that others can reach")
+    parser.add_argument("--certificate", metavar="NAME", help="a client certificate of this name is as good as the key")
 
 
 def _version_arguments(parser: argparse.ArgumentParser) -> None:

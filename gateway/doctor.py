@@ -31,6 +31,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from gateway import explain
 from gateway.settings import Loaded, SettingsError, load
+from gateway.tls import TlsInvalid, client_context
 
 TIMEOUT_S = 3.0
 EXPIRES_SOON_DAYS = 14
@@ -56,11 +57,13 @@ class Finding:
         return f"{self.verdict:8} {self.about}: {self.found}" + (f". {self.advice}" if self.advice else "")
 
 
-def run(environ: Mapping[str, str], env_file: Path | None, *, as_json: bool) -> int:
-    """Print every finding; 1 where there is a problem, 78 where the configuration is one."""
+def run(environ: Mapping[str, str], env_file: Path | None, key_file: Path | None, *, as_json: bool) -> int:
+    """Print every finding; 1 where there is a problem, 78 where the configuration is one.
+
+    key_file: holds a key that has `admin`, where the admin listener wants one.
+    """
     try:
-        loaded = load(environ, env_file)
-        findings = list(examine(loaded, env_file))
+        findings = list(examine(load(environ, env_file), env_file, key_file))
         code = 1 if any(each.verdict == "problem" for each in findings) else 0
     except SettingsError as exc:
         findings = [Finding(p.variable, "problem", p.message, p.fix) for p in exc.problems]
@@ -73,7 +76,7 @@ def run(environ: Mapping[str, str], env_file: Path | None, *, as_json: bool) -> 
     return code
 
 
-def examine(loaded: Loaded, env_file: Path | None = None) -> Iterator[Finding]:
+def examine(loaded: Loaded, env_file: Path | None = None, key_file: Path | None = None) -> Iterator[Finding]:
     """Look at everything."""
     yield _parser()
     yield _loop()
@@ -83,7 +86,7 @@ def examine(loaded: Loaded, env_file: Path | None = None) -> Iterator[Finding]:
     yield from _permissions(loaded, env_file)
     if (cert := loaded.settings.tls.cert_file) is not None:
         yield _expiry("our certificate", _certificates_in(cert))
-    yield from _backends(loaded)
+    yield from _backends(loaded, key_file)
     if loaded.settings.mqtt.url is not None:
         yield _broker(loaded)
 
@@ -198,20 +201,37 @@ def _expiry(about: str, der: bytes) -> Finding:
 # ── backends ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _backends(loaded: Loaded) -> Iterator[Finding]:
-    measured = _measured(loaded)
+def _backends(loaded: Loaded, key_file: Path | None) -> Iterator[Finding]:
+    try:
+        measured = _measured(loaded, explain.key_in(key_file))
+    except OSError as exc:
+        measured = None
+        yield Finding("--key-file", "problem", f"{key_file}: {(exc.strerror or str(exc)).lower()}", "name another")
     for problem in loaded.broken:
         yield Finding(problem.variable, "problem", problem.message, problem.fix)
     for name, config in loaded.backends.items():
         url = getattr(config.settings, "url", None)
         if url is None:
             continue
-        where = urlsplit(str(url))
-        yield from _reach(name, where, getattr(config.settings, "ca_file", None))
+        yield from _reach(name, config.settings, urlsplit(str(url)))
         yield _throughput(name, measured)
 
 
-def _reach(name: str, where: SplitResult, ca_file: Path | None) -> Iterator[Finding]:
+def _reach(name: str, settings: Any, where: SplitResult) -> Iterator[Finding]:
+    """The way to a backend as far as it can be seen: behind a proxy, to the proxy."""
+    if (proxy := getattr(settings, "proxy", None)) is not None:
+        yield from _connect(f"{name}, its proxy", urlsplit(proxy.get_secret_value()), None)
+        return
+    files = getattr(settings, "ca_file", None), getattr(settings, "client_cert_file", None)
+    try:
+        context = client_context(*files) if where.scheme == "https" else None
+    except TlsInvalid as exc:
+        yield Finding(f"{name}: TLS", "problem", str(exc), "check CA_FILE and CLIENT_CERT_FILE")
+        return
+    yield from _connect(name, where, context)
+
+
+def _connect(name: str, where: SplitResult, context: ssl.SSLContext | None) -> Iterator[Finding]:
     host, port = where.hostname or "", where.port or (443 if where.scheme == "https" else 80)
     began = time.monotonic()
     try:
@@ -225,9 +245,9 @@ def _reach(name: str, where: SplitResult, ca_file: Path | None) -> Iterator[Find
     yield Finding(f"{name}: DNS", "warning" if slow else "ok", f"{host} in {took_s * 1000:.0f} ms", advice)
     try:
         yield _tcp(name, host, port)
-        if where.scheme == "https":
-            yield from _tls(name, host, port, ca_file)
-        yield from _http(name, where, host, port, ca_file)
+        if context is not None:
+            yield from _tls(name, host, port, context)
+        yield from _http(name, where, host, port, context)
     except OSError as exc:
         why = exc.verify_message if isinstance(exc, ssl.SSLCertVerificationError) else (exc.strerror or str(exc))
         is_tls = isinstance(exc, ssl.SSLError)
@@ -246,8 +266,7 @@ def _timed(action: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def _tls(name: str, host: str, port: int, ca_file: Path | None) -> Iterator[Finding]:
-    context = ssl.create_default_context(cafile=ca_file)
+def _tls(name: str, host: str, port: int, context: ssl.SSLContext) -> Iterator[Finding]:
     with (
         socket.create_connection((host, port), TIMEOUT_S) as plain,
         context.wrap_socket(plain, server_hostname=host) as secured,
@@ -255,11 +274,11 @@ def _tls(name: str, host: str, port: int, ca_file: Path | None) -> Iterator[Find
         yield _expiry(f"{name}: its certificate", secured.getpeercert(binary_form=True) or b"")
 
 
-def _http(name: str, where: SplitResult, host: str, port: int, ca_file: Path | None) -> Iterator[Finding]:
+def _http(name: str, where: SplitResult, host: str, port: int, context: ssl.SSLContext | None) -> Iterator[Finding]:
     """One harmless request on a warm connection: what a round trip costs, and what time it is there."""
     connection = (
-        http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=ssl.create_default_context(cafile=ca_file))
-        if where.scheme == "https"
+        http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
+        if context is not None
         else http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
     )
     try:
@@ -284,15 +303,15 @@ def _skew(name: str, date: str | None) -> Iterator[Finding]:
             yield Finding(f"{name}: clock", "warning", f"its clock and ours are {off_s:.0f} s apart", advice)
 
 
-def _measured(loaded: Loaded) -> Mapping[str, Any] | None:
+def _measured(loaded: Loaded, key: Mapping[str, str]) -> Mapping[str, Any] | None:
     with suppress(OSError, ValueError, KeyError):
-        return dict((explain.status(loaded.settings.admin_listen) or {})["backends"])
+        return dict((explain.status(loaded.settings.admin_listen, key) or {})["backends"])
     return None
 
 
 def _throughput(name: str, measured: Mapping[str, Any] | None) -> Finding:
     if measured is None:
-        return Finding(f"{name}: throughput", "ok", "not known: no gateway runs that has measured it")
+        return Finding(f"{name}: throughput", "ok", "not known: no gateway tells us; see --key-file")
     link = ((measured.get(name) or {}).get("measured") or {}).get("link") or {}
     rates = {word: (link.get(f"{word}_bytes_per_s") or {}).get("value") for word in ("uplink", "downlink")}
     text = ", ".join(f"{word} {rate * 8 / 1e6:.2f} Mbit/s" for word, rate in rates.items() if rate is not None)
@@ -315,11 +334,7 @@ def _broker(loaded: Loaded) -> Finding:
 async def _connect_to_broker(mqtt: Any) -> float:
     import aiomqtt
 
-    context = None
-    if mqtt.url.is_tls:
-        context = ssl.create_default_context(cafile=mqtt.ca_file)
-        if mqtt.cert_file is not None:
-            context.load_cert_chain(mqtt.cert_file, mqtt.key_file)
+    context = client_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file) if mqtt.url.is_tls else None
     began = time.monotonic()
     async with aiomqtt.Client(
         mqtt.url.host,

@@ -21,6 +21,8 @@ def create(path: Path, args: argparse.Namespace) -> str:
     keys = read_keys(path) if path.exists() else {}
     if args.id in keys:
         raise KeysInvalid(f"there is a key {args.id} already; revoke it first, or use another name")
+    if args.certificate is not None and args.certificate in {key.certificate for key in keys.values()}:
+        raise KeysInvalid(f"another key has the certificate {args.certificate!r} already")
     secret = new_secret()
     write_keys(path, keys | {args.id: _key(secret, args)})
     return f"egw_{args.id}_{secret}"
@@ -47,6 +49,7 @@ def _key(secret: str, args: argparse.Namespace) -> Key:
         expires=_expiry(args.expires, now),
         allow_cloud=not args.edge_only,
         admin=args.admin,
+        certificate=args.certificate,
         created=now,
     )
 
@@ -96,5 +99,7 @@ def _rules(key: Key) -> Iterator[str]:
         yield "edge only"
     if key.admin:
         yield "admin"
+    if key.certificate is not None:
+        yield f"certificate {key.certificate}"
     if key.expires is not None:
         yield f"{'expired' if key.expires <= datetime.now(UTC) else 'expires'} {key.expires.isoformat()}"

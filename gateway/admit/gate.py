@@ -76,8 +76,9 @@ class Gate:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._keys, self._clock, self._wall = keys, clock, wall
+        self._clock, self._wall = clock, wall
         self._used: dict[str, _Usage] = {}
+        self.replace(keys)
 
     @property
     def is_open(self) -> bool:
@@ -87,14 +88,21 @@ class Gate:
     def replace(self, keys: Mapping[str, Key] | None) -> None:
         """Other keys from now on. Requests inside stay; a key that stays keeps what it has used."""
         self._keys = keys
+        self._certified = {key.certificate: name for name, key in (keys or {}).items() if key.certificate is not None}
         self._used = {name: used for name, used in self._used.items() if keys is not None and name in keys}
 
-    def known(self, presented: Iterable[str]) -> Caller:
-        """Who these credentials belong to. Raises GatewayError `unauthorized`: a wrong one is never as good as none."""
+    def known(self, presented: Iterable[str], certified: Iterable[str] = ()) -> Caller:
+        """Who these credentials belong to; certified: the names in a client certificate that was checked.
+
+        Raises GatewayError `unauthorized`: a wrong credential is never as good as none, whatever the certificate.
+        """
         if self._keys is None:
             return ANYBODY
         credentials = set(presented)
         if not credentials:
+            for name in certified:
+                if name in self._certified:
+                    return self.named(self._certified[name])
             raise _unauthorized("this needs an API key: send it as `Authorization: Bearer egw_…`")
         if len(credentials) > 1:
             raise _unauthorized("two different API keys came along; send one")

@@ -41,7 +41,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     sha256: of the secret, hexadecimal. models, tasks: names as clients write them; `*` at the end stands for any
     rest, and `auto` and `backend/model` are names too. burst: requests that may come at once. expires: with its time
-    zone. allow_cloud: whether what it asks for may leave the site. admin: may read the admin listener.
+    zone. allow_cloud: whether what it asks for may leave the site. admin: may read the admin listener. certificate:
+    the name in a client certificate that is as good as the secret.
     """
 
     sha256: Sha256
@@ -54,6 +55,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     expires: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     allow_cloud: bool = True
     admin: bool = False
+    certificate: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     created: datetime | None = None
 
     def allows(self, kind: Kind, name: str) -> bool:
@@ -110,6 +112,9 @@ def parse_keys(data: bytes) -> dict[str, Key]:
     for name in keys:
         if not ID.fullmatch(name):
             raise KeysInvalid("a key's id is one to forty letters, digits and hyphens")
+    certificates = [key.certificate for key in keys.values() if key.certificate is not None]
+    if len(set(certificates)) < len(certificates):
+        raise KeysInvalid("two keys have the same certificate; whose rules would hold?")
     return keys
 
 

@@ -1,11 +1,12 @@
 """Which key a request comes with, and what that key makes of the request: decided on the matched route alone.
 
-A key is taken from the headers clients have for it, and from nowhere else: not from a URL, not from a cookie.
+A key is taken from the headers clients have for it, and from nowhere else: not from a URL, not from a cookie. Where a
+client has shown a certificate, its name may stand for a key that says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 from gateway.admit import Caller, Gate
@@ -17,9 +18,14 @@ from gateway.plugin import GatewayError
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "api-key")
 
 
-def caller_of(gate: Gate, headers: Mapping[str, str], key_id: str | None = None) -> Caller:
-    """Who asks. key_id: the door knows it already. Raises GatewayError `unauthorized`."""
-    return gate.known(presented(headers)) if key_id is None or gate.is_open else gate.named(key_id)
+def caller_of(
+    gate: Gate, headers: Mapping[str, str], key_id: str | None = None, certified: Sequence[str] = ()
+) -> Caller:
+    """Who asks. key_id: the door knows it already; certified: names of a client certificate it has checked.
+
+    Raises GatewayError `unauthorized`.
+    """
+    return gate.known(presented(headers), certified) if key_id is None or gate.is_open else gate.named(key_id)
 
 
 def presented(headers: Mapping[str, str]) -> Iterator[str]:

@@ -53,7 +53,7 @@ class Incoming:
     is_trusted: the client is on this host, or known to the door; like one with a key, it may see where the time went.
     check: raises GatewayError for a client that may not ask at all. preflight: the headers that answer a browser
     which asks whether its page may ask; None for any other request. key_id: the API key whose rules apply, where
-    the door knows it; else the headers must bring one.
+    the door knows it; else the headers must bring one, or `certified` does: the names in the client's certificate.
     """
 
     door: str
@@ -65,6 +65,7 @@ class Incoming:
     check: Callable[[], None] = lambda: None
     preflight: Mapping[str, str] | None = None
     key_id: str | None = None
+    certified: tuple[str, ...] = ()
 
 
 class Reply(Protocol):
@@ -204,7 +205,7 @@ class _Visit:
 
     def _admit(self, found: Match) -> None:
         """Before the body is read: whose key it is, and whether that key may ask this, now."""
-        caller = caller_of(self.door.gate, self.incoming.headers, self.incoming.key_id)
+        caller = caller_of(self.door.gate, self.incoming.headers, self.incoming.key_id, self.incoming.certified)
         check_route(caller, found)
         if self.door.is_pressed and found.route.needs_body:
             raise TaskRefused("the gateway is short of memory; come back later", retry_after_s=PRESSED_RETRY_S)

@@ -8,7 +8,7 @@ private parts we lean on are `_Connection` alone. How answers go out is in `http
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -211,6 +211,7 @@ class HttpDoor:
             is_trusted=is_local(request),
             check=partial(self._check, request, reply),
             preflight=_PREFLIGHT if is_preflight else None,
+            certified=tuple(names_in(request.get_extra_info("peercert") or {})),
         )
 
     def _check(self, request: web.BaseRequest, reply: HttpReply) -> None:
@@ -254,6 +255,18 @@ def is_local(request: web.BaseRequest) -> bool:
     """Whether the client is on this host."""
     peer = request.transport.get_extra_info("peername") if request.transport else None
     return not isinstance(peer, tuple) or peer[0] in ("127.0.0.1", "::1") or peer[0].startswith("127.")
+
+
+def names_in(certificate: Mapping[str, Any]) -> Iterator[str]:
+    """The names in a client certificate that TLS has checked, as ssl.SSLSocket.getpeercert() tells it.
+
+    Those of its subjectAltName; where it has none, the common name of its subject (RFC 6125 §6.4.4).
+    """
+    names = certificate.get("subjectAltName", ())
+    yield from (name for _, name in names if isinstance(name, str))
+    if not names:
+        subject = (pair for part in certificate.get("subject", ()) for pair in part)
+        yield from (name for field, name in subject if field == "commonName")
 
 
 async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int) -> bytes:

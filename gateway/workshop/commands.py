@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.explain import status
+from gateway.explain import key_in, status
 from gateway.registry import BackendConfig, installed
 from gateway.settings import Listener, Settings, SettingsError, load
 from gateway.settings.tree import PREFIX
@@ -25,7 +25,10 @@ FAILED = 1
 def list_plugins(args: argparse.Namespace) -> int:
     """One row for each backend, and for each plugin that none is made of."""
     backends, admin = _configured(args.env_file)
-    told, whose = _status_of(admin)
+    try:
+        told, whose = _status_of(admin, key_in(args.key_file))
+    except OSError as exc:
+        return _fail(f"--key-file {args.key_file}: {(exc.strerror or str(exc)).lower()}")
     found = list(rows(backends, told))
     if args.json:
         print(json.dumps([row.as_json() for row in found], indent=1))
@@ -48,16 +51,15 @@ def _configured(env_file: Path | None) -> tuple[Mapping[str, BackendConfig], Lis
         return {}, Settings.model_validate({}).admin_listen
 
 
-def _status_of(admin: Listener) -> tuple[Mapping[str, Any] | None, str]:
+def _status_of(admin: Listener, key: Mapping[str, str]) -> tuple[Mapping[str, Any] | None, str]:
     """What the running gateway says of itself, and a line that says whether it was asked."""
     try:
-        told = status(admin)
+        told = status(admin, key)
     except OSError:
         return None, f"no gateway answers at {admin}: the states are what this environment enables"
-    return (
-        told,
-        f"the states are what the gateway at {admin} says" if told else f"the gateway at {admin} does not tell us",
-    )
+    if told is None:
+        return None, f"the gateway at {admin} tells keys with `admin` only: name one with --key-file"
+    return told, f"the states are what the gateway at {admin} says"
 
 
 def new_plugin(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -55,8 +56,6 @@ def test_secrets_that_everybody_may_read_are_told(tmp_path: Path) -> None:
 
 
 async def test_an_upstream_that_is_well_is_measured(tmp_path: Path) -> None:
-    import asyncio
-
     async with Upstream(answer(json={})) as upstream:
         found = await asyncio.to_thread(findings, cloud(upstream.url), tmp_path)
     assert {name for name in found if name.startswith("cloud")} == {
@@ -70,8 +69,6 @@ async def test_an_upstream_that_is_well_is_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("days", "verdict"), [(90, "ok"), (5, "warning")])
 async def test_a_certificate_that_expires_soon_is_told(days: int, verdict: str, tmp_path: Path) -> None:
-    import asyncio
-
     ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1", not_after=datetime.now(UTC) + timedelta(days=days, hours=1)).configure_cert(context)
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -81,9 +78,32 @@ async def test_a_certificate_that_expires_soon_is_told(days: int, verdict: str, 
     assert (found.verdict, found.found) == (verdict, f"valid for {days} days")
 
 
-async def test_a_certificate_nobody_we_trust_has_signed_is_a_problem(tmp_path: Path) -> None:
-    import asyncio
+async def test_our_own_certificate_is_shown_where_a_backend_asks_for_one(tmp_path: Path) -> None:
+    ca, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(context)
+    ca.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    ca.issue_cert("us.example").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "us.pem"))
+    async with Upstream(answer(json={}), tls=context) as upstream:
+        files = {"CA_FILE": str(tmp_path / "ca.pem"), "CLIENT_CERT_FILE": str(tmp_path / "us.pem")}
+        found = await asyncio.to_thread(findings, cloud(upstream.url, **files), tmp_path)
+        assert found["cloud: HTTP"].verdict == "ok"
+        del files["CLIENT_CERT_FILE"]
+        found = await asyncio.to_thread(findings, cloud(upstream.url, **files), tmp_path)
+        (problem,) = (each for each in found.values() if each.verdict == "problem")
+        assert problem.about.startswith("cloud: ")
 
+
+async def test_behind_a_proxy_the_proxy_is_what_is_looked_at(tmp_path: Path) -> None:
+    async with Upstream(answer(json={})) as proxy:
+        environ = cloud("https://nobody.invalid", PROXY=proxy.url.replace("//", "//me:hunter2@"))
+        found = await asyncio.to_thread(findings, environ, tmp_path)
+    assert found["cloud, its proxy: HTTP"].verdict == "ok"
+    assert "hunter2" not in str(list(found.values()))
+
+
+async def test_a_certificate_nobody_we_trust_has_signed_is_a_problem(tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     async with Upstream(answer(json={}), tls=context) as upstream:

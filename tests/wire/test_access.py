@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway import cli
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.ingress.routes import ROUTES
@@ -209,6 +210,34 @@ async def test_an_admin_listener_that_others_reach_is_for_admin_keys(keys: Any) 
         url = gateway.admin_url.replace("0.0.0.0", "127.0.0.1")
         found = [(await answered(url, get("/status", *lines))).status for lines in ([], [bearer()], [bearer("root")])]
         assert found == [401, 403, 200]
+
+
+async def test_the_commands_that_ask_it_show_the_key_in_a_file(
+    keys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = DESK | keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
+    (tmp_path / "root.key").write_text(f"egw_root_{'a' * SECRET_CHARS}\n")
+    (tmp_path / "any.key").write_text(ANY)
+    async with running_gateway(**rules) as gateway:
+        address = gateway.admin_url.removeprefix("http://")
+        for name, value in (rules | {"GATEWAY_ADMIN_LISTEN": address}).items():
+            monkeypatch.setenv(name, value)
+
+        async def said(*command: str) -> tuple[int, str]:
+            code = await asyncio.to_thread(cli.main, command)
+            printed = capsys.readouterr()
+            return code, printed.out + printed.err
+
+        root = ("--key-file", str(tmp_path / "root.key"))
+        code, text = await said("explain", "/v1/tasks/say", "1")
+        assert (code, "--key-file" in text) == (1, True)
+        assert (await said("explain", "/v1/tasks/say", "1", "--key-file", str(tmp_path / "any.key")))[0] == 1
+        code, text = await said("explain", "/v1/tasks/say", "1", *root)
+        assert (code, "desk" in text) == (0, True)
+        assert "--key-file" in (await said("plugins", "list"))[1]
+        assert f"the gateway at {address} says" in (await said("plugins", "list", *root))[1]
+        code, text = await said("doctor", "--key-file", str(tmp_path / "none"))
+        assert (code, "no such file" in text) == (1, True)
 
 
 def test_a_public_listener_is_refused_without_keys_and_accepted_with(keys: Any) -> None:

@@ -6,12 +6,16 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 import trustme
 
+from gateway.admit.keyfile import write_keys
+from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.ingress import listening
+from gateway.ingress.http import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
 from support.raw import answered, connected, post, read_answer, read_to_end
@@ -46,15 +50,26 @@ class Files:
             ca.issue_cert("client.example").configure_cert(context)
         return context
 
+    def keys(self, **rules: dict[str, Any]) -> dict[str, str]:
+        """A keys file; every secret is `a…`."""
+        path = self.folder / "keys.json"
+        secret = hash_of("a" * SECRET_CHARS)
+        write_keys(path, {name: Key(sha256=secret, **rule) for name, rule in rules.items()})
+        return {"GATEWAY_KEYS_FILE": str(path)}
+
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[Files]:
     return Files(tmp_path)
 
 
-async def status(gateway: RunningGateway, context: ssl.SSLContext) -> int:
+async def status(gateway: RunningGateway, context: ssl.SSLContext, *, path: str = "say", key: str = "") -> int:
     url = gateway.url.replace("http:", "https:")
-    async with gateway.session() as http, http.post(f"{url}/v1/tasks/say", json=1, ssl=context) as answer:
+    headers = {"x-api-key": key} if key else {}
+    async with (
+        gateway.session() as http,
+        http.post(f"{url}/v1/tasks/{path}", json=1, ssl=context, headers=headers) as answer,
+    ):
         return answer.status
 
 
@@ -72,6 +87,36 @@ async def test_a_client_without_the_right_certificate_is_not_served_where_one_is
             with pytest.raises(aiohttp.ClientError):
                 await status(gateway, context)
         assert len(gateway.lines.of("request.finished")) == 1
+
+
+async def test_a_certificate_is_as_good_as_the_key_that_names_it_and_allows_no_more(files: Files) -> None:
+    keys = files.keys(sensor={"certificate": "client.example", "tasks": ("say",)}, other={})
+    async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
+        sensor = files.client(ca=files.ca)
+        assert await status(gateway, sensor) == 200
+        assert await status(gateway, sensor, path="count") == 403
+        assert await status(gateway, sensor, path="count", key="egw_other_" + "a" * SECRET_CHARS) == 200
+        assert await status(gateway, sensor, key="egw_sensor_" + "b" * SECRET_CHARS) == 401  # never falls through
+
+
+async def test_a_certificate_no_key_names_is_no_key(files: Files) -> None:
+    keys = files.keys(sensor={"certificate": "another.example"})
+    async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
+        assert await status(gateway, files.client(ca=files.ca)) == 401
+
+
+@pytest.mark.parametrize(
+    ("certificate", "names"),
+    [
+        ({}, []),
+        ({"subject": ((("commonName", "lamp"),),)}, ["lamp"]),
+        ({"subject": ((("commonName", "lamp"),),), "subjectAltName": (("DNS", "a"), ("URI", "x:b"))}, ["a", "x:b"]),
+    ],
+)
+def test_a_certificates_names_are_its_alternative_names_else_its_common_name(
+    certificate: dict[str, Any], names: list[str]
+) -> None:
+    assert list(names_in(certificate)) == names
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")

@@ -33,6 +33,11 @@ def made(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str
         (b'{"keys": {"a": {"sha256": "%s", "expires": "2030-01-01"}}}' % HASH.encode(), "expires"),
         (b'{"keys": {"a": {"sha256": "%s", "concurrency": 0}}}' % HASH.encode(), ">= 1"),
         (b'{"keys": {"a_b": {"sha256": "%s"}}}' % HASH.encode(), "letters, digits and hyphens"),
+        (
+            b'{"keys": {"a": {"sha256": "%s", "certificate": "x"}, "b": {"sha256": "%s", "certificate": "x"}}}'
+            % (HASH.encode(), HASH.encode()),
+            "same certificate",
+        ),
         (b"[" * 100_000, "no keys file"),
         (b"\xff", "no keys file"),
     ],
