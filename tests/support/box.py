@@ -11,9 +11,9 @@ from support.documents import ROOT
 from support.programs import find
 
 BOX = Path(__file__).with_name("systemd_box.sh")
+BOX_ROOT = Path(__file__).with_name("box_root.sh")
 NEEDS = ("debootstrap", "systemd-nspawn", "dpkg-deb", "nsenter", "unshare", "ps")
-INCLUDED = "systemd,systemd-sysv,dbus,python3,iproute2"
-# A prepared root; without it one is made, which takes three minutes and a package source.
+# A prepared root; without it one is made.
 PREPARED = os.environ.get("EDGE_GATEWAY_BOX_ROOT")
 
 
@@ -31,12 +31,7 @@ def make_root(folder: Path) -> Path | None:
     if PREPARED:
         subprocess.run(["cp", "-a", PREPARED, str(root)], check=True)  # with its devices
         return root
-    done = subprocess.run(
-        ["debootstrap", "--variant=minbase", f"--include={INCLUDED}", "bookworm", str(root)],
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
+    done = subprocess.run(["sh", str(BOX_ROOT), str(root)], capture_output=True, timeout=300, check=False)
     return root if done.returncode == 0 else None
 
 
