@@ -8,7 +8,8 @@ class GatewayError(Exception):
 
     `message` says what is wrong, where, and what to do; it reaches the client, so it holds no secret.
     `began` is False where the work certainly never started, so that even what must not run twice may be
-    tried elsewhere. `again` is False where the same backend would only fail the same way again.
+    tried elsewhere. `again` is False where the same backend would only fail the same way again. `detail` is for the
+    client alone: what may quote its request, such as the text of an exception, and so belongs in no log.
     """
 
     code = "plugin_error"
@@ -23,6 +24,7 @@ class GatewayError(Exception):
         retry_after_s: float | None = None,
         began: bool = True,
         again: bool = True,
+        detail: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -32,6 +34,7 @@ class GatewayError(Exception):
         self.retry_after_s = retry_after_s
         self.began = began
         self.again = again
+        self.detail = detail
 
 
 class TaskInvalid(GatewayError):

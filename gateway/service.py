@@ -55,7 +55,7 @@ from gateway.settings.live import waiting_for_restart
 from gateway.settings.tree import Mqtt
 from gateway.sockets import bind, host_of, name_of, refuse_public
 from gateway.stalls import StallWatch
-from gateway.telemetry import Limited, configure, log, metrics
+from gateway.telemetry import Limited, configure, log, metrics, raised
 from gateway.tls import TlsInvalid, client_context, load_certificate, server_context
 
 START_S = 5.0
@@ -442,8 +442,8 @@ _broken = Limited("service.unhandled", per_s=1.0, burst=10)
 
 def _unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
     """Rate-limited: a host that is out of descriptors brings one of these for every client that waits."""
-    error = context.get("exception")
-    _broken.warning(error=f"{context.get('message')}: {type(error).__name__}: {error}"[:500])
+    what = raised(context.get("exception"))
+    _broken.warning(error=f"{context.get('message')}: {what['error']}"[:500], where=what["where"])
 
 
 _: Callable[[Loaded], int] = serve

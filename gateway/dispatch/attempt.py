@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -24,7 +23,7 @@ from gateway.plugin import (
     TaskInvalid,
 )
 from gateway.registry import Member, Offer
-from gateway.telemetry import log, metrics
+from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
 
 # What a site's time is charged to until the backend says otherwise.
@@ -125,15 +124,8 @@ class Attempt:
     def _translated(self, exc: Exception) -> GatewayError:
         if isinstance(exc, GatewayError):
             return exc
-        frames = traceback.extract_tb(exc.__traceback__)
         name = self.member.name if self.member else "none"
-        log.error(
-            "dispatch.raised",
-            request_id=self.task.id,
-            backend=name,
-            error=f"{type(exc).__name__}: {exc}"[:500],
-            where=f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None,
-        )
+        log.error("dispatch.raised", request_id=self.task.id, backend=name, **raised(exc))
         if self.member is not None:
             self.member.quarantine.raised(type(exc).__name__)
         return BackendUnavailable(

@@ -96,7 +96,7 @@ def broken_off(stamp: Stamp, chunk: Chunk) -> BackendFailed:
     """What an upstream's error event means: its stream will not be completed."""
     error = chunk.get("error")
     message = error.get("message", error) if isinstance(error, dict) else error
-    return stamp.failure(f"broke off its stream: {str(message)[:500]}")
+    return stamp.failure("broke off its stream", said=str(message)[:500])
 
 
 def _whole(choice: dict[str, Any], shape: Shape) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -32,7 +31,7 @@ from gateway.ingress.routes import Match, match
 from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskInvalid, TaskRefused, new_id
 from gateway.registry import AUTO
-from gateway.telemetry import log, metrics
+from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
@@ -220,8 +219,9 @@ class _Visit:
         encoding = self.incoming.headers.get("content-encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise GatewayError(
-                f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is",
+                "a Content-Encoding is not supported; send the body as it is",
                 code="unsupported_encoding",
+                detail=f"this one is {encoding[:40]!r}",
             )
 
     # ── what needs no backend ────────────────────────────────────────────────────────────────────
@@ -443,21 +443,16 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
 
 def report_bug(exc: BaseException, request_id: str) -> None:
     """Our own code failed on a request: what, and where."""
-    frame = traceback.extract_tb(exc.__traceback__)[-1]
-    log.error(
-        "http.broke",
-        error=f"{type(exc).__name__}: {exc}"[:500],
-        where=f"{frame.filename}:{frame.lineno}",
-        request_id=request_id,
-    )
+    log.error("http.broke", **raised(exc), request_id=request_id)
 
 
 def _may_leave(headers: Mapping[str, str]) -> bool:
     locality = headers.get("x-gateway-locality")
     if locality not in (None, "edge-only"):
         raise TaskInvalid(
-            f"x-gateway-locality is {locality[:40]!r}; the one value it can have is `edge-only`",
+            "x-gateway-locality must be `edge-only`, the one value it can have",
             param="x-gateway-locality",
+            detail=f"it is {locality[:40]!r}",
         )
     return locality is None
 
@@ -469,8 +464,9 @@ def _client_deadline_s(headers: Mapping[str, str]) -> float:
     milliseconds = _seconds(text)
     if milliseconds is None:
         raise TaskInvalid(
-            f"x-gateway-deadline-ms is {text[:40]!r}; it must be a positive number of milliseconds",
+            "x-gateway-deadline-ms must be a positive number of milliseconds",
             param="x-gateway-deadline-ms",
+            detail=f"it is {text[:40]!r}",
         )
     return milliseconds / 1000
 

@@ -51,7 +51,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
     row = ERRORS[error.code]
     return {
         "error": {
-            "message": error.message,
+            "message": f"{error.message}: {error.detail}" if error.detail else error.message,
             "type": row.type,
             "code": error.code,
             "param": error.param,

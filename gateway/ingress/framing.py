@@ -54,9 +54,9 @@ class Stamp:
     served_as: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def failure(self, what: str) -> BackendFailed:
-        """An answer that cannot be passed on."""
-        return BackendFailed(f"{self.backend} {what}", code="upstream_bad_response")
+    def failure(self, what: str, said: str = "") -> BackendFailed:
+        """An answer that cannot be passed on; said: the backend's own words, for the client alone."""
+        return BackendFailed(f"{self.backend} {what}", code="upstream_bad_response", detail=said)
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────

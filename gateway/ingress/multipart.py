@@ -76,7 +76,7 @@ def collect(parts: Iterable[FormPart]) -> Form:
         if not part.is_file:
             _add_field(form.fields, part)
         elif part.name in form.files:
-            raise TaskInvalid(f"the form has two files named {part.name!r}; send one", param=part.name)
+            raise TaskInvalid("the form has two files of one name; send one", param=part.name)
         else:
             kind = part.content_type or "application/octet-stream"
             form.files[part.name] = Upload(part.data, part.filename or "", kind)

@@ -7,6 +7,6 @@ metrics.REQUESTS.inc(door="http", kind="chat", backend="cloud", outcome="served"
 """
 
 from gateway.telemetry import metrics
-from gateway.telemetry.logs import Limited, configure, log
+from gateway.telemetry.logs import Limited, configure, log, raised
 
-__all__ = ["Limited", "configure", "log", "metrics"]
+__all__ = ["Limited", "configure", "log", "metrics", "raised"]

@@ -115,7 +115,11 @@ EVENTS: Mapping[str, Event] = {
     ),
     "service.unhandled": Event(
         "A task of the gateway ended in an error nobody caught, or the loop met one; rate-limited.",
-        {"error": "which", "suppressed": "lines left out since the last one"},
+        {
+            "error": "what happened, and the exception's type",
+            "where": "file and line, or null",
+            "suppressed": "lines left out since the last one",
+        },
     ),
     "memory.pressed": Event(
         "Memory is short (85 % of the limit): new work is refused with 503.", {"ratio": "used, of the limit"}
@@ -128,7 +132,12 @@ EVENTS: Mapping[str, Event] = {
     "memory.accepting_again": Event("Connections are accepted again.", {"ratio": "used, of the limit"}),
     "library.logged": Event(
         "A library's warning; rate-limited.",
-        {"logger": "whose", "message": "what", "error": "exception", "suppressed": "lines left out since the last one"},
+        {
+            "logger": "whose",
+            "message": "what",
+            "error": "the exception's type, or null",
+            "suppressed": "lines left out since the last one",
+        },
     ),
     "http.rejected": Event(
         "Bytes that are no request were answered and the connection closed; rate-limited.",
@@ -170,7 +179,7 @@ EVENTS: Mapping[str, Event] = {
     ),
     "http.broke": Event(
         "The gateway's own code failed on a request: a bug; please report it.",
-        {"error": "exception", "where": "file and line", "request_id": "of the request"},
+        {"error": "the exception's type", "where": "file and line", "request_id": "of the request"},
     ),
     "backend.opened": Event(
         "A backend is ready.",
@@ -203,7 +212,12 @@ EVENTS: Mapping[str, Event] = {
     ),
     "dispatch.raised": Event(
         "A plugin raised something that is not one of the gateway's errors.",
-        {"request_id": "of the request", "backend": "whose plugin", "error": "exception", "where": "file and line"},
+        {
+            "request_id": "of the request",
+            "backend": "whose plugin",
+            "error": "the exception's type; its text might quote the request",
+            "where": "file and line",
+        },
     ),
     "breaker.opened": Event("A backend is not asked for a while.", {"backend": "its name", "why": "what led to it"}),
     "breaker.closed": Event("A backend is asked again.", {"backend": "its name", "why": "what led to it"}),
@@ -255,7 +269,7 @@ EVENTS: Mapping[str, Event] = {
     ),
     "hybrid.validator_raised": Event(
         "The validator raised; its answer counts as not sure.",
-        {"backend": "the hybrid's name", "parent_id": "of the request", "error": "exception"},
+        {"backend": "the hybrid's name", "parent_id": "of the request", "error": "the exception's type"},
     ),
     "worker.ready": Event(
         "A worker process of a backend has opened it.",
@@ -271,7 +285,12 @@ EVENTS: Mapping[str, Event] = {
     ),
     "worker.raised": Event(
         "A plugin raised something that is not one of the gateway's errors, in a worker process.",
-        {"backend": "its name", "request_id": "of the request; null while starting", "traceback": "its end"},
+        {
+            "backend": "its name",
+            "request_id": "of the request; null while starting",
+            "error": "the exception's type; while starting, its text too",
+            "traceback": "its end, without the exception's text",
+        },
     ),
     "worker.output": Event(
         "A worker process printed a line.",
@@ -315,6 +334,6 @@ EVENTS: Mapping[str, Event] = {
     ),
     "mqtt.broke": Event(
         "The gateway failed on a message: a bug. The message is acknowledged.",
-        {"error": "which", "topic": "its first 200 characters"},
+        {"error": "the exception's type", "where": "file and line", "topic": "its first 200 characters"},
     ),
 }

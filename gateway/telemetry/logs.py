@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Literal
@@ -70,8 +71,16 @@ class _Forward(logging.Handler):
         self._limited.warning(
             logger=record.name,
             message=record.getMessage()[:300],
-            error=None if error is None else f"{type(error).__name__}: {error}"[:300],
+            error=None if error is None else type(error).__name__,
         )
+
+
+def raised(exc: BaseException | None) -> dict[str, str | None]:
+    """What a line may say of an exception nobody expected: its type and its place. Its text might quote a request."""
+    if exc is None:
+        return {"error": None, "where": None}
+    frames = traceback.extract_tb(exc.__traceback__)
+    return {"error": type(exc).__name__, "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None}
 
 
 class Limited:

@@ -219,10 +219,13 @@ class Bench:
             )
         return Answer(result=checked(await produced, task))
 
-    def worker_raised(self, since: int) -> str | None:
-        """The last line of what a worker's backend raised since then, where that was no error of the interface."""
+    def worker_raised(self, since: int, told: BaseException) -> str | None:
+        """What a worker's backend raised since then, if it was no error of the interface; `told`: what reached us."""
         raised = [keys for event, keys in self.services.log.events[since:] if event == "worker.raised"]
-        return raised[-1]["traceback"].strip().rpartition("\n")[2] if raised else None
+        if not raised:
+            return None
+        text = getattr(told, "detail", "")
+        return f"{raised[-1]['error']}: {text}" if text else str(raised[-1]["error"])
 
 
 async def started(backend: Backend[Any]) -> Backend[Any]:

@@ -49,7 +49,7 @@ async def _answer(bench: Bench, backend: Backend[Any], task: Task) -> Answer:
     except TimeoutError:
         raise Fault(f"{shown(task)}: no answer within 30 s", "answer, or raise") from None
     except Exception as exc:
-        what = bench.worker_raised(since) or named(exc)
+        what = bench.worker_raised(since, exc) or named(exc)
         raise Fault(
             f"{shown(task)}: `run` raised {what}", "answer it, or give the kit a request that it answers"
         ) from exc
@@ -192,7 +192,7 @@ async def _ends_well(bench: Bench, backend: Backend[Any], task: Task, fix: str) 
     except Fault:
         raise
     except GatewayError as exc:
-        if (raised := bench.worker_raised(since)) is None:
+        if (raised := bench.worker_raised(since, exc)) is None:
             return exc
         raise Fault(f"{shown(task)}: `run` raised {raised}", fix) from exc
     except TimeoutError:

@@ -87,7 +87,10 @@ class Program:
             self._is_open = True
             self._channel.send(hello_of(self._backend))
         except (Exception, SystemExit) as exc:
-            self._channel.send(self._failure(exc, f"`{start.path}`", None))
+            failure = self._failure(exc, f"`{start.path}`", None)
+            if failure.detail:  # there is no request yet that it could quote
+                failure = msgspec.structs.replace(failure, message=f"{failure.message}: {failure.detail}", detail="")
+            self._channel.send(failure)
             self._stopping.set()
 
     async def _work(self, task: Task) -> None:
@@ -124,8 +127,12 @@ class Program:
 
     def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
         if not isinstance(exc, GatewayError):
-            trace = "".join(traceback.format_exception(exc))
-            keys = {"request_id": task.id if task else None, "traceback": trace[-TRACEBACK_CHARS:]}
+            trace = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
+            keys = {
+                "request_id": task.id if task else None,
+                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {exc}",
+                "traceback": trace[-TRACEBACK_CHARS:],
+            }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))
         return wire.frame_error(exc, who)
 

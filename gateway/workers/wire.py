@@ -121,6 +121,7 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     param: str | None = None
     status: int | None = None
     retry_after_s: float | None = None
+    detail: str = ""
 
 
 class Ended(msgspec.Struct, tag=True, frozen=True):
@@ -216,17 +217,21 @@ def result_of(frame: Answer) -> Result:
 def frame_error(exc: BaseException, who: str) -> Failure:
     """The frame for `exc`, raised by `who`; what is no GatewayError becomes a BackendFailed that names it."""
     if not isinstance(exc, GatewayError):
-        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-        exc = BackendFailed(f"{who} raised {text}")
+        exc = BackendFailed(f"{who} raised {type(exc).__name__}", detail=str(exc))
     kind = next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS)
-    return Failure(kind, exc.message, exc.code, exc.param, exc.status, exc.retry_after_s)
+    return Failure(kind, exc.message, exc.code, exc.param, exc.status, exc.retry_after_s, exc.detail)
 
 
 def error_of(frame: Failure) -> GatewayError:
     """The error in `frame`, of the class it was."""
     error = ERRORS.get(frame.kind, BackendFailed)
     return error(
-        frame.message, code=frame.code, param=frame.param, status=frame.status, retry_after_s=frame.retry_after_s
+        frame.message,
+        code=frame.code,
+        param=frame.param,
+        status=frame.status,
+        retry_after_s=frame.retry_after_s,
+        detail=frame.detail,
     )
 
 

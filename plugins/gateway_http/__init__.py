@@ -89,16 +89,27 @@ class Http(Backend[HttpSettings]):
                             has_begun = True
                             yield Part(raw=raw)
                 else:
-                    yield await whole(task, exchange)
+                    yield self._without_key(await whole(task, exchange))
         except Refused as exc:
             if has_begun:
-                raise TaskInvalid(message_of(exc.error)) from exc
-            yield Result(body=body_of(exc.error), status=400)
+                raise TaskInvalid("the upstream refuses this request", detail=message_of(exc.error)) from exc
+            yield self._without_key(Result(body=body_of(exc.error), status=400))
+        except GatewayError as exc:
+            if (key := self.settings.api_key) is not None:
+                exc.detail = exc.detail.replace(key.get_secret_value(), "…")
+            raise
         finally:
             watchdog.cancel()
             exchange.close()
             task.terms.leave()
             self._observe(exchange.sample(whole=not is_stream))
+
+    def _without_key(self, result: Result) -> Result:
+        """An upstream that quotes the key it was shown tells it to us, not to our clients."""
+        key = self.settings.api_key
+        if key is None or result.status < 400 or result.body is None:
+            return result
+        return dataclasses.replace(result, body=result.body.replace(key.get_secret_value().encode(), b"..."))
 
     def _check(self, task: Task) -> None:
         if self.site == "cloud" and not task.may_leave:

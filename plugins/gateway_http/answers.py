@@ -19,7 +19,7 @@ from gateway.plugin import BackendUnavailable, Result, Task
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import body_of, is_answer
-from .streams import message_of
+from .streams import code_of, message_of
 
 MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
 MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed
@@ -46,7 +46,7 @@ async def whole(task: Task, exchange: Exchange) -> Result:
     error = await _error(exchange)
     if isinstance(error, dict) and is_answer(error):
         return Result(body=body_of(error), status=status if status < 500 else 400, content_type="application/json")
-    raise _failure(exchange, message_of(error))
+    raise _failure(exchange, error)
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
@@ -68,7 +68,7 @@ async def _refusal(exchange: Exchange) -> Result:
     return Result(body=body, status=status, content_type="application/json")
 
 
-def _failure(exchange: Exchange, said: str) -> BackendUnavailable:
+def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
     headers, status = exchange.response.headers, exchange.response.status
     if status in (401, 403):
         return BackendUnavailable(
@@ -77,12 +77,15 @@ def _failure(exchange: Exchange, said: str) -> BackendUnavailable:
             again=False,
         )
     again = headers.get("x-should-retry") != "false"
-    said += "" if again else " (it says that trying again is of no use)"
+    what = f"status {status}{code_of(error)}" + ("" if again else "; it says that trying again is of no use")
+    said = message_of(error)
     wait_s = retry_after_s(headers.get("retry-after-ms"), headers.get("Retry-After"))
     if status == 429:
-        message = f"the upstream limits its rate: {said}"
-        return BackendUnavailable(message, code="rate_limited", status=429, retry_after_s=wait_s, again=again)
-    return bad_response(f"failed (status {status}): {said}", status=status, retry_after_s=wait_s, again=again)
+        message = f"the upstream limits its rate ({what})"
+        return BackendUnavailable(
+            message, code="rate_limited", status=429, retry_after_s=wait_s, again=again, detail=said
+        )
+    return bad_response(f"failed ({what})", status=status, retry_after_s=wait_s, again=again, said=said)
 
 
 async def _error(exchange: Exchange) -> object:
@@ -202,7 +205,8 @@ def _check_error(body: bytes) -> None:
     """Some upstreams answer 200 and report an error nevertheless."""
     members = msgspec.json.decode(body)
     if members["error"] and len(members) == 1:
-        raise bad_response(f"answered with an error: {message_of(members['error'])}")
+        error = members["error"]
+        raise bad_response(f"answered with an error{code_of(error)}", said=message_of(error))
 
 
 def is_json(body: bytes, *, of_object: bool = False) -> bool:

@@ -1,7 +1,7 @@
 """What can go wrong on the way to an upstream and back, in the gateway's words.
 
 Only here do aiohttp's and OpenSSL's exceptions have names. Messages reach clients: they hold the
-upstream's host, never its key and never a body.
+upstream's host, never its key and never a body. Its own words are an error's `detail`, which no log has.
 """
 
 from __future__ import annotations
@@ -44,11 +44,21 @@ LINK_ERRNOS = {
 
 
 def bad_response(
-    what: str, *, status: int | None = None, retry_after_s: float | None = None, again: bool = True
+    what: str,
+    *,
+    status: int | None = None,
+    retry_after_s: float | None = None,
+    again: bool = True,
+    said: str = "",
 ) -> BackendUnavailable:
-    """The upstream answered, but not so that the answer could be passed on."""
+    """The upstream answered, but not so that the answer could be passed on. said: its words; they may quote ours."""
     return BackendUnavailable(
-        f"the upstream {what}", code="upstream_bad_response", status=status, retry_after_s=retry_after_s, again=again
+        f"the upstream {what}",
+        code="upstream_bad_response",
+        status=status,
+        retry_after_s=retry_after_s,
+        again=again,
+        detail=said,
     )
 
 

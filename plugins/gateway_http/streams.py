@@ -7,6 +7,7 @@ truncated text). So every stream has a proper end here, and one without it is a 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,7 @@ MAX_EVENT_BYTES = 1 << 20
 SLICE_BYTES = 16384  # parsed in one go, so that a flood of tiny lines stalls nobody
 TAIL_S = 0.05  # after [DONE], for the end of the body: then the connection can be kept
 MAX_MESSAGE_CHARS = 300
+PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 
 # Streams of one typed event after the other end in one of these.
 LAST_EVENTS = frozenset(
@@ -73,7 +75,7 @@ class Progress:
         if is_answer(chunk.error):
             raise Refused(chunk.error)
         if chunk.error is not None:
-            raise bad_response(f"ended its stream with an error: {message_of(chunk.error)}")
+            raise bad_response(f"ended its stream with an error{code_of(chunk.error)}", said=message_of(chunk.error))
         if event.name == b"error" or chunk.type == "error":
             raise bad_response("ended its stream with an error")
         if self._by_choice:
@@ -83,6 +85,12 @@ class Progress:
                 )
         elif isinstance(chunk.type, str) and chunk.type in LAST_EVENTS:
             self._saw_last = True
+
+
+def code_of(error: Any) -> str:
+    """`, CODE` of an upstream's error object, where it has a plain word for it; else nothing."""
+    words = (error.get("code"), error.get("type")) if isinstance(error, dict) else ()
+    return next((f", {word}" for word in words if isinstance(word, str) and PLAIN.fullmatch(word)), "")
 
 
 def message_of(error: Any) -> str:

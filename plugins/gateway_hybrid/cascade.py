@@ -166,8 +166,7 @@ class Cascade:
         try:
             return judged(self._validator, answer, task)
         except Exception as exc:
-            why = f"{type(exc).__name__}: {exc}"[:200]
-            self.services.log.warning("hybrid.validator_raised", parent_id=task.id, error=why)
+            self.services.log.warning("hybrid.validator_raised", parent_id=task.id, error=type(exc).__name__)
             return None
 
     def _marked(self, answer: Result, who: str, confidence: float | None) -> Result:

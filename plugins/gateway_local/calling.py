@@ -63,7 +63,7 @@ class Callee:
             raise TaskInvalid(f"`{self.shape}` takes a JSON object with its arguments, not {_json_type(arguments)}")
         for name in arguments:
             if name not in self._named and not self._takes_any:
-                raise TaskInvalid(f"`{self.shape}` has no argument `{name}`", param=name)
+                raise TaskInvalid(f"`{self.shape}` has no such argument", param=name, detail=f"`{name}`")
         for name, parameter in self._named.items():
             if name not in arguments and parameter.default is inspect.Parameter.empty:
                 raise TaskInvalid(f"`{self.shape}` needs `{name}`, which is missing", param=name)

@@ -277,7 +277,7 @@ def test_a_validator_has_its_own_opinion() -> None:
 def test_a_validator_that_raises_is_not_sure_and_said_so() -> None:
     _, services, result = ask(answers(SURE), answers(BETTER), validator=f"{__name__}:raises_always")
     assert mark(result) == "cloud"
-    assert services.log.keys[0]["error"] == "RuntimeError: no opinion"
+    assert services.log.keys[0]["error"] == "RuntimeError"
 
 
 @pytest.mark.parametrize("target", ["no.such.module:f", f"{__name__}:no_such", f"{__name__}:NOT_A_FUNCTION"])

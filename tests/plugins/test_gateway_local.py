@@ -85,8 +85,9 @@ async def test_the_hello_tells_names_and_what_they_take(workers: WorkerBackend) 
 
 
 async def test_an_exception_in_the_function_is_named(workers: WorkerBackend) -> None:
-    with pytest.raises(BackendFailed, match=r"`add` raised TypeError: unsupported operand"):
+    with pytest.raises(BackendFailed, match=r"`add` raised TypeError") as caught:
         await call(workers, "add", {"a": 1, "b": "x"})
+    assert caught.value.detail.startswith("unsupported operand")
 
 
 async def test_wrong_arguments_cross_the_process_with_the_name(workers: WorkerBackend) -> None:
@@ -196,8 +197,8 @@ def scale(value: float, by: float = 2, /, *rest: Any, unit: str = "") -> Any:
     ("arguments", "param", "why"),
     [
         ({}, "value", r"`scale\(value, by=2, /, \*rest, unit=''\)` needs `value`, which is missing"),
-        ({"value": 1, "units": "m"}, "units", "has no argument `units`"),
-        ({"value": 1, "rest": 2}, "rest", "has no argument `rest`"),
+        ({"value": 1, "units": "m"}, "units", "has no such argument"),
+        ({"value": 1, "rest": 2}, "rest", "has no such argument"),
         ([1], None, "takes a JSON object with its arguments, not a list"),
         (None, None, "not null"),
     ],

@@ -133,7 +133,8 @@ async def test_a_stream_that_is_cut_ends_in_an_error_and_an_aborted_connection(
     assert b"[DONE]" not in raw
     last = json.loads(raw.rstrip().rpartition(b"data: ")[2])["error"]
     assert (last["code"], last["request_id"]) == (line["reason"], headers["x-request-id"])
-    assert (line["outcome"], line["status"], line["error"]) == ("failed", 200, last["message"])
+    assert (line["outcome"], line["status"]) == ("failed", 200)
+    assert last["message"].startswith(line["error"])
     assert line["bytes_out"] > 0
     assert unhandled == []
 

@@ -35,7 +35,7 @@ from gateway.ingress.mqtt.reply import MqttReply
 from gateway.ingress.mqtt.requests import body_of, headers_of
 from gateway.ingress.mqtt.topics import Address, Rejected, Topics
 from gateway.ingress.mqtt.values import Message, Publication
-from gateway.telemetry import Limited, log
+from gateway.telemetry import Limited, log, raised
 
 MOST_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
 MOST_HELD = 1024  # and where still more are, not even that
@@ -237,7 +237,7 @@ class MqttDoor:
         try:
             await self._door.serve(self._incoming(job), reply)
         except Exception as exc:  # a bug of ours; without the acknowledgement it would come again, and again
-            log.error("mqtt.broke", error=f"{type(exc).__name__}: {exc}"[:500], topic=job.message.topic[:200])
+            log.error("mqtt.broke", **raised(exc), topic=job.message.topic[:200])
         finally:
             reply.close()
 
