@@ -79,7 +79,9 @@ class Admin:
         path = request.query.get("path", "")
         if not path.startswith("/"):
             raise TaskInvalid("say which endpoint: /explain?path=/v1/chat/completions", param="path")
-        body = await read_body(request, HttpReply(request, {}, close_after=False), MOST_EXPLAINED_BYTES)
+        body = await read_body(
+            request, HttpReply(request, {}, close_after=False), MOST_EXPLAINED_BYTES, self._door.room
+        )
         explained = self._door.explain(path, headers_of(request), body)
         return web.Response(body=_encode(explained), content_type="application/json")
 

@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(args: argparse.Namespace) -> int:
     import gc
+    import signal
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read again
     gc.disable()  # what start-up imports is all kept: looking for garbage in it costs 30 ms; the service enables it
     loaded = _load_or_tell(args.env_file)
     if loaded is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
+PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
+
 
 class GatewayError(Exception):
     """What a request can end in. `code` is one of the contract's error codes; the door picks the status.

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import difflib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from gateway.decide.breaker import Breaker
 from gateway.decide.quarantine import Quarantine
+from gateway.errors import PLUGIN_FAULTS
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, LinkSample, Services, Site, names_of
 from gateway.telemetry import log
@@ -63,7 +64,7 @@ def find_plugin(plugin: str) -> type[Backend[Any]]:
         raise PluginMissing(f"no plugin {plugin!r} is installed ({', '.join(sorted(points)) or 'none are'}){hint}")
     try:
         found = point.load()
-    except Exception as exc:
+    except PLUGIN_FAULTS as exc:
         raise PluginBroken(f"plugin {plugin!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise PluginBroken(f"plugin {plugin!r} is {found!r}, not a subclass of gateway.plugin.Backend")
@@ -199,7 +200,7 @@ class Registry:
         if config.cls is not None and error is None:
             try:
                 backend = _build(config.cls, settings, services_for(config.name))
-            except Exception as exc:
+            except PLUGIN_FAULTS as exc:
                 error = f"{type(exc).__name__}: {exc}"
         return Member(
             name=config.name,
@@ -253,6 +254,11 @@ class Registry:
         if member.life is not None:
             await asyncio.wait({member.life}, timeout=CLOSE_S)
 
+    @property
+    def is_opening(self) -> bool:
+        """Whether some backend has neither opened nor failed yet."""
+        return any(member.state == "starting" for member in self.members.values())
+
     async def settled(self, timeout_s: float) -> None:
         """Wait until every backend has opened or failed, or `timeout_s` has passed."""
         with contextlib.suppress(TimeoutError):
@@ -274,7 +280,7 @@ class Registry:
             if member.backend is None:
                 raise GatewayError(member.error or "it has no plugin")
             await member.backend.__aenter__()
-        except Exception as exc:
+        except PLUGIN_FAULTS as exc:
             member.state, member.error = "failed", _describe(exc)
             log.error("backend.failed_to_open", backend=member.name, plugin=member.plugin, error=member.error)
             changed(member)
@@ -309,7 +315,7 @@ class Registry:
         except TimeoutError:
             member.unwell = "its health check was not answered in time"
             self._board.observe(member.name, LinkSample(failed=member.unwell))
-        except Exception as exc:
+        except PLUGIN_FAULTS as exc:
             member.unwell = _describe(exc)
         if member.unwell is None:
             member.breaker.probe_ok()
@@ -323,7 +329,7 @@ class Registry:
         try:
             assert member.backend is not None
             await member.backend.__aexit__(None, None, None)
-        except Exception as exc:
+        except PLUGIN_FAULTS as exc:
             log.error("backend.close_failed", backend=member.name, error=_describe(exc))
 
     # ── who serves what ──────────────────────────────────────────────────────────────────────────
@@ -353,6 +359,12 @@ class Registry:
             code="not_found" if kind == "task" else "model_not_found",
             param=None if kind == "task" else "model",
         )
+
+    def auto_off_site(self, kind: Kind) -> Iterator[str]:
+        """The clients' names of the models that `auto` may become where data leaves the site."""
+        for member in self.members.values():
+            if member.site != "edge" and member.serves(kind, AUTO) is not None:
+                yield next(iter(member.models or ()))
 
     def task_names(self) -> dict[str, list[str]]:
         """Every task a client may ask for, with the backends that serve it."""

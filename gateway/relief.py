@@ -1,5 +1,6 @@
 """What is done when memory runs short: first no new work, then no new connection; what is there goes on.
 
+before that         bodies together may take a share of what is free (ingress/room.py)
 85 % of the limit   requests that bring work are 503 before their body is read
 95 %                no connection is accepted; who comes waits in the kernel, where that costs us nothing
 90 %                connections are accepted again
@@ -27,6 +28,7 @@ class Relief:
 
     async def look(self, sites: Sequence[Site]) -> None:
         """Do what the state of the memory asks for."""
+        self._door.room.measured(self.gauge.free_bytes(SHED_AT))
         ratio = self.gauge.ratio() or 0.0
         is_short = ratio >= SHED_AT
         if self._door.is_pressed != is_short:

@@ -31,6 +31,7 @@ from gateway.admin import Admin
 from gateway.admit import Gate, Key
 from gateway.decide.policy import Policy
 from gateway.dispatch import BackendServices, Dispatcher, Limits
+from gateway.errors import PLUGIN_FAULTS
 from gateway.ingress.door import Door, Rules
 from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server, check_parser
@@ -56,7 +57,7 @@ from gateway.settings.tree import Mqtt
 from gateway.sockets import bind, host_of, name_of, refuse_public
 from gateway.stalls import StallWatch
 from gateway.telemetry import Limited, configure, log, metrics, raised
-from gateway.tls import TlsInvalid, client_context, load_certificate, server_context
+from gateway.tls import TlsInvalid, client_context, server_context
 
 START_S = 5.0
 DRAIN_S = 30.0
@@ -97,6 +98,8 @@ class Service:
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
         self._tls = _tls(settings.tls)
+        self._bound_by = settings
+        self._listening: list[socket.socket] = []
         self._is_activated = False
         self._own_hosts: frozenset[str] = frozenset()
         self._sites: list[Site] = []
@@ -169,11 +172,16 @@ class Service:
         log.info("service.stopped")
 
     async def reload(self, loaded: Loaded) -> list[str]:
-        """Go on with this configuration; the variables that wait for a restart. Raises TlsInvalid, and all stays."""
+        """Go on with this configuration; the variables that wait for a restart.
+
+        Raises SettingsError or TlsInvalid, and all stays.
+        """
         settings = loaded.settings
-        waiting = waiting_for_restart(self.settings, settings)
-        if self._tls is not None and settings.tls.cert_file is not None:
-            load_certificate(self._tls, settings.tls.cert_file, settings.tls.key_file)
+        waiting = waiting_for_restart(self._bound_by, settings)
+        refuse_public(self._listening, settings)
+        tls = _tls(settings.tls)
+        if tls is not None or self._tls is not None:
+            await self._renew(tls)
         self.gate.replace(loaded.keys)
         self.policy, self.board.probe_s = _policy_of(settings), settings.policy.probe_s
         self.lanes.obey(self.policy)
@@ -183,6 +191,11 @@ class Service:
         self._join()
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         return waiting
+
+    async def _renew(self, tls: ssl.SSLContext | None) -> None:
+        self._tls = tls
+        for site in self._sites:
+            await site.renew(tls)
 
     async def _finished(self, backend: str) -> None:
         """Wait for what a backend has, then forget it."""
@@ -201,6 +214,7 @@ class Service:
         self._is_activated = bool(passed)
         refuse_public(passed, settings)
         listening = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
+        self._listening = listening
         admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
         self.bound, self.admin_bound = [name_of(sock) for sock in listening], [name_of(admin)]
         hosts = own_hosts([host_of(sock) for sock in [*listening, admin]])
@@ -232,7 +246,7 @@ class Service:
     ) -> list[Site]:
         runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=FINISH_S)
         await runner.setup()
-        sites = [Site(runner, sock, None if sock.family == socket.AF_UNIX else tls, held=held) for sock in sockets]
+        sites = [Site(runner, sock, tls, held=held) for sock in sockets]
         for site in sites:
             await site.start()
         self._runners.append(runner)
@@ -380,6 +394,8 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
     asked: asyncio.Future[str] = loop.create_future()
     for name in ("SIGTERM", "SIGINT"):
         loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
+    told = asyncio.Event()  # while it starts, too: what it reads then is what it started with, or newer
+    loop.add_signal_handler(signal.SIGHUP, told.set)
     service = Service(loaded.settings, loaded.backends, loaded.keys)
     starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
     either: list[asyncio.Future[Any]] = [starting, asked]
@@ -389,8 +405,6 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
         gc.enable()
-        told = asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, told.set)
         reloading = asyncio.create_task(_reload_when_told(service, env_file, told), name="reload")
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await asked
@@ -413,8 +427,12 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
         await told.wait()
         told.clear()
         systemd.reloading()
-        await _reload(service, env_file)
-        systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
+        try:
+            await _reload(service, env_file)
+        except PLUGIN_FAULTS as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
+            log.error("service.reload_failed", problems=[f"{type(exc).__name__}: {exc}"])
+        finally:
+            systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 
 
 async def _reload(service: Service, env_file: Path | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.ingress.listening import BACKLOG
@@ -32,14 +33,17 @@ def _bound(listener: Listener) -> socket.socket:
     return sock
 
 
-def refuse_public(passed: list[socket.socket], settings: Settings) -> None:
-    """What holds for GATEWAY_LISTEN holds for systemd's sockets. Raises SettingsError."""
+def refuse_public(listening: Sequence[socket.socket], settings: Settings) -> None:
+    """What holds for GATEWAY_LISTEN holds for the sockets that are there: systemd's, and after a reload the old ones.
+
+    Raises SettingsError.
+    """
     if settings.keys_file is not None or settings.allow_unauthenticated:
         return
-    public = [name_of(sock) for sock in passed if not parse_listener(name_of(sock)).is_local]
+    public = [name_of(sock) for sock in listening if not parse_listener(name_of(sock)).is_local]
     if public:
-        what = f"{', '.join(public)}, passed by systemd, can be reached from other machines, and nobody needs a key"
-        fix = "set GATEWAY_KEYS_FILE, or change ListenStream= in edge-gateway.socket"
+        what = f"{', '.join(public)} can be reached from other machines as it is, and nobody would be asked for a key"
+        fix = "set GATEWAY_KEYS_FILE, or listen elsewhere (ListenStream= in edge-gateway.socket) and restart"
         raise SettingsError([Problem("GATEWAY_LISTEN", what, fix)])
 
 

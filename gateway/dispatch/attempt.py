@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from gateway.errors import PLUGIN_FAULTS
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
     BackendFailed,
@@ -64,9 +65,7 @@ class Attempt:
             self.member = members[backend]
             await self._produce(self.member)
             await self._put(self, End)
-        except asyncio.CancelledError:
-            raise
-        except Exception as exc:
+        except PLUGIN_FAULTS as exc:
             error = self._translated(exc)
             self.failed(error)
             await self._put(self, error)
@@ -121,7 +120,7 @@ class Attempt:
             self._succeeded(200)
         await self._put(self, item)
 
-    def _translated(self, exc: Exception) -> GatewayError:
+    def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
             return exc
         name = self.member.name if self.member else "none"

@@ -157,11 +157,11 @@ class Dispatcher:
 
     async def _run(self, race: Race, plan: Plan, call: Call) -> Answer:
         record = call.record
-        record.attempts += 1
         self._note(record, plan.decision.order[0])
         answer: Answer | None = None
         try:
             race.start()
+            record.attempts += 1  # not before: who is refused a place in line has asked nobody
             answer = await race.first(self._patience(plan, call.until))
         except DeadlineExceeded as exc:
             race.timed_out(exc)

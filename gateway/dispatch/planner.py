@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.decide.policy import Candidate, Decision, Policy, Query, cost_s
 from gateway.dispatch.feasible import Feasibility
+from gateway.errors import PLUGIN_FAULTS
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Task
@@ -204,7 +205,7 @@ def _explained(candidate: Candidate, query: Query, policy: Policy) -> dict[str, 
 def _size(member: Member, task: Task) -> float:
     try:
         return float(member.backend.size(task)) if member.backend else 0.0
-    except Exception:  # as above
+    except PLUGIN_FAULTS:  # as above
         return float(len(task.body))
 
 

@@ -6,7 +6,7 @@ client has shown a certificate, its name may stand for a key that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 from gateway.admit import Caller, Gate
@@ -43,9 +43,15 @@ def check_route(caller: Caller, found: Match) -> None:
         caller.check("task", found.params["task"])
 
 
-def must_stay(edge_only: tuple[str, ...], name: str, path: str) -> bool:
-    """Whether the operator keeps this model, task or path on the site, pinned or not, however it is spelt."""
-    return any(matches(edge_only, each) for each in (name, name.partition("/")[2], unquote(path)))
+def must_stay(edge_only: tuple[str, ...], names: Iterable[str], path: str, topic: str | None) -> bool:
+    """Whether the operator keeps one of these models or tasks, this path or this MQTT topic on the site.
+
+    names: as the client wrote it, pinned or not, and what it may become.
+    """
+    if not edge_only:
+        return False
+    spelt = [each for name in names for each in (name, name.partition("/")[2])]
+    return any(matches(edge_only, each) for each in (*spelt, unquote(path), *((topic,) if topic else ())))
 
 
 def check_admin(gate: Gate, headers: Mapping[str, str]) -> None:

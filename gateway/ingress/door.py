@@ -22,11 +22,12 @@ import msgspec
 from gateway.admit import ANYBODY, Caller, Gate
 from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, Limits, forget
 from gateway.ingress import openai, openapi, tasks
-from gateway.ingress.access import caller_of, check_route, must_stay
+from gateway.ingress.access import caller_of, check_route, must_stay, presented
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.render import Rendered, Streamed, collect, has_content, render, streamed
 from gateway.ingress.resume import continuation
+from gateway.ingress.room import Room
 from gateway.ingress.routes import Match, match
 from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskInvalid, TaskRefused, new_id
@@ -53,6 +54,7 @@ class Incoming:
     check: raises GatewayError for a client that may not ask at all. preflight: the headers that answer a browser
     which asks whether its page may ask; None for any other request. key_id: the API key whose rules apply, where
     the door knows it; else the headers must bring one, or `certified` does: the names in the client's certificate.
+    topic: of an MQTT message.
     """
 
     door: str
@@ -64,6 +66,7 @@ class Incoming:
     check: Callable[[], None] = lambda: None
     preflight: Mapping[str, str] | None = None
     key_id: str | None = None
+    topic: str | None = None
     certified: tuple[str, ...] = ()
 
 
@@ -118,17 +121,29 @@ class Door:
         self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
         self.gate = gate or Gate()
         self.is_pressed = False
+        self.room = Room()
         self.openapi = msgspec.json.encode(openapi.build(version))
 
     def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
         """What would be decided for `POST target` with these headers and this body, running nothing.
 
-        Raises GatewayError where the request itself would be refused.
+        Where the headers bring a key, its rules count. Raises GatewayError where the request itself would be refused.
         """
         found = match("POST", target)
+        caller = self.gate.known(presented(headers)) if any(presented(headers)) else ANYBODY
+        check_route(caller, found)
         draft = read(found, headers.get("content-type", ""), body)
+        caller.check(draft.kind, draft.name or AUTO)
         task = task_of(draft, headers, self.rules, request_id=new_id(), began=time.monotonic())
+        task = task.replace(may_leave=caller.may_leave and not self.keeps(draft))
         return self.dispatcher.planner.explain(task, client_deadline="x-gateway-deadline-ms" in headers)
+
+    def keeps(self, draft: Draft, topic: str | None = None) -> bool:
+        """Whether the operator keeps what the draft asks for on the site, under each name that it may become."""
+        name = draft.name or AUTO
+        is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
+        names = (name, *self.dispatcher.registry.auto_off_site(draft.kind)) if is_auto else (name,)
+        return must_stay(self.rules.edge_only, names, draft.path, topic)
 
     async def serve(self, incoming: Incoming, reply: Reply) -> None:
         """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
@@ -197,7 +212,7 @@ class _Visit:
         self.caller.check(draft.kind, draft.name or AUTO)
         headers = self.incoming.headers
         task = task_of(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
-        task = task.replace(may_leave=self.caller.may_leave)
+        task = task.replace(may_leave=self.caller.may_leave and not self.door.keeps(draft, self.incoming.topic))
         if "traceparent" in task.headers:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
         await self._dispatch(task, draft)
@@ -240,7 +255,7 @@ class _Visit:
 
     def _listing(self, found: Match) -> dict[str, Any]:
         registry = self.door.dispatcher.registry
-        if not self.door.is_ready():  # half a list would be taken for a whole one
+        if registry.is_opening:  # half a list would be taken for a whole one
             raise GatewayError("the backends are still starting", code="unavailable", retry_after_s=1.0)
         allows = self.caller.allows
         if found.route.operation == "list_tasks":
@@ -437,7 +452,7 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
         items=draft.items,
         stream=draft.stream,
         deadline=began + min(whole_s, _client_deadline_s(headers)),
-        may_leave=_may_leave(headers) and not must_stay(rules.edge_only, draft.name or AUTO, draft.path),
+        may_leave=_may_leave(headers),
     )
 
 

@@ -8,11 +8,12 @@ private parts we lean on are `_Connection` alone. How answers go out is in `http
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
@@ -21,6 +22,7 @@ from gateway.ingress.door import Door, Incoming, report_bug
 from gateway.ingress.hosts import host_of
 from gateway.ingress.http_reply import HttpReply, bound_unread, error_response
 from gateway.ingress.listening import Goodbye
+from gateway.ingress.room import Reading, Room
 from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.telemetry import Limited
@@ -41,7 +43,13 @@ class _Connection(RequestHandler):
     __slots__ = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """What was sent and is not taken ends the connection, when nobody waits for it any more too."""
+        """Serve it; where it is one too many, tell it so."""
+        server = self._manager
+        if isinstance(server, Server) and server.is_full:
+            goodbye = Goodbye()
+            transport.set_protocol(goodbye)
+            goodbye.connection_made(transport)
+            return
         bound_unread(transport)
         super().connection_made(transport)
 
@@ -81,6 +89,11 @@ class Server(web.Server):
         super().__init__(handler, handler_cancellation=True)
         self._most, self._count = most, 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether as many are connected as may be."""
+        return self._count >= self._most
+
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """One more."""
         self._count += 1
@@ -93,8 +106,6 @@ class Server(web.Server):
 
     def __call__(self) -> RequestHandler:
         """One more connection."""
-        if self._count >= self._most:
-            return Goodbye()  # type: ignore[return-value]
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
@@ -132,18 +143,18 @@ def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
 
 
 def headers_of(request: web.BaseRequest) -> dict[str, str]:
-    """Its headers by lower-cased name. Of one that came twice the last is taken; `check_framing` saw to the others."""
-    return {name.lower(): value for name, value in request.headers.items()}
+    """Its headers by lower-cased name; those of one that came twice are one list (RFC 9110 §5.3)."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        key = name.lower()
+        headers[key] = f"{headers[key]}, {value}" if key in headers else value
+    return headers
 
 
 def check_framing(request: web.BaseRequest) -> None:
-    """Raises GatewayError for what another parser might read differently: framing, and whose request it is."""
-    for name in CREDENTIAL_HEADERS:
-        if len(request.headers.getall(name, [])) > 1:
-            raise TaskInvalid(f"the header {name} came twice; send it once")
-    for name in request.headers:
-        if "_" in name and name.lower().replace("_", "-") in _NEVER_UNDERSCORED:
-            raise TaskInvalid(f"the header {name!r} is one that some servers take for another; write it with hyphens")
+    """Raises GatewayError for what another parser might read differently, so that nobody knows where it ends."""
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise TaskInvalid("the only versions of HTTP spoken here are 1.1 and 1.0")
     if request.method in ("CONNECT", "TRACE"):
         raise MethodNotAllowed(f"{request.method} is not for gateways", allow=("GET", "HEAD", "POST"))
     coding = request.headers.getall("Transfer-Encoding", [])
@@ -151,6 +162,18 @@ def check_framing(request: web.BaseRequest) -> None:
         raise TaskInvalid("the only Transfer-Encoding understood is `chunked`, once")
     if coding and "Content-Length" in request.headers:
         raise TaskInvalid("a request has either Content-Length or Transfer-Encoding, not both")
+    if coding and request.version == HttpVersion10:  # RFC 9112 §6.1
+        raise TaskInvalid("HTTP/1.0 has no Transfer-Encoding; send a Content-Length, or HTTP/1.1")
+
+
+def check_headers(request: web.BaseRequest) -> None:
+    """Raises GatewayError where another server might read another's header, or another of two."""
+    for name in CREDENTIAL_HEADERS:
+        if len(request.headers.getall(name, [])) > 1:
+            raise TaskInvalid(f"the header {name} came twice; send it once")
+    for name in request.headers:
+        if "_" in name and name.lower().replace("_", "-") in _NEVER_UNDERSCORED:
+            raise TaskInvalid(f"the header {name!r} is one that some servers take for another; write it with hyphens")
 
 
 _NEVER_UNDERSCORED = frozenset({"host", "content-length", "transfer-encoding", *CREDENTIAL_HEADERS})
@@ -191,6 +214,7 @@ class HttpDoor:
             check_framing(request)
         except GatewayError as exc:
             _reject(exc.message, request.transport and request.transport.get_extra_info("peername"))
+            request._version = HttpVersion11  # an answer in the version of the request would be no HTTP
             await reply.reject(exc)
             return reply.response
         await self._door.serve(self._incoming(request, reply), reply)
@@ -207,18 +231,19 @@ class HttpDoor:
             method=request.method,
             target=_path_of(request.raw_path),
             headers=headers,
-            read=lambda limit: read_body(request, reply, limit),
+            read=lambda limit: read_body(request, reply, limit, self._door.room),
             is_trusted=is_local(request),
             check=partial(self._check, request, reply),
-            preflight=_PREFLIGHT if is_preflight else None,
+            preflight=preflight_of(request) if is_preflight else None,
             certified=tuple(names_in(request.get_extra_info("peercert") or {})),
         )
 
     def _check(self, request: web.BaseRequest, reply: HttpReply) -> None:
         try:
             check_host(request, self._hosts)
+            check_headers(request)
         except GatewayError:
-            reply.close_after = True  # who mixes up hosts on one connection is not to go on with it
+            reply.close_after = True  # who mixes up whose request it is, is not to go on with the connection
             raise
         self._check_origin(request)
 
@@ -233,16 +258,24 @@ class HttpDoor:
         origin = request.headers.get("Origin")
         if origin is None or origin not in self._origins:
             return {}
-        return {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED, "Vary": "Origin"}
 
 
-_PREFLIGHT = {
-    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-    "Access-Control-Allow-Headers": (
-        "authorization, content-type, x-api-key, api-key, x-gateway-locality, x-gateway-deadline-ms"
-    ),
-    "Access-Control-Max-Age": "600",
-}
+_EXPOSED = (
+    "retry-after, retry-after-ms, server-timing, x-gateway-attempts, x-gateway-backend, x-gateway-reason, "
+    "x-gateway-site, x-request-id, x-should-retry"
+)
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(\s*,\s*[A-Za-z0-9-]{1,60}){0,60}")
+
+
+def preflight_of(request: web.BaseRequest) -> dict[str, str]:
+    """What a page of an allowed origin may send: any header, since SDKs add their own."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    return {
+        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+        "Access-Control-Allow-Headers": wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization, content-type",
+        "Access-Control-Max-Age": "600",
+    }
 
 
 def _path_of(target: str) -> str:
@@ -269,11 +302,16 @@ def names_in(certificate: Mapping[str, Any]) -> Iterator[str]:
         yield from (name for field, name in subject if field == "commonName")
 
 
-async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int) -> bytes:
-    """The whole body. Raises GatewayError when it is larger than `limit`, or comes too slowly."""
+async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int, room: Room) -> bytes:
+    """The whole body. Raises GatewayError when it is larger than `limit` or there is `room`, or comes too slowly."""
     declared = request.content_length
     if declared is not None and declared > limit:
         raise _too_large(limit)
+    with room.reading(declared or 0) as reading:
+        return await _read(request, reply, limit, reading)
+
+
+async def _read(request: web.BaseRequest, reply: HttpReply, limit: int, reading: Reading) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
@@ -286,6 +324,7 @@ async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int) -> b
                 size += len(piece)
                 if size > limit:
                     raise _too_large(limit)
+                reading.took(len(piece))
                 pieces.append(piece)
                 deadline.reschedule(until + size * BODY_S_PER_BYTE)
     except TimeoutError:
@@ -302,5 +341,6 @@ async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int) -> b
 
 def _too_large(limit: int) -> GatewayError:
     return GatewayError(
-        f"the body is larger than {limit} bytes; send less, or raise GATEWAY_MAX_BODY_BYTES", code="body_too_large"
+        f"the body is larger than {limit} bytes, which is the limit of GATEWAY_MAX_BODY_BYTES or of the API key",
+        code="body_too_large",
     )

@@ -122,10 +122,18 @@ class HttpReply:
         rest = memoryview(data)
         for at in range(0, len(rest), PIECE_BYTES):
             await self._in_time(self.response.write(rest[at : at + PIECE_BYTES]))
+            await self._taken()
 
     async def end(self) -> None:
         """A stream's proper end."""
         await self._in_time(self.response.write_eof())
+        await self._taken()
+
+    async def _taken(self) -> None:
+        """Wait until the transport holds little; aiohttp waits by what one answer has written, not by what is there."""
+        transport = self._request.transport
+        if transport is not None and transport.get_write_buffer_size() >= NEVER_WAITS_BYTES:
+            await self._in_time(self._request.writer.drain())
 
     async def abort(self, data: bytes) -> None:
         """Write `data`, then close without the last chunk, so that nobody takes it for complete."""

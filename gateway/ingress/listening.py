@@ -19,6 +19,7 @@ from gateway.plugin import TaskRefused, new_id
 from gateway.telemetry import Limited, metrics
 
 BACKLOG = 1024
+AT_ONCE = 16  # connections taken in one go: those too many are told so before the next go
 HANDSHAKE_S = 10.0
 RESERVED_FDS = 128  # for backends, workers, files and the log; each slot of a backend beside it
 WANTED_FDS = 65_536
@@ -53,7 +54,8 @@ class Site(web.BaseSite):
         self, runner: web.BaseRunner, sock: socket.socket, tls: ssl.SSLContext | None = None, *, held: bool = False
     ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
-        self._sock, self._tls, self._held = sock, tls, held
+        self._is_unix = sock.family == socket.AF_UNIX  # what stays on this host stays plain
+        self._sock, self._tls, self._held = sock, None if self._is_unix else tls, held
 
     @property
     def name(self) -> str:
@@ -66,6 +68,13 @@ class Site(web.BaseSite):
         if not self._held:
             await self.resume()
 
+    async def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Other TLS for those who connect from now on; who comes in between waits in the kernel."""
+        self._tls = None if self._is_unix else tls
+        if self._server is not None:
+            self.pause()
+            await self.resume()
+
     async def resume(self) -> None:
         """Accept again, on a duplicate, so that it can be closed while the socket goes on listening."""
         assert self._runner.server is not None
@@ -73,9 +82,10 @@ class Site(web.BaseSite):
             self._runner.server,
             sock=self._sock.dup(),
             ssl=self._tls,
-            backlog=BACKLOG,
+            backlog=AT_ONCE,
             ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
         )
+        self._sock.listen(BACKLOG)  # asyncio has one number for how many may wait, and how many it takes in one go
 
     def pause(self) -> None:
         """Accept nobody; connections there are go on."""

@@ -27,13 +27,24 @@ class MemoryGauge:
         found = [share for cgroup in self._cgroups if (share := cgroup.ratio()) is not None]
         return max(found) if found else self._host()
 
+    def free_bytes(self, up_to: float) -> float:
+        """Bytes that may be used before `ratio` is `up_to`; infinite where nothing is known."""
+        if self._cgroups:
+            return min(max(0.0, cgroup.free_bytes(up_to)) for cgroup in self._cgroups)
+        available, plenty = self._available()
+        return float("inf") if available is None else max(0.0, available - plenty * (1.0 - up_to) / PLENTY_RATIO)
+
     def _host(self) -> float | None:
+        available, plenty = self._available()
+        return None if available is None else max(0.0, 1.0 - PLENTY_RATIO * (available / plenty))
+
+    def _available(self) -> tuple[float | None, float]:
+        """Bytes of the host that are to be had, and how many of them are plenty."""
         sizes = _numbers(self._meminfo)
         total, available = sizes.get("MemTotal:", 0) * 1024, sizes.get("MemAvailable:")
         if not total or available is None:
-            return None
-        plenty = min(PLENTY_BYTES, PLENTY_RATIO * total)
-        return max(0.0, 1.0 - PLENTY_RATIO * (available * 1024 / plenty))
+            return None, 0.0
+        return available * 1024.0, min(PLENTY_BYTES, PLENTY_RATIO * total)
 
 
 class _Cgroup:
@@ -43,10 +54,16 @@ class _Cgroup:
         self._usage, self._stat, self._cache_key, self._limit = usage, stat, cache_key, limit
 
     def ratio(self) -> float | None:
+        used = self._used()
+        return None if used is None else used / self._limit
+
+    def free_bytes(self, up_to: float) -> float:
+        used = self._used()
+        return float("inf") if used is None else up_to * self._limit - used
+
+    def _used(self) -> int | None:
         usage = _number(self._usage)
-        if usage is None:
-            return None
-        return max(0, usage - _numbers(self._stat).get(self._cache_key, 0)) / self._limit
+        return None if usage is None else max(0, usage - _numbers(self._stat).get(self._cache_key, 0))
 
 
 def _v2(root: Path) -> Iterator[_Cgroup]:

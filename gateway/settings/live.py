@@ -7,8 +7,8 @@ from typing import Any
 from gateway.settings.model import Leaf, leaves_of
 from gateway.settings.tree import PREFIX, Settings
 
-# Groups by their name, settings by their variable. TLS: the certificate and its key, where there was TLS before.
-LIVE_GROUPS = ("policy", "log")
+# Groups by their name, settings by their variable.
+LIVE_GROUPS = ("policy", "log", "tls")
 LIVE = frozenset(
     f"{PREFIX}{name}"
     for name in (
@@ -30,10 +30,8 @@ def waiting_for_restart(before: Settings, after: Settings) -> list[str]:
 
 
 def _waits(leaf: Leaf, before: Settings, after: Settings) -> bool:
-    if leaf.variable in LIVE or leaf.path[0] in LIVE_GROUPS or _value(before, leaf) == _value(after, leaf):
-        return False
-    is_certificate = leaf.path in (("tls", "cert_file"), ("tls", "key_file"))
-    return not (is_certificate and before.tls.cert_file is not None and after.tls.cert_file is not None)
+    is_live = leaf.variable in LIVE or leaf.path[0] in LIVE_GROUPS
+    return not is_live and _value(before, leaf) != _value(after, leaf)
 
 
 def _value(settings: Any, leaf: Leaf) -> Any:

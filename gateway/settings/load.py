@@ -15,6 +15,7 @@ from typing import Any
 
 from gateway.admit import Key, KeysInvalid
 from gateway.admit.keyfile import read_keys
+from gateway.errors import PLUGIN_FAULTS
 from gateway.plugin import Backend, BackendSettings
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
 from gateway.settings.model import fill, groups_of, leaves_of
@@ -270,7 +271,14 @@ class _BackendReader:
         leaves = list(leaves_of(model, self._prefix))
         variables, unreadable = with_secrets(self._variables, leaves, self._environ)
         context = {"name": self._name, "backends": self._names}
-        settings, wrong = fill(model, self._prefix, variables, context)
+        try:
+            settings, wrong = fill(model, self._prefix, variables, context)
+        except PLUGIN_FAULTS as exc:  # a validator of the plugin's
+            settings, wrong = None, [Problem(self._prefix.rstrip("_"), _of_plugin(exc), "repair the plugin's Settings")]
         self.problems += unreadable + wrong
         self.origins |= {leaf.variable: _origin(variables, leaf.variable) for leaf in leaves}
         return settings
+
+
+def _of_plugin(exc: BaseException) -> str:
+    return f"cannot be checked: the plugin raised {type(exc).__name__}: {exc}"

@@ -132,7 +132,7 @@ def _read_json(text: str) -> tuple[Any, str | None]:
     """The list or map a text is, else None; and what is wrong with it, where it was meant to be one."""
     try:
         value = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         return None, f"this is no valid JSON: {exc}" if _MEANT_AS_JSON.match(text) else None
     return value if isinstance(value, list | dict) else None, None
 

@@ -93,6 +93,12 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
+def _stays(value: str) -> str:
+    if value.startswith("v1/"):
+        raise ValueError(f"{value!r} matches nothing: a path begins with a slash, /{value}")
+    return value
+
+
 class Group(BaseModel):
     """Settings that belong together: `GATEWAY_<GROUP>__<FIELD>`."""
 
@@ -113,10 +119,10 @@ class Policy(Group):
     )  # fmt: skip
     price: Weight = setting(0.5, "weight of the delay a task adds to those behind it", unit="s per s")
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
-    edge_only: tuple[str, ...] = setting(
+    edge_only: tuple[Annotated[str, AfterValidator(_stays)], ...] = setting(
         (),
-        "models, tasks and paths (a path is an MQTT topic too) whose data never leaves the site, whatever a request "
-        "says; `*` at the end for any rest",
+        "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; `*` at the "
+        "end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may become does",
     )
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
 

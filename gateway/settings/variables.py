@@ -135,7 +135,7 @@ def _open(
         return
     try:
         content = json.loads(variable.text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         content, why = None, f"is no JSON object ({exc})"
     else:
         why = "is no JSON object"

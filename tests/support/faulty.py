@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import Any, ClassVar, Self
 
@@ -10,7 +11,7 @@ from gateway.plugin import Backend, BackendSettings, Result, Task
 
 
 class Faulty(Backend[BackendSettings]):
-    tasks = ("block", "hang", "ignore", "raise", "serve")
+    tasks = ("block", "exit", "hang", "ignore", "interrupt", "raise", "serve")
     slots = 2
     may_end: ClassVar[asyncio.Event]
     ignoring: ClassVar[asyncio.Event]
@@ -41,6 +42,12 @@ class Faulty(Backend[BackendSettings]):
 
     async def _raise(self, task: Task) -> Any:
         raise LookupError("a bug")
+
+    async def _exit(self, task: Task) -> Any:
+        sys.exit(0)
+
+    async def _interrupt(self, task: Task) -> Any:
+        raise KeyboardInterrupt
 
     async def _serve(self, task: Task) -> str:
         return "served"

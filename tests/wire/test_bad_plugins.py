@@ -76,6 +76,14 @@ async def test_a_plugin_that_only_raises_is_left_out_and_told(
     assert len(gateway.lines.of("backend.quarantined")) == 1
 
 
+async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(gateway: RunningGateway) -> None:
+    for task in ("exit", "interrupt"):
+        answer = await answered(gateway.url, post(f"/v1/tasks/{task}", b"{}"))
+        assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error")
+    assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
+    assert {line["error"] for line in gateway.lines.of("dispatch.raised")} == {"SystemExit", "KeyboardInterrupt"}
+
+
 async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.dispatch.dispatcher.CLOSE_S", 0.1)
     async with running_gateway(**FAULTY) as running:

@@ -17,6 +17,7 @@ from gateway.ingress.errors import ERRORS
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import Answer, answered, connected, post, read_answer, read_to_end
+from support.until import until
 from support.upstream import answer, by_path, cut
 from support.wiring import ADD, DESK, OFF_SITE_DESK, relaying
 
@@ -306,12 +307,49 @@ async def test_a_browser_of_an_allowed_origin_may_ask_and_read_the_answer() -> N
     async with running_gateway(**DESK, GATEWAY_ALLOWED_ORIGINS=origin) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", f"Origin: {origin}"))
         assert (found.json, found.headers["access-control-allow-origin"]) == ({"result": 1}, origin)
-        asks = f"OPTIONS /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n\r\n"
+        assert "x-gateway-backend" in found.headers["access-control-expose-headers"]
+        wanted = "authorization,x-stainless-read-timeout,traceparent"  # an SDK adds its own
+        asks = (
+            f"OPTIONS /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n"
+            f"Access-Control-Request-Headers: {wanted}\r\n\r\n"
+        )
         async with connected(gateway.url) as (reader, writer):
             writer.write(asks.encode())
             preflight = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         assert preflight.startswith("http/1.1 204")
         assert f"access-control-allow-origin: {origin}" in preflight
+        assert f"access-control-allow-headers: {wanted}" in preflight
+
+
+async def test_who_finds_every_place_taken_is_told_to_come_back_and_that_nobody_was_asked() -> None:
+    few = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "1"}
+    async with (
+        running_gateway(**few) as gateway,
+        connected(gateway.url) as (_, one),
+        connected(gateway.url) as (_, two),
+    ):
+        one.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        two.write(post("/v1/tasks/wait", b"{}"))
+        await until(lambda: gateway.service.lanes.waiting()["desk"] == 1)
+        found = await answered(gateway.url, post("/v1/tasks/say", b"1"))
+    check(found, "overloaded", attempts=0)
+    assert int(found.headers["retry-after-ms"]) > 0
+
+
+@pytest.mark.parametrize("line", ["X_API_KEY: a", "api-key: a\r\napi-key: b"])
+async def test_a_header_that_others_may_read_otherwise_is_refused_with_a_line_like_any_request(line: str) -> None:
+    async with running_gateway(**DESK) as gateway:
+        found = await answered(gateway.url, post("/v1/tasks/say", b"1", line))
+        check(found, "bad_request")
+        assert found.headers["connection"] == "close"
+        assert (await gateway.line())["status"] == 400
+
+
+async def test_two_codings_of_a_body_are_no_less_than_one() -> None:
+    async with running_gateway(**DESK) as gateway:
+        asked = post("/v1/tasks/say", b"1", "Content-Encoding: gzip", "Content-Encoding: identity")
+        check(await answered(gateway.url, asked), "unsupported_encoding")
 
 
 async def test_a_client_elsewhere_is_not_told_where_the_time_went(

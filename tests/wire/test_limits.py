@@ -19,6 +19,7 @@ from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post, read_answer, read_to_end
+from support.until import until
 from support.wiring import DESK
 
 SAY = post("/v1/tasks/say", b"1")
@@ -32,6 +33,9 @@ class Gauge:
 
     def ratio(self) -> float:
         return self._used
+
+    def free_bytes(self, up_to: float) -> float:
+        return 1e9
 
 
 async def pressed(gateway: RunningGateway, ratio: float) -> None:
@@ -109,6 +113,30 @@ async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pyt
         for _ in range(40):
             await too_much(gateway)
         assert resident_bytes() - before < 24_000_000
+
+
+async def test_bodies_that_are_too_much_together_are_refused_before_they_are_read(desk: RunningGateway) -> None:
+    desk.service.door.room.measured(4 * 1_000_000)
+    async with connected(desk.url) as (_, first):
+        first.write(post("/v1/tasks/say", b"", length=900_000))  # announced, and not yet sent
+        await until(lambda: desk.service.door.room.promised == 900_000)
+        refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
+        assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
+        assert refused.headers["retry-after"] == "2"
+        assert (await answered(desk.url, SAY)).status == 200
+    await desk.line(outcome="cancelled")
+    assert desk.service.door.room.promised == 0
+
+
+async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 1.0)
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        before = resident_bytes()
+        writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4_000)
+        await gateway.line(outcome="cancelled")
+        assert len(gateway.lines.of("request.finished")) < 400
+        assert resident_bytes() - before < 16_000_000
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────

@@ -19,6 +19,7 @@ from gateway.plugin import Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
 from support.canary import Canary
+from support.configurations import only
 from support.raw import answered, post
 from support.wiring import backend
 
@@ -113,6 +114,21 @@ async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check
 
 # ── for any input ────────────────────────────────────────────────────────────────────────────────
 
+
+async def test_auto_stays_where_a_model_it_may_become_does() -> None:
+    world = backend("far", "support.canary:Canary", SITE="cloud", MODELS='{"assistant":"bird","other":"wren"}')
+    async with running_gateway(**world, GATEWAY_POLICY__EDGE_ONLY="assistant") as gateway:
+        found = {}
+        for model in ("assistant", "auto", "far/auto", "other"):
+            found[model] = (await answered(gateway.url, post("/v1/chat/completions", chat(model)))).status
+    assert found == {"assistant": 503, "auto": 503, "far/auto": 503, "other": 200}
+
+
+def test_a_path_without_its_slash_is_no_rule() -> None:
+    told = only(backend("e", "echo") | {"GATEWAY_POLICY__EDGE_ONLY": "v1/tasks/far"})
+    assert "/v1/tasks/far" in told
+
+
 CHANGES = st.lists(
     st.one_of(
         st.just(("subtask", {})),
@@ -138,6 +154,7 @@ def test_no_chain_of_subtasks_and_changes_ever_lets_a_task_leave_again(
 @given(st.sampled_from("abc/*"), st.text("abc/*", max_size=6), st.text("abc/", max_size=6))
 def test_a_rule_keeps_its_name_itself_pinned_or_not(first: str, rest: str, backend_name: str) -> None:
     name = first + rest
-    assert must_stay((name,), name, "")
-    assert must_stay((name,), f"{backend_name.replace('/', '') or 'b'}/{name}", "")
-    assert not must_stay((), name, name)
+    assert must_stay((name,), (name,), "", None)
+    assert must_stay((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",), "", None)
+    assert must_stay((name,), ("another",), "", name)
+    assert not must_stay((), (name,), name, name)

@@ -40,7 +40,9 @@ class Gateway:
 
 
 @contextmanager
-def gateway(folder: Path, *, listener: socket.socket | None = None, **more: str) -> Iterator[Gateway]:
+def gateway(
+    folder: Path, *, listener: socket.socket | None = None, await_ready: bool = True, **more: str
+) -> Iterator[Gateway]:
     """A process that serves; `listener` is handed to it as systemd would."""
     port = free_port()
     (folder / "jobs.py").write_text(SLOW)
@@ -63,7 +65,8 @@ def gateway(folder: Path, *, listener: socket.socket | None = None, **more: str)
             pass_fds=() if listener is None else (listener.fileno(),),
         )
         try:
-            notify.wait_for("READY=1")
+            if await_ready:
+                notify.wait_for("READY=1")
             yield Gateway(process, folder, port, notify)
         finally:
             process.kill()
@@ -112,6 +115,22 @@ async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_
         await until(lambda: it.notify.heard("READY=1") == 3)
         said = [line.partition("=")[0] for line in it.notify.said if not line.startswith(("STATUS", "WATCHDOG"))]
         assert said == ["READY", "RELOADING", "MONOTONIC_USEC", "READY", "RELOADING", "MONOTONIC_USEC", "READY"]
+
+
+async def test_a_sighup_while_it_starts_neither_ends_it_nor_is_lost(tmp_path: Path) -> None:
+    with gateway(tmp_path, await_ready=False) as it:
+        await until(lambda: ignores_hangup(it.process.pid))
+        it.process.send_signal(signal.SIGHUP)
+        await asyncio.to_thread(it.notify.wait_for, "READY=1")
+        assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 200
+
+
+def ignores_hangup(pid: int) -> bool:
+    """Whether the process has begun to run our code: before that, SIGHUP is Python's, and deadly."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    masks = {name: int(mask, 16) for name, _, mask in (line.partition(":\t") for line in lines) if name[:3] == "Sig"
+             and name in ("SigIgn", "SigCgt")}  # fmt: skip
+    return bool((masks["SigIgn"] | masks["SigCgt"]) & 1 << (signal.SIGHUP - 1))
 
 
 async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: Path) -> None:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import trustme
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.service import _reload
-from gateway.settings import load
+from gateway.settings import SettingsError, load
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post, read_answer
 from support.wiring import DESK, backend
 
 SAY = post("/v1/tasks/say", b"1")
+LOOPBACK = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
 CANARY = backend("bird", "support.canary:Canary")
 
 
 async def reload(gateway: RunningGateway, **environ: str) -> list[str]:
-    defaults = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
+    defaults = LOOPBACK
     state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
     waiting = await gateway.service.reload(load(defaults | state | environ))
     await gateway.service.registry.settled(5)
@@ -139,8 +142,6 @@ async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_pa
         return ca
 
     async def served(gateway: RunningGateway, ca: trustme.CA) -> Any:
-        import ssl
-
         context = ssl.create_default_context()
         ca.configure_trust(context)
         url = gateway.url.replace("http:", "https:")
@@ -153,4 +154,77 @@ async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_pa
         ca = issue()
         assert await reload(gateway, **DESK, **files) == []
         assert await served(gateway, ca) == {"result": 1}
-        assert await reload(gateway, **DESK) == ["GATEWAY_TLS__CERT_FILE", "GATEWAY_TLS__KEY_FILE"]
+        assert await reload(gateway, **DESK) == []
+        assert await status(gateway) == 200  # in plain again
+
+
+async def test_other_client_authorities_hold_from_the_next_connection_on(tmp_path: Path) -> None:
+    server, ours, others = trustme.CA(), trustme.CA(), trustme.CA()
+    server.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    ours.cert_pem.write_to_path(str(tmp_path / "clients.pem"))
+    files = {"CERT_FILE": "server.pem", "CLIENT_CA_FILE": "clients.pem"}
+    tls = {f"GATEWAY_TLS__{name}": str(tmp_path / file) for name, file in files.items()}
+
+    async def is_served(gateway: RunningGateway, ca: trustme.CA) -> bool:
+        context = ssl.create_default_context()
+        server.configure_trust(context)
+        ca.issue_cert("client.example").configure_cert(context)
+        url = gateway.url.replace("http:", "https:")
+        try:
+            async with gateway.session() as http, http.post(f"{url}/v1/tasks/say", json=1, ssl=context) as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async with running_gateway(**DESK, **tls) as gateway:
+        assert [await is_served(gateway, ca) for ca in (ours, others)] == [True, False]
+        others.cert_pem.write_to_path(str(tmp_path / "clients.pem"))
+        assert await reload(gateway, **DESK, **tls) == []
+        assert [await is_served(gateway, ca) for ca in (ours, others)] == [False, True]
+
+
+async def test_a_listener_that_others_reach_never_loses_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write_keys(path, {"ada": Key(sha256=hash_of("a" * SECRET_CHARS))})
+    public = {"GATEWAY_LISTEN": "0.0.0.0:0", "GATEWAY_ALLOWED_HOSTS": "localhost"}
+    async with running_gateway(**DESK, **public, GATEWAY_KEYS_FILE=str(path)) as gateway:
+        with pytest.raises(SettingsError, match="can be reached from other machines"):
+            await reload(gateway, **DESK)  # which would listen on loopback alone, from the next start on
+        assert await answered_status(gateway, SAY) == 401
+
+
+async def answered_status(gateway: RunningGateway, asked: bytes) -> int:
+    return (await answered(gateway.url.replace("0.0.0.0", "127.0.0.1"), asked)).status
+
+
+async def test_what_waits_for_a_restart_is_named_until_then() -> None:
+    async with running_gateway(**DESK) as gateway:
+        for _ in range(2):
+            assert await reload(gateway, **DESK, GATEWAY_LISTEN="127.0.0.1:1") == ["GATEWAY_LISTEN"]
+        assert await reload(gateway, **DESK) == []
+
+
+def broken(plugin: str, folder: Path) -> Path:
+    """An environment file that asks for a plugin that breaks, beside one that does not."""
+    file = folder / "gateway.env"
+    variables = LOOPBACK | DESK | backend("broken", plugin) | {"GATEWAY_STATE_DIR": str(folder)}
+    file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    return file
+
+
+async def test_a_plugin_whose_settings_break_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    async with running_gateway(**DESK) as gateway:
+        await _reload(gateway.service, broken("support.broken_settings:Raises", tmp_path))
+        (told,) = gateway.lines.of("service.reload_failed")
+        assert told["problems"][0].startswith("GATEWAY_BACKENDS__BROKEN: ")
+        assert "this validator is broken" in told["problems"][0]
+        assert await status(gateway) == 200
+
+
+async def test_a_plugin_whose_import_ends_the_process_is_left_out_by_name(tmp_path: Path) -> None:
+    async with running_gateway(**DESK) as gateway:
+        await _reload(gateway.service, broken("support.broken_settings.exits:Nothing", tmp_path))
+        await gateway.service.registry.settled(5)
+        member = gateway.service.registry.members["broken"]
+        assert (member.state, "SystemExit" in (member.error or "")) == ("failed", True)
+        assert await status(gateway) == 200

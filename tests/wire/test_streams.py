@@ -29,6 +29,7 @@ from support.streamed import (
     said,
     streaming,
 )
+from support.until import until
 from support.upstream import (
     LAST_CHUNK,
     Script,
@@ -234,13 +235,6 @@ async def test_a_client_that_leaves_while_its_request_waits_in_line_is_forgotten
         assert (line["t_queue_ms"] > 0, line["t_edge_ms"]) == (True, 0)
         assert not Desk.callers[2].is_set()
         assert not Desk.left.is_set()
-
-
-async def until(claim: Callable[[], bool]) -> None:
-    """Turn the loop until `claim` holds."""
-    async with asyncio.timeout(5):
-        while not claim():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from gateway.ingress.http import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
 from support.raw import answered, connected, post, read_answer, read_to_end
+from support.until import until
 from support.wiring import DESK
 
 HERE = "127.0.0.1"
@@ -170,6 +172,30 @@ async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkey
             assert (await read_answer(reader)).status == 200
         await gateway.line("http.full")
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
+
+
+async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.service.most_connections", lambda descriptors, slots: 8)
+    async with running_gateway(**DESK) as gateway:
+        socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
+        refused = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
+        assert len(refused) == 52
+        for sock in socks:
+            sock.close()
+        server = gateway.service._runners[0].server
+        await until(lambda: not server.connections)  # type: ignore[union-attr]
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
+
+
+def is_told_to_go(sock: socket.socket) -> bool:
+    sock.settimeout(0.2)
+    try:
+        sock.recv(4096)
+        return True
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
 
 
 @pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 864), (65536, 16, 65376), (64, 4, 16)])

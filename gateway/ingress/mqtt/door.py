@@ -255,6 +255,7 @@ class MqttDoor:
             read=read,
             is_trusted=self._is_trusted,
             key_id=self._key_id,
+            topic=job.message.topic,
         )
 
     async def _send(self, publication: Publication) -> None:

@@ -1,0 +1,13 @@
+"""Waiting for what has no event of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+async def until(claim: Callable[[], object], timeout_s: float = 10.0) -> None:
+    """Turn the loop until `claim` holds. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not claim():  # noqa: ASYNC110 (others know of no event for it either)
+            await asyncio.sleep(0)
