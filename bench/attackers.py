@@ -4,7 +4,7 @@
 
 A third drips a request's head, a third its body, a byte a second each; a third asks for a large answer and reads none.
 Meanwhile a client, a process of its own, asks `echo` again and again, as it did before; its p99 over that of the
-undisturbed time is the figure. An attacker is gone when its connection is: by FIN, reset, or because the kernel says so. The targets are 1.5
+undisturbed time is the figure. An attacker is gone when its connection is, by FIN or by reset. The targets are 1.5
 times, and 25 s after the first byte.
 """
 

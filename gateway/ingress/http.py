@@ -20,7 +20,7 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.ingress.access import CREDENTIAL_HEADERS
 from gateway.ingress.door import Door, Incoming, report_bug
 from gateway.ingress.hosts import host_of
-from gateway.ingress.http_reply import HttpReply, bound_unread, error_response
+from gateway.ingress.http_reply import HttpReply, bound_unread, error_response, last_words
 from gateway.ingress.listening import Goodbye
 from gateway.ingress.room import Reading, Room
 from gateway.ingress.routes import MethodNotAllowed
@@ -40,7 +40,21 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class _Connection(RequestHandler):
     """aiohttp's connection, answering in our envelope what it would have answered in its own words."""
 
-    __slots__ = ()
+    __slots__ = ("_has_part",)
+
+    def data_received(self, data: bytes) -> None:
+        """Note whether what has come while nobody was served is the part of a head, for `force_close`."""
+        was_idle, count = self._waiter is not None and not self._waiter.done(), self._request_count
+        super().data_received(data)
+        self._has_part = was_idle and self._request_count == count
+
+    def force_close(self) -> None:
+        """The end of an idle connection: aiohttp's keep-alive timeout. Whose head is half there is told why."""
+        if getattr(self, "_has_part", False) and self.transport is not None:
+            _reject("its head came too slowly", self.peername)
+            message = f"the request's head was not there within {HEAD_TIMEOUT_S:g} s"
+            self.transport.write(last_words(GatewayError(message, code="request_timeout")))
+        super().force_close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Serve it; where it is one too many, tell it so."""

@@ -160,6 +160,15 @@ class HttpReply:
         transport.abort()
 
 
+def last_words(error: GatewayError) -> bytes:
+    """An error as the bytes of a whole answer, for a connection that no request has come on, and that goes."""
+    response = error_response(error, new_id())
+    assert isinstance(response.body, bytes)
+    headers = {**response.headers, "Content-Length": str(len(response.body)), "Connection": "close"}
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {response.status} {response.reason}\r\n{head}\r\n".encode() + response.body
+
+
 def error_response(error: GatewayError, request_id: str) -> web.Response:
     """An error in our envelope, for bytes that no door has seen."""
     return web.Response(

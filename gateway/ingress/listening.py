@@ -11,11 +11,10 @@ import resource
 import socket
 import ssl
 
-import msgspec
 from aiohttp import web
 
-from gateway.ingress.errors import envelope, error_headers, status_of
-from gateway.plugin import TaskRefused, new_id
+from gateway.ingress.http_reply import last_words
+from gateway.plugin import TaskRefused
 from gateway.telemetry import Limited, metrics
 
 BACKLOG = 1024
@@ -115,7 +114,8 @@ class Goodbye(asyncio.Protocol):
         if Goodbye.now > MOST_GOODBYES:
             transport.abort()
             return
-        transport.write(_goodbye())
+        error = TaskRefused("as many clients are connected as there can be; come back later", retry_after_s=1.0)
+        transport.write(last_words(error))
         if transport.can_write_eof():
             transport.write_eof()
         self._timer = asyncio.get_running_loop().call_later(GOODBYE_S, transport.abort)
@@ -128,19 +128,3 @@ class Goodbye(asyncio.Protocol):
         Goodbye.now -= 1
         if timer := getattr(self, "_timer", None):
             timer.cancel()
-
-
-def _goodbye() -> bytes:
-    error = TaskRefused("as many clients are connected as there can be; come back later", retry_after_s=1.0)
-    request_id = new_id()
-    body = msgspec.json.encode(envelope(error, request_id))
-    headers = {
-        "Server": "edge-gateway",
-        "Content-Type": "application/json",
-        "Content-Length": str(len(body)),
-        "x-request-id": request_id,
-        "Connection": "close",
-        **error_headers(error, 0),
-    }
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status_of(error)} Service Unavailable\r\n{head}\r\n".encode() + body

@@ -227,6 +227,24 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
         assert (await answered(gateway.url, SAY)).status == 200
 
 
+async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.2)
+    async with running_gateway(**DESK) as gateway:
+        async with connected(gateway.url) as (reader, writer):
+            writer.write(SAY)
+            assert (await read_answer(reader)).status == 200
+            assert await read_to_end(reader) == b""
+        async with connected(gateway.url) as (reader, writer):
+            writer.write(SAY)
+            assert (await read_answer(reader)).status == 200
+            writer.write(SAY[:40])
+            late = await read_answer(reader)
+            assert (late.status, late.json["error"]["code"]) == (408, "request_timeout")
+            assert await read_to_end(reader) == b""
+
+
 async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.3)
     async with running_gateway(**DESK) as gateway:
