@@ -244,7 +244,8 @@ def _keys_file(env_file: Path | None) -> Path | None:
     from gateway.settings.variables import read_variables
 
     name = f"{PREFIX}KEYS_FILE"
-    variables, _ = read_variables(os.environ, env_file, (), (name,))
+    variables, problems = read_variables(os.environ, env_file, (), (name,))
+    _tell([problem for problem in problems if problem.variable == "--env-file"], sys.stderr)
     return Path(variables[name].text).expanduser() if name in variables else None
 
 
@@ -272,8 +273,15 @@ def _keys_list(path: Path, args: argparse.Namespace) -> int:
 def _keys_revoke(path: Path, args: argparse.Namespace) -> int:
     from gateway import keyring
 
-    keyring.revoke(path, args.id)
+    was_last_admin = keyring.revoke(path, args.id)
     print(f"{args.id} is out of {path}; until it is told (systemctl reload edge-gateway), a running gateway serves it")
+    if was_last_admin:
+        print(
+            f"edge-gateway: no key in {path} has `admin` any more. Where others can reach GATEWAY_ADMIN_LISTEN, the "
+            "gateway will refuse this configuration, and go on with the old keys until it is restarted. "
+            "Fix: `edge-gateway keys create NAME --admin` before you reload",
+            file=sys.stderr,
+        )
     return OK
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from gateway.admit.keyfile import read_keys, write_keys
+from gateway.admit.keyfile import changing_keys
 from gateway.admit.keys import ID, Key, KeysInvalid, Names, hash_of, new_secret
 
 _DAYS = re.compile(r"([0-9]{1,5})d")
@@ -18,13 +19,14 @@ def create(path: Path, args: argparse.Namespace) -> str:
     """A new key in the file, which is made if need be; the key as a client sends it. Raises KeysInvalid."""
     if not ID.fullmatch(args.id):
         raise KeysInvalid(f"{args.id!r} cannot be a key's name: one to forty letters, digits and hyphens")
-    keys = read_keys(path) if path.exists() else {}
-    if args.id in keys:
-        raise KeysInvalid(f"there is a key {args.id} already; revoke it first, or use another name")
-    if args.certificate is not None and args.certificate in {key.certificate for key in keys.values()}:
-        raise KeysInvalid(f"another key has the certificate {args.certificate!r} already")
     secret = new_secret()
-    write_keys(path, keys | {args.id: _key(secret, args)})
+    key = _key(secret, args)
+    with changing_keys(path, may_be_new=True) as keys:
+        if args.id in keys:
+            raise KeysInvalid(f"there is a key {args.id} already; revoke it first, or use another name")
+        if args.certificate is not None and args.certificate in {key.certificate for key in keys.values()}:
+            raise KeysInvalid(f"another key has the certificate {args.certificate!r} already")
+        keys[args.id] = key
     return f"egw_{args.id}_{secret}"
 
 
@@ -36,8 +38,8 @@ def _burst(requests_per_minute: float | None) -> int:
 def _key(secret: str, args: argparse.Namespace) -> Key:
     now = datetime.now(UTC).replace(microsecond=0)
     for name in ("requests_per_minute", "burst", "concurrency", "max_body_bytes"):
-        if (value := getattr(args, name)) is not None and not value > 0:
-            raise KeysInvalid(f"--{name.replace('_', '-')} must be more than 0")
+        if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
+            raise KeysInvalid(f"--{name.replace('_', '-')} must be a number more than 0")
     return Key(
         sha256=hash_of(secret),
         models=_names(args.models),
@@ -70,13 +72,13 @@ def _expiry(text: str | None, now: datetime) -> datetime | None:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def revoke(path: Path, name: str) -> None:
-    """Take a key out of the file. Raises KeysInvalid where it is not in it."""
-    keys = read_keys(path)
-    if name not in keys:
-        raise KeysInvalid(f"there is no key {name!r} in {path}")
-    del keys[name]
-    write_keys(path, keys)
+def revoke(path: Path, name: str) -> bool:
+    """Take a key out of the file; whether it was the last with `admin`. Raises KeysInvalid where it is not in it."""
+    with changing_keys(path) as keys:
+        if name not in keys:
+            raise KeysInvalid(f"there is no key {name!r} in {path}")
+        gone = keys.pop(name)
+        return gone.admin and not any(key.admin for key in keys.values())
 
 
 def listing(keys: Mapping[str, Key]) -> Iterator[str]:

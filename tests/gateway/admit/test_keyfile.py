@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -76,6 +79,66 @@ def test_what_root_writes_for_a_service_the_service_can_still_read(tmp_path: Pat
     assert path.stat().st_uid == 1234
 
 
+def test_who_may_read_it_stays_as_it_was_and_so_does_a_link_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, link = tmp_path / "real" / "keys.json", tmp_path / "keys.json"
+    path.parent.mkdir()
+    made(path, capsys, "ada")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    made(link, capsys, "bob")
+    assert cli.main(["keys", "--file", str(link), "revoke", "ada"]) == 0
+    assert link.is_symlink()
+    assert read_keys(path).keys() == {"bob"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["keys.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_who_cannot_give_it_to_its_group_gives_that_groups_rights_to_no_other() -> None:
+    with TemporaryDirectory() as folder:  # others may look into it, not so into tmp_path
+        path = Path(folder, "keys.json")
+        write_keys(path, {})
+        path.chmod(0o640)
+        os.chown(path, 1234, 4321)
+        os.chown(folder, 1234, 1234)
+        before = os.getegid()
+        os.setegid(1234)
+        os.seteuid(1234)
+        try:
+            write_keys(path, {})
+        finally:
+            os.seteuid(0)
+            os.setegid(before)
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o600, 1234)
+
+
+def test_of_keys_made_and_revoked_at_the_same_time_none_is_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "keys.json"
+    old = [f"old{number}" for number in range(4)]
+    for name in old:
+        made(path, capsys, name)
+    command = [sys.executable, "-m", "gateway.cli", "keys", "--file", str(path)]
+    calls = [[*command, "create", f"new{number}"] for number in range(8)]
+    calls += [[*command, "revoke", name] for name in old]
+    running = [subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for call in calls]
+    printed = [process.communicate(timeout=30)[0].decode().strip() for process in running]
+    assert [process.returncode for process in running] == [0] * len(calls)
+    gate = Gate(read_keys(path))
+    assert {gate.known([key]).id for key in printed[:8]} == {f"new{number}" for number in range(8)}
+    assert not read_keys(path).keys() & set(old)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["keys.json"]
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["keys", "--file", str(tmp_path / "none" / "keys.json"), "create", "ada"]) == 1
+    told = capsys.readouterr()
+    assert (told.out, f"{tmp_path / 'none'} is no folder to keep keys in" in told.err) == ("", True)
+
+
 def test_a_key_is_made_printed_once_and_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     key = made(path, capsys, "ada", "--models", "m,n*", "--edge-only", "--expires", "90d", "--burst", "2")
@@ -109,8 +172,27 @@ def test_a_revoked_key_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no key 'ada'" in capsys.readouterr().err
 
 
+def test_who_revokes_the_last_key_that_has_admin_is_warned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "keys.json"
+    for name in ("ada", "bob"):
+        made(path, capsys, name, "--admin")
+    made(path, capsys, "cyd")
+    warned = []
+    for name in ("ada", "bob", "cyd"):
+        assert cli.main(["keys", "--file", str(path), "revoke", name]) == 0
+        warned.append("GATEWAY_ADMIN_LISTEN" in capsys.readouterr().err)
+    assert warned == [False, True, False]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["a_b"], ["x", "--expires", "soon"], ["x", "--burst", "0"], ["x", "--requests-per-minute", "nan"]]
+    "arguments",
+    [
+        ["a_b"],
+        ["x", "--expires", "soon"],
+        ["x", "--burst", "0"],
+        ["x", "--requests-per-minute", "nan"],
+        ["x", "--requests-per-minute", "inf"],
+    ],
 )
 def test_what_makes_no_sense_makes_no_key(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -129,3 +211,11 @@ def test_the_settings_say_where_the_file_is(
     monkeypatch.setenv("GATEWAY_KEYS_FILE", str(tmp_path / "keys.json"))
     assert cli.main(["keys", "create", "ada"]) == 0
     assert read_keys(tmp_path / "keys.json").keys() == {"ada"}
+
+
+def test_an_environment_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GATEWAY_KEYS_FILE", raising=False)
+    assert cli.main(["keys", "--env-file", str(tmp_path / "missing"), "list"]) == 78
+    assert f"--env-file: {tmp_path / 'missing'} cannot be read: no such file" in capsys.readouterr().err
