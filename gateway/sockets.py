@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,9 +26,13 @@ def bind(listener: Listener, variable: str) -> socket.socket:
 def _bound(listener: Listener) -> socket.socket:
     """A listening socket; a Unix one takes the place of one nobody listens at any more."""
     if isinstance(listener, UnixListener):
-        sock = socket.socket(socket.AF_UNIX)
         _remove_stale(listener.path)
-        sock.bind(listener.path)
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(listener.path)
+        except OSError:
+            sock.close()
+            raise
     else:
         family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
         sock = socket.create_server((listener.host, listener.port), family=family, backlog=BACKLOG)
@@ -48,6 +55,12 @@ def refuse_public(listening: Sequence[socket.socket], settings: Settings) -> Non
 
 
 def _remove_stale(path: str) -> None:
+    """Only a socket nobody listens at is taken away. Raises OSError where there is anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "there is something that is no socket, which is left alone; move it away")
+    except FileNotFoundError:
+        return
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
