@@ -161,6 +161,24 @@ def test_a_relative_call_finds_its_own_checkout(installed: Path, bare: dict[str,
     assert result.stdout.splitlines()[-1] == "version"
 
 
+@pytest.mark.parametrize("target", ["{checkout}/run", "./a checkout/run"])
+def test_called_by_a_link_it_finds_its_own_checkout(
+    installed: Path, tmp_path: Path, bare: dict[str, str], target: str
+) -> None:
+    link = tmp_path / "linked"
+    link.symlink_to(target.format(checkout=installed))
+    result = run(link, "version", cwd=tmp_path / "bin", env=bare)
+    assert result.stdout.splitlines()[-1:] == ["version"], result.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.parametrize("name", ["GATEWAY_BACKENDS__CAFÉ__PLUGIN", "GATEWAY_BACKENDS__GPU-BOX__PLUGIN"])
+def test_a_variable_the_shell_would_drop_is_told(installed: Path, name: str) -> None:
+    result = run(installed / "run", "check", cwd=installed, env={**os.environ, name: "a=b", "GATEWAY_A": "é"})
+    assert (result.returncode, result.stdout) == (78, "")
+    assert f"run: no name for a variable: {name} ; use letters, digits and underscores" in result.stderr
+
+
 def test_a_pythonpath_may_add_modules_but_not_replace_ours(installed: Path, bare: dict[str, str]) -> None:
     result = run(installed / "run", "version", cwd=installed, env={**bare, "PYTHONPATH": "theirs"})
     site_packages = installed / ".venv" / "lib" / "python3.11" / "site-packages"
