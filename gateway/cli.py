@@ -246,7 +246,8 @@ def _keys_file(env_file: Path | None) -> Path | None:
     name = f"{PREFIX}KEYS_FILE"
     variables, problems = read_variables(os.environ, env_file, (), (name,))
     _tell([problem for problem in problems if problem.variable == "--env-file"], sys.stderr)
-    return Path(variables[name].text).expanduser() if name in variables else None
+    found = variables.get(name)
+    return Path(found.text).expanduser() if found and found.text else None
 
 
 def _keys_create(path: Path, args: argparse.Namespace) -> int:

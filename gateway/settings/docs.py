@@ -47,8 +47,9 @@ whole group: `GATEWAY_POLICY='{"hysteresis": 0.05}'` says the same as `GATEWAY_P
 `GATEWAY_BACKENDS__CLOUD='{"plugin": "http", "url": "https://api.example.com"}'` describes a whole backend.
 
 An unknown `GATEWAY_…` variable is an error that names the nearest known one: a typing mistake never passes for a
-default. Ignored is what others inject: `GATEWAY_INTERFACE`, and what Docker and Kubernetes make of a service called
-`gateway` (`…_SERVICE_HOST`, `…_SERVICE_PORT*`, `…_PORT`, `…_PORT_<n>_*`).
+default. So is a name with other letters than those of ASCII. Ignored is what others inject: `GATEWAY_INTERFACE`, and
+what Docker and Kubernetes make of a service called `gateway` (`…_SERVICE_HOST`, `…_SERVICE_PORT*`, `…_PORT`,
+`…_PORT_<n>_*`).
 
 ## Secrets
 
@@ -58,6 +59,9 @@ A setting marked *secret* is looked for in three places, and the first one found
    (systemd: `LoadCredential=GATEWAY_BACKENDS__CLOUD__API_KEY:/etc/edge-gateway/cloud.key`),
 2. the file named by the variable with `_FILE` added (`GATEWAY_BACKENDS__CLOUD__API_KEY_FILE=/run/secrets/cloud`),
 3. the variable itself.
+
+A file in `$CREDENTIALS_DIRECTORY` that is called `GATEWAY_…` and not like any secret is an error as well; but one
+called like a setting that is set (`Environment=GATEWAY_TLS__KEY_FILE=%d/GATEWAY_TLS__KEY_FILE`) is left to that.
 
 The newline at the end of such a file is dropped. `check` and `config` show no secret, nor the user and
 password in a URL.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
@@ -19,9 +19,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from gateway.settings.problems import Problem, nearest
+from gateway.settings.problems import Problem, nearest, nearest_of_all
 from gateway.settings.text import conceal, quote, render
-from gateway.settings.variables import Variables
+from gateway.settings.variables import Variable, Variables, meant_backend
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -152,8 +152,8 @@ def fill(
     """
     leaves = {leaf.variable: leaf for leaf in leaves_of(model, prefix)}
     settable = leaves.keys() | groups_of(model, prefix)
-    problems = [_unknown(name, leaves) for name in variables if name not in settable]
-    known = {name: variable.text for name, variable in variables.items() if name in settable}
+    known = {name: variable.text for name, variable in variables.items() if name in settable and variable.text}
+    problems = [_unknown(name, variables[name], settable, prefix) for name in variables if name not in known]
     try:
         return _make(model, prefix, known, context), problems
     except ValidationError as exc:
@@ -173,13 +173,17 @@ def _make(model: type[M], prefix: str, texts: Mapping[str, str], context: Mappin
 # ── what is wrong, in words ──────────────────────────────────────────────────────────────────────
 
 
-def _unknown(name: str, leaves: Mapping[str, Leaf]) -> Problem:
-    meant = nearest(name, leaves)
-    return Problem(
-        name,
-        "is no setting",
-        f"did you mean {meant}?" if meant else "remove it; `edge-gateway config --env` lists all",
-    )
+def _unknown(name: str, variable: Variable, settable: Iterable[str], prefix: str) -> Problem:
+    """What all names have in common says nothing: they are compared by the rest."""
+    rest = name.removeprefix(prefix)
+    rests = [other.removeprefix(prefix) for other in settable if other != name]
+    near = nearest(rest, rests)
+    meant = meant_backend(name) or (near and prefix + near)
+    fix = f"did you mean {meant}?"
+    if not meant:
+        far = prefix + nearest_of_all(rest, rests)
+        fix = f"remove it (the nearest there is: {far}); `edge-gateway config --env` lists all"
+    return Problem(name, "is no setting" if variable.text else f"is no setting ({variable.origin})", fix)
 
 
 def _variable(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf]) -> str:

@@ -30,3 +30,8 @@ class SettingsError(Exception):
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known name a person most likely meant, or None where none is as near as `cutoff` (0 to 1)."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
+
+
+def nearest_of_all(name: str, known: Iterable[str]) -> str:
+    """The known name that is nearest, however far it is; `known` is not empty."""
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]

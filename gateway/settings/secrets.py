@@ -15,26 +15,36 @@ def with_secrets(
 ) -> tuple[Variables, list[Problem]]:
     """The variables with every secret read from where it is kept, its `X_FILE` gone; and what could not be read.
 
-    A setting that is itself called `…_FILE` is a setting, not a secret's file.
+    A setting that is itself called `…_FILE` is a setting, not a secret's file. A credential no setting is called like
+    stays, without a text, to be told like any unknown variable.
     """
-    found, problems = dict(variables), list[Problem]()
-    for name, named in _secret_files(leaves).items():
-        pointer = found.pop(named, None) if named else None
+    by_name = {leaf.variable: leaf for leaf in leaves}
+    found = {name: variable for name, variable in variables.items() if variable.text or name not in by_name}
+    problems = [_no_secret(name, variables[name]) for name in variables.keys() - found if not by_name[name].is_secret]
+    for name, named in _secret_files(by_name).items():
+        pointer = found.pop(named) if named in found and found[named].text else None
         source = _source(name, pointer, environ.get("CREDENTIALS_DIRECTORY"))
         if source:
             path, origin = source
             try:
                 found[name] = Variable(_secret_in(path), origin)
             except (OSError, ValueError) as exc:
-                problems.append(_unreadable(named if named and pointer else name, path, exc))
+                problems.append(_unreadable(named if pointer else name, path, exc))
     return found, problems
 
 
-def _secret_files(leaves: Iterable[Leaf]) -> dict[str, str | None]:
-    """The variables of secrets, and for each the variable that may name its file."""
-    by_name = {leaf.variable: leaf for leaf in leaves}
+def _no_secret(name: str, credential: Variable) -> Problem:
+    return Problem(
+        name,
+        f"is no secret, so it is not taken from {credential.origin}",
+        f"set {name} itself, also where it names a file",
+    )
+
+
+def _secret_files(by_name: Mapping[str, Leaf]) -> dict[str, str]:
+    """The variables of secrets, and for each the variable that may name its file; empty where that is a setting."""
     return {
-        name: None if f"{name}_FILE" in by_name else f"{name}_FILE" for name, leaf in by_name.items() if leaf.is_secret
+        name: "" if f"{name}_FILE" in by_name else f"{name}_FILE" for name, leaf in by_name.items() if leaf.is_secret
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _INJECTED = re.compile(rf"{PREFIX}(INTERFACE|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable's text, and where it came from."""
+    """A variable's text, and where it came from. A credential is not read yet: no text."""
 
     text: str
     origin: str
@@ -40,7 +41,7 @@ Variables = dict[str, Variable]
 def read_variables(
     environ: Mapping[str, str], env_file: Path | None, groups: Iterable[str], known: Iterable[str]
 ) -> tuple[Variables, list[Problem]]:
-    """Every `GATEWAY_…` variable that is set, by upper-case name; and what could not be read.
+    """Every `GATEWAY_…` variable that is set, by upper-case name, and every credential so called; what is not readable.
 
     groups: variables that stand for several, besides the backends. known: never taken for an injected name.
     """
@@ -51,7 +52,17 @@ def read_variables(
     merged: Variables = {}
     for layer in layers:
         merged |= _open_groups(layer, frozenset(groups), problems)
-    return {name: variable for name, variable in merged.items() if variable.text}, problems
+    found = {name: variable for name, variable in merged.items() if variable.text}
+    return _credentials(environ.get("CREDENTIALS_DIRECTORY")) | found, problems
+
+
+def _credentials(folder: str | None) -> Variables:
+    """Those whose names say that they are for us. A folder that cannot be listed has none, as for who reads them."""
+    try:
+        names = os.listdir(folder) if folder else []
+    except OSError:
+        names = []
+    return {name: Variable("", f"credential {Path(folder or '', name)}") for name in names if name.startswith(PREFIX)}
 
 
 def is_injected(name: str) -> bool:
@@ -63,12 +74,23 @@ def _ours(pairs: Iterable[tuple[str, Variable]], known: frozenset[str], problems
     found: dict[str, tuple[str, Variable]] = {}
     for written, variable in pairs:
         name = written.upper()
+        if name.startswith(PREFIX) and (problem := _not_ascii(written)):
+            problems.append(problem)
+            continue
         if not name.startswith(PREFIX) or (name not in known and is_injected(name)):
             continue
         if name in found and found[name][0] != written:
             problems.append(Problem(written, f"is also set as {found[name][0]}", "keep one of the two"))
         found[name] = (written, variable)
     return {name: variable for name, (_, variable) in found.items()}
+
+
+def _not_ascii(written: str) -> Problem | None:
+    """Upper case would make another name of some, such as SS of ß, and a shell drops all of them."""
+    if written.isascii():
+        return None
+    shown = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return Problem(shown, "is no name for a variable", "use letters, digits and underscores of ASCII, such as GPU_BOX")
 
 
 # ── the environment file ─────────────────────────────────────────────────────────────────────────
@@ -96,14 +118,25 @@ def _misspelt(name: str, variable: Variable) -> Problem | None:
 
 
 def _bindings(path: Path, text: str, problems: list[Problem]) -> Iterator[tuple[str, Variable]]:
-    """systemd's comments start with `;` too; python-dotenv knows `#` only."""
-    for binding in parse_stream(io.StringIO(re.sub(r"(?m)^([ \t]*);", r"\1#", text))):
+    for binding in _parsed(text):
         where = f"{path}, line {_line(binding)}"
         if binding.error or (binding.key is not None and binding.value is None):
             fix = "write NAME=value, NAME='value with # or spaces', or # a comment; end every quote"
             problems.append(Problem("--env-file", f"{where} is not NAME=value", fix))
         elif binding.key is not None and binding.value is not None:
             yield binding.key, Variable(binding.value, where)
+
+
+def _parsed(text: str) -> Iterator[Binding]:
+    """systemd's comments start with `;` too; python-dotenv knows `#` only. In a quoted value neither is a comment."""
+    at = 0
+    for binding in parse_stream(io.StringIO(re.sub(r"(?m)^([ \t]*);", r"\1#", text))):
+        end = at + len(binding.original.string)
+        if "\n" in (binding.value or ""):
+            (as_written,) = parse_stream(io.StringIO(text[at:end]))
+            binding = binding._replace(value=as_written.value)
+        yield binding
+        at = end
 
 
 def _line(binding: Binding) -> int:
@@ -143,6 +176,9 @@ def _open(
         problems.append(Problem(name, why, _group_fix(name)))
         return
     for key, value in content.items():
+        if problem := _not_ascii(f"{name}__{key}"):
+            problems.append(problem)
+            continue
         yield from _open(f"{name}__{key.upper()}", Variable(_as_text(value), variable.origin), groups, problems)
 
 
@@ -155,6 +191,16 @@ def _group_fix(name: str) -> str:
     if name.startswith(f"{BACKENDS}__") and rest:
         return f"did you mean {BACKENDS}__{backend}__{rest}? Two underscores part a backend's name from its setting"
     return f"set {name}__… one by one, or give a JSON object"
+
+
+def meant_backend(name: str) -> str | None:
+    """The backend's variable that was meant by a name that is none: `BACKEND`, or one underscore too few."""
+    word, _, rest = name.removeprefix(PREFIX).partition("_")
+    if name.startswith(f"{BACKENDS}__") or not nearest(word, ["BACKENDS"], cutoff=0.75):
+        return None
+    rest = rest.strip("_")
+    backend, _, setting = rest.partition("__" if "__" in rest else "_")
+    return "__".join(part for part in (BACKENDS, backend, setting) if part)
 
 
 def _as_text(value: Any) -> str:

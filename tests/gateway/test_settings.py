@@ -269,6 +269,26 @@ def test_a_misspelt_prefix_in_our_own_file_is_told(tmp_path: Path) -> None:
     assert "did you mean GATEWAY_LISTEN?" in only(SHOUT, env_file(tmp_path, "GATWAY_LISTEN=127.0.0.1:1\n"))
 
 
+def test_a_semicolon_begins_a_comment_but_not_within_a_quoted_value(tmp_path: Path) -> None:
+    text = """\
+; GATEWAY_BACKENDS__E__SUFFIX="never
+
+  ;'nor this
+GATEWAY_BACKENDS__E__PLUGIN=shout # not ;
+
+GATEWAY_BACKENDS__E__SUFFIX='one # of
+; two
+# three' # comment
+GATEWAY_STALL_S=x
+"""
+    path = env_file(tmp_path, text)
+    assert f"{path}, line" not in only({}, path)
+    settings = settings_of(load({"GATEWAY_STALL_S": "1"}, path), "e")
+    assert isinstance(settings, ShoutSettings)
+    assert settings.suffix == "one # of\n; two\n# three"
+    assert load({"GATEWAY_STALL_S": "1"}, path).origins["GATEWAY_BACKENDS__E__SUFFIX"] == f"{path}, line 6"
+
+
 # ── secrets ──────────────────────────────────────────────────────────────────────────────────────
 
 KEY = "GATEWAY_BACKENDS__R__API_KEY"
@@ -293,6 +313,30 @@ def test_a_secret_is_taken_from_credentials_else_its_file_else_the_variable(tmp_
     loaded = load(REMOTE | variable | named | credentials)
     assert key_of(loaded) == "from-credentials"
     assert loaded.origins[KEY] == f"credential {tmp_path / KEY}"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("GATEWAY_MQTT__PASWORD", "did you mean GATEWAY_MQTT__PASSWORD?"),
+        ("GATEWAY_BACKENDS__R__APIKEY", "did you mean GATEWAY_BACKENDS__R__API_KEY?"),
+        ("GATEWAY_BACKENDS__R__API_KEY_FILE", "did you mean GATEWAY_BACKENDS__R__API_KEY?"),
+        ("GATEWAY_BACKEND__R__API_KEY", "did you mean GATEWAY_BACKENDS__R__API_KEY?"),
+        ("GATEWAY_BACKENDS__S__API_KEY", "set GATEWAY_BACKENDS__S__PLUGIN"),
+        ("GATEWAY_TLS__KEY_FILE", "set GATEWAY_TLS__KEY_FILE itself"),
+        ("GATEWAY_POLICY", "is no setting (credential "),
+    ],
+)
+def test_a_credential_that_would_be_ignored_is_told_like_a_variable(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_text("x")
+    (tmp_path / "another-services").write_text("x")
+    assert words in only(REMOTE | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
+
+
+def test_a_credential_may_be_a_file_that_a_setting_of_its_name_points_to(tmp_path: Path) -> None:
+    name = "GATEWAY_BACKENDS__R__CA_FILE"
+    (tmp_path / name).write_text("x")
+    assert load(REMOTE | {name: str(tmp_path / name), "CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
 def test_a_setting_that_ends_in_file_is_not_taken_for_a_secrets_file(tmp_path: Path) -> None:

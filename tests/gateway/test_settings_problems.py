@@ -31,14 +31,24 @@ pytestmark = pytest.mark.usefixtures("test_plugins")
         ("GATEWAY_BACKENDS__E__SUFIX", "GATEWAY_BACKENDS__E__SUFFIX"),
         ("GATEWAY_BACKENDS__E__MODEL", "GATEWAY_BACKENDS__E__MODELS"),
         ("GATEWAY_BACKENDS__E__SUFFIX_FILE", "GATEWAY_BACKENDS__E__SUFFIX"),
+        ("GATEWAY_BACKEND__X__PLUGIN", "GATEWAY_BACKENDS__X__PLUGIN"),
+        ("GATEWAY_BACKENDS_GPU_BOX__URL", "GATEWAY_BACKENDS__GPU_BOX__URL"),
+        ("GATEWAY_BACKENDS_X_PLUGIN", "GATEWAY_BACKENDS__X__PLUGIN"),
+        ("GATEWAY_BAKENDS", "GATEWAY_BACKENDS"),
+        ("GATEWAY_POLICI", "GATEWAY_POLICY"),
+        ("GATEWAY_LOG_LEVEL", "GATEWAY_LOG__LEVEL"),
+        ("GATEWAY_MQTT__URI", "GATEWAY_MQTT__URL"),
     ],
 )
 def test_an_unknown_variable_is_told_with_the_nearest_known_one(name: str, meant: str) -> None:
     assert only(SHOUT | {name: "1"}) == f"{name}: is no setting. Fix: did you mean {meant}?"
 
 
-def test_an_unknown_variable_like_no_other_is_told_where_to_look() -> None:
-    assert "`edge-gateway config --env` lists all" in only(SHOUT | {"GATEWAY_9876543210": "1"})
+@pytest.mark.parametrize("name", ["GATEWAY_FOO", "GATEWAY_X", "GATEWAY_9876543210", "GATEWAY_BACKENDS__E__X"])
+def test_of_one_like_no_other_it_is_not_said_that_the_nearest_was_meant(name: str) -> None:
+    told = only(SHOUT | {name: "1"})
+    assert f"{name}: is no setting. Fix: remove it (the nearest there is: GATEWAY_" in told
+    assert "`edge-gateway config --env` lists all" in told
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_BACKENDS__R__PORT", "GATEWAY_BACKENDS__R__SERVICE_HOST"])
@@ -132,9 +142,13 @@ def test_a_setting_that_is_needed_is_told_with_an_example() -> None:
     assert "GATEWAY_BACKENDS__R__URL=https://api.example (base URL)" in told
 
 
-@pytest.mark.parametrize("name", ["NONE", "AUTO", "A-", "Ü"])
+@pytest.mark.parametrize("name", ["NONE", "AUTO", "A-", "Ü", "ß", "caf\udcc3\udc89"])
 def test_a_name_no_backend_can_have_is_told(name: str) -> None:
     assert "use letters, digits" in only({f"GATEWAY_BACKENDS__{name}__PLUGIN": "shout"})
+
+
+def test_a_name_no_backend_can_have_is_told_in_a_map_too() -> None:
+    assert "use letters, digits" in only({"GATEWAY_BACKENDS": '{"e": {"plugin": "shout"}, "ß": {"plugin": "shout"}}'})
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
