@@ -45,6 +45,10 @@ class Admin:
             "/explain": ("POST", self._explain),
         }
 
+    def allow(self, hosts: frozenset[str]) -> None:
+        """Other hosts from now on: addresses come and go."""
+        self._hosts = hosts
+
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
         try:

@@ -2,55 +2,49 @@
 
 from __future__ import annotations
 
-import fcntl
+import ipaddress
 import re
 import socket
-import struct
 from collections.abc import Iterable
 
+from gateway.measure.addresses import own_addresses
 from gateway.plugin import GatewayError
 
-_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")  # RFC 3986 §3.2.3: a port may be empty
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "ip6-localhost")
-_SIOCGIFADDR = 0x8915  # linux/sockios.h
+_ANY = ("0.0.0.0", "::", "")
 
 
 def host_of(header: str) -> str:
-    """The name in a Host header, lower-cased, without its port. Raises GatewayError where it is none."""
+    """The name in a Host header, lower-cased, without its port; an IPv6 address in its shortest form.
+
+    Raises GatewayError where it is none.
+    """
     found = _HOST.fullmatch(header.strip())
-    if found is None or int(found[2] or 0) > 65535:
-        raise GatewayError(f"the Host header {header[:80]!r} is not a host name", code="bad_request")
-    return found[1].lower().rstrip(".")
+    try:
+        if found is None or int(found[2] or 0) > 65535:
+            raise ValueError
+        return _bracketed(found[1][1:-1]) if found[1][0] == "[" else found[1].lower().rstrip(".")
+    except ValueError:
+        raise GatewayError(f"the Host header {header[:80]!r} is not a host name", code="bad_request") from None
 
 
 def own_hosts(bound: Iterable[str]) -> frozenset[str]:
-    """The names by which this host may be called: bound addresses, host name, `.local` name, loopback.
+    """The names by which this host may be called now: bound addresses, host name, `.local` name, loopback.
 
-    bound: addresses the listeners are bound to; an unspecified one stands for every interface's address.
+    bound: addresses the listeners are bound to; an unspecified one stands for every interface's address. They come
+    and go (DHCP): ask again when the network changed. Raises OSError where the kernel does not tell them.
     """
-    hosts = set(_LOOPBACK)
+    bound = set(bound)
     name = socket.gethostname().lower()
-    hosts |= {name, f"{name.partition('.')[0]}.local"}
-    for address in bound:
-        if address in ("0.0.0.0", "::", ""):
-            hosts |= set(_interface_addresses())
-        else:
-            hosts.add(f"[{address.lower()}]" if ":" in address else address.lower())
-    return frozenset(hosts)
+    addresses = bound.difference(_ANY) | (own_addresses() if bound.intersection(_ANY) else set())
+    return frozenset({*_LOOPBACK, name, f"{name.partition('.')[0]}.local", *map(_as_host, addresses)})
 
 
-def _interface_addresses() -> list[str]:
-    out = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, interface in socket.if_nameindex():
-            try:
-                reply = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-            except OSError:  # an interface without an IPv4 address
-                continue
-            out.append(socket.inet_ntoa(reply[20:24]))
-    try:
-        with open("/proc/net/if_inet6") as lines:
-            out += [f"[{socket.inet_ntop(socket.AF_INET6, bytes.fromhex(line.split()[0]))}]" for line in lines]
-    except OSError:  # no IPv6 here
-        pass
-    return out
+def _as_host(address: str) -> str:
+    return _bracketed(address) if ":" in address else address.lower()
+
+
+def _bracketed(address: str) -> str:
+    """Without its zone: that is this host's own affair, and no client sends it."""
+    return f"[{ipaddress.IPv6Address(address.partition('%')[0])}]"

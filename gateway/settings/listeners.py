@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 
 MAX_PORT = 65535
+
+_NAME = re.compile(r"[a-z0-9._-]*[a-z0-9_-]\.?")
+_V6 = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]{0,5})?|([0-9a-f:.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,32 @@ def parse_listener(text: str) -> Listener:
     if not colon:
         raise ValueError(f"{text!r} has no port; a listener is host:port, [v6]:port or unix:/path")
     return TcpListener(_host(text, host), _port(text, port))
+
+
+def parse_host(text: str) -> str:
+    """A name as it stands in a Host header, which is compared without port: `box.example`, `10.0.0.1` or `[::1]`.
+
+    A port is dropped, an IPv6 address gets its brackets. Raises ValueError that says what no client could send.
+    """
+    name = text.strip().lower()
+    if name.count(":") > 1:
+        return _v6(text, name)
+    name, _, port = name.partition(":")
+    if not _NAME.fullmatch(name) or (port and not port.isdecimal()):
+        raise ValueError(
+            f"{text!r} is no host name or address; write names only, such as box.example (for its address 10.0.0.1 or "
+            "[::1]); a name with other letters as browsers send it, xn--…"
+        )
+    return name.rstrip(".")
+
+
+def _v6(text: str, name: str) -> str:
+    """Two colons make it one: `::1`, `[::1]`, `[::1]:8080`."""
+    found = _V6.fullmatch(name)
+    try:
+        return f"[{ipaddress.IPv6Address(found[1] or found[2] if found else '')}]"
+    except ValueError:
+        raise ValueError(f"{text!r} is no IPv6 address; write it like [2001:db8::1], without a zone") from None
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,12 +23,19 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.settings.listeners import Listener, MqttUrl, TcpListener, UnixListener, parse_listener, parse_mqtt_url
+from gateway.settings.listeners import (
+    Listener,
+    MqttUrl,
+    TcpListener,
+    UnixListener,
+    parse_host,
+    parse_listener,
+    parse_mqtt_url,
+)
 
 PREFIX = "GATEWAY_"
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,*]+")
-_HOST = re.compile(r"[^/?#@\s,*]+")
 
 
 def setting(default: Any, description: str, *, unit: str = "", **limits: Any) -> Any:
@@ -44,15 +51,12 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
-def _host_name(value: str) -> str:
-    name = value.strip().lower().rstrip(".")
-    if not _HOST.fullmatch(name):
-        raise ValueError(f"{value!r} is no host name or address; write names only, such as box.example")
-    return name
+def _host_name(value: Any) -> str:
+    return parse_host(str(value))
 
 
-def _browser_origin(value: str) -> str:
-    origin = value.strip().lower().removesuffix("/")
+def _browser_origin(value: Any) -> str:
+    origin = str(value).strip().lower().removesuffix("/")
     if not _ORIGIN.fullmatch(origin):
         raise ValueError(f"{value!r} is no browser origin; write each one whole, such as https://app.example")
     return origin
@@ -213,8 +217,8 @@ class Settings(BaseSettings):
     allow_unauthenticated: bool = setting(False, "serve anybody who can reach a listener that is not loopback")
     allowed_hosts: tuple[Annotated[str, BeforeValidator(_host_name)], ...] | None = setting(
         None,
-        "names clients may use in the Host header, else 421; unset: the bound addresses (every interface's where bound "
-        "to all), the host name, its `.local` name, loopback names",
+        "names clients may use in the Host header, on any port, else 421; unset: the bound addresses (every "
+        "interface's where bound to all), the host name, its `.local` name, loopback names",
     )
     allowed_origins: tuple[Annotated[str, BeforeValidator(_browser_origin)], ...] = setting(
         (), "browser origins that may ask, else 403 when an Origin is sent"

@@ -68,6 +68,13 @@ def test_values_of_every_shape_are_read() -> None:
     assert settings.state_dir == Path("/var/lib/gw")
 
 
+@pytest.mark.parametrize("text", ["box.example", "Box.Example.:8080", "box.example:"])
+@pytest.mark.parametrize("address", ["::1", "[::1]", "[::1]:8080", "0:0::1"])
+def test_allowed_hosts_may_be_written_with_a_port_and_without_brackets(text: str, address: str) -> None:
+    settings = load(SHOUT | {"GATEWAY_ALLOWED_HOSTS": f"{text},{address},10.0.0.1:80"}).settings
+    assert settings.allowed_hosts == ("box.example", "[::1]", "10.0.0.1")
+
+
 @pytest.mark.parametrize("text", ["[::1]:80", "[2001:db8::1]:80, 127.0.0.1:80", '["[::1]:80"]'])
 def test_an_address_in_brackets_is_no_json(text: str) -> None:
     listen = load(SHOUT | {"GATEWAY_LISTEN": text, "GATEWAY_ALLOW_UNAUTHENTICATED": "1"}).settings.listen
