@@ -8,7 +8,7 @@ Label values are names an operator chose or words from a fixed set, never a clie
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 RATIOS = (0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0)
@@ -76,6 +76,11 @@ class Gauge(Counter):
         else:
             self.values[self.key(labels)] = value
 
+    def keep(self, label: str, known: Container[str]) -> None:
+        """Drop the series whose `label` has a value that is none of `known`: what is gone has no state."""
+        at = self.labels.index(label)
+        self.values = {key: value for key, value in self.values.items() if key[at] in known}
+
     def samples(self) -> Iterator[str]:
         for key, value in sorted(self.values.items()):
             yield f"{self.series(key)} {value!r}"
@@ -114,6 +119,13 @@ def _escape(value: str) -> str:
 def exposition() -> str:
     """All metrics as text."""
     return "".join(metric.text() for metric in REGISTRY)
+
+
+def forget_backends_but(known: Container[str]) -> None:
+    """Drop the gauges of all other backends, or an alert on one that was removed would never end. Counters stay."""
+    for metric in REGISTRY:
+        if isinstance(metric, Gauge) and "backend" in metric.labels:
+            metric.keep("backend", known)
 
 
 REQUESTS = Counter("requests_total", "Requests ended.", ("door", "kind", "backend", "outcome"))

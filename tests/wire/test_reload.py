@@ -12,10 +12,12 @@ import aiohttp
 import pytest
 import trustme
 
+from gateway.admin import refresh_gauges
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.service import _reload
 from gateway.settings import SettingsError, load
+from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post, read_answer
@@ -92,6 +94,20 @@ async def test_a_backend_that_goes_finishes_first_and_one_that_changed_comes_bac
         assert await status(gateway) == 404
         assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 503
         assert gateway.service.lanes.names() == {"bird"}
+
+
+async def test_a_backend_that_is_gone_has_no_gauges_and_its_counters_stay() -> None:
+    async with running_gateway(**DESK, **CANARY) as gateway:
+        assert await status(gateway) == 200
+        refresh_gauges(gateway.service.dispatcher)
+        metrics.LEAKED.set(1, backend="desk")
+        assert 'edge_gateway_breaker_state{backend="desk"}' in metrics.exposition()
+        await reload(gateway, **CANARY)
+        refresh_gauges(gateway.service.dispatcher)
+        left = {line.partition("{")[0] for line in metrics.exposition().splitlines() if 'backend="desk"' in line}
+        assert "edge_gateway_requests_total" in left
+        assert not left & {metric.name for metric in metrics.REGISTRY if isinstance(metric, metrics.Gauge)}
+        assert 'edge_gateway_breaker_state{backend="bird"}' in metrics.exposition()
 
 
 async def test_a_file_that_changed_makes_its_backend_another_one(tmp_path: Path) -> None:
