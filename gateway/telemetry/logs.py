@@ -1,5 +1,7 @@
 """Structured logging to standard error: JSON lines, or a readable console on a terminal.
 
+To the journal each line begins with its priority, `<4>` for a warning, which the journal keeps apart from the text.
+
 One line is one event, written whole. Values are bounded and stripped of control characters by the JSON
 encoder; prompts, answers, keys and file contents are never given to a logger in the first place.
 """
@@ -7,6 +9,7 @@ encoder; prompts, answers, keys and file contents are never given to a logger in
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -21,6 +24,9 @@ Format = Literal["auto", "console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+
+INFO = 6
+PRIORITIES = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": INFO, "debug": 7}  # sd-daemon(3)
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -39,15 +45,35 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
     return _encode(event)
 
 
+def _prefix(_: Any, level: str, line: Any) -> Any:
+    """sd-daemon(3): the journal takes a line's priority from its head, and takes the head away."""
+    head = f"<{PRIORITIES.get(level, INFO)}>"
+    return head.encode() + line if isinstance(line, bytes) else head + line
+
+
+def is_journal(stream: BinaryIO, named: str) -> bool:
+    """Whether the stream is the journal's. named: `$JOURNAL_STREAM`, its device and inode (systemd.exec(5))."""
+    if not named:
+        return False
+    try:
+        found = os.fstat(stream.fileno())
+    except OSError:  # a stream that is no file
+        return False
+    return named == f"{found.st_dev}:{found.st_ino}"
+
+
 def configure(form: Format = "auto", level: Level = "info", stream: BinaryIO | None = None) -> None:
     """Set up logging for the process. `auto` is console on a terminal, JSON otherwise.
 
+    Where the stream is the journal's, each line says its priority too, which `journalctl -p` goes by.
     What libraries log by the standard module is passed on from warning up, as event `library.logged`
     without tracebacks, so that a stranger's bytes cannot fill the disk.
     """
     out = stream or sys.stderr.buffer
     console = form == "console" or (form == "auto" and sys.stderr.isatty())
     processors: list[Any] = [_stamp, structlog.dev.ConsoleRenderer()] if console else [_stamp, _render]
+    if is_journal(out, os.environ.get("JOURNAL_STREAM", "")):
+        processors.append(_prefix)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
