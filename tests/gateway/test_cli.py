@@ -112,6 +112,15 @@ def test_demo_gets_its_own_arguments_and_help() -> None:
     assert "--self-test" in asked.stdout
 
 
+def test_explain_names_the_file_it_cannot_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_all(monkeypatch, SHOUT)
+    assert cli.main(["explain", "/v1/tasks/shout", "@missing"]) == 1
+    told = capsys.readouterr().err
+    assert ("missing" in told, "was not asked" in told) == (True, False)
+
+
 # ── plugins, version ─────────────────────────────────────────────────────────────────────────────
 
 
