@@ -17,7 +17,6 @@ import socket
 import ssl
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -133,15 +132,12 @@ def _kernel() -> Iterator[Finding]:
 
 
 def _disk(state: Path) -> Iterator[Finding]:
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=state):
-            pass
-    except OSError as exc:
+    there = next(folder for folder in (state, *state.parents) if folder.exists())  # what the gateway would make it in
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         advice = "make it writable for the gateway's user, or set GATEWAY_STATE_DIR"
-        yield Finding("state directory", "problem", f"{state}: {(exc.strerror or str(exc)).lower()}", advice)
+        yield Finding("state directory", "problem", f"{state}: {there} cannot be written to", advice)
         return
-    free = shutil.disk_usage(state).free
+    free = shutil.disk_usage(there).free
     verdict: Verdict = "ok" if free >= LEAST_FREE_BYTES else "problem"
     advice = "" if verdict == "ok" else "free some space: what is learned cannot be kept"
     yield Finding("state directory", verdict, f"{state}: {free // 2**20} MiB free", advice)

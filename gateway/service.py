@@ -101,7 +101,8 @@ class Service:
         self._bound_by = settings
         self._listening: list[socket.socket] = []
         self._is_activated = False
-        self._own_hosts: frozenset[str] = frozenset()
+        self._bound_to: list[str] = []
+        self.admin: Admin | None = None
         self._sites: list[Site] = []
         self.relief = Relief(self.door, MemoryGauge())
         self._stalls = StallWatch(self.registry.packages)
@@ -217,19 +218,24 @@ class Service:
         self._listening = listening
         admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
         self.bound, self.admin_bound = [name_of(sock) for sock in listening], [name_of(admin)]
-        hosts = own_hosts([host_of(sock) for sock in [*listening, admin]])
-        self._own_hosts = hosts
+        self._bound_to = [host_of(sock) for sock in [*listening, admin]]
+        hosts = own_hosts(self._bound_to)
         self.http = HttpDoor(self.door, allowed_hosts=hosts, allowed_origins=frozenset())
+        guard = None if settings.admin_listen.is_local else self.gate
+        self.admin = Admin(self.door, hosts, guard)
         self._allow(settings)
         most, held = self._most_connections(), self._is_activated
         self._sites = await self._serve(self.http, listening, most=most, tls=self._tls, held=held)
-        guard = None if settings.admin_listen.is_local else self.gate
-        await self._serve(Admin(self.door, hosts, guard), [admin], most=ADMIN_CONNECTIONS)
+        await self._serve(self.admin, [admin], most=ADMIN_CONNECTIONS)
 
     def _allow(self, settings: Settings) -> None:
+        """Who may be asked for, and by which pages. Our own addresses come and go: this asks for them anew."""
         assert self.http is not None
-        hosts = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else self._own_hosts
+        assert self.admin is not None
+        own = own_hosts(self._bound_to)
+        hosts = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else own
         self.http.allow(hosts, frozenset(settings.allowed_origins))
+        self.admin.allow(own)
 
     def _most_connections(self) -> int:
         slots = sum(member.slots for member in self.registry.members.values())
@@ -276,8 +282,10 @@ class Service:
         self._look_again()
 
     def _network_changed(self) -> None:
-        """The kernel says so: see whether there is still a way to each backend, and whether it is a new one."""
+        """The kernel says so: what are we called now, is there still a way to each backend, and is it a new one?"""
         self._carrier.drain()
+        with suppress(OSError):  # where the kernel does not tell its addresses, those known stay
+            self._allow(self.settings)
         for name, services in self._services.items():
             if services.peer is None:
                 continue

@@ -179,8 +179,10 @@ class Board:
         # Written out, for this is half of what a decision costs: usual_s(x) * slowdown(now).
         x = 0.0 if not x >= 0.0 else x if x < known.beyond else known.beyond
         mean_s = known.w0 + known.w1 * (x / known.unit)
-        if mean_s < SHORTEST_S:
-            mean_s = SHORTEST_S
+        if mean_s < known.least:
+            mean_s = known.least
+        elif mean_s > known.most:
+            mean_s = known.most
         if found.drift.g:
             mean_s *= found.drift.slowdown(now)
         is_sure = known.passes < SURE_PASSES and known.samples >= TRIAL_SAMPLES

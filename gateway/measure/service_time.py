@@ -15,7 +15,8 @@ quantiles, S exp(z sqrt(v)).
 The first sample of a class replaces the prior: half of it is taken for constant, half for proportional,
 each with a standard deviation of its own size, and a few sizes settle the rest. Nothing is extrapolated beyond
 twice the largest size seen: a first sample of a small size says little of big ones, and too little is the
-better guess, for it gets corrected.
+better guess, for it gets corrected. And nothing is predicted that is more than FAR times outside what was really
+seen: a line through many samples of one size, and a bad first one, can be anything at another size.
 
 Everything is O(1) in plain floats, and nothing a sample can hold (NaN, infinity, zero, negative) is learned.
 """
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 FORGETTING = 0.99  # of the least squares: about the last 100 samples count
 EXTRAPOLATION = 2.0  # of the largest size seen
 LEAST_NOISE = 0.01  # as a variance of the logarithm: nothing is known to better than 10 %
+FAR = 4.0  # times the longest seen, or this part of the shortest
 OUTLIER = 3.0  # standard deviations
 SLOWDOWN_MOST_LOG = math.log(4.0)  # what drift is for; beyond it, the class has changed
 CLIP = 2.0  # a residual beyond this many predictions counts as this many
@@ -117,6 +119,8 @@ class ServiceTime:
         "beyond",
         "hold",
         "holds",
+        "least",
+        "most",
         "p00",
         "p01",
         "p11",
@@ -135,6 +139,7 @@ class ServiceTime:
         self.at = 0.0
         self.unit = 1.0  # sizes are divided by the first one seen, so that both weights are of one magnitude
         self.beyond = 0.0  # sizes above this one are reckoned as this one
+        self.least, self.most = SHORTEST_S, LONGEST_S  # seconds that may be predicted
         self.holds = 0
         self.hold = 1.0  # how long the slot is taken, as a multiple of the time to the answer
         self.w0 = self.w1 = 0.0
@@ -151,15 +156,17 @@ class ServiceTime:
 
     def usual_s(self, x: float) -> float:
         """Seconds for size `x` at a backend that is neither faster nor slower than usual."""
-        return self.w0 + self.w1 * (min(x, self.beyond) / self.unit)
+        return min(max(self.w0 + self.w1 * (min(x, self.beyond) / self.unit), self.least), self.most)
 
     def learn(self, x: float, seconds: float, now: float) -> None:
         """One sample, the backend's drift already taken off."""
         x = min(x, LARGEST)
         if not self.samples:
             self._begin(x, seconds)
+            self.least, self.most = seconds / FAR, seconds * FAR
         else:
             self._correct(x / self.unit, seconds)
+            self.least, self.most = min(self.least, seconds / FAR), max(self.most, seconds * FAR)
         self.beyond = max(self.beyond, EXTRAPOLATION * x)
         self.samples += 1
         self.passes = 0
@@ -227,7 +234,21 @@ class ServiceTime:
 
     def save(self) -> dict[str, Any]:
         """What is worth keeping over a restart; instants are not."""
-        names = ("samples", "unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance", "hold", "holds")
+        names = (
+            "samples",
+            "unit",
+            "beyond",
+            "w0",
+            "w1",
+            "p00",
+            "p01",
+            "p11",
+            "variance",
+            "hold",
+            "holds",
+            "least",
+            "most",
+        )
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -237,6 +258,8 @@ class ServiceTime:
         self.samples = int(saved["samples"])
         self.holds = int(saved.get("holds", 0))
         self.hold = min(max(_finite(saved.get("hold", 1.0)), 1.0), HOLD_MOST)
+        self.least = max(_finite(saved.get("least", SHORTEST_S)), 0.0)
+        self.most = max(_finite(saved.get("most", LONGEST_S)), self.least)
         self.at = now
         for name in ("unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance"):
             setattr(self, name, _finite(saved[name]))

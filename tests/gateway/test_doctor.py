@@ -31,6 +31,7 @@ def findings(environ: dict[str, str], tmp_path: Path, env_file: Path | None = No
 def test_a_host_that_is_well_has_no_problem(tmp_path: Path) -> None:
     found = findings({}, tmp_path)
     assert {"HTTP parser", "event loop", "clock", "file descriptors", "state directory"} <= found.keys()
+    assert not (tmp_path / "state").exists()  # it looks, and makes nothing
     assert [each for each in found.values() if each.verdict == "problem"] == []
     assert all(each.advice for each in found.values() if each.verdict != "ok")
 

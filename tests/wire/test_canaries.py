@@ -27,6 +27,7 @@ from support.mqtt_clients import device
 from support.notify import NotifySocket
 from support.programs import needs
 from support.raw import answered, connected, post, read_to_end
+from support.until import until
 from support.upstream import Talk, Upstream, by_path, cut, whole
 from support.wiring import backend
 
@@ -203,6 +204,7 @@ async def test_what_comes_by_mqtt_is_written_no_more_than_what_comes_by_http(tmp
             "GATEWAY_MQTT__PASSWORD": SECRET,
         }
         with gateway(tmp_path, environ) as process:
+            await until(lambda: "mqtt.connected" in process.written())
             async with device(broker.port) as lamp:
                 for n, (path, body) in enumerate(
                     (("repeat", {"text": SAID}), ("boom", {"text": SAID}), ("repeat", {SAID: 1}), ("repeat", SAID))

@@ -66,6 +66,17 @@ async def test_limits_hosts_origins_and_the_policy_take_hold() -> None:
         assert gateway.service.lanes.policy.usd == 3
 
 
+async def test_an_address_that_comes_later_is_a_name_of_ours_as_soon_as_the_kernel_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_gateway(**DESK) as gateway:
+        asked = post("/v1/tasks/say", b"1", host="192.0.2.7")
+        assert await status(gateway, asked) == 421
+        monkeypatch.setattr("gateway.service.own_hosts", lambda bound: frozenset({"192.0.2.7", "localhost"}))
+        gateway.service._network_changed()
+        assert await status(gateway, asked) == 200
+
+
 async def test_a_backend_that_did_not_change_goes_on_with_what_it_is_doing() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))

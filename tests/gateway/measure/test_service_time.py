@@ -72,14 +72,31 @@ def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Board) -> N
     assert board.predict("cloud", "chat", "m", 3000).mean_s < 1.5
 
 
-@given(st.lists(st.tuples(st.floats(1.0, 1e4), st.floats(0.5, 2.0)), min_size=60, max_size=60), st.floats(0.01, 30.0))
-def test_whatever_came_first_sixty_samples_alike_are_believed(samples: list[tuple[float, float]], first: float) -> None:
+@pytest.mark.parametrize("first", [0.01, 30.0])
+@pytest.mark.parametrize("spread", [1.0, 3.0, 100.0])
+def test_whatever_came_first_sixty_samples_alike_are_believed(first: float, spread: float) -> None:
+    known, rng = ServiceTime(), random.Random(7)
+    sizes = [10.0 * spread ** rng.random() for _ in range(60)]
+    known.learn(sizes[0], first, 0.0)
+    for x in sizes:
+        known.learn(x, rng.uniform(0.5, 2.0), 1.0)
+    for x in sizes[-20:]:
+        assert 0.2 < known.usual_s(x) < 4.0
+
+
+SAMPLES = st.lists(st.tuples(st.floats(0.0, 1e12), st.floats(1e-5, 86_400.0)), min_size=1, max_size=60)
+
+
+@given(SAMPLES, st.floats(0.0, 1e12))
+def test_nothing_is_predicted_that_is_far_outside_what_was_seen(
+    samples: list[tuple[float, float]], size: float
+) -> None:
     known = ServiceTime()
-    known.learn(samples[0][0], first, 0.0)
     for x, seconds in samples:
         known.learn(x, seconds, 1.0)
-    for x, _ in samples[-20:]:
-        assert 0.02 < known.usual_s(x) < 50.0
+    taken = [seconds for _, seconds in samples]
+    for x in (*(x for x, _ in samples), size):
+        assert min(taken) / 4.001 <= known.usual_s(x) <= 4.001 * max(taken)
 
 
 def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Board, clock: Clock) -> None:
