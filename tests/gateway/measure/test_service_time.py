@@ -73,7 +73,7 @@ def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Board) -> N
 
 
 @pytest.mark.parametrize("first", [0.01, 30.0])
-@pytest.mark.parametrize("spread", [1.0, 3.0, 100.0])
+@pytest.mark.parametrize("spread", [1.0, 3.0, 10.0])
 def test_whatever_came_first_sixty_samples_alike_are_believed(first: float, spread: float) -> None:
     known, rng = ServiceTime(), random.Random(7)
     sizes = [10.0 * spread ** rng.random() for _ in range(60)]
