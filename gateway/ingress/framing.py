@@ -90,6 +90,24 @@ def renamed(body: bytes, stamp: Stamp) -> bytes:
     return msgspec.json.encode(members)
 
 
+_HOLDERS = ("response", "message")  # of the Responses and the Messages API: what an event is about
+
+
+def renamed_within(body: bytes, stamp: Stamp) -> bytes:
+    """As `renamed`, for answers of any shape, where the model may stand in the object that an event carries."""
+    if stamp.served_as in (None, stamp.model) or not stamp.model or b'"model"' not in body:
+        return body
+    try:
+        members = _RAW_OBJECT.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return body  # no JSON object: what it is, is not for us to say
+    inner = {name: renamed_within(bytes(members[name]), stamp) for name in _HOLDERS if name in members}
+    if "model" in members:
+        inner["model"] = msgspec.json.encode(stamp.model)
+    changed = {name: msgspec.Raw(value) for name, value in inner.items() if value != bytes(members[name])}
+    return msgspec.json.encode(members | changed) if changed else body
+
+
 # ── server-sent events ───────────────────────────────────────────────────────────────────────────
 
 

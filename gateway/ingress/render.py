@@ -14,7 +14,7 @@ from gateway.ingress.chunks import Chunk, Shape, chunk_of, merge
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import embeddings_answer
-from gateway.ingress.framing import JSON, Rendered, Stamp, encode_json, events_of, renamed
+from gateway.ingress.framing import JSON, Rendered, Stamp, encode_json, events_of, renamed, renamed_within
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.ingress.streams import (
     ChunkStream,
@@ -66,8 +66,7 @@ def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
         as_base64 = draft.encoding_format == "base64"
         return JSON, embeddings_answer(stamp, result, items=draft.items, as_base64=as_base64)
     if result.body is not None:
-        is_named = draft.kind in ("chat", "completion")
-        return result.content_type, renamed(result.body, stamp) if is_named else result.body
+        return result.content_type, _named(draft, stamp, result.content_type, result.body)
     match draft.kind:
         case "chat":
             return JSON, encode_json(chat_answer(stamp, result.json))
@@ -77,6 +76,13 @@ def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
             return transcript_answer(stamp, result.json, draft.response_format)
         case _:
             return result.content_type, encode_json(result.json)
+
+
+def _named(draft: Draft, stamp: Stamp, content_type: str, body: bytes) -> bytes:
+    """An upstream's body with the client's name of the model, where one stands in it."""
+    if draft.kind in ("chat", "completion"):
+        return renamed(body, stamp)
+    return renamed_within(body, stamp) if draft.kind == "other" and "json" in content_type else body
 
 
 def streamed(draft: Draft, *, request_id: str, served_as: str | None = None) -> Streamed:

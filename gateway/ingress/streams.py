@@ -33,6 +33,7 @@ from gateway.ingress.framing import (
     event,
     events_of,
     renamed,
+    renamed_within,
 )
 from gateway.ingress.openai import chat_answer, completion_answer, head
 from gateway.ingress.transcripts import as_transcript
@@ -40,7 +41,7 @@ from gateway.plugin import Part, Result
 
 
 class Streamed:
-    """One answer as a stream. Here: `other`, an upstream's events untouched; its `[DONE]` only if it had one."""
+    """One answer as a stream. Here: `other`, an upstream's events but for the model's name; `[DONE]` if it had one."""
 
     headers: Mapping[str, str] = STREAM_HEADERS
 
@@ -66,7 +67,8 @@ class Streamed:
 
     def relay(self, framed: bytes, data: bytes) -> bytes:
         """An upstream's event, as it is to be passed on."""
-        return framed
+        changed = renamed_within(data, self.stamp)
+        return framed if changed is data else framed.replace(data, changed, 1)
 
     def data(self, value: Any) -> bytes:
         """A value a backend yielded."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from gateway.plugin import BackendUnavailable, Result, Task
+from gateway.plugin import BackendUnavailable, Kind, Result, Task
 
 from .exchange import Exchange
 from .faults import bad_response
@@ -30,6 +31,7 @@ MAX_RETRY_AFTER_S = 60.0
 
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
 JSON_FORMATS = frozenset({"", "json", "verbose_json", "diarized_json"})
+LISTED: Mapping[Kind, str] = {"chat": "choices", "completion": "choices", "embeddings": "data"}  # what answers hold
 NOT_SERVED = frozenset({401, 403, 408, 425, 429})
 
 
@@ -55,6 +57,8 @@ async def _success(task: Task, exchange: Exchange) -> Result:
     content_type = response.headers.get("Content-Type", "")
     if response.status != 204:
         content_type = _checked(task, body, content_type)
+    elif task.kind in LISTED:
+        raise bad_response("answered with nothing (status 204)")
     headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
 
@@ -177,8 +181,9 @@ def _checked(task: Task, body: bytes, content_type: str) -> str:
         if not is_json(body):
             raise bad_response(f"answered the task with something that is not JSON ({media or 'no content type'})")
         return "application/json"
-    if task.kind in ("chat", "completion", "embeddings") or _wants_json(task):
+    if task.kind in LISTED or _wants_json(task):
         _check_object(body, media)
+        _check_list(body, LISTED.get(task.kind))
         return content_type or "application/json"
     if media == "text/html":
         raise bad_response("answered with a web page; is a login page or a proxy in between?")
@@ -199,6 +204,15 @@ def _check_object(body: bytes, media: str) -> None:
         raise bad_response("answered with something that is not a JSON object")
     if body.lstrip().startswith(b'{"error"'):
         _check_error(body)
+
+
+def _check_list(body: bytes, name: str | None) -> None:
+    """An object without its list is some other service's answer, and none to the client."""
+    if name is None or len(body) > MAX_CHECKED_BYTES:
+        return
+    listed = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(name, msgspec.Raw(b"null"))
+    if not bytes(listed).startswith(b"[") or bytes(listed)[1:].lstrip().startswith(b"]"):
+        raise bad_response(f"answered with an object that has no `{name}`")
 
 
 def _check_error(body: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -67,7 +68,27 @@ def _body(task: Task) -> tuple[bytes, str]:
         if task.body and task.fields.get("model") == task.name:
             return task.body, task.content_type
         return multipart({**task.fields, "model": task.name}, task.files)
+    if (boundary := _BOUNDARY.search(task.content_type)) is not None:
+        return _with_form_model(task.body, boundary[1].encode(), task.name), task.content_type
     return _with_model(task.body, task.name), task.content_type
+
+
+_BOUNDARY = re.compile(r'^\s*multipart/form-data\s*;.*?\bboundary="?([^";,\s]{1,70})', re.IGNORECASE)
+_MODEL_PART = (
+    rb'--%b\r\n(?:[^\r\n]+\r\n)*?Content-Disposition:[^\r\n]*;\s*name="?model"?[ \t]*\r\n'
+    rb"(?:[^\r\n]+\r\n)*\r\n(.*?)\r\n--%b"
+)
+
+
+def _with_form_model(body: bytes, boundary: bytes, name: str) -> bytes:
+    """The form with this model; all other parts, files of one name among them, byte for byte."""
+    mark = re.escape(boundary)
+    found = re.search(_MODEL_PART % (mark, mark), body, re.IGNORECASE | re.DOTALL)
+    value = name.encode()
+    if found is None:
+        head = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' % boundary
+        return head + value + b"\r\n" + body
+    return body if found[1] == value else body[: found.start(1)] + value + body[found.end(1) :]
 
 
 def _with_model(body: bytes, name: str) -> bytes:

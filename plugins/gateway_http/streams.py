@@ -66,6 +66,8 @@ class Progress:
     def note(self, event: Event) -> None:
         """Take account of an event. Raises where it reports an error, or is none of this protocol."""
         if event.data.strip() == DONE:
+            if self._by_choice and not self._unfinished:
+                raise bad_response("ended its stream before it had begun the answer")
             self.is_done = True
             return
         try:

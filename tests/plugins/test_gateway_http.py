@@ -109,6 +109,51 @@ async def test_only_the_models_name_changes_where_the_backend_has_another() -> N
     assert upstream.requests[0].body == body.replace(b"assistant", b"llama3.2:3b")
 
 
+@pytest.mark.parametrize(
+    ("form", "model"),
+    [
+        (b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nsmall', "big"),
+        (b'--b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nsmall', "big"),
+        (b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\n", "big"),
+    ],
+    ids=["plain", "with its type", "empty, unquoted"],
+)
+async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byte(form: bytes, model: str) -> None:
+    image = b'\r\n--b\r\nContent-Disposition: form-data; name="image[]"; filename="a"\r\n\r\n\x00\r\nmodel\r\n'
+    body = form + image + image + b"--b--\r\n"
+    kind = {"path": "/v1/images/edits", "content_type": 'multipart/form-data; boundary="b"'}
+    async with Upstream(answer(json={})) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat(model, body=body, **kind).replace(kind="other"))
+    head = form.rpartition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+    assert upstream.requests[-1].body == head + b"big" + image + image + b"--b--\r\n"
+
+
+async def test_a_relayed_form_without_a_model_gets_one() -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--b--\r\n'
+    kind = {"path": "/v1/images/edits", "content_type": "multipart/form-data; boundary=b"}
+    async with Upstream(answer(json={})) as upstream, opened(upstream.url) as (backend, _):
+        await result(backend, chat("big", body=body, **kind).replace(kind="other"))
+    sent = upstream.requests[-1].body
+    assert sent.endswith(body)
+    assert b'name="model"\r\n\r\nbig\r\n--b' in sent
+
+
+@pytest.mark.parametrize("body", [{}, {"id": "x"}, {"choices": None}, {"choices": []}, {"choices": {}}, {"data": [1]}])
+async def test_an_object_that_is_no_answer_is_a_failure(body: Any) -> None:
+    async with Upstream(answer(json=body)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="no `choices`"):
+            await result(backend, chat())
+
+
+async def test_nothing_is_no_answer_to_a_conversation_nor_is_an_end_without_a_beginning() -> None:
+    async with Upstream(sends(head(204))) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="nothing"):
+            await result(backend, chat())
+        upstream.script = sse()
+        with pytest.raises(BackendUnavailable, match="before it had begun"):
+            await parts(backend, chat(stream=True))
+
+
 async def test_a_multipart_body_names_the_backends_model() -> None:
     task = Task(
         kind="transcription", name="whisper", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5,

@@ -31,6 +31,7 @@ from support.upstream import (
     whole,
 )
 
+NOTHING = b'{"choices":[{}]}'
 COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}}]}
 DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": None}]}
 
@@ -132,7 +133,7 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
     said = asyncio.Event()
 
     async def answers_and_adds(talk: Any) -> None:
-        await talk.send(whole(b'{"first": true}'))
+        await talk.send(whole(NOTHING))
         await ready.wait()
         await talk.send(whole(b'{"stray": true}'))
         said.set()
@@ -142,8 +143,8 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
         await result(backend, chat())
         ready.set()
         await said.wait()
-        upstream.script = answer(json={"second": True})
-        assert (await result(backend, chat())).value() == {"second": True}
+        upstream.script = answer(json={"choices": [{"second": True}]})
+        assert (await result(backend, chat())).value() == {"choices": [{"second": True}]}
 
 
 # --- the account of time ----------------------------------------------------------------------------------------------
@@ -153,7 +154,7 @@ async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() 
     def slow(name: str, claim: str) -> Script:
         async def script(talk: Talk) -> None:
             await asyncio.sleep(0.03)
-            await talk.send(whole(b"{}", headers=[(name, claim)]))
+            await talk.send(whole(NOTHING, headers=[(name, claim)]))
 
         return script
 
@@ -174,12 +175,12 @@ async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() 
 
 
 async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate() -> None:
-    boasts = answer(b"{}", headers=[("openai-processing-ms", "9000")])
+    boasts = answer(NOTHING, headers=[("openai-processing-ms", "9000")])
     async with Upstream(boasts) as upstream, opened(upstream.url) as (backend, _):
         _, account = await accounted(backend, chat())
         assert account.terms_us["network"] == 0
         assert account.terms_us["cloud"] < 1_000_000
-        upstream.script = answer(b"{}", headers=[("Server-Timing", "app;dur=1")])
+        upstream.script = answer(NOTHING, headers=[("Server-Timing", "app;dur=1")])
         _, account = await accounted(backend, chat())
         assert account.cloud_source == "estimated"
 

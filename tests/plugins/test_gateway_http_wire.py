@@ -95,7 +95,7 @@ async def test_a_silent_name_server_is_asked_once_and_waited_for_briefly(monkeyp
 
 
 async def test_connections_are_kept_up_to_the_slots_and_reused() -> None:
-    async with Upstream(answer(json={})) as upstream, opened(upstream.url, slots=4) as (backend, _):
+    async with Upstream(answer(json={"choices": [{}]})) as upstream, opened(upstream.url, slots=4) as (backend, _):
         for _ in range(3):
             await asyncio.gather(*(result(backend, chat()) for _ in range(4)))
         assert upstream.connections == 4

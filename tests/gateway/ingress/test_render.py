@@ -125,3 +125,10 @@ def test_tasks_are_listed_with_their_backends() -> None:
         "object": "list",
         "data": [{"id": "add", "object": "task", "backends": ["local", "far"]}],
     }
+
+
+def test_a_relayed_answer_has_the_clients_name_of_the_model_and_what_is_no_json_is_untouched() -> None:
+    told = Result(body=b'{"object":"response","model":"big","n":1.10}')
+    assert rendered(told, "other", "big").body == b'{"object":"response","model":"assistant","n":1.10}'
+    for body, content_type in ((b'\x00"model"', "audio/mpeg"), (b'["model"]', "application/json")):
+        assert rendered(Result(body=body, content_type=content_type), "other", "big").body == body

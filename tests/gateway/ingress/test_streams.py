@@ -154,6 +154,14 @@ def test_a_relayed_stream_of_another_kind_is_untouched_and_gets_no_done_of_ours(
     assert with_done == event + b"data: [DONE]\n\n"
 
 
+@pytest.mark.parametrize("holder", ["response", "message"])
+def test_a_relayed_stream_has_the_clients_name_of_the_model_wherever_it_stands(holder: str) -> None:
+    told = b'event: begins\ndata: {"type":"x","%b":{"id":"r","model":"big","n":1.10}}\n\n' % holder.encode()
+    assert sent(stream_of("other", "big"), [Part(raw=told)]) == told.replace(b"big", b"assistant")
+    said = b'event: delta\ndata: {"delta":"a \\"model\\" is said"}\n\n'
+    assert sent(stream_of("other", "big"), [Part(raw=said)]) == said
+
+
 # ── tasks and transcripts ────────────────────────────────────────────────────────────────────────
 
 
