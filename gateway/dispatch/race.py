@@ -11,7 +11,7 @@ from gateway.dispatch.attempt import Attempt, Content, End, Item
 from gateway.dispatch.continuation import Continuation
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
-from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskInvalid
+from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskInvalid, TaskRefused
 from gateway.telemetry import log
 from gateway.timing import Watch
 
@@ -113,7 +113,10 @@ class Race:
             return False
         stalled = next(iter(self.attempts))
         work = replace(self.plan.work, allowed=(backend,), duplicate=None, arrived=None)
-        self._enter(work, backend)
+        try:
+            self._enter(work, backend)
+        except TaskRefused:  # its line is full; the lanes' own timer, which asks, must not hear of it
+            return False
         log.info(
             "dispatch.rescued",
             request_id=self.task.id,

@@ -41,10 +41,11 @@ class Patience:
     async def wait(self) -> AsyncIterator[None]:
         """Bounds what is done inside. Raises TimeoutError."""
         began = asyncio.get_running_loop().time()
-        async with asyncio.timeout_at(began + WRITE_TIMEOUT_S) as deadline:
+        crowded = len(self._waiting) >= MANY  # those who come later begin with less; only the crossing shortens others
+        async with asyncio.timeout_at(began + (CROWDED_S if crowded else WRITE_TIMEOUT_S)) as deadline:
             self._waiting[deadline] = began
             try:
-                if len(self._waiting) >= MANY:
+                if len(self._waiting) == MANY and not crowded:
                     self._shorten()
                 yield
             finally:
