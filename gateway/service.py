@@ -402,7 +402,7 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
     asked: asyncio.Future[str] = loop.create_future()
     for name in ("SIGTERM", "SIGINT"):
         loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
-    told = asyncio.Event()  # while it starts, too: what it reads then is what it started with, or newer
+    told = asyncio.Event()  # while it starts, too; one that comes before this line is ignored
     loop.add_signal_handler(signal.SIGHUP, told.set)
     service = Service(loaded.settings, loaded.backends, loaded.keys)
     starting: asyncio.Future[None] = asyncio.ensure_future(service.start())

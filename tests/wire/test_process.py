@@ -117,7 +117,7 @@ async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_
         assert said == ["READY", "RELOADING", "MONOTONIC_USEC", "READY", "RELOADING", "MONOTONIC_USEC", "READY"]
 
 
-async def test_a_sighup_while_it_starts_neither_ends_it_nor_is_lost(tmp_path: Path) -> None:
+async def test_a_sighup_while_it_starts_does_not_end_it(tmp_path: Path) -> None:
     with gateway(tmp_path, await_ready=False) as it:
         await until(lambda: ignores_hangup(it.process.pid))
         it.process.send_signal(signal.SIGHUP)
