@@ -58,21 +58,25 @@ class Attempt:
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self, members: Mapping[str, Member]) -> None:
-        """Wait for the grant, run, free the slot. Cancelling it means that nobody waits any more."""
-        backend: str | None = None
+        """Wait for the grant, and run. Cancelling it means that nobody waits any more; `release` when it has ended."""
         try:
-            backend = await self._granted
-            self.member = members[backend]
+            self.member = members[await self._granted]
             await self._produce(self.member)
             await self._put(self, End)
         except PLUGIN_FAULTS as exc:
             error = self._translated(exc)
             self.failed(error)
             await self._put(self, error)
-        finally:
-            self._lanes.withdraw(self.work)
-            if backend is not None:
-                self._lanes.done(self.work, backend)
+
+    def release(self) -> None:
+        """Give the slot back, or the place in line.
+
+        Not within `run`: who is cancelled before its first step never enters it, and who is cancelled in the turn of
+        the grant does not hear of it.
+        """
+        self._lanes.withdraw(self.work)
+        if not self._granted.cancel() and not self._granted.cancelled():
+            self._lanes.done(self.work, self._granted.result())
 
     def grant(self, backend: str) -> None:
         """A slot of `backend` is free for this; it goes straight back where nobody waits any more."""

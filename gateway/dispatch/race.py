@@ -105,7 +105,8 @@ class Race:
         work.moved = self._moved
         self._lanes.submit(work, backend)
         watch.enter("queue", at=self.watch.leave())
-        self.attempts[attempt] = self._spawn(attempt)
+        self.attempts[attempt] = running = self._spawn(attempt)
+        running.add_done_callback(lambda _: attempt.release())
 
     def _rescue(self, backend: str) -> bool:
         """The lanes ask for a second attempt: the first is stalled."""

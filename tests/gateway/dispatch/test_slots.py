@@ -1,0 +1,234 @@
+"""Whatever happens at whichever turn of the loop: every slot, every place in line and every permit is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from gateway.decide.policy import Policy
+from gateway.dispatch import Answer, BackendServices, Dispatcher, Expectations, Limits
+from gateway.journal import Record
+from gateway.lanes import Lanes
+from gateway.measure.board import Board
+from gateway.plugin import (
+    Backend,
+    BackendFailed,
+    BackendSettings,
+    BackendUnavailable,
+    GatewayError,
+    Part,
+    Result,
+    Task,
+)
+from gateway.registry import BackendConfig, Registry
+from gateway.timing import Watch
+from support.until import until
+
+TURNS = 14  # from a request's first step to its last there are fewer
+BIG = 200_000  # needs a permit
+
+
+class _Scripted(Backend[BackendSettings]):
+    """Does what `script` says, a number of turns after it is asked."""
+
+    tasks = ("t",)
+    repeatable = True
+    script: Callable[[], Any]
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        async for item in type(self).script():
+            yield item
+
+
+async def _turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def answers() -> AsyncIterator[Part | Result]:
+    await _turns(2)
+    yield Result(json=1)
+
+
+async def answers_at_once() -> AsyncIterator[Part | Result]:
+    yield Result(json=1)
+
+
+async def fails() -> AsyncIterator[Part | Result]:
+    await _turns(1)
+    raise BackendUnavailable("no")
+    yield
+
+
+async def refuses() -> AsyncIterator[Part | Result]:
+    raise BackendFailed("no")
+    yield
+
+
+async def raises() -> AsyncIterator[Part | Result]:
+    await _turns(1)
+    raise ZeroDivisionError
+    yield
+
+
+async def streams() -> AsyncIterator[Part | Result]:
+    for number in range(100):  # more than the channel holds
+        yield Part(number)
+        await _turns(number % 3)
+
+
+async def breaks() -> AsyncIterator[Part | Result]:
+    yield Part(1)
+    await _turns(1)
+    raise BackendUnavailable("no")
+
+
+async def is_silent() -> AsyncIterator[Part | Result]:
+    await asyncio.Event().wait()
+    yield
+
+
+async def is_slow_to_stop() -> AsyncIterator[Part | Result]:
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        await _turns(3)
+        raise
+    yield
+
+
+SCRIPTS = (
+    answers,
+    answers_at_once,
+    fails,
+    refuses,
+    raises,
+    streams,
+    breaks,
+    is_silent,
+    is_slow_to_stop,
+)
+
+
+class House:
+    """A dispatcher over two backends of one slot each; `here` is asked first, `there` lies beyond a network."""
+
+    def __init__(self, here: Any, there: Any) -> None:
+        self.board = Board(asyncio.get_running_loop().time)
+        self.lanes = Lanes(self.board, Policy(), asyncio.get_running_loop().time)
+        kinds = {
+            "here": type("Here", (_Scripted,), {"script": staticmethod(here)}),
+            "there": type("There", (_Scripted,), {"script": staticmethod(there), "remote": True}),
+        }
+        configs = [
+            BackendConfig(name=name, plugin=name, cls=cls, settings=BackendSettings()) for name, cls in kinds.items()
+        ]
+        self.registry = Registry(configs, lambda name: BackendServices(name, self.board, None), self.board)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
+
+    async def open(self) -> House:
+        await self.registry.open_all(lambda _: None)
+        await self.registry.settled(5.0)
+        self.lanes.add("here", site="edge", slots=1, queue=2, remote=False)
+        self.lanes.add("there", site="edge", slots=1, queue=2, remote=True)
+        return self
+
+    def ask(self, *, pin: str | None = None, body: bytes = b"{}") -> asyncio.Task[Answer]:
+        now = asyncio.get_running_loop().time()
+        task = Task(kind="task", name="t", pin=pin, stream=True, deadline=now + 60.0, body=body)
+        expected = Expectations(limits=Limits(first_byte_s=30.0, stall_s=30.0))
+        return asyncio.create_task(self.dispatcher.dispatch(task, Watch(), Record(request_id="r"), expected))
+
+    def counts(self) -> set[int]:
+        lanes = self.lanes.status().values()
+        return {lane[what] for lane in lanes for what in ("busy", "waiting", "uploading")}
+
+    async def settles(self) -> None:
+        """Every count returns to zero, and stays there."""
+        await until(lambda: not self.dispatcher.is_stuck)
+        await _turns(3)
+        assert self.counts() == {0}
+        await self.registry.close_all()
+
+
+async def _gone(asked: asyncio.Task[Answer]) -> None:
+    """The client has gone, whatever it had by then."""
+    asked.cancel()
+    with contextlib.suppress(GatewayError, asyncio.CancelledError):
+        (await asked).close()
+
+
+@pytest.mark.parametrize("first", SCRIPTS, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("second", (answers, fails, is_silent), ids=lambda script: script.__name__)
+async def test_a_client_may_go_at_any_turn(first: Any, second: Any) -> None:
+    for turns in range(TURNS):
+        house = await House(first, second).open()
+        asked = house.ask(body=bytes(BIG))
+        await _turns(turns)
+        await _gone(asked)
+        await house.settles()
+
+
+@pytest.mark.parametrize("first", SCRIPTS, ids=lambda script: script.__name__)
+async def test_one_that_waits_may_go_in_the_very_turn_in_which_it_is_granted(first: Any) -> None:
+    for ahead_goes, behind_goes in itertools.product(range(TURNS), repeat=2):
+        house = await House(first, first).open()
+        ahead = [house.ask(pin="here"), house.ask(pin="here")]
+        asked = house.ask()
+        await _turns(ahead_goes)
+        leaving = [asyncio.create_task(_gone(one)) for one in ahead]
+        await _turns(behind_goes)
+        await _gone(asked)
+        await asyncio.gather(*leaving)
+        await house.settles()
+
+
+@pytest.mark.parametrize("second", SCRIPTS, ids=lambda script: script.__name__)
+async def test_a_second_attempt_may_be_made_at_any_turn(second: Any) -> None:
+    for rescued, gone in itertools.product(range(TURNS), range(0, TURNS, 2)):
+        house = await House(is_silent, second).open()
+        asked = house.ask()
+        await _turns(rescued)
+        for run in [run for lane in house.lanes._lanes.values() for run in lane.runs.values()]:
+            for other in run.work.allowed[1:]:
+                assert run.work.duplicate is not None
+                run.work.duplicate(other)
+        await _turns(gone)
+        await _gone(asked)
+        await house.settles()
+
+
+async def test_a_backend_may_be_cancelled_before_its_first_step() -> None:
+    house = await House(answers, answers).open()
+    asked = house.ask()
+    await until(lambda: house.dispatcher.is_stuck)
+    await _gone(asked)
+    await house.settles()
+
+
+async def _drained(asked: asyncio.Task[Answer]) -> None:
+    with contextlib.suppress(GatewayError):
+        answer = await asked
+        try:
+            async for _ in answer.parts or _nothing():
+                await _turns(1)
+        finally:
+            answer.close()
+
+
+async def _nothing() -> AsyncIterator[Part]:
+    return
+    yield
+
+
+@pytest.mark.parametrize("first", (answers, answers_at_once, fails, refuses, raises, streams, breaks))
+async def test_many_at_once_leave_nothing_behind(first: Any) -> None:
+    house = await House(first, first).open()
+    asked = [house.ask() for _ in range(10)]
+    await asyncio.gather(*(_drained(one) for one in asked))
+    await house.settles()
