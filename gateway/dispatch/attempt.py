@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from gateway.dispatch.continuation import Renderer
+from gateway.dispatch.expectations import Expectations
 from gateway.errors import PLUGIN_FAULTS
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
@@ -27,6 +30,10 @@ from gateway.registry import Member, Offer
 from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
 
+MOST_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
+MOST_EMPTY_BYTES = 1 << 20  # before the first content
+PART_BYTES = 100  # about what Python needs for a part beside what is in it
+
 # What a site's time is charged to until the backend says otherwise.
 _FIRST_TERM: dict[Site, str] = {"edge": "edge", "cloud": "cloud", "hybrid": "split"}
 
@@ -36,7 +43,6 @@ class End:
 
 
 Item = Part | Result | GatewayError | type[End]
-Content = Callable[[Part], bool]  # whether a part is worth committing to
 Put = Callable[["Attempt", Item], Awaitable[None]]
 
 
@@ -48,13 +54,14 @@ class Attempt:
     """
 
     def __init__(
-        self, task: Task, offer: Offer, work: Work, watch: Watch, lanes: Lanes, is_content: Content, put: Put
+        self, task: Task, offer: Offer, work: Work, watch: Watch, lanes: Lanes, expected: Expectations, put: Put
     ) -> None:
         self.task, self.offer, self.work, self.watch = task, offer, work, watch
         self.member: Member | None = None
         self.began = False
         self.is_settled = False
-        self._lanes, self._is_content, self._put = lanes, is_content, put
+        self._lanes, self._expected, self._put = lanes, expected, put
+        self._empty_bytes = 0
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self, members: Mapping[str, Member]) -> None:
@@ -102,27 +109,60 @@ class Attempt:
             log.info(
                 "egress.sent", request_id=task.id, parent_id=task.parent_id, backend=member.name, bytes=len(task.body)
             )
-        produced = member.backend.run(task.replace(name=self.offer.names[member.name], terms=inner))
+        name = self.offer.names[member.name]
+        produced = member.backend.run(task.replace(name=name, terms=inner))
+        renderer = self._expected.renderer(member.name, name) if self._expected.renderer else None
         if isinstance(produced, AsyncIterator):
-            await self._relay(produced)
+            await self._relay(produced, renderer)
         else:
-            await self._tell(_checked(await produced))
+            await self._tell(_rendered(await produced, renderer))
 
-    async def _relay(self, produced: AsyncIterator[Part | Result]) -> None:
+    async def _relay(self, produced: AsyncIterator[Part | Result], renderer: Renderer | None) -> None:
         async with aclosing(produced) as items:  # type: ignore[type-var]
+            if self._expected.wants_whole and renderer is not None:
+                await self._tell(await self._gathered(items, renderer))
+                return
             async for item in items:
-                if isinstance(item, Part):
-                    await self._tell(item)
-                else:
-                    await self._tell(_checked(item))
+                if not isinstance(item, Part):
+                    await self._tell(_rendered(item, renderer))
                     return
+                await self._tell(item)
+
+    async def _gathered(self, items: AsyncIterator[Part | Result], renderer: Renderer) -> Result:
+        """One answer from all parts; bounded in size, and in the time without content."""
+        size, stall_s, loop = 0, self._expected.limits.stall_s, asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(None) as stall:
+                async for item in items:
+                    if not isinstance(item, Part):
+                        return _rendered(item, renderer)
+                    size += _size(item)
+                    if size > MOST_GATHERED_BYTES:
+                        raise _too_much(size)
+                    renderer.add(item)
+                    if self._expected.is_content(item):
+                        stall.reschedule(loop.time() + stall_s)
+        except TimeoutError:
+            if not stall.expired():
+                raise
+            raise DeadlineExceeded(f"nothing more came within {stall_s:g} s") from None
+        return renderer.whole(None)
 
     async def _tell(self, item: Part | Result) -> None:
         if isinstance(item, Result):
             self._succeeded(item.status)
-        elif not self.is_settled and self._is_content(item):
-            self._succeeded(200)
+        elif not self.is_settled:
+            self._look_at(item)
         await self._put(self, item)
+
+    def _look_at(self, part: Part) -> None:
+        """The first content settles it. What comes before is kept until then, so there is an end to it."""
+        if self._expected.is_content(part):
+            self._succeeded(200)
+            return
+        self._empty_bytes += _size(part)
+        if self._empty_bytes > MOST_EMPTY_BYTES:
+            raise _too_much(self._empty_bytes, "without content")
 
     def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
@@ -171,13 +211,24 @@ class Attempt:
 
     def abandoned(self) -> None:
         """Nobody waits for it any more; that says nothing of the backend."""
+        self._lanes.withdraw(self.work)
         if not self.is_settled and self.member is not None:
             self.is_settled = True
             if self.began:
                 self.member.breaker.ignored()
 
 
-def _checked(result: Any) -> Result:
+def _rendered(result: Any, renderer: Renderer | None) -> Result:
     if not isinstance(result, Result):
         raise TypeError(f"run gave {type(result).__name__}, which is neither Result nor Part")
-    return result
+    return result if renderer is None else renderer.whole(result)
+
+
+def _size(part: Part) -> int:
+    """About how many bytes it takes."""
+    held = part.data if part.raw is None else part.raw
+    return PART_BYTES + (len(held) if isinstance(held, str | bytes) else sys.getsizeof(held))
+
+
+def _too_much(size: int, of: str = "to a client that wants one answer") -> BackendUnavailable:
+    return BackendUnavailable(f"it streams more than {size} bytes {of}", code="upstream_bad_response", again=False)

@@ -1,4 +1,7 @@
-"""What dispatch must know of an answer to have somebody else go on with it; the door, which knows formats, tells it."""
+"""What dispatch must know of an answer: how it is made whole, and how somebody else goes on with it.
+
+The door, which knows formats, tells it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,18 @@ from typing import Literal, Protocol
 from gateway.plugin import Part, Result, Task
 
 How = Literal["prefill", "restart"]
+
+
+class Renderer(Protocol):
+    """Makes one backend's answer into what the client asked for; where that cannot be, it is the backend's failure."""
+
+    def add(self, part: Part) -> None:
+        """The next part, where the client wants a whole. Raises BackendUnavailable for one that cannot be read."""
+        ...
+
+    def whole(self, result: Result | None) -> Result:
+        """The answer: `result`, or what the parts make. Raises BackendUnavailable where it is none."""
+        ...
 
 
 class Continuation(Protocol):

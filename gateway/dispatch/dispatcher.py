@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.budget import RetryBudget
 from gateway.dispatch.continuation import How
+from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.leaks import Leaks
 from gateway.dispatch.planner import Plan, Planner
-from gateway.dispatch.race import Answer, Expectations, Race
+from gateway.dispatch.race import Answer, Race
 from gateway.dispatch.resume import Unbroken
 from gateway.journal import Record
 from gateway.lanes import Lanes

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from gateway.dispatch.attempt import Attempt, Content, End, Item
-from gateway.dispatch.continuation import Continuation
+from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskInvalid, TaskRefused
@@ -20,34 +20,6 @@ CLOCK_S = 0.001  # a timer may fire this early
 QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
 Spawn = Callable[[Attempt], asyncio.Task[None]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Seconds a stream may take to its first content, and between contents."""
-
-    first_byte_s: float = 60.0
-    stall_s: float = 30.0
-
-
-def _any_part(_: Part) -> bool:
-    return True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expectations:
-    """What the client expects beside the task itself.
-
-    limits: how long it waits on a stream. is_content: whether a part is worth committing to.
-    client_deadline: the task's deadline is the client's own, not the operator's default. quiet_s: after so long
-    without a part it wants a QUIET one. said: what it has been told, so that a broken stream can go on.
-    """
-
-    limits: Limits = field(default_factory=Limits)
-    is_content: Content = _any_part
-    client_deadline: bool = False
-    quiet_s: float | None = None
-    said: Continuation | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,6 +60,7 @@ class Race:
         self.task, self.plan, self.expected, self.watch = task, plan, expected, watch
         self.attempts: dict[Attempt, asyncio.Task[None]] = {}
         self.winner: Attempt | None = None
+        self._is_closed = False
         self._lanes, self._spawn = lanes, spawn
         self._channel: asyncio.Queue[tuple[Attempt, Item] | None] = asyncio.Queue(CHANNEL_PARTS)
         self._alarm = _Alarm(self._channel)
@@ -98,7 +71,7 @@ class Race:
 
     def _enter(self, work: Work, backend: str) -> None:
         watch = self.watch.fork()
-        attempt = Attempt(self.task, self.plan.offer, work, watch, self._lanes, self.expected.is_content, self._put)
+        attempt = Attempt(self.task, self.plan.offer, work, watch, self._lanes, self.expected, self._put)
         work.start = attempt.grant
         if len(self.plan.decision.order) > 1 and work.repeatable and not self.attempts:
             work.duplicate = self._rescue
@@ -130,8 +103,8 @@ class Race:
         log.info("lane.rebound", request_id=self.task.id, before=before, after=after)
 
     async def _put(self, attempt: Attempt, item: Item) -> None:
-        if self.winner is not None and self.winner is not attempt:
-            return
+        if self._is_closed or (self.winner is not None and self.winner is not attempt):
+            return  # nobody would take it from the channel
         if self._channel.full():
             await self._channel.put((attempt, item))
         else:
@@ -177,14 +150,19 @@ class Race:
     async def _parts(self, ahead: list[Part], *, is_over: bool) -> AsyncIterator[Part]:
         for part in ahead:
             yield part
+        silent_s = 0.0  # waited for content since there was any; what is none keeps nobody waiting for longer
         while not is_over:
-            stall_at = min(self.task.deadline, time.monotonic() + self.expected.limits.stall_s)
-            while (heard := await self._soon(stall_at)) is None:
+            began = time.monotonic()
+            heard = await self._soon(silent_s)
+            silent_s += time.monotonic() - began
+            if heard is None:
                 yield QUIET
+                continue
             attempt, item = heard
             if attempt is not self.winner:
                 continue
             if isinstance(item, Part):
+                silent_s = 0.0 if self.expected.is_content(item) else silent_s
                 yield item
             elif isinstance(item, GatewayError):
                 self._broke_off(item)
@@ -192,10 +170,11 @@ class Race:
             else:
                 return
 
-    async def _soon(self, stall_at: float) -> tuple[Attempt, Item] | None:
-        """What comes next; None where nothing comes in `quiet_s`. Raises DeadlineExceeded at `stall_at`."""
-        quiet_s = self.expected.quiet_s
-        pause_at = stall_at if quiet_s is None else min(stall_at, time.monotonic() + quiet_s)
+    async def _soon(self, silent_s: float) -> tuple[Attempt, Item] | None:
+        """What comes next; None when it is time for a QUIET. Raises DeadlineExceeded after too long without content."""
+        now, quiet_s = time.monotonic(), self.expected.quiet_s
+        stall_at = min(self.task.deadline, now + self.expected.limits.stall_s - silent_s)
+        pause_at = stall_at if quiet_s is None else min(stall_at, now + quiet_s - silent_s % quiet_s)
         try:
             return await self._next(pause_at)
         except DeadlineExceeded as exc:
@@ -233,6 +212,7 @@ class Race:
 
     def close(self) -> None:
         """Nobody listens any more. Slots are freed when their backends have really stopped."""
+        self._is_closed = True
         self._alarm.close()
         for attempt, running in self.attempts.items():
             attempt.abandoned()

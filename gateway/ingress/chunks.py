@@ -1,16 +1,16 @@
 """Chunks of OpenAI's streams: made from a backend's parts, taken from a whole answer, put back together.
 
-`merge(chunks_of(answer))` is the answer again. A delta grows what is there: texts are joined, lists of
+What `chunks_of` takes apart, `Merger` makes the answer again. A delta grows what is there: texts are joined, lists of
 numbered entries (tool calls) grow entry by entry, and what names a thing is said once and stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from gateway.ingress.framing import Stamp
-from gateway.plugin import BackendFailed
+from gateway.plugin import BackendUnavailable
 
 Shape = Literal["chat", "completion"]
 Chunk = dict[str, Any]
@@ -26,13 +26,24 @@ def chunk_of(stamp: Stamp, value: Any, shape: Shape) -> Chunk:
     if not isinstance(value, dict):
         raise stamp.failure(f"yielded a {type(value).__name__} into a stream of text; yield texts or chunks")
     if "choices" in value:
-        return value
+        return _checked(stamp, value)
     if value.get("error"):
         raise broken_off(stamp, value)
     if value.keys() == {"usage"}:
         return {"choices": [], **value}
     choice = {"delta": value} if shape == "chat" else value
     return {"choices": [{"index": 0, "logprobs": None, "finish_reason": None, **choice}]}
+
+
+def _checked(stamp: Stamp, chunk: Chunk) -> Chunk:
+    choices = chunk["choices"]
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) and _is_choice(choice) for choice in choices):
+        raise stamp.failure("has a chunk whose `choices` cannot be read")
+    return chunk
+
+
+def _is_choice(choice: dict[str, Any]) -> bool:
+    return isinstance(choice.get("delta"), dict | None) and isinstance(choice.get("index") or 0, int)
 
 
 def chunks_of(answer: dict[str, Any], shape: Shape) -> Iterator[Chunk]:
@@ -79,20 +90,29 @@ def finishes(chunk: Chunk) -> bool:
 # ── putting them back together ───────────────────────────────────────────────────────────────────
 
 
-def merge(stamp: Stamp, chunks: Iterable[Chunk], shape: Shape) -> dict[str, Any]:
-    """One answer from its chunks; members nobody said are still missing. Raises BackendFailed on an error event."""
-    rest: dict[str, Any] = {}
-    choices: dict[int, dict[str, Any]] = {}
-    for chunk in chunks:
+class Merger:
+    """Puts chunks together as they come, in time linear in them."""
+
+    def __init__(self, stamp: Stamp, shape: Shape) -> None:
+        self._stamp, self._shape = stamp, shape
+        self._rest: dict[str, Any] = {}
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, chunk: Chunk) -> None:
+        """The next chunk. Raises BackendUnavailable on an error event."""
         if chunk.get("error"):
-            raise broken_off(stamp, chunk)
-        rest |= {k: v for k, v in chunk.items() if v is not None and k not in ("choices", "object")}
+            raise broken_off(self._stamp, chunk)
+        self._rest |= {k: v for k, v in chunk.items() if v is not None and k not in ("choices", "object")}
         for choice in chunk.get("choices") or ():
-            _grow(choices.setdefault(choice.get("index", 0), {}), choice)
-    return rest | {"choices": [_whole(choices[index], shape) for index in sorted(choices) or ()]}
+            _grow(self._choices.setdefault(choice.get("index") or 0, {}), choice)
+
+    def answer(self) -> dict[str, Any]:
+        """All of it as one."""
+        choices = [_whole(_plain(self._choices[index]), self._shape) for index in sorted(self._choices)]
+        return self._rest | {"choices": choices}
 
 
-def broken_off(stamp: Stamp, chunk: Chunk) -> BackendFailed:
+def broken_off(stamp: Stamp, chunk: Chunk) -> BackendUnavailable:
     """What an upstream's error event means: its stream will not be completed."""
     error = chunk.get("error")
     message = error.get("message", error) if isinstance(error, dict) else error
@@ -111,6 +131,24 @@ def _whole(choice: dict[str, Any], shape: Shape) -> dict[str, Any]:
     return {"logprobs": None, **choice, "message": message, "finish_reason": reason}
 
 
+class _Text:
+    """A text that grows: its pieces, joined at the end."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self, piece: str) -> None:
+        self.pieces = [piece]
+
+
+def _plain(value: Any) -> Any:
+    """The value with all texts joined."""
+    if isinstance(value, _Text):
+        return "".join(value.pieces)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
 def _grow(whole: dict[str, Any], delta: dict[str, Any]) -> None:
     for key, new in delta.items():
         old = whole.get(key)
@@ -119,8 +157,11 @@ def _grow(whole: dict[str, Any], delta: dict[str, Any]) -> None:
             _grow(whole[key], new)
         elif isinstance(new, list):
             whole[key] = _grown_list(old if isinstance(old, list) else [], new)
-        elif isinstance(new, str) and isinstance(old, str) and key not in _SAID_ONCE:
-            whole[key] = old + new
+        elif isinstance(new, str) and key not in _SAID_ONCE:
+            if isinstance(old, _Text):
+                old.pieces.append(new)
+            else:
+                whole[key] = _Text(new)
         elif new is not None or key not in whole:
             whole[key] = new
 

@@ -12,8 +12,11 @@ from gateway.plugin import Part
 
 # Events that say a stream has begun, or is alive; nothing is lost if another backend starts over after them.
 _NO_CONTENT_TYPES = frozenset(
-    {"response.created", "response.queued", "response.in_progress", "message_start", "content_block_start", "ping"}
-)
+    {
+        "content_block_start", "message_start", "ping", "response.content_part.added", "response.created",
+        "response.in_progress", "response.output_item.added", "response.queued",
+    }
+)  # fmt: skip
 
 
 class _Choice(msgspec.Struct):

@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -25,7 +26,8 @@ from gateway.ingress import openai, openapi, tasks
 from gateway.ingress.access import caller_of, check_route, must_stay, presented
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
-from gateway.ingress.render import Rendered, Streamed, collect, has_content, render, streamed
+from gateway.ingress.framing import encode_json
+from gateway.ingress.render import Streamed, Wanted, has_content, streamed
 from gateway.ingress.resume import continuation
 from gateway.ingress.room import Room
 from gateway.ingress.routes import Match, match
@@ -37,6 +39,7 @@ from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
 PRESSED_RETRY_S = 2.0
+MOST_SAID_BYTES = 1000
 WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
 STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
 
@@ -277,17 +280,17 @@ class _Visit:
             limits=self._limits(),
             is_content=lambda part: has_content(draft, part),
             client_deadline="x-gateway-deadline-ms" in self.incoming.headers,
-            quiet_s=HEARTBEAT_S if draft.stream else None,
-            said=continuation(draft),
+            quiet_s=HEARTBEAT_S if draft.stream or draft.kind == "task" else None,
+            said=continuation(draft) if draft.stream else None,
+            renderer=partial(Wanted, draft, self.record.request_id),
+            wants_whole=not draft.stream and draft.kind != "task",
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
         self.watch.enter("write")
         result = answer.result
-        if answer.parts is not None and not draft.stream and draft.kind != "task":
-            result = await collect(draft, answer.parts)  # it streams, the client does not
         if result is not None and (not draft.stream or result.status >= 400 or draft.kind == "other"):
-            await self._whole(draft, result)
+            await self._whole(result)
         else:
             self.stream = self._streamed(draft, answer.served_as)
             await self._relay(self.stream, answer, result)
@@ -303,18 +306,11 @@ class _Visit:
             return ours
         return Limits(first_byte_s=min(ours.first_byte_s, theirs), stall_s=min(ours.stall_s, theirs))
 
-    async def _whole(self, draft: Draft, result: Result) -> None:
-        assert self.answer is not None
-        rendered: Rendered = render(
-            draft,
-            result,
-            request_id=self.record.request_id,
-            backend=self.answer.backend,
-            served_as=self.answer.served_as,
-        )
+    async def _whole(self, result: Result) -> None:
         if self.has_begun:
-            raise GatewayError(f"the backend refused with status {rendered.status}", code="upstream_bad_response")
-        await self._send(rendered.status, rendered.content_type, rendered.body, result.headers)
+            raise _too_late(result)
+        body = result.body if result.body is not None else encode_json(result.json)
+        await self._send(result.status, result.content_type, body, result.headers)
 
     async def _send(
         self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
@@ -426,6 +422,15 @@ class _Visit:
         more = error_headers(error, self.record.attempts)
         await self._send(status_of(error), "application/json", body, more)
         self.record.outcome = outcome
+
+
+def _too_late(result: Result) -> GatewayError:
+    """A whole answer where the stream has begun already: the client can only be told in it."""
+    if result.status < 400:
+        what = f"the backend answered with {result.content_type}, which is no stream, after the stream had begun"
+        return GatewayError(what, code="upstream_bad_response")
+    said = (result.body or b"")[:MOST_SAID_BYTES].decode(errors="replace")
+    return GatewayError(f"the backend refused with status {result.status}", code="upstream_bad_response", detail=said)
 
 
 def _working(answer: Answer) -> str:

@@ -40,14 +40,14 @@ def to_floats(encoded: str) -> list[float]:
 
 
 def embeddings_answer(stamp: Stamp, result: Result, *, items: int, as_base64: bool) -> bytes:
-    """The body of a good answer: an upstream's, or one made from vectors. Raises BackendFailed."""
+    """The body of a good answer: an upstream's, or one made from vectors. Raises BackendUnavailable."""
     if result.body is not None:
         body = result.body
     elif isinstance(result.json, dict):
         body = encode_json(result.json)
     else:
         body = encode_json(_from_vectors(stamp, result.json, items))
-    return _in_encoding(stamp, body, as_base64=as_base64)
+    return _in_encoding(stamp, body, items, as_base64=as_base64)
 
 
 def _from_vectors(stamp: Stamp, value: Any, items: int) -> dict[str, Any]:
@@ -72,12 +72,15 @@ def _is_vector(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value)
 
 
-def _in_encoding(stamp: Stamp, body: bytes, *, as_base64: bool) -> bytes:
+def _in_encoding(stamp: Stamp, body: bytes, items: int, *, as_base64: bool) -> bytes:
     members = decode_object(body, stamp)
     try:
-        changed = _rewrite_name(stamp, members) | _rewrite_vectors(members, as_base64=as_base64)
+        data = _ITEMS.decode(members["data"])
+        changed = _rewrite_name(stamp, members) | _rewrite_vectors(members, data, as_base64=as_base64)
     except (msgspec.DecodeError, KeyError, binascii.Error, ValueError, TypeError, OverflowError) as exc:
         raise stamp.failure(f"gave embeddings that cannot be read: {exc!r}") from exc
+    if len(data) != items:
+        raise stamp.failure(f"gave {len(data)} vectors for {items} inputs")
     return msgspec.json.encode(members) if changed else body
 
 
@@ -89,10 +92,10 @@ def _rewrite_name(stamp: Stamp, members: dict[str, msgspec.Raw]) -> bool:
     return True
 
 
-def _rewrite_vectors(members: dict[str, msgspec.Raw], *, as_base64: bool) -> bool:
+def _rewrite_vectors(members: dict[str, msgspec.Raw], data: list[dict[str, msgspec.Raw]], *, as_base64: bool) -> bool:
     """Turn those vectors around that are not as they were asked for; True where there were any."""
-    data = _ITEMS.decode(members["data"])
-    wrong = [item for item in data if bytes(item["embedding"]).startswith(b'"') != as_base64]
+    right = b'"' if as_base64 else b"["
+    wrong = [item for item in data if not bytes(item["embedding"]).startswith(right)]
     for item in wrong:
         item["embedding"] = msgspec.Raw(msgspec.json.encode(_turned(item["embedding"], as_base64=as_base64)))
     if wrong:

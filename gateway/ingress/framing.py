@@ -1,7 +1,7 @@
 """The bytes every answer is made of: JSON, server-sent events, and the few words a client waits for.
 
 An upstream's bytes pass as they are; only what must change is decoded, and `msgspec.Raw` keeps the rest
-of it byte for byte. Whatever cannot be read or written here is the backend's fault: BackendFailed.
+of it byte for byte. Whatever cannot be read here is the backend's fault: BackendUnavailable.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.plugin import BackendFailed
+from gateway.plugin import BackendFailed, BackendUnavailable
 
 JSON = "application/json"
 DONE = b"data: [DONE]\n\n"
@@ -28,15 +28,6 @@ STREAM_HEADERS: Mapping[str, str] = {
 
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _EVENT_END = re.compile(rb"(?:\r\n){2}|\n\n|\r\r")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """A whole answer as the client reads it."""
-
-    status: int
-    content_type: str
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +45,10 @@ class Stamp:
     served_as: str | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def failure(self, what: str, said: str = "") -> BackendFailed:
-        """An answer that cannot be passed on; said: the backend's own words, for the client alone."""
-        return BackendFailed(f"{self.backend} {what}", code="upstream_bad_response", detail=said)
+    def failure(self, what: str, said: str = "") -> BackendUnavailable:
+        """An answer that cannot be passed on, another might; said: the backend's own words, for the client alone."""
+        message = f"{self.backend} {what}"
+        return BackendUnavailable(message, code="upstream_bad_response", again=False, detail=said)
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────
@@ -71,7 +63,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def decode_object(body: bytes, stamp: Stamp) -> dict[str, msgspec.Raw]:
-    """A JSON object's members, undecoded. Raises BackendFailed when it is none."""
+    """A JSON object's members, undecoded. Raises BackendUnavailable when it is none."""
     try:
         return _RAW_OBJECT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -114,6 +106,12 @@ def renamed_within(body: bytes, stamp: Stamp) -> bytes:
 def event(data: bytes) -> bytes:
     """One event; `data` must be one line, as JSON is."""
     return b"data: %b\n\n" % data
+
+
+def reframed(framed: bytes, data: bytes) -> bytes:
+    """An event with `data` in the place of its own; what else it says, its name among it, stays."""
+    kept = [line for line in framed.splitlines() if line and line.partition(b":")[0] != b"data"]
+    return b"\n".join([*kept, *(b"data: " + line for line in data.splitlines())]) + b"\n\n"
 
 
 def comment(text: bytes) -> bytes:

@@ -43,10 +43,11 @@ def completion_answer(stamp: Stamp, value: Any) -> dict[str, Any]:
 
 def _completed(stamp: Stamp, value: Any, *, id_prefix: str, object_name: str) -> dict[str, Any]:
     """The answer with whatever of the fixed members it lacks; those it has stand, but for the model's name."""
-    if not isinstance(value, dict) or not isinstance(value.get("choices"), list):
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise stamp.failure(f"gave no answer of the shape {object_name}: it has no `choices`")
     whole = head(stamp, id_prefix, object_name) | value
-    return whole if stamp.served_as == stamp.model else whole | {"model": stamp.model}
+    return whole if stamp.served_as == stamp.model else {**whole, "model": stamp.model}
 
 
 def head(stamp: Stamp, id_prefix: str, object_name: str) -> dict[str, Any]:

@@ -5,16 +5,18 @@ The rule: an upstream's bytes go out as they came in, unless the client asked fo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
-from gateway.ingress.chunks import Chunk, Shape, chunk_of, merge
+from gateway.ingress.chunks import Merger, Shape, chunk_of
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import embeddings_answer
-from gateway.ingress.framing import JSON, Rendered, Stamp, encode_json, events_of, renamed, renamed_within
+from gateway.ingress.framing import JSON, Stamp, encode_json, events_of, renamed, renamed_within
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.ingress.streams import (
     ChunkStream,
@@ -24,9 +26,9 @@ from gateway.ingress.streams import (
     TranscriptStream,
 )
 from gateway.ingress.transcripts import as_transcript, transcript_answer
-from gateway.plugin import Kind, Part, Result
+from gateway.plugin import BackendFailed, Kind, Part, Result
 
-__all__ = ["Rendered", "Streamed", "collect", "has_content", "render", "streamed"]
+__all__ = ["Streamed", "Wanted", "has_content", "streamed"]
 
 _STREAMS: dict[Kind, type[Streamed]] = {
     "chat": ChunkStream,
@@ -36,25 +38,57 @@ _STREAMS: dict[Kind, type[Streamed]] = {
 }
 
 
-def render(
-    draft: Draft,
-    result: Result,
-    *,
-    request_id: str,
-    backend: str = "the backend",
-    served_as: str | None = None,
-) -> Rendered:
-    """A whole answer. `served_as`: the model's name at the backend, where it is known.
+class Wanted:
+    """One backend's answer, made into what this client asked for. Implements `gateway.dispatch.Renderer`.
 
-    A refusal of the backend (status 400 and up) passes untouched. Raises BackendFailed for a good status
-    with an answer that cannot be passed on.
+    `served_as`: the model's name at the backend, where it is known.
     """
-    stamp = Stamp(request_id=request_id, model=draft.name, backend=backend, served_as=served_as)
-    if result.status >= 400:
-        content_type, body = result.content_type, _as_it_is(result)
-    else:
-        content_type, body = _shaped(draft, stamp, result)
-    return Rendered(status=result.status, content_type=content_type, body=body)
+
+    def __init__(self, draft: Draft, request_id: str, backend: str, served_as: str | None) -> None:
+        self._draft = draft
+        self._stamp = Stamp(request_id=request_id, model=draft.name, backend=backend, served_as=served_as)
+        self._gathered = _GATHERED.get(draft.kind, Gathered)(self._stamp)
+
+    def add(self, part: Part) -> None:
+        """The next part of a backend that streams, for a client that wants a whole. Raises BackendUnavailable."""
+        with _readable(self._stamp):
+            self._gathered.add(part)
+
+    def whole(self, result: Result | None) -> Result:
+        """The answer: `result`, or what the parts make. Raises BackendUnavailable for what is none.
+
+        A refusal of the backend (status 400 and up) passes untouched. For a client that wants a stream, it is
+        only looked at: whether it can be made into one.
+        """
+        with _readable(self._stamp):
+            found = self._gathered.result() if result is None else result
+            if self._draft.stream:
+                self._check(found)
+                return found
+            return self._rendered(found)
+
+    def _check(self, result: Result) -> None:
+        if result.status < 400 and self._draft.kind != "other":
+            streamed(self._draft, request_id="", served_as=self._stamp.served_as).whole(result)
+
+    def _rendered(self, result: Result) -> Result:
+        if result.status >= 400:
+            return dataclasses.replace(result, json=None, body=_as_it_is(result))
+        content_type, body = _shaped(self._draft, self._stamp, result)
+        return dataclasses.replace(result, json=None, body=body, content_type=content_type)
+
+
+@contextmanager
+def _readable(stamp: Stamp) -> Iterator[None]:
+    """What is not of the shape that its kind has, is the backend's failure, not ours."""
+    try:
+        yield
+    except BackendFailed as exc:
+        if exc.code != "upstream_bad_response":
+            raise
+        raise stamp.failure("gave an answer that cannot be read", said=exc.message) from exc
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as exc:
+        raise stamp.failure(f"gave an answer that cannot be read ({type(exc).__name__})", said=str(exc)) from exc
 
 
 def _as_it_is(result: Result) -> bytes:
@@ -65,7 +99,7 @@ def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
     if draft.kind == "embeddings":
         as_base64 = draft.encoding_format == "base64"
         return JSON, embeddings_answer(stamp, result, items=draft.items, as_base64=as_base64)
-    if result.body is not None:
+    if result.body is not None and not _is_another_format(draft, result):
         return result.content_type, _named(draft, stamp, result.content_type, result.body)
     match draft.kind:
         case "chat":
@@ -73,9 +107,15 @@ def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
         case "completion":
             return JSON, encode_json(completion_answer(stamp, result.json))
         case "transcription":
-            return transcript_answer(stamp, result.json, draft.response_format)
+            return transcript_answer(stamp, result.value(), draft.response_format)
         case _:
             return result.content_type, encode_json(result.json)
+
+
+def _is_another_format(draft: Draft, result: Result) -> bool:
+    """Whether a recogniser that knows JSON only was asked for a text or subtitles."""
+    wants_text = draft.kind == "transcription" and draft.response_format in ("text", "srt", "vtt")
+    return wants_text and "json" in result.content_type
 
 
 def _named(draft: Draft, stamp: Stamp, content_type: str, body: bytes) -> bytes:
@@ -94,40 +134,78 @@ def streamed(draft: Draft, *, request_id: str, served_as: str | None = None) -> 
 # ── parts where the client wants a whole ─────────────────────────────────────────────────────────
 
 
-async def collect(draft: Draft, parts: AsyncIterable[Part]) -> Result:
-    """One answer from the parts of a backend that streams to a client that did not ask for it."""
-    return collected(draft, [part async for part in parts])
+class Gathered:
+    """One answer from the parts of a backend that streams. Here: a list of what it yielded."""
 
+    def __init__(self, stamp: Stamp) -> None:
+        self.stamp = stamp
+        self.values: list[Any] = []
+        self.raw: list[bytes] = []
 
-def collected(draft: Draft, parts: Sequence[Part]) -> Result:
-    """One answer from all its parts. Raises BackendFailed for parts that do not make one."""
-    stamp = Stamp(request_id="", model=draft.name)
-    match draft.kind:
-        case "chat":
-            return Result(json=merge(stamp, _chunks(stamp, parts, "chat"), "chat"))
-        case "completion":
-            return Result(json=merge(stamp, _chunks(stamp, parts, "completion"), "completion"))
-        case "transcription":
-            return Result(json={"text": _text_of(stamp, list(_values(stamp, parts)))})
-        case "other" if any(part.raw is not None for part in parts):
-            return Result(body=b"".join(part.raw or b"" for part in parts), content_type="text/event-stream")
-        case _:
-            return Result(json={"result": list(_values(stamp, parts))})
-
-
-def _chunks(stamp: Stamp, parts: Sequence[Part], shape: Shape) -> Iterator[Chunk]:
-    for value in _values(stamp, parts):
-        yield chunk_of(stamp, value, shape)
-
-
-def _values(stamp: Stamp, parts: Sequence[Part]) -> Iterator[Any]:
-    for part in parts:
+    def add(self, part: Part) -> None:
+        """The next part. Raises BackendUnavailable for one that cannot be read."""
         if part.raw is None:
-            yield part.data
-            continue
-        for _, data in events_of(part.raw):
+            self.take(part.data)
+        else:
+            self.take_raw(part.raw)
+
+    def take_raw(self, raw: bytes) -> None:
+        """The next events, as an upstream framed them."""
+        for _, data in events_of(raw):
             if data.strip() != b"[DONE]":
-                yield _decoded(stamp, data)
+                self.take(_decoded(self.stamp, data))
+
+    def take(self, value: Any) -> None:
+        """The next value."""
+        self.values.append(value)
+
+    def result(self) -> Result:
+        """All of it. Raises BackendUnavailable where it makes no answer."""
+        return Result(json={"result": self.values})
+
+
+class _Relayed(Gathered):
+    def take_raw(self, raw: bytes) -> None:
+        self.raw.append(raw)
+
+    def result(self) -> Result:
+        return Result(body=b"".join(self.raw), content_type="text/event-stream") if self.raw else super().result()
+
+
+class _Chunks(Gathered):
+    shape: Shape = "chat"
+
+    def __init__(self, stamp: Stamp) -> None:
+        super().__init__(stamp)
+        self.merger = Merger(stamp, self.shape)
+
+    def take(self, value: Any) -> None:
+        self.merger.add(chunk_of(self.stamp, value, self.shape))
+
+    def result(self) -> Result:
+        return Result(json=self.merger.answer())
+
+
+class _Texts(_Chunks):
+    shape: Shape = "completion"
+
+
+class _Transcript(Gathered):
+    """The transcript's text: of its last event if that has it all, else what was heard piece by piece."""
+
+    def result(self) -> Result:
+        for piece in self.values:
+            if isinstance(piece, dict) and piece.get("type") == "transcript.text.done":
+                return Result(json={"text": str(as_transcript(self.stamp, piece)["text"])})
+        return Result(json={"text": "".join(_piece(self.stamp, piece) for piece in self.values)})
+
+
+_GATHERED: dict[Kind, type[Gathered]] = {
+    "chat": _Chunks,
+    "completion": _Texts,
+    "transcription": _Transcript,
+    "other": _Relayed,
+}
 
 
 def _decoded(stamp: Stamp, data: bytes) -> Any:
@@ -135,14 +213,6 @@ def _decoded(stamp: Stamp, data: bytes) -> Any:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise stamp.failure(f"sent an event that is not JSON: {exc}") from exc
-
-
-def _text_of(stamp: Stamp, heard: Sequence[Any]) -> str:
-    """The transcript's text: of its last event if that has it all, else what was heard piece by piece."""
-    for piece in heard:
-        if isinstance(piece, dict) and piece.get("type") == "transcript.text.done":
-            return str(as_transcript(stamp, piece)["text"])
-    return "".join(_piece(stamp, piece) for piece in heard)
 
 
 def _piece(stamp: Stamp, piece: Any) -> str:

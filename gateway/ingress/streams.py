@@ -32,6 +32,7 @@ from gateway.ingress.framing import (
     encode_json,
     event,
     events_of,
+    reframed,
     renamed,
     renamed_within,
 )
@@ -52,7 +53,7 @@ class Streamed:
         self.wants_done = False
 
     def part(self, part: Part) -> bytes:
-        """The bytes of one part; none for what the client is not to see. Raises BackendFailed."""
+        """The bytes of one part; none for what the client is not to see. Raises BackendUnavailable."""
         if part.raw is None:
             return self.data(part.data)
         events = events_of(part.raw)
@@ -68,7 +69,7 @@ class Streamed:
     def relay(self, framed: bytes, data: bytes) -> bytes:
         """An upstream's event, as it is to be passed on."""
         changed = renamed_within(data, self.stamp)
-        return framed if changed is data else framed.replace(data, changed, 1)
+        return framed if changed is data else reframed(framed, changed)
 
     def data(self, value: Any) -> bytes:
         """A value a backend yielded."""
@@ -125,7 +126,7 @@ class ChunkStream(Streamed):
             raise broken_off(self.stamp, _decoded(data))
         self.has_begun = True
         changed = renamed(data, self.stamp)
-        return framed if changed is data else event(changed)
+        return framed if changed is data else reframed(framed, changed)
 
     def data(self, value: Any) -> bytes:
         if value == "":

@@ -18,7 +18,7 @@ UNDETERMINED = "und"
 
 
 def transcript_answer(stamp: Stamp, value: Any, response_format: TranscriptFormat) -> tuple[str, bytes]:
-    """The transcript as (content type, body). Raises BackendFailed when there is no text in it."""
+    """The transcript as (content type, body). Raises BackendUnavailable when there is no text in it."""
     transcript = as_transcript(stamp, value)
     match response_format:
         case "json":
@@ -35,7 +35,7 @@ def transcript_answer(stamp: Stamp, value: Any, response_format: TranscriptForma
 
 
 def as_transcript(stamp: Stamp, value: Any) -> Mapping[str, Any]:
-    """The backend's value as a transcript. Raises BackendFailed."""
+    """The backend's value as a transcript. Raises BackendUnavailable."""
     if isinstance(value, str):
         return {"text": value}
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):

@@ -164,7 +164,7 @@ async def _gone(asked: asyncio.Task[Answer]) -> None:
 
 
 @pytest.mark.parametrize("first", SCRIPTS, ids=lambda script: script.__name__)
-@pytest.mark.parametrize("second", (answers, fails, is_silent), ids=lambda script: script.__name__)
+@pytest.mark.parametrize("second", [answers, fails, is_silent], ids=lambda script: script.__name__)
 async def test_a_client_may_go_at_any_turn(first: Any, second: Any) -> None:
     for turns in range(TURNS):
         house = await House(first, second).open()
@@ -226,7 +226,7 @@ async def _nothing() -> AsyncIterator[Part]:
     yield
 
 
-@pytest.mark.parametrize("first", (answers, answers_at_once, fails, refuses, raises, streams, breaks))
+@pytest.mark.parametrize("first", [answers, answers_at_once, fails, refuses, raises, streams, breaks])
 async def test_many_at_once_leave_nothing_behind(first: Any) -> None:
     house = await House(first, first).open()
     asked = [house.ask() for _ in range(10)]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import to_base64, to_floats
-from gateway.ingress.render import render
-from gateway.plugin import BackendFailed, Result
+from gateway.ingress.render import Wanted
+from gateway.plugin import BackendUnavailable, Result
 
 VECTOR = [0.5, -1.25, 3.0]
 PACKED = base64.b64encode(struct.pack("<3f", *VECTOR)).decode()
@@ -31,7 +31,7 @@ def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: st
         items=items,
         encoding_format=asked,
     )
-    return render(draft, result, request_id="r", served_as=served_as).body
+    return Wanted(draft, "r", "the backend", served_as).whole(result).body or b""
 
 
 def relayed(*vectors: Any) -> bytes:
@@ -55,19 +55,19 @@ def test_base64_survives_floats_where_every_number_is_one(packed: bytes) -> None
 @pytest.mark.parametrize(("asked", "given_"), [("float", VECTOR), (None, VECTOR), ("base64", PACKED)])
 def test_a_relayed_answer_that_is_as_asked_is_not_touched(asked: Any, given_: Any) -> None:
     body = relayed(given_, given_)
-    assert rendered(Result(body=body), asked=asked) is body
+    assert rendered(Result(body=body), asked=asked, items=2) is body
 
 
 @pytest.mark.parametrize(
     ("asked", "given_", "expected"), [("float", PACKED, VECTOR), (None, PACKED, VECTOR), ("base64", VECTOR, PACKED)]
 )
 def test_a_relayed_answer_in_the_other_encoding_is_turned_round(asked: Any, given_: Any, expected: Any) -> None:
-    answer = json.loads(rendered(Result(body=relayed(given_, given_)), asked=asked))
+    answer = json.loads(rendered(Result(body=relayed(given_, given_)), asked=asked, items=2))
     assert answer == json.loads(relayed(expected, expected))
 
 
 def test_only_the_vectors_that_are_not_as_asked_change() -> None:
-    answer = json.loads(rendered(Result(body=relayed(VECTOR, PACKED)), asked="base64"))
+    answer = json.loads(rendered(Result(body=relayed(VECTOR, PACKED)), asked="base64", items=2))
     assert [one["embedding"] for one in answer["data"]] == [PACKED, PACKED]
 
 
@@ -101,20 +101,29 @@ def test_the_clients_name_of_the_model_is_put_back() -> None:
         Result(body=b"[]"),
         Result(body=b"{}"),
         Result(body=b'{"data":[{}]}'),
+        Result(body=relayed(VECTOR, VECTOR)),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 @pytest.mark.parametrize("asked", ["base64", "float"])
 def test_what_cannot_be_the_answer_is_the_backends_failure(result: Result, asked: str) -> None:
-    with pytest.raises(BackendFailed) as failed:
+    with pytest.raises(BackendUnavailable) as failed:
         rendered(result, asked=asked)
     assert failed.value.code == "upstream_bad_response"
 
 
 @pytest.mark.parametrize(
     ("asked", "vector"),
-    [("float", "not base64!"), ("float", "AAA="), ("base64", ["a"]), ("base64", {}), ("base64", None)],
+    [
+        ("float", "not base64!"),
+        ("float", "AAA="),
+        ("base64", ["a"]),
+        ("base64", {}),
+        ("base64", None),
+        ("float", None),
+        ("float", {}),
+    ],
 )
 def test_what_cannot_be_turned_round_is_the_backends_failure(asked: str, vector: Any) -> None:
-    with pytest.raises(BackendFailed, match="cannot be read"):
+    with pytest.raises(BackendUnavailable, match="cannot be read"):
         rendered(Result(body=relayed(vector)), asked=asked)

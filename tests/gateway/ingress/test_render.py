@@ -10,20 +10,20 @@ import pytest
 from gateway.ingress import openai, tasks
 from gateway.ingress.drafts import Draft
 from gateway.ingress.framing import encode_json
-from gateway.ingress.render import Rendered, render
-from gateway.plugin import BackendFailed, Kind, Result
+from gateway.ingress.render import Wanted
+from gateway.plugin import BackendFailed, BackendUnavailable, Kind, Result
 
 
 def draft(kind: Kind = "chat", **more: Any) -> Draft:
     return Draft(kind=kind, name="assistant", path="/", body=b"", content_type="application/json", **more)
 
 
-def rendered(result: Result, kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> Rendered:
-    return render(draft(kind, **more), result, request_id="r1", served_as=served_as)
+def rendered(result: Result, kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> Result:
+    return Wanted(draft(kind, **more), "r1", "the backend", served_as).whole(result)
 
 
 def answer(value: Any, kind: Kind = "chat") -> Any:
-    return json.loads(rendered(Result(json=value), kind).body)
+    return json.loads(rendered(Result(json=value), kind).body or b"")
 
 
 def test_a_text_becomes_a_whole_chat_completion() -> None:
@@ -64,7 +64,7 @@ def test_a_text_becomes_a_text_completion() -> None:
 @pytest.mark.parametrize("value", [None, 3, [], {}, {"choices": 3}])
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_what_is_no_answer_is_the_backends_failure(value: Any, kind: Kind) -> None:
-    with pytest.raises(BackendFailed) as failed:
+    with pytest.raises(BackendUnavailable) as failed:
         answer(value, kind)
     assert failed.value.code == "upstream_bad_response"
 
@@ -73,7 +73,7 @@ def test_what_is_no_answer_is_the_backends_failure(value: Any, kind: Kind) -> No
 def test_a_relayed_body_passes_byte_for_byte(kind: Kind) -> None:
     body = b'{ "model":"whatever-2024-01", "x": 1.0, "choices": [] }'
     given = Result(body=body, content_type="application/json; charset=utf-8")
-    assert rendered(given, kind) == Rendered(status=200, content_type=given.content_type, body=body)
+    assert rendered(given, kind) == Result(status=200, content_type=given.content_type, body=body)
 
 
 @pytest.mark.parametrize("served_as", ["llama3.2:3b", None])
@@ -86,7 +86,7 @@ def test_the_clients_name_of_a_model_is_put_back_and_nothing_else_changes(served
 
 
 def test_a_relayed_body_that_cannot_be_renamed_is_the_backends_failure() -> None:
-    with pytest.raises(BackendFailed):
+    with pytest.raises(BackendUnavailable):
         rendered(Result(body=b'"model" <html>'), served_as="other-name")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,9 +15,9 @@ from hypothesis import strategies as st
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.framing import events_of
-from gateway.ingress.render import collect, collected, render, streamed
+from gateway.ingress.render import Wanted, streamed
 from gateway.ingress.streams import Streamed
-from gateway.plugin import BackendFailed, Kind, Part, Result
+from gateway.plugin import BackendUnavailable, Kind, Part, Result
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 TYPED_KINDS: tuple[Kind, ...] = ("chat", "completion")
@@ -103,7 +104,7 @@ def test_a_delta_that_calls_a_tool_ends_for_that_reason() -> None:
 
 @pytest.mark.parametrize("value", [3, [1], b"bytes", None])
 def test_what_is_no_text_in_a_stream_of_text_is_the_backends_failure(value: Any) -> None:
-    with pytest.raises(BackendFailed):
+    with pytest.raises(BackendUnavailable):
         stream_of().part(Part(value))
 
 
@@ -140,10 +141,10 @@ def test_several_events_in_one_part_and_other_line_ends_are_understood() -> None
 
 
 def test_an_upstreams_error_event_never_looks_like_an_end() -> None:
-    with pytest.raises(BackendFailed, match="broke off its stream") as caught:
+    with pytest.raises(BackendUnavailable, match="broke off its stream") as caught:
         stream_of().part(raw({"error": {"message": "no memory"}}))
     assert caught.value.detail == "no memory"
-    with pytest.raises(BackendFailed):
+    with pytest.raises(BackendUnavailable):
         stream_of().part(Part(raw=b'data: {"error": nonsense\n\n'))
 
 
@@ -243,13 +244,8 @@ def test_a_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
 # ── parts for those who asked for a whole ────────────────────────────────────────────────────────
 
 
-async def test_texts_are_collected_into_one_answer() -> None:
-    async def parts() -> AsyncIterator[Part]:
-        for text in ("he", "llo"):
-            yield Part(text)
-
-    result = await collect(draft(), parts())
-    chat = json.loads(render(draft(), result, request_id="r").body)
+def test_texts_are_collected_into_one_answer() -> None:
+    chat = answer_of(draft(), [Part("he"), Part("llo")])
     assert chat["choices"][0]["message"]["content"] == "hello"
     assert chat["choices"][0]["finish_reason"] == "stop"
     assert chat["object"] == "chat.completion"
@@ -268,7 +264,7 @@ def test_an_upstreams_chunks_are_merged() -> None:
         raw({"model": "up", "choices": [], "usage": USAGE}),
         raw(b"[DONE]"),
     ]
-    chat = json.loads(render(draft(), collected(draft(), parts), request_id="r", served_as="assistant").body)
+    chat = answer_of(draft(), parts)
     assert chat["choices"] == [
         {
             "index": 0,
@@ -324,7 +320,14 @@ def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list
 
 
 def answer_of(asked: Draft, parts: Sequence[Part]) -> dict[str, Any]:
-    return json.loads(render(asked, collected(asked, parts), request_id="r", served_as="assistant").body)
+    return json.loads(collected(asked, parts).body or b"")
+
+
+def collected(asked: Draft, parts: Sequence[Part]) -> Result:
+    wanted = Wanted(replace(asked, stream=False), "r", "the backend", "assistant")
+    for part in parts:
+        wanted.add(part)
+    return wanted.whole(None)
 
 
 def assert_same_choices(direct: list[dict[str, Any]], streamed_ones: list[dict[str, Any]]) -> None:
@@ -368,13 +371,13 @@ def test_completions_are_collected() -> None:
     ],
 )
 def test_transcripts_are_collected(parts: list[Part]) -> None:
-    assert collected(draft("transcription"), parts).json == {"text": "go on"}
+    assert answer_of(draft("transcription"), parts) == {"text": "go on"}
 
 
 def test_an_error_or_garbage_among_the_parts_is_the_backends_failure() -> None:
     for kind in TYPED_KINDS:
         for bad in (raw({"error": {"message": "no"}}), raw(b"{nonsense"), Part(3)):
-            with pytest.raises(BackendFailed):
+            with pytest.raises(BackendUnavailable):
                 collected(draft(kind), [Part("x"), bad])
 
 
@@ -382,7 +385,7 @@ def test_other_streams_are_collected_as_they_came_and_tasks_as_a_list() -> None:
     framed = b'event: a\ndata: {"b":1}\n\n'
     result = collected(draft("other"), [Part(raw=framed), Part(raw=framed)])
     assert (result.body, result.content_type) == (framed * 2, "text/event-stream")
-    assert collected(draft("task"), [Part(1), Part(2)]).json == {"result": [1, 2]}
+    assert answer_of(draft("task"), [Part(1), Part(2)]) == {"result": [1, 2]}
 
 
 # ── what counts as content ───────────────────────────────────────────────────────────────────────

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.ingress.framing import Stamp
 from gateway.ingress.transcripts import transcript_answer
-from gateway.plugin import BackendFailed
+from gateway.plugin import BackendUnavailable
 
 STAMP = Stamp(request_id="r", model="m")
 TRANSCRIPT = {
@@ -77,5 +77,5 @@ def test_subtitles_without_segments_are_one_cue_to_the_last_word() -> None:
 
 @pytest.mark.parametrize("value", [None, 3, [], {}, {"text": None}])
 def test_what_holds_no_text_is_the_backends_failure(value: Any) -> None:
-    with pytest.raises(BackendFailed):
+    with pytest.raises(BackendUnavailable):
         transcript_answer(STAMP, value, "json")
