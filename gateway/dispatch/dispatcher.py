@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
+from gateway.decide.policy import Decision
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.budget import RetryBudget
 from gateway.dispatch.continuation import How
@@ -26,6 +27,8 @@ from gateway.timing import Watch
 
 PATIENCE = 4.0  # an attempt that could be made elsewhere is given this many predicted times, at least
 PATIENCE_SHARE = 0.5  # or this share of the time that is left, whichever is more
+RESERVE = 2.0  # what is left for the next one: so many times what it needs,
+RESERVE_SHARE = 0.1  # and at least this share of the time
 CLOSE_S = 5.0  # what runs at the end, and ignores that it is told to stop, is left behind then
 PAUSE_S = 0.1  # before somebody is asked again who did not say when
 MOST_PAUSE_S = 5.0  # who must wait longer is told so, and need not hold a connection for it
@@ -182,8 +185,9 @@ class Dispatcher:
         if len(plan.decision.order) < 2 or not plan.work.repeatable:
             return until
         now = time.monotonic()
-        least_s = PATIENCE * (plan.decision.predicted_s or 0.0)
-        return min(until, now + max(PATIENCE_SHARE * (until - now), least_s))
+        left_s = until - now
+        least_s = max(PATIENCE_SHARE * left_s, PATIENCE * (plan.decision.predicted_s or 0.0))
+        return min(now + least_s, until - _reserve_s(plan.decision, left_s))
 
     def _may_try_elsewhere(self, error: GatewayError, race: Race, plan: Plan, until: float) -> bool:
         if isinstance(error, DeadlineExceeded):
@@ -223,6 +227,19 @@ class Dispatcher:
             task.cancel()
         if self._attempts:
             await asyncio.wait(set(self._attempts), timeout=CLOSE_S)
+
+
+def _reserve_s(decision: Decision, left_s: float) -> float:
+    """Seconds to leave for whoever is asked after this attempt; 0 where nobody can be done in half of the time left.
+
+    However long this attempt may take by what was learned: a backend that hangs teaches that it takes long.
+    """
+    next_ones = [ranked[-1] for ranked in decision.ranked[1:]]
+    half_s = (1 - PATIENCE_SHARE) * left_s
+    if any(each.samples == 0 for each in next_ones):
+        return half_s
+    needs_s = max(RESERVE * min(each.wait_s + each.upload_s + each.p95_s for each in next_ones), RESERVE_SHARE * left_s)
+    return needs_s if needs_s < half_s else 0.0
 
 
 def _until(task: Task, expected: Expectations) -> float:

@@ -25,15 +25,10 @@ class Feasibility:
         self._tried: dict[tuple[str, str], float] = {}
 
     def check(self, task: Task, candidates: Iterable[Candidate], slack_s: float) -> None:
-        """Raises DeadlineExceeded where every backend that may serve is known to need more than `slack_s`."""
-        allowed = [each for each in candidates if each.refused is None]
-        if not allowed or any(each.t_s <= slack_s or each.samples < SURE_SAMPLES for each in allowed):
-            return
-        if self._is_due(task):
-            return
-        metrics.SHED.inc(reason="deadline")
-        takes = ", ".join(f"{each.name} {each.t_s:.3g} s" for each in allowed)
-        raise DeadlineExceeded(f"this would take too long ({takes}), and {slack_s:.3g} s are left for it", began=False)
+        """Raises the refusal, where there is one and no try is due; it is counted."""
+        if (refusal := too_slow(candidates, slack_s)) is not None and not self._is_due(task):
+            metrics.SHED.inc(reason="deadline")
+            raise refusal
 
     def _is_due(self, task: Task) -> bool:
         now = self._clock()
@@ -41,3 +36,12 @@ class Feasibility:
             return False
         self._tried[(task.kind, task.name)] = now
         return True
+
+
+def too_slow(candidates: Iterable[Candidate], slack_s: float) -> DeadlineExceeded | None:
+    """The refusal, where every backend that may serve is known to need more than `slack_s`; else None."""
+    allowed = [each for each in candidates if each.refused is None]
+    if not allowed or any(each.t_s <= slack_s or each.samples < SURE_SAMPLES for each in allowed):
+        return None
+    takes = ", ".join(f"{each.name} {each.t_s:.3g} s" for each in allowed)
+    return DeadlineExceeded(f"this would take too long ({takes}), and {slack_s:.3g} s are left for it", began=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.decide.policy import Candidate, Decision, Policy, Query, cost_s
-from gateway.dispatch.feasible import Feasibility
+from gateway.dispatch.feasible import Feasibility, too_slow
 from gateway.errors import PLUGIN_FAULTS
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
@@ -45,27 +45,35 @@ class Planner:
 
         Raises GatewayError where nobody serves it, the rules leave nobody, or nobody has done it in the client's time.
         """
+        plan = self._decided(task, client_deadline, tried or {})
+        if client_deadline and not tried:
+            self.feasibility.check(task, self._standing(plan), task.deadline - time.monotonic())
+        return plan
+
+    def _decided(self, task: Task, client_deadline: bool, tried: Mapping[str, str]) -> Plan:
         offer = self._offer(task)
         work = self._work(task, offer, client_deadline)
-        refused = {name: (tried or {}).get(name) or self._refusal(name, task, offer) for name in offer.names}
+        refused = {name: tried.get(name) or self._refusal(name, task, offer) for name in offer.names}
         query = self._query(task, offer, client_deadline)
         decision = self.lanes.choose(work, query, refused)
         if not decision.order:
             decision = self.lanes.choose(work, query, self._last_resort(refused))
         if not decision.order:
             raise _nobody(decision, self._is_by_rule(offer, task))
-        if client_deadline and not tried:
-            left = {name: decision.refused.get(name) for name in offer.names}
-            self.feasibility.check(task, self.lanes.candidates(work, left), query.slack_s)
         work.allowed = decision.order
         return Plan(offer, work, decision)
 
+    def _standing(self, plan: Plan) -> list[Candidate]:
+        """Each backend as it stands after the decision."""
+        return self.lanes.candidates(plan.work, {name: plan.decision.refused.get(name) for name in plan.offer.names})
+
     def explain(self, task: Task, *, client_deadline: bool = False) -> dict[str, Any]:
         """What `plan` would decide, and every figure it rests on; seconds, dollars, joules. Same errors."""
-        plan = self.plan(task, client_deadline=client_deadline)
+        plan = self._decided(task, client_deadline, {})
         query = self._query(task, plan.offer, client_deadline)
-        refused = {name: plan.decision.refused.get(name) for name in plan.offer.names}
-        candidates = self.lanes.candidates(plan.work, refused)
+        candidates = self._standing(plan)
+        if client_deadline and (refusal := too_slow(candidates, query.slack_s)) is not None:
+            raise refusal
         return {
             "order": plan.decision.order,
             "reason": plan.decision.reason,

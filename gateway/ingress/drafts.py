@@ -39,9 +39,10 @@ class Draft:
     """A request understood, not yet authenticated, named or timed; what a Task is made of.
 
     name: the model or task as the client wrote it, "" where it named none. stream: it asked for parts.
-    items: units of work, at least 1. fields, files: of a multipart body (None and {} for any other).
-    include_usage: a stream is to end with its usage. encoding_format: of embeddings; None: not said.
-    response_format: of a transcription. path: with `/v1`. body, content_type: for the backend.
+    items: units of work, at least 1. choices: how many answers a chat or completion will hold. fields, files: of a
+    multipart body (None and {} for any other). include_usage: a stream is to end with its usage. encoding_format:
+    of embeddings; None: not said. response_format: of a transcription. path: with `/v1`. body, content_type: for
+    the backend.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Draft:
     content_type: str
     stream: bool = False
     items: int = 1
+    choices: int = 1
     fields: Mapping[str, Any] | None = None
     files: Mapping[str, Upload] = field(default_factory=dict)
     include_usage: bool = False
@@ -81,9 +83,11 @@ def read(match: Match, content_type: str, body: bytes) -> Draft:
     """
     match match.route.kind:
         case "chat":
-            return _read_chat(match, _peek(_CHAT, body), body)
+            asked = _peek(_CHAT, body)
+            return _read_chat(match, asked, body, choices=asked.n or 1)
         case "completion":
-            return _read_chat(match, _peek(_COMPLETION, body), body)
+            text = _peek(_COMPLETION, body)
+            return _read_chat(match, text, body, choices=(text.n or 1) * _count_prompts(text.prompt))
         case "embeddings":
             return _read_embeddings(match, _peek(_EMBEDDINGS, body), body)
         case "transcription":
@@ -94,7 +98,7 @@ def read(match: Match, content_type: str, body: bytes) -> Draft:
             return _read_other(match, content_type, body)
 
 
-def _read_chat(match: Match, asked: ChatRequest | CompletionRequest, body: bytes) -> Draft:
+def _read_chat(match: Match, asked: ChatRequest | CompletionRequest, body: bytes, choices: int) -> Draft:
     options = asked.stream_options
     return Draft(
         kind=match.route.kind,
@@ -103,6 +107,7 @@ def _read_chat(match: Match, asked: ChatRequest | CompletionRequest, body: bytes
         body=body,
         content_type="application/json",
         stream=bool(asked.stream),
+        choices=choices,
         include_usage=bool(options and options.include_usage),
     )
 
@@ -117,6 +122,10 @@ def _read_embeddings(match: Match, asked: EmbeddingsRequest, body: bytes) -> Dra
         items=_count_inputs(asked.input),
         encoding_format=asked.encoding_format,
     )
+
+
+def _count_prompts(prompt: str | list[str | int | list[int]]) -> int:
+    return 1 if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int) else len(prompt)
 
 
 def _count_inputs(inputs: str | list[str | int | list[int]]) -> int:

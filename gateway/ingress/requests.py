@@ -20,6 +20,7 @@ Model = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS, description
 _Token = Annotated[int, Meta(ge=0)]
 _Tokens = Annotated[list[_Token], Meta(min_length=1)]
 _Texts = str | Annotated[list[str | _Token | _Tokens], Meta(min_length=1)]
+Choices = Annotated[int, Meta(ge=1, description="how many answers to each prompt")]
 Prompt = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
 Inputs = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
 
@@ -54,6 +55,7 @@ class ChatRequest(Struct):
 
     model: Model
     messages: Annotated[list[Message], Meta(min_length=1)]
+    n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -63,6 +65,7 @@ class CompletionRequest(Struct):
 
     model: Model
     prompt: Prompt
+    n: Choices | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

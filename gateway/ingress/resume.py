@@ -50,7 +50,7 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 
 def continuation(draft: Draft) -> Continuation | None:
     """What to keep of the answer to this; None where nobody could go on with it."""
-    if draft.kind not in ("chat", "completion"):
+    if draft.kind not in ("chat", "completion") or draft.choices > 1:
         return None
     return Said(draft, "chat" if draft.kind == "chat" else "completion")
 
@@ -62,7 +62,7 @@ class Said:
         self._stamp = Stamp(request_id="", model=draft.name)
         self._shape: Shape = shape
         self._texts: list[str] = []
-        self._chars = 0
+        self._chars = self._pieces = 0
         self._head: dict[str, Any] | None = None
         self._is_plain = True
         self._unfinished: dict[int, bool] = {}
@@ -105,12 +105,13 @@ class Said:
 
     def _note_end(self, choice: _Choice) -> None:
         is_open = self._unfinished.get(choice.index, True)
-        self._unfinished[choice.index] = is_open and choice.finish_reason is None
+        self._unfinished[choice.index] = is_open and not choice.finish_reason
 
     def _keep(self, text: str) -> None:
         if not text or not self._is_plain:
             return
         self._texts.append(text)
+        self._pieces += 1
         self._chars += len(text)
         if self._chars > MAX_TEXT_CHARS:
             self._is_plain = False
@@ -126,7 +127,7 @@ class Said:
         self._overlap = Overlap(text, how=how)
         if how == "restart":
             return task
-        body = _with_prefill(task.body, text, self._shape) if text else None
+        body = _with_prefill(task.body, text, self._shape, self._pieces) if text else None
         return None if body is None else task.replace(body=body)
 
     def joined(self, part: Part) -> Iterator[Part]:
@@ -170,7 +171,7 @@ class Said:
         heard = msgspec.convert(choice, _Choice)
         text = heard.text_of(self._shape)
         new = self._overlap.interrupted() if text is None else self._overlap.new(text)
-        if heard.finish_reason is not None:
+        if heard.finish_reason:
             new += self._overlap.end()
         self._note_end(heard)
         self._keep(new)
@@ -186,24 +187,37 @@ def _delta(delta: dict[str, Any], text: str) -> dict[str, Any]:
     return rest | {"content": text} if text else rest
 
 
-def _with_prefill(body: bytes, text: str, shape: Shape) -> bytes | None:
+def _with_prefill(body: bytes, text: str, shape: Shape, pieces: int) -> bytes | None:
+    """The request for the rest of an answer that has said `text` in so many pieces, which are tokens, nearly always."""
     members = _RAW_OBJECT.decode(body)
-    if shape == "completion":
-        prompt = msgspec.json.decode(members["prompt"])
-        if not isinstance(prompt, str):
-            return None
-        members["prompt"] = msgspec.Raw(msgspec.json.encode(prompt + text))
-        return msgspec.json.encode(members)
+    begun = _begun_text(members, text) if shape == "completion" else _begun_turn(members, text)
+    if begun is None:
+        return None
+    for name in ("max_tokens", "max_completion_tokens"):
+        most = msgspec.json.decode(members.get(name, b"null"))
+        if isinstance(most, int):
+            begun[name] = max(1, most - pieces)
+    return msgspec.json.encode(members | {name: msgspec.Raw(msgspec.json.encode(new)) for name, new in begun.items()})
+
+
+def _begun_text(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
+    prompt = msgspec.json.decode(members["prompt"])
+    if not isinstance(prompt, str):
+        return None
+    if not msgspec.json.decode(members.get("echo", b"false")):
+        return {"prompt": prompt + text}
+    return {"prompt": text, "echo": False} if text.startswith(prompt) else None
+
+
+def _begun_turn(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
     messages = msgspec.json.decode(members["messages"])
     last = messages[-1]
-    if last.get("role") == "assistant":  # the client's own beginning; nobody takes two turns in a row
-        if not isinstance(last.get("content"), str):
-            return None
-        messages[-1] = last | {"content": last["content"] + text}
-    else:
-        messages.append({"role": "assistant", "content": text})
-    members["messages"] = msgspec.Raw(msgspec.json.encode(messages))
-    return msgspec.json.encode(members)
+    if last.get("role") != "assistant":
+        return {"messages": [*messages, {"role": "assistant", "content": text}]}
+    if not isinstance(last.get("content"), str):
+        return None
+    # The client's own beginning; nobody takes two turns in a row.
+    return {"messages": [*messages[:-1], last | {"content": last["content"] + text}]}
 
 
 def _differs(how: str) -> BackendUnavailable:

@@ -14,6 +14,7 @@ import pytest
 
 from gateway.ingress import http as http_door
 from gateway.ingress import http_reply
+from gateway.plugin import DeadlineExceeded
 from gateway.service import _unhandled
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
@@ -146,6 +147,10 @@ async def test_what_is_known_to_take_longer_than_the_client_waits_is_504_before_
     for _ in range(8):
         desk.service.board.learn("desk", "task", "say", 1.0, 3.0)
     before = metrics.SHED.values.get(("deadline",), 0)
+    for _ in range(3):  # who only asks what would happen changes nothing
+        with pytest.raises(DeadlineExceeded, match="too long"):
+            desk.service.door.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
+    assert metrics.SHED.values.get(("deadline",), 0) == before
     answer = await answered(desk.url, post("/v1/tasks/say", b"1", "x-gateway-deadline-ms: 500"))
     assert (answer.status, answer.json["error"]["code"]) == (504, "deadline_exceeded")
     assert "too long" in answer.json["error"]["message"]

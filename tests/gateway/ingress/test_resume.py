@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.drafts import Draft
+from gateway.ingress.drafts import Draft, read
 from gateway.ingress.resume import MAX_TEXT_CHARS, REPEATED_CHARS, Overlap, Said, continuation
+from gateway.ingress.routes import match
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
 MESSAGES: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
@@ -163,3 +164,46 @@ def test_it_is_complete_when_every_choice_has_said_why_it_ended() -> None:
     assert not said.is_complete
     said.heard(raw(index=1, finish_reason="length"))
     assert said.is_complete
+
+
+# ── what the request for the rest says ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("most", "left"), [(10, 8), (2, 1), (1, 1)])
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_rest_may_have_as_many_tokens_as_are_left(name: str, most: int, left: int) -> None:
+    rest = heard(raw("a"), raw("b")).resumed(task(**{name: most}), "prefill")
+    assert rest is not None
+    assert rest.json[name] == left
+
+
+def test_a_text_that_echoes_its_prompt_is_not_echoed_again() -> None:
+    asked = Task(kind="completion", name="m", body=b'{"model":"m","prompt":"once ","echo":true}', deadline=1e12)
+    begun = Part(raw=b'data: {"choices":[{"index":0,"text":"once upon"}]}\n\n')
+    rest = heard(begun, kind="completion").resumed(asked, "prefill")
+    assert rest is not None
+    assert rest.json == {"model": "m", "prompt": "once upon", "echo": False}
+    other = Part(raw=b'data: {"choices":[{"index":0,"text":"else"}]}\n\n')
+    assert heard(other, kind="completion").resumed(asked, "prefill") is None
+
+
+def test_an_empty_reason_to_finish_finishes_nothing() -> None:
+    assert not heard(raw("a", finish_reason="")).is_complete
+    assert heard(raw("a", finish_reason=""), raw(finish_reason="stop")).is_complete
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "choices"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES, "n": 2}, 2),
+        ("/v1/chat/completions", {"messages": MESSAGES}, 1),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 2),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, 4),
+        ("/v1/completions", {"prompt": [1, 2]}, 1),
+        ("/v1/completions", {"prompt": "a"}, 1),
+    ],
+)
+def test_several_answers_at_once_are_gone_on_with_by_nobody(path: str, body: Any, choices: int) -> None:
+    asked = read(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
+    assert asked.choices == choices
+    assert (continuation(asked) is None) == (choices > 1)

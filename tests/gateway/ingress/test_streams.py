@@ -241,6 +241,31 @@ def test_a_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
     assert events[1]["text"] == "hi"
 
 
+# ── events of several lines ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion", "other"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_an_event_of_several_lines_keeps_all_but_the_models_name(kind: Kind, end: str) -> None:
+    said = {"model": "up", "choices": [{"index": 0, "delta": {"content": "x"}}]}
+    lines = json.dumps(said, indent=1).split("\n")
+    framed = end.join(["event: e", *(f"data: {line}" for line in lines), "id: 7", "", ""]).encode()
+    out = stream_of(kind, served_as="up").part(Part(raw=framed))
+    assert values(out) == [said | {"model": "assistant"}]
+    assert out.startswith(b"event: e\nid: 7\ndata: ")
+    assert out.endswith(b"\n\n")
+    assert b"\n\n" not in out[:-2]
+
+
+@pytest.mark.parametrize("choices", [["x"], [None], "x", {}, 3, [{"delta": "x"}], [{"index": "0"}]])
+def test_a_chunk_whose_choices_are_none_is_the_backends_failure(choices: Any) -> None:
+    for kind in ("chat", "completion"):
+        with pytest.raises(BackendUnavailable):
+            stream_of(kind).part(Part({"choices": choices}))
+        with pytest.raises(BackendUnavailable):
+            collected(draft(kind), [Part({"choices": choices})])
+
+
 # ── parts for those who asked for a whole ────────────────────────────────────────────────────────
 
 

@@ -1,0 +1,146 @@
+"""A first backend that answers, but not with an answer: the second one is asked, and the client cannot tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from gateway.dispatch import attempt
+from gateway.testing import RunningGateway
+from support.chats import DONE, OPENING, QUESTION, TEXT, WORDS, Speaker, asked, between, breaks, event
+from support.upstream import (
+    LAST_CHUNK,
+    Script,
+    Talk,
+    answer,
+    chunk,
+    cut,
+    endless,
+    sends,
+    stall,
+)
+
+ONE, SECOND = Speaker(), Speaker(name="b")
+
+
+async def ask(gateway: RunningGateway, *, stream: bool = False, **more: Any) -> str:
+    """The answer's text. Raises what openai-python raises; it tries once only."""
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
+        said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=stream, **more)
+        if not stream:
+            return said.choices[0].message.content or ""
+        return "".join([c.delta.content or "" async for chunk in said for c in chunk.choices])
+
+
+# ── a stream where a whole was asked for ─────────────────────────────────────────────────────────
+
+
+async def test_a_stream_to_a_client_that_wants_a_whole_is_put_together() -> None:
+    said = ONE.opening() + ONE.events(WORDS) + ONE.ending()
+    async with between(sends(said), SECOND) as (gateway, _, two):
+        assert await ask(gateway) == TEXT
+        line = await gateway.line()
+    assert (asked(two), line["attempts"], line["outcome"]) == ([], 1, "served")
+
+
+@pytest.mark.parametrize("then", [cut(), sends(event({"error": {"message": "no"}}) + LAST_CHUNK), sends(LAST_CHUNK)])
+async def test_one_that_is_cut_is_a_failure_like_any_other(then: Script) -> None:
+    async with between(breaks(then), SECOND) as (gateway, _, two):
+        assert await ask(gateway) == TEXT
+        line = await gateway.line()
+    assert (len(asked(two)), line["attempts"], line["outcome"]) == (1, 2, "served")
+
+
+async def test_one_that_stalls_is_left_for_another() -> None:
+    environ = {"GATEWAY_STALL_S": "0.2", "GATEWAY_POLICY__RESCUE": "false"}
+    async with between(breaks(stall()), SECOND, environ=environ) as (gateway, _, two):
+        assert await ask(gateway) == TEXT
+    assert len(asked(two)) == 1
+
+
+async def test_one_without_an_end_is_given_up_at_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "MOST_GATHERED_BYTES", 100_000)
+    script = endless(ONE.opening(), ONE.events(["word "] * 20))
+    async with between(script, SECOND) as (gateway, _, two):
+        assert await ask(gateway) == TEXT
+        line = await gateway.line("dispatch.fell_back")
+    assert "streams more than" in line["error"]
+    assert len(asked(two)) == 1
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_events_without_content_are_not_kept_for_ever(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attempt, "MOST_EMPTY_BYTES", 50_000)
+    monkeypatch.setattr(attempt, "MOST_GATHERED_BYTES", 50_000)
+    empty = event(ONE.said(delta={"content": ""})) * 20
+    async with between(endless(ONE.opening(), empty), SECOND) as (gateway, *_):
+        assert await ask(gateway, stream=stream) == TEXT
+
+
+# ── silence ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def drips(piece: bytes) -> Script:
+    """Sends `piece` again and again: it is alive, and says nothing."""
+
+    async def script(talk: Talk) -> None:
+        await talk.send(OPENING)
+        while True:
+            await talk.send(piece)
+            await asyncio.sleep(0.02)
+
+    return script
+
+
+SILENT = {
+    "not a byte": stall(),
+    "keep-alive comments": drips(chunk(b": keep-alive\n\n")),
+    "a role, and nothing after it": stall(ONE.opening()),
+    "empty deltas": drips(event(ONE.said(delta={"content": ""}))),
+    "no choices": drips(event({**ONE.said(), "choices": []})),
+}
+
+
+@pytest.mark.parametrize("script", SILENT.values(), ids=SILENT)
+async def test_while_the_first_is_silent_the_second_answers_every_request(script: Script) -> None:
+    environ = {"GATEWAY_FIRST_BYTE_S": "0.5", "GATEWAY_POLICY__RESCUE": "false"}
+    async with between(script, SECOND, environ=environ) as (gateway, *_):
+        assert [await ask(gateway, stream=True) for _ in range(4)] == [TEXT] * 4
+
+
+async def test_empty_deltas_after_content_are_a_stall() -> None:
+    async def script(talk: Talk) -> None:
+        await talk.send(ONE.opening() + ONE.events(WORDS[:4]))
+        while True:
+            await talk.send(event(ONE.said(delta={"content": ""})))
+            await asyncio.sleep(0.02)
+
+    environ = {"GATEWAY_STALL_S": "0.3"}
+    async with between(script, SECOND, environ=environ, RESUME="prefill") as (gateway, _, two):
+        assert await ask(gateway, stream=True) == TEXT
+    assert asked(two)[0]["messages"][-1]["content"] == "".join(WORDS[:4])
+
+
+# ── what has not the shape ───────────────────────────────────────────────────────────────────────
+
+BAD_CHOICES: list[Any] = [["x"], [None], "x", {"0": {}}, 3, [{"index": 0, "message": "hello"}]]
+
+
+@pytest.mark.parametrize("choices", BAD_CHOICES, ids=json.dumps)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_without_the_shape_of_one_is_asked_for_elsewhere(choices: Any, stream: bool) -> None:
+    whole = {**ONE.said(), "object": "chat.completion", "choices": choices}
+    async with between(answer(json=whole), SECOND) as (gateway, *_):
+        assert await ask(gateway, stream=stream) == TEXT
+
+
+@pytest.mark.parametrize("choices", BAD_CHOICES[:-1], ids=json.dumps)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_nor_is_a_chunk_without_it(choices: Any, stream: bool) -> None:
+    bad = OPENING + event({**ONE.said(), "choices": choices}) + DONE + LAST_CHUNK
+    async with between(sends(bad), SECOND) as (gateway, *_):
+        assert await ask(gateway, stream=stream) == TEXT
