@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gateway.dispatch.attempt import Attempt, End, Item
@@ -34,7 +34,7 @@ class Answer:
     served_as: str
     race: Race
     result: Result | None = None
-    parts: AsyncIterator[Part] | None = None
+    parts: AsyncGenerator[Part, None] | None = None
 
     def close(self) -> None:
         """Nobody listens any more."""
@@ -147,7 +147,7 @@ class Race:
             answer.parts = self._parts(ahead, is_over=item is End)
         return answer
 
-    async def _parts(self, ahead: list[Part], *, is_over: bool) -> AsyncIterator[Part]:
+    async def _parts(self, ahead: list[Part], *, is_over: bool) -> AsyncGenerator[Part, None]:
         for part in ahead:
             yield part
         silent_s = 0.0  # waited for content since there was any; what is none keeps nobody waiting for longer

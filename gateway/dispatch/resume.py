@@ -13,7 +13,8 @@ says, and how a task is made to go on, is the door's knowledge: it comes as a `C
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 
 from gateway.dispatch.continuation import Continuation, How
 from gateway.dispatch.race import QUIET, Answer
@@ -35,7 +36,7 @@ class Unbroken:
         self._task, self._answer, self._said, self._ask, self._quiet_s = task, answer, said, ask, quiet_s
         self._first = answer.parts
 
-    async def parts(self) -> AsyncIterator[Part]:
+    async def parts(self) -> AsyncGenerator[Part, None]:
         """Every part up to the answer's end. Raises what the first backend failed with."""
         try:
             async for part in self._first:
@@ -50,8 +51,9 @@ class Unbroken:
         for how in WAYS:
             while not self._said.is_complete and (task := self._said.resumed(self._task, how)) is not None:
                 try:
-                    async for part in self._from_another(task, how, latest):
-                        yield part
+                    async with aclosing(self._from_another(task, how, latest)) as parts:
+                        async for part in parts:
+                            yield part
                 except _Nobody:
                     break
                 except GatewayError as exc:
@@ -61,25 +63,27 @@ class Unbroken:
         if not self._said.is_complete:
             raise failure
 
-    async def _from_another(self, task: Task, how: How, failure: GatewayError) -> AsyncIterator[Part]:
+    async def _from_another(self, task: Task, how: How, failure: GatewayError) -> AsyncGenerator[Part, None]:
         self._answer.close()
         fresh: Answer | None = None
-        async for fresh in self._asked(task, how, failure):
-            if fresh is None:
-                yield QUIET
+        async with aclosing(self._asked(task, how, failure)) as asked:
+            async for fresh in asked:
+                if fresh is None:
+                    yield QUIET
         assert fresh is not None
         self._answer.become(fresh)
-        async for part in fresh.parts or self._whole(fresh.result or Result()):
-            for missing in (QUIET,) if part is QUIET else self._said.joined(part):
-                yield missing
+        async with aclosing(fresh.parts or self._whole(fresh.result or Result())) as parts:
+            async for part in parts:
+                for missing in (QUIET,) if part is QUIET else self._said.joined(part):
+                    yield missing
         for missing in self._said.ended():
             yield missing
 
-    async def _whole(self, result: Result) -> AsyncIterator[Part]:
+    async def _whole(self, result: Result) -> AsyncGenerator[Part, None]:
         for part in self._said.parts_of(result):
             yield part
 
-    async def _asked(self, task: Task, how: How, failure: GatewayError) -> AsyncIterator[Answer | None]:
+    async def _asked(self, task: Task, how: How, failure: GatewayError) -> AsyncGenerator[Answer | None, None]:
         """None for every time of quiet, then the answer. Raises _Nobody."""
         asking = asyncio.ensure_future(self._ask(task, how, failure))
         try:

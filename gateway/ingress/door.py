@@ -14,6 +14,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -146,7 +147,7 @@ class Door:
         name = draft.name or AUTO
         is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
         names = (name, *self.dispatcher.registry.auto_off_site(draft.kind)) if is_auto else (name,)
-        return must_stay(self.rules.edge_only, names, draft.path, topic)
+        return must_stay(self.rules.edge_only, names, draft.path.partition("?")[0], topic)
 
     async def serve(self, incoming: Incoming, reply: Reply) -> None:
         """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
@@ -344,11 +345,12 @@ class _Visit:
         else:
             assert answer.parts is not None
             self.watch.enter(_working(answer))
-            async for part in answer.parts:
-                if part is QUIET:
-                    await self._beat(stream)
-                else:
-                    await self._write(stream.part(part))
+            async with aclosing(answer.parts) as parts:
+                async for part in parts:
+                    if part is QUIET:
+                        await self._beat(stream)
+                    else:
+                        await self._write(stream.part(part))
         self.watch.enter("write")
         timing = term_keys(self.watch.so_far()) if self._is_trusted else {}
         await self._write(stream.end(timing))

@@ -41,7 +41,8 @@ class Draft:
     name: the model or task as the client wrote it, "" where it named none. stream: it asked for parts.
     items: units of work, at least 1. choices: how many answers a chat or completion will hold. fields, files: of a
     multipart body (None and {} for any other). include_usage: a stream is to end with its usage. encoding_format:
-    of embeddings; None: not said. response_format: of a transcription. path: with `/v1`. body, content_type: for
+    of embeddings; None: not said. response_format: of a transcription. path: with `/v1`; of what is
+    relayed also the query. body, content_type: for
     the backend.
     """
 
@@ -206,10 +207,12 @@ def _read_other(match: Match, content_type: str, body: bytes) -> Draft:
     else:
         asked = _peek(_OTHER, body)
         name, stream, content_type = asked.model or "", bool(asked.stream), "application/json"
+    if not match.query.isascii():
+        raise TaskInvalid("the query has characters that are not ASCII; percent-encode them")
     return Draft(
         kind=match.route.kind,
         name=checked_name(name),
-        path=match.path,
+        path=f"{match.path}?{match.query}" if match.query else match.path,
         body=body,
         content_type=content_type,
         stream=stream,

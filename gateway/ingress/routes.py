@@ -59,10 +59,11 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A route, and the request's path as a backend shall see it: with `/v1`, escapes untouched."""
+    """A route, and the request's path as a backend shall see it: with `/v1`, escapes untouched; the query as it came."""
 
     route: Route
     path: str
+    query: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -119,13 +120,13 @@ def _index() -> tuple[dict[tuple[str, ...], dict[str, Route]], dict[tuple[str, .
 _EXACT, _OPEN_ENDED = _index()
 
 
-def match(method: str, path: str) -> Match:
-    """The route of a request, its path as it stood on the request line (a query is ignored).
+def match(method: str, target: str) -> Match:
+    """The route of a request, its target as it stood on the request line.
 
     Raises TaskInvalid for a path that cannot be decoded, GatewayError `not_found` naming the nearest
     endpoint, MethodNotAllowed naming the methods there are. HEAD is answered where GET is.
     """
-    path = path.partition("?")[0]
+    path, _, query = target.partition("?")
     segments = tuple(_decoded(segment) for segment in _segments(path))
     found, canonical = _find(segments), path
     if found is None and (aliased := _find(("v1", *segments))) and _all_openai(aliased[0]):
@@ -137,7 +138,7 @@ def match(method: str, path: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
-    return Match(route=route, path=canonical, params=params)
+    return Match(route=route, path=canonical, query=query, params=params)
 
 
 def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route], str] | None:

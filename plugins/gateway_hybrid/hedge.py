@@ -60,7 +60,8 @@ class Hedge:
         finally:
             for each in asked:
                 each.cancel()
-            await asyncio.wait(asked)
+            for loser in (await asyncio.wait(asked))[0]:
+                _ = loser.cancelled() or loser.exception()  # heard, or asyncio reports it as forgotten
             task.terms.enter("aggregate")
 
     def _first(self, task: Task, view: View) -> str:

@@ -45,6 +45,7 @@ class Desk(Backend[DeskSettings]):
         "squares",
         "meet",
         "shapeless",
+        "pause",
     )
     models = ("clerk",)
     kinds = frozenset({"chat", "completion", "transcription"})
@@ -87,6 +88,11 @@ class Desk(Backend[DeskSettings]):
     async def _count(self, task: Task) -> AsyncIterator[Part]:
         for n in range(3):
             yield Part(n)
+
+    async def _pause(self, task: Task) -> AsyncIterator[Part]:
+        yield Part(1)
+        await Desk.open.wait()
+        yield Part(2)
 
     async def _wait(self, task: Task) -> AsyncIterator[Result]:
         Desk.waiting.set()

@@ -15,7 +15,7 @@ from gateway.ingress import door, http_reply
 from gateway.ingress import http as http_door
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
-from support.raw import connected, post, read_head, read_to_end
+from support.raw import answered, connected, post, read_head, read_to_end
 from support.streamed import (
     FINISH,
     OPENING,
@@ -36,6 +36,7 @@ from support.upstream import (
     Talk,
     Upstream,
     answer,
+    by_path,
     chunk,
     endless,
     sse,
@@ -375,6 +376,48 @@ async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pyt
         events, is_whole = await all_events(reader)
     assert not is_whole
     assert "422" in json.loads(events[-1][6:])["error"]["message"]
+
+
+async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
+        await read_head(reader)
+        assert [await next_event(reader) for _ in range(3)] == ['data: {"part":1}', ": keep-alive", ": keep-alive"]
+        Desk.open.set()
+        events, is_whole = await all_events(reader)
+    assert is_whole
+    assert 'data: {"part":2}' in events
+
+
+async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard = asyncio.Event()
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await answer(json={"id": "r", "output": []})(talk)
+
+    script = by_path({"/v1/responses": thinks})
+    async with (
+        relaying(script, MODELS="gpt") as (gateway, _),
+        streaming(gateway, "/v1/responses", b'{"model":"gpt","stream":true}') as (reader, _),
+    ):
+        await read_head(reader)
+        assert await next_event(reader) == ": keep-alive"
+        heard.set()
+        events, is_whole = await all_events(reader)
+    assert not is_whole
+    assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
+
+
+async def test_a_relayed_request_keeps_its_query() -> None:
+    script = by_path({"/v1/messages?beta=true&x=%2F": answer(json={"id": "m", "content": []})})
+    async with relaying(script, MODELS="gpt") as (gateway, upstream):
+        got = await answered(gateway.url, post("/v1/messages?beta=true&x=%2F", b'{"model":"gpt"}'))
+        assert got.status == 200
+        chat = b'{"model":"gpt","messages":[{"role":"user","content":"x"}]}'
+        await answered(gateway.url, post("/v1/chat/completions?beta=true", chat))
+    assert [r.path for r in upstream.requests if r.method == "POST"][-1] == "/v1/chat/completions"
 
 
 # ── openai-python ────────────────────────────────────────────────────────────────────────────────

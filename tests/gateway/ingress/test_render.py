@@ -132,3 +132,18 @@ def test_a_relayed_answer_has_the_clients_name_of_the_model_and_what_is_no_json_
     assert rendered(told, "other", "big").body == b'{"object":"response","model":"assistant","n":1.10}'
     for body, content_type in ((b'\x00"model"', "audio/mpeg"), (b'["model"]', "application/json")):
         assert rendered(Result(body=body, content_type=content_type), "other", "big").body == body
+
+
+@pytest.mark.parametrize(
+    ("wanted", "shown"),
+    [
+        ("text", b"hello there\n"),
+        ("srt", b"1\n00:00:00,000 --> 00:00:02,000\nhello there\n\n"),
+        ("vtt", b"WEBVTT\n\n00:00:00.000 --> 00:00:02.000\nhello there\n\n"),
+    ],
+)
+def test_a_recogniser_that_knows_json_only_is_no_reason_to_refuse_a_format(wanted: str, shown: bytes) -> None:
+    heard = Result(body=b'{"text":"hello there","duration":2.0}', content_type="application/json; charset=utf-8")
+    assert rendered(heard, "transcription", response_format=wanted).body == shown
+    already = Result(body=b"as it came", content_type="text/plain")
+    assert rendered(already, "transcription", response_format=wanted).body == b"as it came"
