@@ -32,11 +32,12 @@ from gateway.admit import Gate, Key
 from gateway.decide.policy import Policy
 from gateway.dispatch import BackendServices, Dispatcher, Limits
 from gateway.errors import PLUGIN_FAULTS
-from gateway.ingress.door import Door, Rules
+from gateway.ingress.door import Door
 from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server, check_parser
 from gateway.ingress.listening import Site, most_connections, raise_descriptor_limit
 from gateway.ingress.mqtt import Broker, MqttDoor, Topics
+from gateway.ingress.tasking import Rules
 from gateway.lanes import Lanes
 from gateway.measure.board import Board, Change
 from gateway.measure.carrier import CarrierWatch, way_to

@@ -11,29 +11,29 @@ A stream that cannot be completed ends in an error event and an aborted connecti
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from gateway.admit import ANYBODY, Caller, Gate
-from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, Limits, forget
+from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, forget
 from gateway.ingress import openai, openapi, tasks
 from gateway.ingress.access import caller_of, check_route, must_stay, presented
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.framing import encode_json
+from gateway.ingress.incoming import Incoming, Reply
 from gateway.ingress.render import Streamed, Wanted, has_content, streamed
 from gateway.ingress.resume import continuation
 from gateway.ingress.room import Room
 from gateway.ingress.routes import Match, match
+from gateway.ingress.tasking import Rules, limits_of, task_of
 from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
-from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskInvalid, TaskRefused, new_id
+from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskRefused, new_id
 from gateway.registry import AUTO
 from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
@@ -42,73 +42,6 @@ HEARTBEAT_S = 10.0
 PRESSED_RETRY_S = 2.0
 MOST_SAID_BYTES = 1000
 WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
-STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
-
-# The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
-TRAVELLING = ("traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta")
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
-    """A request as a door received it. `headers` are lower-cased; `read` gives the body, at most so many bytes.
-
-    is_trusted: the client is on this host, or known to the door; like one with a key, it may see where the time went.
-    check: raises GatewayError for a client that may not ask at all. preflight: the headers that answer a browser
-    which asks whether its page may ask; None for any other request. key_id: the API key whose rules apply, where
-    the door knows it; else the headers must bring one, or `certified` does: the names in the client's certificate.
-    topic: of an MQTT message.
-    """
-
-    door: str
-    method: str
-    target: str
-    headers: Mapping[str, str]
-    read: Callable[[int], Awaitable[bytes]]
-    is_trusted: bool
-    check: Callable[[], None] = lambda: None
-    preflight: Mapping[str, str] | None = None
-    key_id: str | None = None
-    topic: str | None = None
-    certified: tuple[str, ...] = ()
-
-
-class Reply(Protocol):
-    """How a door answers. Exactly one of `whole` or `begin` is called, once."""
-
-    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Answer in one piece."""
-        ...
-
-    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Begin a stream; `write`, and `end` or `abort`, follow."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Send a piece, once who reads has taken the ones before."""
-        ...
-
-    async def end(self) -> None:
-        """End the stream properly: it is complete."""
-        ...
-
-    async def abort(self, data: bytes) -> None:
-        """Write `data`, and break the connection so that nobody takes the stream for complete."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """What the operator set for every request. Times in seconds, sizes in bytes.
-
-    edge_only: models, tasks and paths whose data never leaves the site; a `*` at the end stands for any rest.
-    """
-
-    deadline_s: float = 300.0
-    max_body_bytes: int = 33_554_432
-    edge_only: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
 
 
 class Door:
@@ -278,7 +211,7 @@ class _Visit:
     async def _dispatch(self, task: Task, draft: Draft) -> None:
         self.stream = self._streamed(draft) if draft.stream else None
         expected = Expectations(
-            limits=self._limits(),
+            limits=limits_of(self.incoming.headers, self.door.rules.limits),
             is_content=lambda part: has_content(draft, part),
             client_deadline="x-gateway-deadline-ms" in self.incoming.headers,
             quiet_s=HEARTBEAT_S if draft.stream or draft.kind == "task" else None,
@@ -298,14 +231,6 @@ class _Visit:
 
     def _streamed(self, draft: Draft, served_as: str | None = None) -> Streamed:
         return streamed(draft, request_id=self.record.request_id, served_as=served_as)
-
-    def _limits(self) -> Limits:
-        """The smaller of what the operator allows and what the client will wait for."""
-        ours = self.door.rules.limits
-        theirs = _seconds(self.incoming.headers.get("x-stainless-read-timeout"))
-        if theirs is None:
-            return ours
-        return Limits(first_byte_s=min(ours.first_byte_s, theirs), stall_s=min(ours.stall_s, theirs))
 
     async def _whole(self, result: Result) -> None:
         if self.has_begun:
@@ -439,63 +364,6 @@ def _working(answer: Answer) -> str:
     return "edge" if answer.site == "edge" else "cloud"
 
 
-def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_id: str, began: float) -> Task:
-    """The task a draft and its headers make; `began`: when the request arrived, monotonic seconds."""
-    travelling = {name: headers[name] for name in TRAVELLING if name in headers}
-    if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
-        travelling.pop("traceparent", None)
-    patience_s = _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
-    whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, patience_s)
-    return Task(
-        id=request_id,
-        kind=draft.kind,
-        name=draft.name or AUTO,
-        path=draft.path,
-        body=draft.body,
-        content_type=draft.content_type,
-        headers=travelling,
-        fields=draft.fields,
-        files=draft.files,
-        items=draft.items,
-        stream=draft.stream,
-        deadline=began + min(whole_s, _client_deadline_s(headers)),
-        may_leave=_may_leave(headers),
-    )
-
-
 def report_bug(exc: BaseException, request_id: str) -> None:
     """Our own code failed on a request: what, and where."""
     log.error("http.broke", **raised(exc), request_id=request_id)
-
-
-def _may_leave(headers: Mapping[str, str]) -> bool:
-    locality = headers.get("x-gateway-locality")
-    if locality not in (None, "edge-only"):
-        raise TaskInvalid(
-            "x-gateway-locality must be `edge-only`, the one value it can have",
-            param="x-gateway-locality",
-            detail=f"it is {locality[:40]!r}",
-        )
-    return locality is None
-
-
-def _client_deadline_s(headers: Mapping[str, str]) -> float:
-    text = headers.get("x-gateway-deadline-ms")
-    if text is None:
-        return float("inf")
-    milliseconds = _seconds(text)
-    if milliseconds is None:
-        raise TaskInvalid(
-            "x-gateway-deadline-ms must be a positive number of milliseconds",
-            param="x-gateway-deadline-ms",
-            detail=f"it is {text[:40]!r}",
-        )
-    return milliseconds / 1000
-
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        return None
-    return value if 0 < value < float("inf") else None

@@ -18,9 +18,10 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.ingress.access import CREDENTIAL_HEADERS
-from gateway.ingress.door import Door, Incoming, report_bug
+from gateway.ingress.door import Door, report_bug
 from gateway.ingress.hosts import host_of
 from gateway.ingress.http_reply import HttpReply, bound_unread, error_response, last_words
+from gateway.ingress.incoming import Incoming
 from gateway.ingress.listening import Goodbye
 from gateway.ingress.room import Reading, Room
 from gateway.ingress.routes import MethodNotAllowed

@@ -59,7 +59,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A route, and the request's path as a backend shall see it: with `/v1`, escapes untouched; the query as it came."""
+    """A route, and the request's path as a backend shall see it: with `/v1`, escapes untouched; and its query."""
 
     route: Route
     path: str

@@ -19,7 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.ingress.door import Door, Incoming
+from gateway.ingress.door import Door
+from gateway.ingress.incoming import Incoming
 from gateway.ingress.mqtt import presence
 from gateway.ingress.mqtt.backoff import Backoff
 from gateway.ingress.mqtt.connection import (

@@ -1,0 +1,97 @@
+"""The task a request makes: what its body asks for, what its headers add, within what the operator allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.dispatch import Limits
+from gateway.ingress.drafts import Draft
+from gateway.plugin import Task, TaskInvalid
+from gateway.registry import AUTO
+
+STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
+
+# The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
+TRAVELLING = ("traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta")
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the operator set for every request. Times in seconds, sizes in bytes.
+
+    edge_only: models, tasks and paths whose data never leaves the site; a `*` at the end stands for any rest.
+    """
+
+    deadline_s: float = 300.0
+    max_body_bytes: int = 33_554_432
+    edge_only: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_id: str, began: float) -> Task:
+    """The task a draft and its headers make; `began`: when the request arrived, monotonic seconds."""
+    travelling = {name: headers[name] for name in TRAVELLING if name in headers}
+    if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
+        travelling.pop("traceparent", None)
+    patience_s = _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
+    whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, patience_s)
+    return Task(
+        id=request_id,
+        kind=draft.kind,
+        name=draft.name or AUTO,
+        path=draft.path,
+        body=draft.body,
+        content_type=draft.content_type,
+        headers=travelling,
+        fields=draft.fields,
+        files=draft.files,
+        items=draft.items,
+        stream=draft.stream,
+        deadline=began + min(whole_s, _client_deadline_s(headers)),
+        may_leave=_may_leave(headers),
+    )
+
+
+def limits_of(headers: Mapping[str, str], ours: Limits) -> Limits:
+    """The smaller of what the operator allows a stream and what the client will wait for."""
+    theirs = _seconds(headers.get("x-stainless-read-timeout"))
+    if theirs is None:
+        return ours
+    return Limits(first_byte_s=min(ours.first_byte_s, theirs), stall_s=min(ours.stall_s, theirs))
+
+
+def _may_leave(headers: Mapping[str, str]) -> bool:
+    locality = headers.get("x-gateway-locality")
+    if locality not in (None, "edge-only"):
+        raise TaskInvalid(
+            "x-gateway-locality must be `edge-only`, the one value it can have",
+            param="x-gateway-locality",
+            detail=f"it is {locality[:40]!r}",
+        )
+    return locality is None
+
+
+def _client_deadline_s(headers: Mapping[str, str]) -> float:
+    text = headers.get("x-gateway-deadline-ms")
+    if text is None:
+        return float("inf")
+    milliseconds = _seconds(text)
+    if milliseconds is None:
+        raise TaskInvalid(
+            "x-gateway-deadline-ms must be a positive number of milliseconds",
+            param="x-gateway-deadline-ms",
+            detail=f"it is {text[:40]!r}",
+        )
+    return milliseconds / 1000
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
