@@ -347,6 +347,57 @@ async def test_a_stream_that_is_cut_or_broken_never_looks_complete(script: Any) 
     assert failed.value.code in ("upstream_bad_response", "unavailable")
 
 
+def saying(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": delta, "text": delta.get("content"), "finish_reason": reason}]}
+
+
+TWO = b'{"model":"m","messages":[],"n":2}'
+FOUR = b'{"model":"m","prompt":["a","b"],"n":2}'
+TOKENS = b'{"model":"m","prompt":[1,2]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "events"),
+    [
+        (b"{}", "chat", [saying(reason="", content="h")]),
+        (b"{}", "chat", [saying(reason="", content="h"), saying(reason="")]),
+        (TWO, "chat", [saying(content="h"), saying(reason="stop")]),
+        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(3)]),
+        (TWO, "chat", [saying(content="h", reason="stop"), saying(1, content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(role="assistant"), "[DONE]"]),
+        (b"{}", "chat", [saying(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
+    ],
+    ids=["empty reason", "empty to the end", "no second choice", "three of four", "half done", "a role", "no text"],
+)
+async def test_a_choice_that_is_not_finished_is_not_an_end(body: bytes, kind: Any, events: list[Any]) -> None:
+    task = chat(body=body, stream=True).replace(kind=kind)
+    async with Upstream(sse(*events, done=False)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="ended its stream before"):
+            await parts(backend, task)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "events"),
+    [
+        (TWO, "chat", [saying(0, "stop", content="h"), saying(1, "stop", content="h")]),
+        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(4)]),
+        (TOKENS, "completion", [saying(reason="stop", content="h")]),
+        (TWO, "chat", [saying(reason="stop", content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(tool_calls=[{"index": 0}]), "[DONE]"]),
+        (b"{}", "chat", [saying(role="assistant"), saying(reason="stop"), "[DONE]"]),
+        (b"{}", "chat", [saying(reason="stop"), saying(content=""), {"choices": []}]),
+    ],
+    ids=["two", "two of two", "tokens", "knows no n", "knows no reason", "a call", "empty", "a chunk after"],
+)
+async def test_a_stream_all_of_whose_choices_are_finished_is_complete(
+    body: bytes, kind: Any, events: list[Any]
+) -> None:
+    task = chat(body=body, stream=True).replace(kind=kind)
+    async with Upstream(sse(*events, done=False)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await parts(backend, task))[-1] == b"data: [DONE]\n\n"
+
+
 async def test_a_transcription_stream_ends_in_its_last_event() -> None:
     task = Task(kind="transcription", name="", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5)
     last = {"type": "transcript.text.done", "text": "go"}
