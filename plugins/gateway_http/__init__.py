@@ -79,7 +79,7 @@ class Http(Backend[HttpSettings]):
         self._check(task)
         exchange = await self._ask(task)
         watchdog = _close_at(task.deadline, exchange)
-        is_stream, has_begun = _is_stream(exchange.response), False
+        is_stream, has_begun = _is_stream(task, exchange.response), False
         try:
             with self._translated(task):
                 if is_stream:
@@ -175,7 +175,9 @@ def _newer(known: Names, found: Names) -> Names:
     return known if found is None else found
 
 
-def _is_stream(response: aiohttp.ClientResponse) -> bool:
+def _is_stream(task: Task, response: aiohttp.ClientResponse) -> bool:
+    if task.kind == "embeddings":  # there is no such thing: it will not pass for a whole answer either
+        return False
     return 200 <= response.status < 300 and response.content_type == "text/event-stream"
 
 

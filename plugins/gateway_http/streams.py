@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.plugin import Task
 
+from .counted import choices
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import Refused, is_answer
@@ -120,29 +121,6 @@ def _check_no_error(event: Event, chunk: _Chunk) -> None:
         raise bad_response(f"ended its stream with an error{code_of(chunk.error)}", said=message_of(chunk.error))
     if event.name == b"error" or chunk.type == "error":
         raise bad_response("ended its stream with an error")
-
-
-class _Asked(msgspec.Struct):
-    n: Any = None
-    prompt: msgspec.Raw = msgspec.Raw(b"null")
-
-
-def choices(task: Task) -> int:
-    """How many choices the request asks for: `n`, of each prompt where it holds several. At least 1."""
-    try:
-        asked = msgspec.json.decode(task.body, type=_Asked)
-        each = asked.n if type(asked.n) is int else 1
-        return max(each, 1) * (_prompts(asked.prompt) if task.kind == "completion" else 1)
-    except (msgspec.DecodeError, RecursionError):
-        return 1
-
-
-def _prompts(raw: msgspec.Raw) -> int:
-    """One text, or one list of tokens, is one prompt; a list of these is as many."""
-    if not bytes(raw).startswith(b"["):
-        return 1
-    listed = msgspec.json.decode(raw, type=list[msgspec.Raw])
-    return len(listed) if listed and bytes(listed[0])[:1] in (b'"', b"[") else 1
 
 
 def code_of(error: Any) -> str:

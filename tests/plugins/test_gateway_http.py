@@ -122,7 +122,7 @@ async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byt
     image = b'\r\n--b\r\nContent-Disposition: form-data; name="image[]"; filename="a"\r\n\r\n\x00\r\nmodel\r\n'
     body = form + image + image + b"--b--\r\n"
     kind = {"path": "/v1/images/edits", "content_type": 'multipart/form-data; boundary="b"'}
-    async with Upstream(answer(json={})) as upstream, opened(upstream.url) as (backend, _):
+    async with Upstream(answer(json={"data": []})) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat(model, body=body, **kind).replace(kind="other"))
     head = form.rpartition(b"\r\n\r\n")[0] + b"\r\n\r\n"
     assert upstream.requests[-1].body == head + b"big" + image + image + b"--b--\r\n"
@@ -131,7 +131,7 @@ async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byt
 async def test_a_relayed_form_without_a_model_gets_one() -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--b--\r\n'
     kind = {"path": "/v1/images/edits", "content_type": "multipart/form-data; boundary=b"}
-    async with Upstream(answer(json={})) as upstream, opened(upstream.url) as (backend, _):
+    async with Upstream(answer(json={"data": []})) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat("big", body=body, **kind).replace(kind="other"))
     sent = upstream.requests[-1].body
     assert sent.endswith(body)

@@ -69,7 +69,7 @@ async def test_whatever_an_upstream_sends_memory_is_bounded(name: str) -> None:
 
 
 async def test_whole_answers_that_are_compressed_nevertheless_are_understood() -> None:
-    body = b'{"choices": [{}], "pad": "' + b"x" * 1_000_000 + b'"}'
+    body = b'{"choices": [{"message": {}}], "pad": "' + b"x" * 1_000_000 + b'"}'
     raw = zlib.compressobj(wbits=-15)
     codings: list[tuple[str, bytes]] = [
         ("gzip", gzip.compress(body)),
@@ -97,6 +97,6 @@ async def test_a_slow_drip_ends_at_the_deadline() -> None:
 
 
 async def test_a_few_interim_answers_are_passed_over() -> None:
-    script = sends(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3, whole(b'{"choices": [{}]}'))
+    script = sends(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3, whole(b'{"choices": [{"message": {}}]}'))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         assert (await result(backend, chat())).status == 200

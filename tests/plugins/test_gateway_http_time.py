@@ -31,7 +31,7 @@ from support.upstream import (
     whole,
 )
 
-NOTHING = b'{"choices":[{}]}'
+NOTHING = b'{"choices":[{"message":{}}]}'
 COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}}]}
 DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": None}]}
 
@@ -143,8 +143,9 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
         await result(backend, chat())
         ready.set()
         await said.wait()
-        upstream.script = answer(json={"choices": [{"second": True}]})
-        assert (await result(backend, chat())).value() == {"choices": [{"second": True}]}
+        second = {"choices": [{"message": {"second": True}}]}
+        upstream.script = answer(json=second)
+        assert (await result(backend, chat())).value() == second
 
 
 # --- the account of time ----------------------------------------------------------------------------------------------
