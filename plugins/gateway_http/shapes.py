@@ -22,6 +22,7 @@ MAX_CHECKED_BYTES = 16 << 20  # JSON is walked through up to here (11 ms)
 JSON_FORMATS = frozenset({"", "json", "verbose_json", "diarized_json"})
 OBJECT_PATHS = ("/v1/responses", "/v1/messages", "/v1/images/")  # relayed; what they answer is an object
 SPEECH_PATH = "/v1/audio/speech"
+BINARY_MEDIA = ("audio/", "video/", "application/octet-stream")
 BESIDE_AN_ERROR = frozenset({"code", "error", "message", "object", "request_id", "status", "success", "type"})
 OF_NUMBERS = b"0123456789+-.eE, \t\r\n"
 
@@ -40,22 +41,32 @@ class _Vector(msgspec.Struct):
     embedding: msgspec.Raw
 
 
+def check_media(task: Task, content_type: str) -> None:
+    """Before a byte of it is read. Raises BackendUnavailable where such a content type is no answer to the task."""
+    media = _media(content_type)
+    if _wants_object(task) and media and not _names_json(media):
+        raise bad_response(f"answered with {media[:60]} instead of JSON")
+    if media == "text/html" and task.kind != "task":
+        raise bad_response("answered with a web page; is a login page or a proxy in between?")
+
+
 def checked(task: Task, body: bytes, content_type: str) -> str:
     """The content type to pass on, once the body has proved to be what was asked for. Raises BackendUnavailable."""
-    media = content_type.partition(";")[0].strip().lower()
+    media = _media(content_type)
     if task.kind == "task":  # a plain service may label its JSON any way it likes
         if not is_json(body):
             raise bad_response(f"answered the task with something that is not JSON ({media or 'no content type'})")
         return "application/json"
     if _wants_object(task):
-        if media and not _names_json(media):
-            raise bad_response(f"answered with {media[:60]} instead of JSON")
         _check_object(task, body)
         return content_type or "application/json"
-    if media == "text/html":
-        raise bad_response("answered with a web page; is a login page or a proxy in between?")
     _check_relayed(task, body, media)
     return content_type or "application/octet-stream"
+
+
+def may_be_binary(task: Task, content_type: str) -> bool:
+    """Whether sound is asked for, and this may be some."""
+    return task.path == SPEECH_PATH and _media(content_type).startswith(BINARY_MEDIA)
 
 
 def needs_content(task: Task) -> bool:
@@ -70,6 +81,10 @@ def _wants_object(task: Task) -> bool:
     if task.kind == "other":
         return task.path.startswith(OBJECT_PATHS)
     return task.kind in ("chat", "completion", "embeddings")
+
+
+def _media(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _names_json(media: str) -> bool:

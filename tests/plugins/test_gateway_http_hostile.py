@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
-from gateway.plugin import BackendUnavailable
+from gateway.plugin import BackendUnavailable, Task
 from support.hostile import STREAMS, WHOLE_ANSWERS
 from support.http_backend import chat, opened, parts, result
 from support.upstream import (
     CHUNKED,
     JSON,
+    LAST_CHUNK,
     Upstream,
     answer,
     chunk,
+    endless,
     head,
     sends,
     whole,
@@ -66,6 +68,37 @@ async def test_whatever_an_upstream_sends_memory_is_bounded(name: str) -> None:
         finally:
             tracemalloc.stop()
     assert peak < MAX_GROWTH_BYTES
+
+
+SOUND = ("Content-Type", "audio/mpeg")
+
+
+def spoken() -> Task:
+    return chat(path="/v1/audio/speech", deadline_s=30).replace(kind="other")
+
+
+async def test_sound_of_no_declared_length_may_be_as_large_as_one_that_declares_it() -> None:
+    piece = b"\xff" * (1 << 20)
+    script = sends(head(200, [SOUND, CHUNKED]), *[chunk(piece)] * 20, LAST_CHUNK)
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, spoken())
+        assert got.body == piece * 20
+        assert got.content_type == "audio/mpeg"
+
+
+async def test_sound_without_end_is_cut_where_a_declared_length_would_be() -> None:
+    script = endless(head(200, [SOUND, CHUNKED]), chunk(b"\xff" * (1 << 20)))
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match=f"more than {64 << 20} bytes"):
+            await result(backend, spoken())
+
+
+async def test_calling_an_answer_sound_does_not_make_it_one_where_json_is_asked_for() -> None:
+    script = endless(head(200, [SOUND, CHUNKED]), chunk(b"\xff" * (1 << 20)))
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        for task in (chat(), chat(path="/v1/responses").replace(kind="other")):
+            with pytest.raises(BackendUnavailable, match="audio/mpeg instead of JSON"):
+                await result(backend, task)
 
 
 async def test_whole_answers_that_are_compressed_nevertheless_are_understood() -> None:
