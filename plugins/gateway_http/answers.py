@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
 import msgspec
@@ -19,16 +20,18 @@ from gateway.plugin import BackendUnavailable, Result, Task
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import body_of, is_answer
-from .shapes import checked, is_json, needs_content
+from .shapes import check_media, checked, is_json, may_be_binary, needs_content
 from .streams import code_of, message_of
+from .wire import Response
 
 MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
-MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed
+MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed. Sound is let grow as above
 MAX_ERROR_BYTES = 256 << 10
 INFLATE_STEP_BYTES = 256 << 10
-MAX_RETRY_AFTER_S = 60.0
+MAX_RETRY_AFTER_S = 86400.0  # told to the client; how long the gateway itself pauses, its breaker and dispatcher bound
 
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
+REFUSAL_HEADERS = (*PASSED_HEADERS, "Retry-After", "retry-after-ms", "x-should-retry")
 NOT_SERVED = frozenset({401, 403, 408, 425, 429})
 
 
@@ -44,20 +47,27 @@ async def whole(task: Task, exchange: Exchange) -> Result:
         raise bad_response(f"{where} (status {status}); check the URL")
     error = await _error(exchange)
     if isinstance(error, dict) and is_answer(error):
-        return Result(body=body_of(error), status=status if status < 500 else 400, content_type="application/json")
+        return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
     response = exchange.response
-    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, MAX_UNDECLARED_BYTES))
     content_type = response.headers.get("Content-Type", "")
+    check_media(task, content_type)
+    is_binary = may_be_binary(task, content_type)
+    max_undeclared = MAX_DECLARED_BYTES if is_binary else MAX_UNDECLARED_BYTES
+    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, max_undeclared))
     if response.status != 204:
         content_type = checked(task, body, content_type)
     elif needs_content(task):
         raise bad_response("answered with nothing (status 204)")
-    headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
+    headers = _passed(response, PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
+
+
+def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
+    return {name: response.headers[name] for name in names if name in response.headers}
 
 
 async def _refusal(exchange: Exchange) -> Result:
@@ -66,7 +76,12 @@ async def _refusal(exchange: Exchange) -> Result:
     if not is_json(body):
         said = f"the upstream refused the request (status {status})"
         body = msgspec.json.encode({"error": {"message": said, "type": "invalid_request_error", "code": None}})
-    return Result(body=body, status=status, content_type="application/json")
+    return _refused(exchange, status, body)
+
+
+def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
+    headers = _passed(exchange.response, REFUSAL_HEADERS)
+    return Result(body=body, status=status, content_type="application/json", headers=headers)
 
 
 def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
@@ -100,7 +115,7 @@ async def _error(exchange: Exchange) -> object:
 
 
 def retry_after_s(ms: str | None, text: str | None) -> float | None:
-    """When to come back, in seconds, 60 at most: `retry-after-ms`, else Retry-After, a number or a date."""
+    """When to come back, in seconds, a day at most: `retry-after-ms`, else Retry-After, a number or a date."""
     for value, scale in ((ms, 1e-3), (text, 1.0)):
         try:
             seconds = float(value or "") * scale

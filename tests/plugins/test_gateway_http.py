@@ -258,6 +258,14 @@ async def test_a_refusal_passes_with_body_and_status(status: int) -> None:
     assert (got.status, got.body) == (status, body)
 
 
+async def test_a_refusal_says_whether_and_when_to_come_back() -> None:
+    said = {"x-should-retry": "true", "Retry-After": "90000", "retry-after-ms": "250", "OpenAI-Version": "1"}
+    script = answer(json={"error": {"message": "busy"}}, status=409, headers=[*said.items(), ("Set-Cookie", "a=b")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, chat())
+    assert got.headers == said
+
+
 async def test_a_refusal_that_is_not_json_is_wrapped() -> None:
     page = answer(b"<html>internal host names</html>", status=404, content_type="text/html")
     async with Upstream(page) as upstream, opened(upstream.url) as (backend, _):
@@ -274,7 +282,8 @@ async def test_a_refusal_that_is_not_json_is_wrapped() -> None:
         (408, [], "upstream_bad_response", 408, None),
         (429, [("Retry-After", "7")], "rate_limited", 429, 7.0),
         (429, [("Retry-After", "7"), ("retry-after-ms", "250")], "rate_limited", 429, 0.25),
-        (429, [("Retry-After", "86400")], "rate_limited", 429, 60.0),
+        (429, [("Retry-After", "3600")], "rate_limited", 429, 3600.0),
+        (429, [("Retry-After", "1e9")], "rate_limited", 429, 86400.0),
         (429, [("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT")], "rate_limited", 429, 0.0),
         (429, [("Retry-After", "soon")], "rate_limited", 429, None),
         (500, [], "upstream_bad_response", 500, None),
