@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.plugin import BackendFailed, BackendUnavailable, Task, Upload
+from gateway.plugin import BackendFailed, BackendUnavailable, Task
 from gateway_http import Http
 from support.http_backend import chat, job, opened, parts, result
 from support.upstream import (
@@ -95,49 +95,6 @@ async def test_a_peer_on_this_site_is_told_that_the_data_stays() -> None:
     assert upstream.requests[0].headers["x-gateway-locality"] == "edge-only"
 
 
-async def test_a_body_is_untouched_where_the_models_name_is_the_same() -> None:
-    body = b'{ "model" : "m",  "seed": 1.0, "x": 12345678901234567890123 }'
-    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat("m", body=body))
-    assert upstream.requests[0].body == body
-
-
-async def test_only_the_models_name_changes_where_the_backend_has_another() -> None:
-    body = b'{"model":"assistant","seed":1.0,"x":12345678901234567890123,"s":"\\u00e9"}'
-    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat("llama3.2:3b", body=body))
-    assert upstream.requests[0].body == body.replace(b"assistant", b"llama3.2:3b")
-
-
-@pytest.mark.parametrize(
-    ("form", "model"),
-    [
-        (b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nsmall', "big"),
-        (b'--b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nsmall', "big"),
-        (b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\n", "big"),
-    ],
-    ids=["plain", "with its type", "empty, unquoted"],
-)
-async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byte(form: bytes, model: str) -> None:
-    image = b'\r\n--b\r\nContent-Disposition: form-data; name="image[]"; filename="a"\r\n\r\n\x00\r\nmodel\r\n'
-    body = form + image + image + b"--b--\r\n"
-    kind = {"path": "/v1/images/edits", "content_type": 'multipart/form-data; boundary="b"'}
-    async with Upstream(answer(json={"data": []})) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat(model, body=body, **kind).replace(kind="other"))
-    head = form.rpartition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-    assert upstream.requests[-1].body == head + b"big" + image + image + b"--b--\r\n"
-
-
-async def test_a_relayed_form_without_a_model_gets_one() -> None:
-    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--b--\r\n'
-    kind = {"path": "/v1/images/edits", "content_type": "multipart/form-data; boundary=b"}
-    async with Upstream(answer(json={"data": []})) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat("big", body=body, **kind).replace(kind="other"))
-    sent = upstream.requests[-1].body
-    assert sent.endswith(body)
-    assert b'name="model"\r\n\r\nbig\r\n--b' in sent
-
-
 @pytest.mark.parametrize("body", [{}, {"id": "x"}, {"choices": None}, {"choices": []}, {"choices": {}}, {"data": [1]}])
 async def test_an_object_that_is_no_answer_is_a_failure(body: Any) -> None:
     async with Upstream(answer(json=body)) as upstream, opened(upstream.url) as (backend, _):
@@ -152,23 +109,6 @@ async def test_nothing_is_no_answer_to_a_conversation_nor_is_an_end_without_a_be
         upstream.script = sse()
         with pytest.raises(BackendUnavailable, match="before it had begun"):
             await parts(backend, chat(stream=True))
-
-
-async def test_a_multipart_body_names_the_backends_model() -> None:
-    task = Task(
-        kind="transcription", name="whisper", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5,
-        body=b"as it came", content_type="multipart/form-data; boundary=b",
-        fields={"model": "ears", "language": "en", "granularities[]": ["word", "segment"]},
-        files={"file": Upload(b"RIFF\r\n--b\r\n", 'a"b.wav', "audio/wav")},
-    )  # fmt: skip
-    async with Upstream(answer(json={"text": "go"})) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, task)
-        await result(backend, task.replace(name="ears"))
-    body = upstream.requests[0].body
-    assert b'name="model"\r\n\r\nwhisper\r\n' in body
-    assert body.count(b'name="granularities[]"') == 2
-    assert b'name="file"; filename="a%22b.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n--b\r\n\r\n--' in body
-    assert upstream.requests[1].body == b"as it came"
 
 
 async def test_a_task_that_may_not_leave_is_refused_before_a_byte_leaves() -> None:
