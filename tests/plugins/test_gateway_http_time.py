@@ -11,8 +11,9 @@ import pytest
 
 from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
-from gateway_http import Http
+from gateway_http import Http, lists
 from support.http_backend import Recorded, accounted, chat, job, opened, result
+from support.until import until
 from support.upstream import (
     CHUNKED,
     JSON,
@@ -26,6 +27,7 @@ from support.upstream import (
     head,
     in_turn,
     reset,
+    sends_and_cuts,
     sse_bytes,
     stall,
     whole,
@@ -271,6 +273,51 @@ async def test_health_says_what_is_wrong() -> None:
         upstream.script = answer(json={"data": [{"id": "m"}]})
         assert await backend.health() is None
         assert backend.models == {"m": "m"}
+        assert services.failures == []
+
+
+async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_same() -> None:
+    told = asyncio.Event()
+
+    async def slow(talk: Talk) -> None:
+        await told.wait()
+        await talk.send(whole(b'{"data": [{"id": "m"}]}'))
+
+    serves = by_path({"/livez": answer(json={}), "/v1/models": slow, "/v1/tasks": answer(json={"data": []})})
+    async with Upstream(serves) as upstream, opened(upstream.url) as (backend, services):
+        for _ in range(3):
+            assert await backend.health() is None
+            assert backend.models is None
+        assert [r.path for r in upstream.requests].count("/v1/models") == 1
+        assert len(services.samples) == 3
+        told.set()
+        await until(lambda: backend.tasks is not None)
+        assert backend.models == {"m": "m"}
+        assert await backend.health() is None
+
+
+async def test_a_backend_closes_while_a_list_is_asked_for() -> None:
+    gone = asyncio.Event()
+    serves = by_path({"/livez": answer(json={}), "/v1/models": stall(gone=gone)})
+    async with Upstream(serves) as upstream:
+        async with opened(upstream.url) as (backend, _):
+            assert await backend.health() is None
+        await gone.wait()
+        assert [task for task in asyncio.all_tasks() if task.get_name().startswith("lists of")] == []
+
+
+async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "REFRESH_S", 0.0)
+    busy, breaks = answer(json={}, status=503), sends_and_cuts(head(200, [JSON, CHUNKED]))
+    models = in_turn(breaks, answer(json={"data": [{"id": "m"}]}), breaks, busy)
+    served = by_path({"/livez": answer(json={}), "/v1/models": models})
+    async with Upstream(served) as upstream, opened(upstream.url, tasks="add") as (backend, services):
+        assert await backend.health() is None
+        assert backend.models is None
+        for asked in (2, 3, 4):
+            assert await backend.health() is None
+            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            assert backend.models == {"m": "m"}
         assert services.failures == []
 
 
