@@ -106,7 +106,8 @@ class Http(Backend[HttpSettings]):
             watchdog.cancel()
             exchange.close()
             task.terms.leave()
-            self._observe(exchange.sample(whole=not is_stream))
+            if exchange.is_news:
+                self._observe(exchange.sample(whole=not is_stream))
 
     def _without_key(self, result: Result) -> Result:
         """An upstream that quotes the key it was shown tells it to us, not to our clients."""

@@ -153,6 +153,7 @@ async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
                 await asyncio.sleep(0)
             for event in _events(parser, chunk[start : start + SLICE_BYTES]):
                 progress.note(event)
+                exchange.is_whole = progress.is_done
                 yield event.raw
                 if progress.is_done:
                     await _read_tail(exchange)

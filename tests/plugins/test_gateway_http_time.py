@@ -11,7 +11,7 @@ import pytest
 
 from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
-from gateway_http import Http, lists
+from gateway_http import Http, exchange, lists
 from support.http_backend import Recorded, accounted, chat, job, opened, result
 from support.until import until
 from support.upstream import (
@@ -28,6 +28,7 @@ from support.upstream import (
     in_turn,
     reset,
     sends_and_cuts,
+    sse,
     sse_bytes,
     stall,
     whole,
@@ -226,6 +227,73 @@ async def test_a_failed_request_charges_what_it_used() -> None:
         with pytest.raises(DeadlineExceeded):
             await result(backend, chat(deadline_s=0.05, terms=watch))
         assert watch.close().terms_us["cloud"] > 30_000
+
+
+# --- what an exchange says of its link --------------------------------------------------------------------------------
+
+STALLS: dict[str, tuple[Script, bool]] = {
+    "a stream": (stall(sse_bytes(DELTA, done=False)), True),
+    "a body": (stall(head(200, [JSON, CHUNKED]) + chunk(b"{")), False),
+}
+
+
+@pytest.mark.parametrize("name", STALLS)
+async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: str) -> None:
+    script, is_stream = STALLS[name]
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
+        with pytest.raises(DeadlineExceeded):
+            async for _ in backend.run(chat(stream=is_stream, deadline_s=0.1)):
+                pass
+        begun = asyncio.Event()
+
+        async def asks() -> None:
+            async for _ in backend.run(chat(stream=is_stream)):
+                begun.set()
+
+        asking = asyncio.create_task(asks())
+        await (begun.wait() if is_stream else until(lambda: len(upstream.requests) == 2))
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert services.samples == []
+
+
+async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
+    async with (
+        Upstream(reset(sse_bytes(DELTA, done=False))) as upstream,
+        opened(upstream.url) as (backend, services),
+    ):
+        with pytest.raises(BackendUnavailable, match="broke its answer off"):
+            async for _ in backend.run(chat(stream=True)):
+                pass
+    assert services.samples == []
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        answer(json=COMPLETION),
+        answer(json={}, status=500),
+        answer(json={}, status=404),
+        sse(DELTA),
+        stall(sse_bytes(DELTA)),
+    ],
+    ids=["whole", "failed", "refused", "stream", "a stream whose body has no end"],
+)
+async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says(script: Script) -> None:
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
+        with suppress(BackendUnavailable):
+            async for _ in backend.run(chat()):
+                pass
+    assert [sample.failed for sample in services.samples] == [None]
+
+
+async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "NEWS_S", 0.0)
+    async with Upstream(sse(DELTA)) as upstream, opened(upstream.url) as (backend, services):
+        async for _ in backend.run(chat()):
+            pass
+    assert services.samples == []
 
 
 # --- health and lists -------------------------------------------------------------------------------------------------
