@@ -12,6 +12,7 @@ import pytest
 from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
 from gateway_http import Http, exchange, lists
+from gateway_http.faults import CLOCK_S
 from support.http_backend import Recorded, accounted, chat, job, opened, result
 from support.until import until
 from support.upstream import (
@@ -43,14 +44,15 @@ DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": No
 
 
 async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream() -> None:
-    stalls = [stall(), stall(head(200, [JSON, CHUNKED]) + chunk(b"{")), stall(sse_bytes(DELTA, done=False))]
-    for script in stalls:
-        async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
-            began = time.monotonic()
+    for begins in ((), (head(200, [JSON, CHUNKED]) + chunk(b"{"),), (sse_bytes(DELTA, done=False),)):
+        gone = asyncio.Event()
+        async with Upstream(stall(*begins, gone=gone)) as upstream, opened(upstream.url) as (backend, _):
+            task = chat(deadline_s=0.1)
             with pytest.raises(DeadlineExceeded):
-                async for _ in backend.run(chat(deadline_s=0.1)):
+                async for _ in backend.run(task):
                     pass
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() >= task.deadline - CLOCK_S
+            await gone.wait()  # while the backend is open: it does not come to its end by itself
 
 
 async def test_a_task_whose_time_is_up_is_not_sent() -> None:
@@ -68,10 +70,8 @@ async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
     ):
         run = backend.run(chat(stream=True))
         await anext(run)
-        began = time.monotonic()
         await run.aclose()  # type: ignore[attr-defined]
-        await gone.wait()
-        assert time.monotonic() - began < 0.1
+        await gone.wait()  # while the backend is open
 
 
 async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
@@ -80,24 +80,24 @@ async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at
             await reader.readuntil(b"\r\n\r\n")
             arrived.set()
             await resume.wait()
-            while await reader.read(1 << 16):
-                pass
+            while data := await reader.read(1 << 16):
+                taken.append(len(data))
         writer.close()
         gone.set()
 
     for body in (b"{}", b"{" + b" " * 20_000_000 + b"}"):
         arrived, gone, resume = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        taken: list[int] = []
         server = await asyncio.start_server(drains, "127.0.0.1", 0)
         async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as (backend, _):
             asked = asyncio.create_task(result(backend, chat("", body=body)))
             await arrived.wait()
-            began = time.monotonic()
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
             resume.set()
             await gone.wait()
-            assert time.monotonic() - began < 0.1
+            assert len(body) == 2 or sum(taken) < len(body)  # what had not left yet never did
 
 
 async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless() -> None:
@@ -155,23 +155,16 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
 
 
 async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
-    def slow(name: str, claim: str) -> Script:
-        async def script(talk: Talk) -> None:
-            await asyncio.sleep(0.03)
-            await talk.send(whole(NOTHING, headers=[(name, claim)]))
-
-        return script
-
     for name, claim, source in (
-        ("Server-Timing", "queue;dur=1, total;desc=x;dur=20.0", "server-timing"),
-        ("openai-processing-ms", "20", "header"),
-        ("x-envoy-upstream-service-time", "20", "header"),
+        ("Server-Timing", "queue;dur=1, total;desc=x;dur=0.02", "server-timing"),
+        ("openai-processing-ms", "0.02", "header"),
+        ("x-envoy-upstream-service-time", "0.02", "header"),
     ):
-        async with Upstream(slow(name, claim)) as upstream, opened(upstream.url) as (backend, _):
+        async with Upstream(answer(NOTHING, headers=[(name, claim)])) as upstream, opened(upstream.url) as (backend, _):
             _, account = await accounted(backend, chat())
         terms = account.terms_us
-        assert terms["cloud"] == pytest.approx(20_000, abs=2)
-        assert terms["network"] >= 9_900
+        assert terms["cloud"] == pytest.approx(20, abs=2)  # µs: less than any round trip takes
+        assert terms["network"] > 0
         assert account.cloud_source == source
         assert terms["connect"] > 0
         assert terms["upload"] > 0
@@ -226,7 +219,8 @@ async def test_a_failed_request_charges_what_it_used() -> None:
         watch = Watch()
         with pytest.raises(DeadlineExceeded):
             await result(backend, chat(deadline_s=0.05, terms=watch))
-        assert watch.close().terms_us["cloud"] > 30_000
+        terms = watch.close().terms_us
+        assert terms["cloud"] == max(terms.values())
 
 
 # --- what an exchange says of its link --------------------------------------------------------------------------------
@@ -312,12 +306,14 @@ async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves()
     async with Upstream(peer) as upstream, opened(upstream.url) as (backend, services):
         assert backend.models is None
         assert backend.tasks is None
+        began = time.monotonic()
         assert await backend.health() is None
+        took_s = time.monotonic() - began
         assert backend.models == {"echo": "echo", "speech": "speech", "meta/llama": "meta/llama"}
         assert backend.tasks == {"add": "add"}
         (sample,) = services.samples
         assert sample.rtt_s is not None
-        assert 0 < sample.rtt_s < 0.1
+        assert 0 < sample.rtt_s < took_s
         assert sample.tcp_rtt_s is not None
         assert upstream.connections == 1
         assert [r.path for r in upstream.requests].count("/livez") == 2
