@@ -17,6 +17,7 @@ from support.upstream import (
     reset,
     sends,
     sends_and_cuts,
+    sse,
     whole,
 )
 
@@ -65,6 +66,7 @@ STREAMS: dict[str, Script] = {
     "an endless comment": endless(head(200, [EVENTS, CHUNKED]), chunk(b":" + b"x" * 65535)),
     "endless data lines": endless(head(200, [EVENTS, CHUNKED]), chunk(b"data: x\n" * 8000)),
     "a stream of garbage": sends_and_cuts(head(200, [EVENTS]) + b"\xff\x00" * 4000),
+    "a role and no more": sse({"choices": [{"index": 0, "delta": {"role": "assistant"}}]}),
     "a stream that is compressed": sends_and_cuts(
         head(200, [EVENTS, ("Content-Encoding", "gzip")]) + gzip.compress(b"data: [DONE]\n\n")
     ),
