@@ -11,7 +11,7 @@ import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -35,16 +35,17 @@ from gateway.plugin import (
 from .answers import whole
 from .exchange import Exchange, ask
 from .faults import Translated
+from .lists import Lists, Names
 from .network import open_session
 from .outgoing import outgoing
 from .refusals import Refused, body_of
 from .settings import Base, HttpSettings
 from .streams import message_of, relay
-from .upstream import REFRESH_S, CaptivePortal, Upstream
+from .upstream import CaptivePortal, Upstream
 
 __all__ = ["Http", "HttpSettings"]
 
-Names = Mapping[str, str] | Iterable[str] | None
+MODELS, TASKS = "/v1/models", "/v1/tasks"
 
 
 class Http(Backend[HttpSettings]):
@@ -60,18 +61,21 @@ class Http(Backend[HttpSettings]):
         self.tasks = settings.tasks
         self.resumes = settings.resume == "prefill"
         self._base = Base(str(settings.url))
-        self._refreshed_at = -math.inf
 
     async def __aenter__(self) -> Self:
         """Open the pool; the upstream need not be there."""
         self._session = await open_session(self.settings, slots=self.slots, only_private=self.site == "edge")
         self._upstream = Upstream(self._session, self._base)
+        given = {MODELS: self.settings.models, TASKS: self.settings.tasks}
+        left_open = [path for path, names in given.items() if names is None]
+        self._lists = Lists(self._upstream, self._base.netloc, left_open, self._learn)
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
         """Close every connection."""
+        await self._lists.close()
         await self._session.close()
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
@@ -79,7 +83,7 @@ class Http(Backend[HttpSettings]):
         self._check(task)
         exchange = await self._ask(task)
         watchdog = _close_at(task.deadline, exchange)
-        is_stream, has_begun = _is_stream(exchange.response), False
+        is_stream, has_begun = _is_stream(task, exchange.response), False
         try:
             with self._translated(task):
                 if is_stream:
@@ -102,7 +106,8 @@ class Http(Backend[HttpSettings]):
             watchdog.cancel()
             exchange.close()
             task.terms.leave()
-            self._observe(exchange.sample(whole=not is_stream))
+            if exchange.is_news:
+                self._observe(exchange.sample(whole=not is_stream))
 
     def _without_key(self, result: Result) -> Result:
         """An upstream that quotes the key it was shown tells it to us, not to our clients."""
@@ -146,36 +151,27 @@ class Http(Backend[HttpSettings]):
         self.services.observe(sample)
 
     async def health(self) -> str | None:
-        """One round trip on a warm connection; now and then also what the upstream serves."""
+        """One round trip on a warm connection; now and then what the upstream serves is asked for besides."""
         try:
             with Translated(self._base.netloc, math.inf, self._link_failed):
                 self._observe(await self._upstream.probe())
-                await self._refresh()
         except CaptivePortal as exc:
             self._link_failed("captive portal")
             return exc.message
         except GatewayError as exc:
             return exc.message
-        return None
+        return await self._lists.look()
 
-    async def _refresh(self) -> None:
-        """Ask for the lists the operator left open, once a minute."""
-        now = time.monotonic()
-        if now - self._refreshed_at < REFRESH_S:
-            return
-        if self.settings.models is None:
-            self.models = _newer(self.models, await self._upstream.names("/v1/models"))
-        if self.settings.tasks is None:
-            self.tasks = _newer(self.tasks, await self._upstream.names("/v1/tasks"))
-        if self.models is not None and self.tasks is not None:
-            self._refreshed_at = now
+    def _learn(self, path: str, names: Names) -> None:
+        if path == MODELS:
+            self.models = names
+        else:
+            self.tasks = names
 
 
-def _newer(known: Names, found: Names) -> Names:
-    return known if found is None else found
-
-
-def _is_stream(response: aiohttp.ClientResponse) -> bool:
+def _is_stream(task: Task, response: aiohttp.ClientResponse) -> bool:
+    if task.kind == "embeddings":  # there is no such thing: it will not pass for a whole answer either
+        return False
     return 200 <= response.status < 300 and response.content_type == "text/event-stream"
 
 

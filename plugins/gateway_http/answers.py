@@ -10,28 +10,28 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from gateway.plugin import BackendUnavailable, Kind, Result, Task
+from gateway.plugin import BackendUnavailable, Result, Task
 
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import body_of, is_answer
+from .shapes import check_media, checked, is_json, may_be_binary, needs_content
 from .streams import code_of, message_of
+from .wire import Response
 
 MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
-MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed
+MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed. Sound is let grow as above
 MAX_ERROR_BYTES = 256 << 10
-MAX_CHECKED_BYTES = 16 << 20  # JSON is walked through up to here (11 ms)
 INFLATE_STEP_BYTES = 256 << 10
-MAX_RETRY_AFTER_S = 60.0
+MAX_RETRY_AFTER_S = 86400.0  # told to the client; how long the gateway itself pauses, its breaker and dispatcher bound
 
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
-JSON_FORMATS = frozenset({"", "json", "verbose_json", "diarized_json"})
-LISTED: Mapping[Kind, str] = {"chat": "choices", "completion": "choices", "embeddings": "data"}  # what answers hold
+REFUSAL_HEADERS = (*PASSED_HEADERS, "Retry-After", "retry-after-ms", "x-should-retry")
 NOT_SERVED = frozenset({401, 403, 408, 425, 429})
 
 
@@ -47,20 +47,27 @@ async def whole(task: Task, exchange: Exchange) -> Result:
         raise bad_response(f"{where} (status {status}); check the URL")
     error = await _error(exchange)
     if isinstance(error, dict) and is_answer(error):
-        return Result(body=body_of(error), status=status if status < 500 else 400, content_type="application/json")
+        return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
     response = exchange.response
-    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, MAX_UNDECLARED_BYTES))
     content_type = response.headers.get("Content-Type", "")
+    check_media(task, content_type)
+    is_binary = may_be_binary(task, content_type)
+    max_undeclared = MAX_DECLARED_BYTES if is_binary else MAX_UNDECLARED_BYTES
+    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, max_undeclared))
     if response.status != 204:
-        content_type = _checked(task, body, content_type)
-    elif task.kind in LISTED:
+        content_type = checked(task, body, content_type)
+    elif needs_content(task):
         raise bad_response("answered with nothing (status 204)")
-    headers = {name: response.headers[name] for name in PASSED_HEADERS if name in response.headers}
+    headers = _passed(response, PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
+
+
+def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
+    return {name: response.headers[name] for name in names if name in response.headers}
 
 
 async def _refusal(exchange: Exchange) -> Result:
@@ -69,7 +76,12 @@ async def _refusal(exchange: Exchange) -> Result:
     if not is_json(body):
         said = f"the upstream refused the request (status {status})"
         body = msgspec.json.encode({"error": {"message": said, "type": "invalid_request_error", "code": None}})
-    return Result(body=body, status=status, content_type="application/json")
+    return _refused(exchange, status, body)
+
+
+def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
+    headers = _passed(exchange.response, REFUSAL_HEADERS)
+    return Result(body=body, status=status, content_type="application/json", headers=headers)
 
 
 def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
@@ -103,7 +115,7 @@ async def _error(exchange: Exchange) -> object:
 
 
 def retry_after_s(ms: str | None, text: str | None) -> float | None:
-    """When to come back, in seconds, 60 at most: `retry-after-ms`, else Retry-After, a number or a date."""
+    """When to come back, in seconds, a day at most: `retry-after-ms`, else Retry-After, a number or a date."""
     for value, scale in ((ms, 1e-3), (text, 1.0)):
         try:
             seconds = float(value or "") * scale
@@ -169,68 +181,3 @@ async def inflate(body: bytes, cap: int) -> bytes:
     except zlib.error as exc:
         raise bad_response("sent a compressed answer that is corrupt") from exc
     return b"".join(pieces)
-
-
-# ── its shape ────────────────────────────────────────────────────────────────────────────────────
-
-
-def _checked(task: Task, body: bytes, content_type: str) -> str:
-    """The content type to pass on, once the body has proved to be of that kind."""
-    media = content_type.partition(";")[0].strip().lower()
-    if task.kind == "task":  # a plain service may label its JSON any way it likes
-        if not is_json(body):
-            raise bad_response(f"answered the task with something that is not JSON ({media or 'no content type'})")
-        return "application/json"
-    if task.kind in LISTED or _wants_json(task):
-        _check_object(body, media)
-        _check_list(body, LISTED.get(task.kind))
-        return content_type or "application/json"
-    if media == "text/html":
-        raise bad_response("answered with a web page; is a login page or a proxy in between?")
-    return content_type or "application/octet-stream"
-
-
-def _wants_json(task: Task) -> bool:
-    if task.kind != "transcription":
-        return False
-    wanted = (task.fields or {}).get("response_format") or ""
-    return wanted in JSON_FORMATS
-
-
-def _check_object(body: bytes, media: str) -> None:
-    if media and media != "application/json" and not media.endswith(("+json", "/json")):
-        raise bad_response(f"answered with {media[:60]} instead of JSON")
-    if not is_json(body, of_object=True):
-        raise bad_response("answered with something that is not a JSON object")
-    if body.lstrip().startswith(b'{"error"'):
-        _check_error(body)
-
-
-def _check_list(body: bytes, name: str | None) -> None:
-    """An object without its list is some other service's answer, and none to the client."""
-    if name is None or len(body) > MAX_CHECKED_BYTES:
-        return
-    listed = msgspec.json.decode(body, type=dict[str, msgspec.Raw]).get(name, msgspec.Raw(b"null"))
-    if not bytes(listed).startswith(b"[") or bytes(listed)[1:].lstrip().startswith(b"]"):
-        raise bad_response(f"answered with an object that has no `{name}`")
-
-
-def _check_error(body: bytes) -> None:
-    """Some upstreams answer 200 and report an error nevertheless."""
-    members = msgspec.json.decode(body)
-    if members["error"] and len(members) == 1:
-        error = members["error"]
-        raise bad_response(f"answered with an error{code_of(error)}", said=message_of(error))
-
-
-def is_json(body: bytes, *, of_object: bool = False) -> bool:
-    """Whether the body is JSON, walked through without building it; of a giant only both ends are looked at."""
-    if len(body) > MAX_CHECKED_BYTES:
-        return body[:64].lstrip()[:1] in (b"{", b"[") and body[-64:].rstrip()[-1:] in (b"}", b"]")
-    try:
-        if not body.isascii():
-            body.decode()
-        msgspec.json.decode(body, type=dict[str, msgspec.Raw] if of_object else msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return True

@@ -23,6 +23,7 @@ from gateway.plugin import LinkSample, Task
 from .outgoing import Outgoing
 from .wire import ACKED_ABOVE_BYTES, Response, StampedBody
 
+NEWS_S = 1.0  # what was last heard longer ago says nothing of the network of now
 STALE_S = 1.0  # a kept-alive connection the upstream had closed already fails within a round trip
 TOTAL = re.compile(r"(?:^|,)\s*total\s*;(?:[^,]*;)?\s*dur\s*=\s*\"?([0-9.]+)")
 CLAIM_HEADERS = ("openai-processing-ms", "x-envoy-upstream-service-time")
@@ -63,21 +64,24 @@ class Exchange:
     rtt_s: float | None  # of this very exchange, where that can be told
     tcp_rtt_s: float | None
     received: int = 0
+    heard_at: float = -math.inf  # when bytes of the answer, or its end, were last read
+    is_whole: bool = False  # its end was read, or an event that says so
     ended_at: float | None = None
 
     async def read(self) -> bytes:
         """What has arrived since; empty at the answer's end."""
         chunk = await self.response.content.readany()
         self.received += len(chunk)
+        self.heard_at = time.monotonic()
         if not chunk and self.ended_at is None:
-            self.ended_at = time.monotonic()
+            self.ended_at, self.is_whole = self.heard_at, True
             self.response.wire.finish(self.request)
         return chunk
 
     @property
-    def is_over(self) -> bool:
-        """Whether all of the answer has been read."""
-        return self.ended_at is not None
+    def is_news(self) -> bool:
+        """Whether it is a sign of life: it came to its end, just now. One that was given up, or broke, is none."""
+        return self.is_whole and time.monotonic() - self.heard_at < NEWS_S
 
     def close(self) -> None:
         """Done with it. A connection that still carries an answer, or a request, is dropped at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from yarl import URL
 
 from gateway.plugin import Task, Upload
 
+from .named import form_naming, is_form, json_naming
 from .settings import Base
 
 # Ours to say, the connection's, or credentials: never taken from the client, whatever a task's headers hold.
@@ -56,50 +56,17 @@ def _headers(task: Task) -> dict[str, str]:
     return headers
 
 
-class _Peek(msgspec.Struct):
-    model: str | None = None
-
-
 def _body(task: Task) -> tuple[bytes, str]:
-    """The body as it came, unless it names another model than this backend's."""
+    """The body as it came, unless it names another model than this backend's; a form's, too."""
     if task.kind == "task" or not task.name:
         return task.body, task.content_type
-    if task.fields is not None:
-        if task.body and task.fields.get("model") == task.name:
-            return task.body, task.content_type
-        return multipart({**task.fields, "model": task.name}, task.files)
-    if (boundary := _BOUNDARY.search(task.content_type)) is not None:
-        return _with_form_model(task.body, boundary[1].encode(), task.name), task.content_type
-    return _with_model(task.body, task.name), task.content_type
-
-
-_BOUNDARY = re.compile(r'^\s*multipart/form-data\s*;.*?\bboundary="?([^";,\s]{1,70})', re.IGNORECASE)
-_MODEL_PART = (
-    rb'--%b\r\n(?:[^\r\n]+\r\n)*?Content-Disposition:[^\r\n]*;\s*name="?model"?[ \t]*\r\n'
-    rb"(?:[^\r\n]+\r\n)*\r\n(.*?)\r\n--%b"
-)
-
-
-def _with_form_model(body: bytes, boundary: bytes, name: str) -> bytes:
-    """The form with this model; all other parts, files of one name among them, byte for byte."""
-    mark = re.escape(boundary)
-    found = re.search(_MODEL_PART % (mark, mark), body, re.IGNORECASE | re.DOTALL)
-    value = name.encode()
-    if found is None:
-        head = b'--%b\r\nContent-Disposition: form-data; name="model"\r\n\r\n' % boundary
-        return head + value + b"\r\n" + body
-    return body if found[1] == value else body[: found.start(1)] + value + body[found.end(1) :]
-
-
-def _with_model(body: bytes, name: str) -> bytes:
-    try:
-        if msgspec.json.decode(body, type=_Peek).model == name:
-            return body
-        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
-        return body  # no object: the upstream is the one to refuse it
-    members["model"] = msgspec.Raw(msgspec.json.encode(name))
-    return msgspec.json.encode(members)
+    if task.fields is not None or is_form(task.content_type):
+        if (form := form_naming(task.body, task.content_type, task.name)) is not None:
+            return form
+        if task.fields is not None:
+            return multipart({**task.fields, "model": task.name}, task.files)
+        return task.body, task.content_type
+    return json_naming(task.body, task.name), task.content_type
 
 
 def multipart(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[bytes, str]:

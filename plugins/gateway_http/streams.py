@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.plugin import Task
 
+from .counted import choices
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import Refused, is_answer
@@ -40,6 +41,13 @@ LAST_EVENTS = frozenset(
 class _Choice(msgspec.Struct):
     index: int = 0
     finish_reason: Any = None
+    delta: Any = None
+    text: Any = None
+
+    @property
+    def says_something(self) -> bool:
+        delta = self.delta if isinstance(self.delta, dict) else {}
+        return bool(self.text) or any(value for name, value in delta.items() if name != "role")
 
 
 class _Chunk(msgspec.Struct):
@@ -49,44 +57,70 @@ class _Chunk(msgspec.Struct):
 
 
 class Progress:
-    """What a stream has shown so far. `is_done`: its last event was seen; `has_ended`: it may end here."""
+    """What a stream has shown so far. `is_done`: its last event was seen; `has_ended`: it may end here.
+
+    A choice is finished by a `finish_reason` that is not empty: some servers send "" until then.
+    """
 
     def __init__(self, task: Task) -> None:
+        self._task = task
         self._by_choice = task.kind in ("chat", "completion")
         self._unfinished: dict[int, bool] = {}
+        self._has_said = False
         self._saw_last = False
         self.is_done = False
 
     @property
     def has_ended(self) -> bool:
         """Whether the stream is complete if nothing more comes."""
-        finished = bool(self._unfinished) and not any(self._unfinished.values())
-        return self.is_done or self._saw_last or finished
+        return self.is_done or self._saw_last or (self._all_finished and len(self._unfinished) >= choices(self._task))
+
+    @property
+    def _all_finished(self) -> bool:
+        return bool(self._unfinished) and not any(self._unfinished.values())
 
     def note(self, event: Event) -> None:
         """Take account of an event. Raises where it reports an error, or is none of this protocol."""
         if event.data.strip() == DONE:
-            if self._by_choice and not self._unfinished:
-                raise bad_response("ended its stream before it had begun the answer")
+            if self._by_choice:
+                self._check_done()
             self.is_done = True
             return
         try:
             chunk = msgspec.json.decode(event.data, type=_Chunk)
         except (msgspec.DecodeError, RecursionError) as exc:
             raise bad_response(f"sent a malformed event: {exc}") from exc
-        if is_answer(chunk.error):
-            raise Refused(chunk.error)
-        if chunk.error is not None:
-            raise bad_response(f"ended its stream with an error{code_of(chunk.error)}", said=message_of(chunk.error))
-        if event.name == b"error" or chunk.type == "error":
-            raise bad_response("ended its stream with an error")
+        _check_no_error(event, chunk)
         if self._by_choice:
             for choice in chunk.choices or ():
-                self._unfinished[choice.index] = choice.finish_reason is None and self._unfinished.get(
-                    choice.index, True
-                )
+                self._note_choice(choice)
         elif isinstance(chunk.type, str) and chunk.type in LAST_EVENTS:
             self._saw_last = True
+
+    def _note_choice(self, choice: _Choice) -> None:
+        unfinished = self._unfinished.get(choice.index, True)
+        self._unfinished[choice.index] = unfinished and not choice.finish_reason
+        self._has_said = self._has_said or choice.says_something
+
+    def _check_done(self) -> None:
+        """[DONE] is believed: from servers that know no `n`, and from those that know no finish_reason, after text."""
+        if not self._unfinished:
+            raise bad_response("ended its stream before it had begun the answer")
+        if self._all_finished:
+            return
+        if not all(self._unfinished.values()):
+            raise bad_response("ended its stream before each of its choices was finished")
+        if not self._has_said:
+            raise bad_response("ended its stream before it had said anything")
+
+
+def _check_no_error(event: Event, chunk: _Chunk) -> None:
+    if is_answer(chunk.error):
+        raise Refused(chunk.error)
+    if chunk.error is not None:
+        raise bad_response(f"ended its stream with an error{code_of(chunk.error)}", said=message_of(chunk.error))
+    if event.name == b"error" or chunk.type == "error":
+        raise bad_response("ended its stream with an error")
 
 
 def code_of(error: Any) -> str:
@@ -119,6 +153,7 @@ async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
                 await asyncio.sleep(0)
             for event in _events(parser, chunk[start : start + SLICE_BYTES]):
                 progress.note(event)
+                exchange.is_whole = progress.is_done
                 yield event.raw
                 if progress.is_done:
                     await _read_tail(exchange)

@@ -20,7 +20,7 @@ from .wire import Response
 PROBE_S = 5.0  # a probe that takes longer is an answer too
 MAX_PROBE_BYTES = 64 << 10
 MAX_LIST_BYTES = 4 << 20
-REFRESH_S = 60.0
+LIST_S = 20.0  # some ask all their own upstreams first
 
 
 class _Item(msgspec.Struct):
@@ -78,7 +78,7 @@ class Upstream:
 
         Raises BackendUnavailable where it refuses our key, and what aiohttp raises.
         """
-        async with asyncio.timeout(PROBE_S):
+        async with asyncio.timeout(LIST_S):
             response = await self._get(self._base.url(path))
             body = await _read_up_to(response, MAX_LIST_BYTES)
         if response.status in (401, 403):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.plugin import BackendFailed, BackendUnavailable, Task, Upload
+from gateway.plugin import BackendFailed, BackendUnavailable, Task
 from gateway_http import Http
 from support.http_backend import chat, job, opened, parts, result
 from support.upstream import (
@@ -95,49 +95,6 @@ async def test_a_peer_on_this_site_is_told_that_the_data_stays() -> None:
     assert upstream.requests[0].headers["x-gateway-locality"] == "edge-only"
 
 
-async def test_a_body_is_untouched_where_the_models_name_is_the_same() -> None:
-    body = b'{ "model" : "m",  "seed": 1.0, "x": 12345678901234567890123 }'
-    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat("m", body=body))
-    assert upstream.requests[0].body == body
-
-
-async def test_only_the_models_name_changes_where_the_backend_has_another() -> None:
-    body = b'{"model":"assistant","seed":1.0,"x":12345678901234567890123,"s":"\\u00e9"}'
-    async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat("llama3.2:3b", body=body))
-    assert upstream.requests[0].body == body.replace(b"assistant", b"llama3.2:3b")
-
-
-@pytest.mark.parametrize(
-    ("form", "model"),
-    [
-        (b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nsmall', "big"),
-        (b'--b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nsmall', "big"),
-        (b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\n", "big"),
-    ],
-    ids=["plain", "with its type", "empty, unquoted"],
-)
-async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byte(form: bytes, model: str) -> None:
-    image = b'\r\n--b\r\nContent-Disposition: form-data; name="image[]"; filename="a"\r\n\r\n\x00\r\nmodel\r\n'
-    body = form + image + image + b"--b--\r\n"
-    kind = {"path": "/v1/images/edits", "content_type": 'multipart/form-data; boundary="b"'}
-    async with Upstream(answer(json={})) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat(model, body=body, **kind).replace(kind="other"))
-    head = form.rpartition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-    assert upstream.requests[-1].body == head + b"big" + image + image + b"--b--\r\n"
-
-
-async def test_a_relayed_form_without_a_model_gets_one() -> None:
-    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--b--\r\n'
-    kind = {"path": "/v1/images/edits", "content_type": "multipart/form-data; boundary=b"}
-    async with Upstream(answer(json={})) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, chat("big", body=body, **kind).replace(kind="other"))
-    sent = upstream.requests[-1].body
-    assert sent.endswith(body)
-    assert b'name="model"\r\n\r\nbig\r\n--b' in sent
-
-
 @pytest.mark.parametrize("body", [{}, {"id": "x"}, {"choices": None}, {"choices": []}, {"choices": {}}, {"data": [1]}])
 async def test_an_object_that_is_no_answer_is_a_failure(body: Any) -> None:
     async with Upstream(answer(json=body)) as upstream, opened(upstream.url) as (backend, _):
@@ -152,23 +109,6 @@ async def test_nothing_is_no_answer_to_a_conversation_nor_is_an_end_without_a_be
         upstream.script = sse()
         with pytest.raises(BackendUnavailable, match="before it had begun"):
             await parts(backend, chat(stream=True))
-
-
-async def test_a_multipart_body_names_the_backends_model() -> None:
-    task = Task(
-        kind="transcription", name="whisper", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5,
-        body=b"as it came", content_type="multipart/form-data; boundary=b",
-        fields={"model": "ears", "language": "en", "granularities[]": ["word", "segment"]},
-        files={"file": Upload(b"RIFF\r\n--b\r\n", 'a"b.wav', "audio/wav")},
-    )  # fmt: skip
-    async with Upstream(answer(json={"text": "go"})) as upstream, opened(upstream.url) as (backend, _):
-        await result(backend, task)
-        await result(backend, task.replace(name="ears"))
-    body = upstream.requests[0].body
-    assert b'name="model"\r\n\r\nwhisper\r\n' in body
-    assert body.count(b'name="granularities[]"') == 2
-    assert b'name="file"; filename="a%22b.wav"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n--b\r\n\r\n--' in body
-    assert upstream.requests[1].body == b"as it came"
 
 
 async def test_a_task_that_may_not_leave_is_refused_before_a_byte_leaves() -> None:
@@ -258,6 +198,14 @@ async def test_a_refusal_passes_with_body_and_status(status: int) -> None:
     assert (got.status, got.body) == (status, body)
 
 
+async def test_a_refusal_says_whether_and_when_to_come_back() -> None:
+    said = {"x-should-retry": "true", "Retry-After": "90000", "retry-after-ms": "250", "OpenAI-Version": "1"}
+    script = answer(json={"error": {"message": "busy"}}, status=409, headers=[*said.items(), ("Set-Cookie", "a=b")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, chat())
+    assert got.headers == said
+
+
 async def test_a_refusal_that_is_not_json_is_wrapped() -> None:
     page = answer(b"<html>internal host names</html>", status=404, content_type="text/html")
     async with Upstream(page) as upstream, opened(upstream.url) as (backend, _):
@@ -274,7 +222,8 @@ async def test_a_refusal_that_is_not_json_is_wrapped() -> None:
         (408, [], "upstream_bad_response", 408, None),
         (429, [("Retry-After", "7")], "rate_limited", 429, 7.0),
         (429, [("Retry-After", "7"), ("retry-after-ms", "250")], "rate_limited", 429, 0.25),
-        (429, [("Retry-After", "86400")], "rate_limited", 429, 60.0),
+        (429, [("Retry-After", "3600")], "rate_limited", 429, 3600.0),
+        (429, [("Retry-After", "1e9")], "rate_limited", 429, 86400.0),
         (429, [("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT")], "rate_limited", 429, 0.0),
         (429, [("Retry-After", "soon")], "rate_limited", 429, None),
         (500, [], "upstream_bad_response", 500, None),
@@ -345,6 +294,57 @@ async def test_a_stream_that_is_cut_or_broken_never_looks_complete(script: Any) 
         with pytest.raises(BackendUnavailable) as failed:
             await parts(backend, chat(stream=True))
     assert failed.value.code in ("upstream_bad_response", "unavailable")
+
+
+def saying(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": index, "delta": delta, "text": delta.get("content"), "finish_reason": reason}]}
+
+
+TWO = b'{"model":"m","messages":[],"n":2}'
+FOUR = b'{"model":"m","prompt":["a","b"],"n":2}'
+TOKENS = b'{"model":"m","prompt":[1,2]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "events"),
+    [
+        (b"{}", "chat", [saying(reason="", content="h")]),
+        (b"{}", "chat", [saying(reason="", content="h"), saying(reason="")]),
+        (TWO, "chat", [saying(content="h"), saying(reason="stop")]),
+        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(3)]),
+        (TWO, "chat", [saying(content="h", reason="stop"), saying(1, content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(role="assistant"), "[DONE]"]),
+        (b"{}", "chat", [saying(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
+    ],
+    ids=["empty reason", "empty to the end", "no second choice", "three of four", "half done", "a role", "no text"],
+)
+async def test_a_choice_that_is_not_finished_is_not_an_end(body: bytes, kind: Any, events: list[Any]) -> None:
+    task = chat(body=body, stream=True).replace(kind=kind)
+    async with Upstream(sse(*events, done=False)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="ended its stream before"):
+            await parts(backend, task)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "events"),
+    [
+        (TWO, "chat", [saying(0, "stop", content="h"), saying(1, "stop", content="h")]),
+        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(4)]),
+        (TOKENS, "completion", [saying(reason="stop", content="h")]),
+        (TWO, "chat", [saying(reason="stop", content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(tool_calls=[{"index": 0}]), "[DONE]"]),
+        (b"{}", "chat", [saying(role="assistant"), saying(reason="stop"), "[DONE]"]),
+        (b"{}", "chat", [saying(reason="stop"), saying(content=""), {"choices": []}]),
+    ],
+    ids=["two", "two of two", "tokens", "knows no n", "knows no reason", "a call", "empty", "a chunk after"],
+)
+async def test_a_stream_all_of_whose_choices_are_finished_is_complete(
+    body: bytes, kind: Any, events: list[Any]
+) -> None:
+    task = chat(body=body, stream=True).replace(kind=kind)
+    async with Upstream(sse(*events, done=False)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await parts(backend, task))[-1] == b"data: [DONE]\n\n"
 
 
 async def test_a_transcription_stream_ends_in_its_last_event() -> None:

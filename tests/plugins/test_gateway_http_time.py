@@ -11,8 +11,10 @@ import pytest
 
 from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
-from gateway_http import Http
+from gateway_http import Http, exchange, lists
+from gateway_http.faults import CLOCK_S
 from support.http_backend import Recorded, accounted, chat, job, opened, result
+from support.until import until
 from support.upstream import (
     CHUNKED,
     JSON,
@@ -26,12 +28,14 @@ from support.upstream import (
     head,
     in_turn,
     reset,
+    sends_and_cuts,
+    sse,
     sse_bytes,
     stall,
     whole,
 )
 
-NOTHING = b'{"choices":[{}]}'
+NOTHING = b'{"choices":[{"message":{}}]}'
 COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": "hi"}}]}
 DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": None}]}
 
@@ -40,14 +44,15 @@ DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": No
 
 
 async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream() -> None:
-    stalls = [stall(), stall(head(200, [JSON, CHUNKED]) + chunk(b"{")), stall(sse_bytes(DELTA, done=False))]
-    for script in stalls:
-        async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
-            began = time.monotonic()
+    for begins in ((), (head(200, [JSON, CHUNKED]) + chunk(b"{"),), (sse_bytes(DELTA, done=False),)):
+        gone = asyncio.Event()
+        async with Upstream(stall(*begins, gone=gone)) as upstream, opened(upstream.url) as (backend, _):
+            task = chat(deadline_s=0.1)
             with pytest.raises(DeadlineExceeded):
-                async for _ in backend.run(chat(deadline_s=0.1)):
+                async for _ in backend.run(task):
                     pass
-            assert time.monotonic() - began < 0.3
+            assert time.monotonic() >= task.deadline - CLOCK_S
+            await gone.wait()  # while the backend is open: it does not come to its end by itself
 
 
 async def test_a_task_whose_time_is_up_is_not_sent() -> None:
@@ -65,10 +70,8 @@ async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
     ):
         run = backend.run(chat(stream=True))
         await anext(run)
-        began = time.monotonic()
         await run.aclose()  # type: ignore[attr-defined]
-        await gone.wait()
-        assert time.monotonic() - began < 0.1
+        await gone.wait()  # while the backend is open
 
 
 async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
@@ -77,24 +80,24 @@ async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at
             await reader.readuntil(b"\r\n\r\n")
             arrived.set()
             await resume.wait()
-            while await reader.read(1 << 16):
-                pass
+            while data := await reader.read(1 << 16):
+                taken.append(len(data))
         writer.close()
         gone.set()
 
     for body in (b"{}", b"{" + b" " * 20_000_000 + b"}"):
         arrived, gone, resume = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        taken: list[int] = []
         server = await asyncio.start_server(drains, "127.0.0.1", 0)
         async with server, opened(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as (backend, _):
             asked = asyncio.create_task(result(backend, chat("", body=body)))
             await arrived.wait()
-            began = time.monotonic()
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
             resume.set()
             await gone.wait()
-            assert time.monotonic() - began < 0.1
+            assert len(body) == 2 or sum(taken) < len(body)  # what had not left yet never did
 
 
 async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless() -> None:
@@ -143,31 +146,25 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
         await result(backend, chat())
         ready.set()
         await said.wait()
-        upstream.script = answer(json={"choices": [{"second": True}]})
-        assert (await result(backend, chat())).value() == {"choices": [{"second": True}]}
+        second = {"choices": [{"message": {"second": True}}]}
+        upstream.script = answer(json=second)
+        assert (await result(backend, chat())).value() == second
 
 
 # --- the account of time ----------------------------------------------------------------------------------------------
 
 
 async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
-    def slow(name: str, claim: str) -> Script:
-        async def script(talk: Talk) -> None:
-            await asyncio.sleep(0.03)
-            await talk.send(whole(NOTHING, headers=[(name, claim)]))
-
-        return script
-
     for name, claim, source in (
-        ("Server-Timing", "queue;dur=1, total;desc=x;dur=20.0", "server-timing"),
-        ("openai-processing-ms", "20", "header"),
-        ("x-envoy-upstream-service-time", "20", "header"),
+        ("Server-Timing", "queue;dur=1, total;desc=x;dur=0.02", "server-timing"),
+        ("openai-processing-ms", "0.02", "header"),
+        ("x-envoy-upstream-service-time", "0.02", "header"),
     ):
-        async with Upstream(slow(name, claim)) as upstream, opened(upstream.url) as (backend, _):
+        async with Upstream(answer(NOTHING, headers=[(name, claim)])) as upstream, opened(upstream.url) as (backend, _):
             _, account = await accounted(backend, chat())
         terms = account.terms_us
-        assert terms["cloud"] == pytest.approx(20_000, abs=2)
-        assert terms["network"] >= 9_900
+        assert terms["cloud"] == pytest.approx(20, abs=2)  # µs: less than any round trip takes
+        assert terms["network"] > 0
         assert account.cloud_source == source
         assert terms["connect"] > 0
         assert terms["upload"] > 0
@@ -222,7 +219,75 @@ async def test_a_failed_request_charges_what_it_used() -> None:
         watch = Watch()
         with pytest.raises(DeadlineExceeded):
             await result(backend, chat(deadline_s=0.05, terms=watch))
-        assert watch.close().terms_us["cloud"] > 30_000
+        terms = watch.close().terms_us
+        assert terms["cloud"] == max(terms.values())
+
+
+# --- what an exchange says of its link --------------------------------------------------------------------------------
+
+STALLS: dict[str, tuple[Script, bool]] = {
+    "a stream": (stall(sse_bytes(DELTA, done=False)), True),
+    "a body": (stall(head(200, [JSON, CHUNKED]) + chunk(b"{")), False),
+}
+
+
+@pytest.mark.parametrize("name", STALLS)
+async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: str) -> None:
+    script, is_stream = STALLS[name]
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
+        with pytest.raises(DeadlineExceeded):
+            async for _ in backend.run(chat(stream=is_stream, deadline_s=0.1)):
+                pass
+        begun = asyncio.Event()
+
+        async def asks() -> None:
+            async for _ in backend.run(chat(stream=is_stream)):
+                begun.set()
+
+        asking = asyncio.create_task(asks())
+        await (begun.wait() if is_stream else until(lambda: len(upstream.requests) == 2))
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+    assert services.samples == []
+
+
+async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
+    async with (
+        Upstream(reset(sse_bytes(DELTA, done=False))) as upstream,
+        opened(upstream.url) as (backend, services),
+    ):
+        with pytest.raises(BackendUnavailable, match="broke its answer off"):
+            async for _ in backend.run(chat(stream=True)):
+                pass
+    assert services.samples == []
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        answer(json=COMPLETION),
+        answer(json={}, status=500),
+        answer(json={}, status=404),
+        sse(DELTA),
+        stall(sse_bytes(DELTA)),
+    ],
+    ids=["whole", "failed", "refused", "stream", "a stream whose body has no end"],
+)
+async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says(script: Script) -> None:
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
+        with suppress(BackendUnavailable):
+            async for _ in backend.run(chat()):
+                pass
+    assert [sample.failed for sample in services.samples] == [None]
+
+
+async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "NEWS_S", 0.0)
+    async with Upstream(sse(DELTA)) as upstream, opened(upstream.url) as (backend, services):
+        async for _ in backend.run(chat()):
+            pass
+    assert services.samples == []
 
 
 # --- health and lists -------------------------------------------------------------------------------------------------
@@ -241,12 +306,14 @@ async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves()
     async with Upstream(peer) as upstream, opened(upstream.url) as (backend, services):
         assert backend.models is None
         assert backend.tasks is None
+        began = time.monotonic()
         assert await backend.health() is None
+        took_s = time.monotonic() - began
         assert backend.models == {"echo": "echo", "speech": "speech", "meta/llama": "meta/llama"}
         assert backend.tasks == {"add": "add"}
         (sample,) = services.samples
         assert sample.rtt_s is not None
-        assert 0 < sample.rtt_s < 0.1
+        assert 0 < sample.rtt_s < took_s
         assert sample.tcp_rtt_s is not None
         assert upstream.connections == 1
         assert [r.path for r in upstream.requests].count("/livez") == 2
@@ -270,6 +337,51 @@ async def test_health_says_what_is_wrong() -> None:
         upstream.script = answer(json={"data": [{"id": "m"}]})
         assert await backend.health() is None
         assert backend.models == {"m": "m"}
+        assert services.failures == []
+
+
+async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_same() -> None:
+    told = asyncio.Event()
+
+    async def slow(talk: Talk) -> None:
+        await told.wait()
+        await talk.send(whole(b'{"data": [{"id": "m"}]}'))
+
+    serves = by_path({"/livez": answer(json={}), "/v1/models": slow, "/v1/tasks": answer(json={"data": []})})
+    async with Upstream(serves) as upstream, opened(upstream.url) as (backend, services):
+        for _ in range(3):
+            assert await backend.health() is None
+            assert backend.models is None
+        assert [r.path for r in upstream.requests].count("/v1/models") == 1
+        assert len(services.samples) == 3
+        told.set()
+        await until(lambda: backend.tasks is not None)
+        assert backend.models == {"m": "m"}
+        assert await backend.health() is None
+
+
+async def test_a_backend_closes_while_a_list_is_asked_for() -> None:
+    gone = asyncio.Event()
+    serves = by_path({"/livez": answer(json={}), "/v1/models": stall(gone=gone)})
+    async with Upstream(serves) as upstream:
+        async with opened(upstream.url) as (backend, _):
+            assert await backend.health() is None
+        await gone.wait()
+        assert [task for task in asyncio.all_tasks() if task.get_name().startswith("lists of")] == []
+
+
+async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "REFRESH_S", 0.0)
+    busy, breaks = answer(json={}, status=503), sends_and_cuts(head(200, [JSON, CHUNKED]))
+    models = in_turn(breaks, answer(json={"data": [{"id": "m"}]}), breaks, busy)
+    served = by_path({"/livez": answer(json={}), "/v1/models": models})
+    async with Upstream(served) as upstream, opened(upstream.url, tasks="add") as (backend, services):
+        assert await backend.health() is None
+        assert backend.models is None
+        for asked in (2, 3, 4):
+            assert await backend.health() is None
+            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            assert backend.models == {"m": "m"}
         assert services.failures == []
 
 

@@ -16,7 +16,7 @@ from gateway.plugin import BackendUnavailable
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
-GOOD = {"choices": [{}]}
+GOOD = {"choices": [{"message": {}}]}
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
 

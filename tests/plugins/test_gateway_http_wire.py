@@ -15,6 +15,8 @@ from gateway_http.wire import Connector, Response, Wire
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
+GOOD = {"choices": [{"message": {}}]}
+
 
 async def test_every_connection_is_a_wire_with_our_options_that_counts_its_requests() -> None:
     async with Upstream(answer(json={})) as upstream:
@@ -95,7 +97,7 @@ async def test_a_silent_name_server_is_asked_once_and_waited_for_briefly(monkeyp
 
 
 async def test_connections_are_kept_up_to_the_slots_and_reused() -> None:
-    async with Upstream(answer(json={"choices": [{}]})) as upstream, opened(upstream.url, slots=4) as (backend, _):
+    async with Upstream(answer(json=GOOD)) as upstream, opened(upstream.url, slots=4) as (backend, _):
         for _ in range(3):
             await asyncio.gather(*(result(backend, chat()) for _ in range(4)))
         assert upstream.connections == 4

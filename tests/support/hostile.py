@@ -17,6 +17,7 @@ from support.upstream import (
     reset,
     sends,
     sends_and_cuts,
+    sse,
     whole,
 )
 
@@ -30,6 +31,9 @@ WHOLE_ANSWERS: dict[str, Script] = {
     "a depth bomb": answer(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "a list": answer(b"[1]"),
     "nothing": answer(b""),
+    "a choice that is a word": answer(json={"choices": ["x"]}),
+    "a choice that is nothing": answer(json={"choices": [None]}),
+    "a choice that is empty": answer(json={"choices": [{}]}),
     "an error under status 200": answer(json={"error": {"message": "quota"}}),
     "another content type": answer(b'{"choices": []}', content_type="text/html"),
     "a truncated chunk": sends_and_cuts(head(200, [JSON, CHUNKED]) + b'ff\r\n{"choices":'),
@@ -62,6 +66,7 @@ STREAMS: dict[str, Script] = {
     "an endless comment": endless(head(200, [EVENTS, CHUNKED]), chunk(b":" + b"x" * 65535)),
     "endless data lines": endless(head(200, [EVENTS, CHUNKED]), chunk(b"data: x\n" * 8000)),
     "a stream of garbage": sends_and_cuts(head(200, [EVENTS]) + b"\xff\x00" * 4000),
+    "a role and no more": sse({"choices": [{"index": 0, "delta": {"role": "assistant"}}]}),
     "a stream that is compressed": sends_and_cuts(
         head(200, [EVENTS, ("Content-Encoding", "gzip")]) + gzip.compress(b"data: [DONE]\n\n")
     ),

@@ -66,6 +66,21 @@ async def test_it_is_not_asked_again_where_that_is_of_no_use(script: Script, lin
         assert int(found.headers["retry-after"]) >= 2
 
 
+async def test_a_long_wait_is_told_as_the_upstream_told_it() -> None:
+    async with relaying(talking(refuses(429, None, ("Retry-After", "7200"))), MODELS="gpt") as (gateway, _):
+        found = await ask(gateway)
+    assert (found.status, found.headers["retry-after"], found.headers["retry-after-ms"]) == (429, "7200", "7200000")
+
+
+async def test_what_a_refusal_says_of_trying_again_passes() -> None:
+    busy = refuses(409, None, ("x-should-retry", "true"), ("retry-after-ms", "250"))
+    async with relaying(talking(busy), MODELS="gpt") as (gateway, upstream):
+        found = await ask(gateway)
+    assert told(found) == (409, "1", "true")
+    assert found.headers["retry-after-ms"] == "250"
+    assert len(asked(upstream)) == 1
+
+
 async def test_two_failures_are_enough_and_the_client_is_told_not_to_try_either() -> None:
     async with relaying(talking(refuses(500)), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
