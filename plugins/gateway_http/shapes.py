@@ -66,12 +66,16 @@ def checked(task: Task, body: bytes, content_type: str) -> str:
 
 def may_be_binary(task: Task, content_type: str) -> bool:
     """Whether sound is asked for, and this may be some."""
-    return task.path == SPEECH_PATH and _media(content_type).startswith(BINARY_MEDIA)
+    return _is_speech(task) and _media(content_type).startswith(BINARY_MEDIA)
 
 
 def needs_content(task: Task) -> bool:
     """Whether an answer without a body (status 204) is none."""
-    return _wants_object(task) or task.path == SPEECH_PATH
+    return _wants_object(task) or _is_speech(task)
+
+
+def _is_speech(task: Task) -> bool:
+    return task.path.partition("?")[0] == SPEECH_PATH
 
 
 def _wants_object(task: Task) -> bool:
@@ -93,7 +97,7 @@ def _names_json(media: str) -> bool:
 
 def _check_relayed(task: Task, body: bytes, media: str) -> None:
     """Little is known of what is relayed: nothing is no sound, and what is called JSON is all there."""
-    if not body and task.path == SPEECH_PATH:
+    if not body and _is_speech(task):
         raise bad_response("answered with nothing")
     if _names_json(media) and not is_json(body):
         raise bad_response("answered with something that is not JSON, though it says so")

@@ -145,7 +145,7 @@ async def test_a_relayed_answer_that_is_none_is_a_failure(path: str, body: bytes
     await fails(relayed(path), answer(body, content_type=None))
 
 
-@pytest.mark.parametrize("path", [*OBJECTS, "/v1/audio/speech"])
+@pytest.mark.parametrize("path", [*OBJECTS, "/v1/audio/speech", "/v1/audio/speech?x=1"])
 async def test_a_relayed_answer_without_content_is_a_failure(path: str) -> None:
     await fails(relayed(path), sends(head(204)))
     await fails(relayed(path), answer(b"", content_type="audio/mpeg"))
