@@ -286,6 +286,10 @@ class Registry:
             changed(member)
             member.opened.set()
             return
+        if member.stopping.is_set():  # while it opened
+            member.opened.set()
+            await self._close(member)
+            return
         member.state = "serving"
         log.info("backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3))
         changed(member)

@@ -188,9 +188,9 @@ class Service:
         self.lanes.obey(self.policy)
         self.door.rules = _rules_of(settings)
         self._allow(settings)
+        self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         await self.registry.change(loaded.backends, self._changed, self._finished)
         self._join()
-        self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         return waiting
 
     async def _renew(self, tls: ssl.SSLContext | None) -> None:
@@ -206,6 +206,7 @@ class Service:
             await asyncio.sleep(TICK_S / 5)
         self.lanes.remove(backend)
         self.board.remove(backend)
+        self._sources.pop(backend, None)
 
     # ── listening ────────────────────────────────────────────────────────────────────────────────
 

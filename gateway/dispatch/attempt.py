@@ -62,7 +62,7 @@ class Attempt:
         backend: str | None = None
         try:
             backend = await self._granted
-            self.member = members[backend]
+            self.member = _found(members, backend)
             await self._produce(self.member)
             await self._put(self, End)
         except PLUGIN_FAULTS as exc:
@@ -80,6 +80,11 @@ class Attempt:
             self._lanes.done(self.work, backend)
         else:
             self._granted.set_result(backend)
+
+    def drop(self, backend: str) -> None:
+        """`backend` is removed, and its line with it; somebody else may be asked."""
+        if not self._granted.done():
+            self._granted.set_exception(_removed(backend))
 
     async def _produce(self, member: Member) -> None:
         task, site = self.task, member.site
@@ -171,6 +176,17 @@ class Attempt:
             self.is_settled = True
             if self.began:
                 self.member.breaker.ignored()
+
+
+def _found(members: Mapping[str, Member], backend: str) -> Member:
+    member = members.get(backend)
+    if member is None:  # between the grant and now
+        raise _removed(backend)
+    return member
+
+
+def _removed(backend: str) -> BackendUnavailable:
+    return BackendUnavailable(f"backend {backend} was removed before this could start there", began=False)
 
 
 def _checked(result: Any) -> Result:

@@ -57,13 +57,13 @@ class Lanes:
         lane.slots, lane.queue, lane.usd, lane.watts = slots, queue, usd, watts
         self._pump(lane)
 
-    def remove(self, name: str) -> list[Work]:
-        """Close a lane; returns what was waiting there. What runs there may still report."""
+    def remove(self, name: str) -> None:
+        """Close a lane; what was waiting there is told that it was dropped. What runs there may still report."""
         lane = self._lanes.pop(name, None)
-        left = [place.work for place in lane.places] if lane else []
-        for work in left:
+        for work in [place.work for place in lane.places] if lane else ():
             del self._waiting_in[work]
-        return left
+            if work.dropped is not None:
+                work.dropped(name)
 
     # ── deciding ─────────────────────────────────────────────────────────────────────────────────
 

@@ -119,12 +119,14 @@ def test_rescue_can_be_turned_off() -> None:
     assert house.doubled == []
 
 
-def test_a_lane_that_closes_gives_back_who_waited() -> None:
+def test_a_lane_that_closes_tells_who_waited() -> None:
     house = House()
     house.submit("a", "box", **HERE)
-    waiting = house.submit("b", "box", **HERE)
-    assert house.lanes.remove("box") == [waiting]
-    house.lanes.withdraw(waiting)
+    told: list[str] = []
+    house.submit("b", "box", **HERE, dropped=told.append)
+    house.lanes.remove("box")
+    assert told == ["box"]
+    house.lanes.withdraw(house.works["b"])
     house.lanes.done(house.works["a"], "box")
     with pytest.raises(TaskRefused):
         house.submit("c", "box", **HERE)
