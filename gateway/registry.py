@@ -279,6 +279,7 @@ class Registry:
         try:
             if member.backend is None:
                 raise GatewayError(member.error or "it has no plugin")
+            self._board.add(member.name, remote=member.is_remote)  # it may tell of its network while it opens
             await member.backend.__aenter__()
         except PLUGIN_FAULTS as exc:
             member.state, member.error = "failed", _describe(exc)
