@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from gateway.errors import PLUGIN_FAULTS
+from gateway.errors import PLUGIN_FAULTS, PluginRaised
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
     BackendFailed,
@@ -127,14 +127,15 @@ class Attempt:
 
     def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
+            # A worker's plugin; its process has logged it. Anybody else's only passes on what a subtask met.
+            if isinstance(exc, PluginRaised) and self.member is not None and self.member.is_pool:
+                self.member.quarantine.raised(exc.raised)
             return exc
-        name = self.member.name if self.member else "none"
+        name, what = self.member.name if self.member else "none", type(exc).__name__
         log.error("dispatch.raised", request_id=self.task.id, backend=name, **raised(exc))
         if self.member is not None:
-            self.member.quarantine.raised(type(exc).__name__)
-        return BackendUnavailable(
-            f"the plugin of backend {name} raised {type(exc).__name__}", code="plugin_error", again=False
-        )
+            self.member.quarantine.raised(what)
+        return PluginRaised(f"the plugin of backend {name} raised {what}", raised=what)
 
     # ── what it teaches, told once ───────────────────────────────────────────────────────────────
 
