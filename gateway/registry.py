@@ -22,7 +22,7 @@ from gateway.decide.quarantine import Quarantine
 from gateway.errors import PLUGIN_FAULTS
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, LinkSample, Services, Site, names_of
-from gateway.telemetry import log
+from gateway.telemetry import log, watched
 from gateway.workers import WorkerBackend
 
 GROUP = "gateway.backends"
@@ -227,7 +227,7 @@ class Registry:
             self._start(member, changed)
 
     def _start(self, member: Member, changed: Callable[[Member], None]) -> None:
-        member.life = asyncio.create_task(self._live(member, changed), name=f"backend {member.name}")
+        member.life = watched(asyncio.create_task(self._live(member, changed), name=f"backend {member.name}"))
 
     async def change(
         self,
@@ -297,6 +297,7 @@ class Registry:
         try:
             await self._watch(member)
         finally:
+            member.opened.set()
             await self._close(member)
 
     async def _watch(self, member: Member) -> None:

@@ -17,7 +17,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ from gateway.settings.live import waiting_for_restart
 from gateway.settings.tree import Mqtt
 from gateway.sockets import bind, host_of, name_of, refuse_public
 from gateway.stalls import StallWatch
-from gateway.telemetry import Limited, configure, log, metrics, raised
+from gateway.telemetry import broke, configure, guarded, log, metrics, watched
 from gateway.tls import TlsInvalid, client_context, server_context
 
 START_S = 5.0
@@ -128,7 +128,7 @@ class Service:
         self.board.sample_load()
         await self._listen()
         await self.registry.open_all(self._changed)
-        self._ticker = asyncio.create_task(self._tick(), name="tick")
+        self._ticker = watched(asyncio.create_task(self._tick(), name="tick"))
         self._stalls.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
         await self.registry.settled(START_S)
@@ -150,27 +150,40 @@ class Service:
         """Finish what is in flight, then close everything.
 
         Who comes meanwhile is served too; where systemd holds the sockets they wait for the next process instead.
+        A step that fails is told, and skips none of the others.
         """
         self.is_ready = False
+        for step in (
+            self._close_doors,
+            self._close_listeners,
+            self._stop_watching,
+            self.dispatcher.close,
+            self.registry.close_all,
+        ):
+            with guarded(f"stopping, `{step.__name__.strip('_')}`"):
+                await step()
+        self._save()
+        log.info("service.stopped")
+
+    async def _close_doors(self) -> None:
         if self._is_activated:
             for site in self._sites:
                 site.pause()
-        doors: list[Awaitable[None]] = [self.mqtt.stop(DRAIN_S)] if self.mqtt is not None else []
+        doors = [self.mqtt.stop(DRAIN_S)] if self.mqtt is not None else []
         if self.http is not None:
             doors.append(self.http.drain(DRAIN_S))
-        await asyncio.gather(*doors)
-        await asyncio.gather(*(runner.cleanup() for runner in self._runners))
+        await _all_of(*doors)
+
+    async def _close_listeners(self) -> None:
+        await _all_of(*(runner.cleanup() for runner in self._runners))
+
+    async def _stop_watching(self) -> None:
         asyncio.get_running_loop().remove_reader(self._carrier.fileno())
         self._carrier.close()
         if self._ticker is not None:
             self._ticker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._ticker
+            await asyncio.wait({self._ticker})
         self._stalls.stop()
-        await self.dispatcher.close()
-        await self.registry.close_all()
-        self._save()
-        log.info("service.stopped")
 
     async def reload(self, loaded: Loaded) -> list[str]:
         """Go on with this configuration; the variables that wait for a restart.
@@ -309,16 +322,22 @@ class Service:
             due = max(due + TICK_S, loop.time())
             await asyncio.sleep(due - loop.time())
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
-            systemd.feed_watchdog()
-            self.lanes.tick()
-            self.dispatcher.look_for_leaks()
             ticks += 1
+            for step in (systemd.feed_watchdog, self.lanes.tick, self.dispatcher.look_for_leaks):
+                with guarded("the tick"):
+                    step()
             if ticks % LOAD_EVERY_TICKS == 0:
-                self.board.sample_load()
-                await self.relief.look(self._sites if self.is_ready else ())
+                await self._look_at_the_device()
             if loop.time() > save_at:
                 save_at = loop.time() + SAVE_S
-                self._save()
+                with guarded("saving what was learned"):
+                    self._save()
+
+    async def _look_at_the_device(self) -> None:
+        with guarded("reading the load"):
+            self.board.sample_load()
+        with guarded("looking at the memory"):
+            await self.relief.look(self._sites if self.is_ready else ())
 
     # ── what was learned ─────────────────────────────────────────────────────────────────────────
 
@@ -414,7 +433,7 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
         gc.enable()
-        reloading = asyncio.create_task(_reload_when_told(service, env_file, told), name="reload")
+        reloading = watched(asyncio.create_task(_reload_when_told(service, env_file, told), name="reload"))
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await asked
         reloading.cancel()
@@ -464,13 +483,12 @@ def _ask(asked: asyncio.Future[str], name: str) -> None:
         asked.set_result(name)
 
 
-_broken = Limited("service.unhandled", per_s=1.0, burst=10)
+async def _all_of(*steps: Coroutine[Any, Any, None]) -> None:
+    """All of them at once, each to its end. Raises what the first failed with."""
+    for ended in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(ended, BaseException):
+            raise ended
 
 
 def _unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """Rate-limited: a host that is out of descriptors brings one of these for every client that waits."""
-    what = raised(context.get("exception"))
-    _broken.warning(error=f"{context.get('message')}: {what['error']}"[:500], where=what["where"])
-
-
-_: Callable[[Loaded], int] = serve
+    broke(str(context.get("message")), context.get("exception"))

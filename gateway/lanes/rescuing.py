@@ -69,7 +69,8 @@ class Rescuing:
             return
         best, best_s = None, GAIN * remaining_s
         for name in run.work.allowed:
-            if name != lane.name:
+            to = self._lanes.get(name)
+            if to is not None and to is not lane and not to.is_full:
                 there = self._forecast.candidate(run.work, name, usable(name), now)
                 if there.refused is None and there.t_s < best_s:
                     best, best_s = name, there.t_s

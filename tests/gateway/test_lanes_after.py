@@ -172,3 +172,14 @@ def test_a_pass_over_a_thousand_waiting_is_no_matter() -> None:
         house.lanes.rebind()
         took.append(time.perf_counter() - began)
     assert min(took) < 0.005  # bench/decide has the figure; this only catches a pass over all of them
+
+
+def test_nobody_is_rescued_into_a_full_line() -> None:
+    house = House(queue=1)
+    house.teach()
+    house.submit("stalls", "cloud")
+    house.submit("runs", "box", **HERE)
+    house.submit("waits", "box", **HERE)
+    house.board.carrier_lost("cloud")
+    house.lanes.tick()
+    assert house.doubled == []

@@ -35,7 +35,7 @@ from gateway.ingress.mqtt.reply import MqttReply
 from gateway.ingress.mqtt.requests import body_of, headers_of
 from gateway.ingress.mqtt.topics import Address, Rejected, Topics
 from gateway.ingress.mqtt.values import Message, Publication
-from gateway.telemetry import Limited, log, raised
+from gateway.telemetry import Limited, broke, log, raised, watched
 
 MOST_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
 MOST_HELD = 1024  # and where still more are, not even that
@@ -92,7 +92,7 @@ class MqttDoor:
 
     def start(self) -> None:
         """Connect, and stay connected, in the background: a broker that is away keeps nobody from being served."""
-        self._staying = asyncio.create_task(self._stay_connected(), name="mqtt")
+        self._staying = watched(asyncio.create_task(self._stay_connected(), name="mqtt"))
 
     async def stop(self, within_s: float) -> None:
         """Take nothing more; answer what is being served, within so many seconds; leave. The session stays."""
@@ -111,7 +111,7 @@ class MqttDoor:
         while not self._stopping.is_set():
             began = time.monotonic()
             connection = self._new_connection()
-            was_open = await self._use(connection)
+            was_open = await self._use_guarded(connection)
             if self._stopping.is_set():
                 return
             pause_s = self.backoff.next(time.monotonic() - began if was_open else 0.0)
@@ -124,6 +124,14 @@ class MqttDoor:
         return Connection(
             self.broker, self.topics.client_id, self._take, will=will, max_packet_bytes=min(most, 268_435_455)
         )
+
+    async def _use_guarded(self, connection: Connection) -> bool:
+        try:
+            return await self._use(connection)
+        except Exception as exc:  # a bug, ours or aiomqtt's; without another try nobody is served until a restart
+            broke("the connection to the broker", exc)
+            connection.why = connection.why or type(exc).__name__
+            return False
 
     async def _use(self, connection: Connection) -> bool:
         """Serve by this connection until it is lost, or we stop. Whether it could be opened."""
