@@ -30,7 +30,8 @@ LEAST_PAUSE_S = 0.01
 LOOK_AGAIN_S = 0.25  # interest in an idle backend, which brings its next probe forward, is noticed this soon
 AUTO = "auto"
 
-CLOSE_S = 10.0  # what has not closed by then, when the gateway stops, is left behind
+CLOSE_S = 10.0  # what has not closed by then, when the gateway stops, is cancelled
+CANCEL_S = 1.0  # and left behind where it ignores that
 
 State = Literal["starting", "serving", "failed", "closing", "closed"]
 
@@ -183,6 +184,7 @@ class Registry:
     ) -> None:
         self._board = board
         self.members: dict[str, Member] = {}
+        self._lives: dict[asyncio.Task[None], str] = {}  # of those, too, that a reload has left behind
         self._clock, self._services_for = clock, services_for
         self.packages: dict[str, str] = {}
         for config in configs:
@@ -227,7 +229,9 @@ class Registry:
             self._start(member, changed)
 
     def _start(self, member: Member, changed: Callable[[Member], None]) -> None:
-        member.life = watched(asyncio.create_task(self._live(member, changed), name=f"backend {member.name}"))
+        life = member.life = watched(asyncio.create_task(self._live(member, changed), name=f"backend {member.name}"))
+        self._lives[life] = member.name
+        life.add_done_callback(self._lives.pop)
 
     async def change(
         self,
@@ -267,12 +271,19 @@ class Registry:
                     await member.opened.wait()
 
     async def close_all(self) -> None:
-        """Stop every backend; one that will not is left behind after CLOSE_S."""
+        """Stop every backend; one that will not within CLOSE_S is cancelled, and left behind CANCEL_S later."""
         for member in self.members.values():
             member.stopping.set()
-        lives = {member.life for member in self.members.values() if member.life is not None}
-        if lives:
-            await asyncio.wait(lives, timeout=CLOSE_S)
+        if self._lives:
+            await asyncio.wait(set(self._lives), timeout=CLOSE_S)
+        for life in self._lives:
+            life.cancel()
+        if self._lives:
+            await asyncio.wait(set(self._lives), timeout=CANCEL_S)
+
+    def stuck(self) -> list[str]:
+        """Whose start or stop still goes on; after `close_all`, that is what will never end."""
+        return sorted(set(self._lives.values()))
 
     async def _live(self, member: Member, changed: Callable[[Member], None]) -> None:
         began = self._clock()

@@ -443,8 +443,8 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
         starting.cancel()
         await asyncio.wait({starting})
     await service.stop()
-    if service.dispatcher.is_stuck:  # asyncio would wait for it for ever
-        log.error("service.abandoned", backends=service.dispatcher.stuck())
+    if service.dispatcher.is_stuck or service.registry.stuck():  # asyncio would wait for it for ever
+        log.error("service.abandoned", backends=sorted({*service.dispatcher.stuck(), *service.registry.stuck()}))
         sys.stderr.flush()
         os._exit(0)
     return 0

@@ -102,8 +102,8 @@ EVENTS: Mapping[str, Event] = {
         {"problems": "each with its variable and a fix"},
     ),
     "service.abandoned": Event(
-        "The gateway ends though a plugin's task does not: it ignored that it was told to.",
-        {"backends": "whose tasks"},
+        "The gateway ends though a plugin's task, or its start or stop, does not: it ignored that it was told to.",
+        {"backends": "whose"},
     ),
     "service.stopped": Event("Everything is closed.", {}),
     "service.failed": Event("The gateway could not start.", {"error": "why"}),

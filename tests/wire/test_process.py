@@ -156,6 +156,15 @@ async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(t
         assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
 
 
+async def test_a_plugin_whose_closing_never_ends_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
+    late = "GATEWAY_BACKENDS__LATE__"
+    more = {f"{late}PLUGIN": "support.latecomer:Latecomer", f"{late}OPENS_AT_ONCE": "true"}
+    with gateway(tmp_path, **more, **{f"{late}CLOSES_AT_ONCE": "false"}) as it:
+        it.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(it.process.wait, 20) == 0
+        assert it.lines("service.abandoned")[0]["backends"] == ["late"]
+
+
 def test_a_socket_of_systemds_that_others_can_reach_needs_keys_too(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         environ = os.environ | {

@@ -39,7 +39,9 @@ def sockets_on(port: int) -> int:
     for fd in os.listdir("/proc/self/fd"):
         try:
             with socket.socket(fileno=os.dup(int(fd))) as sock:
-                count += sock.getsockname()[1:2] == (port,) and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                count += sock.getsockname()[1:2] == (port,) and bool(
+                    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                )
         except OSError:
             continue
     return count
