@@ -230,15 +230,20 @@ class MqttDoor:
             if job.is_expired:
                 self._expired.warning(topic=job.message.topic[:200])
             else:
-                await self._serve(job)
-                is_answered = True
+                is_answered = await self._serve(job)
         finally:
             self._memory.end(job.identity, job.exchange, is_answered=is_answered)
         job.exchange.acknowledge()
 
-    async def _serve(self, job: _Job) -> None:
+    async def _serve(self, job: _Job) -> bool:
+        """Have it run and its answer published; whether a repeat can be answered from memory."""
+
         async def send(publication: Publication) -> None:
-            await self._send(publication)
+            try:
+                await self._send(publication)
+            except PublishRefused:
+                job.exchange.refused(publication)
+                raise
             job.exchange.keep(publication)
 
         reply = MqttReply(job.message, job.address, send)
@@ -246,8 +251,10 @@ class MqttDoor:
             await self._door.serve(self._incoming(job), reply)
         except Exception as exc:  # a bug of ours; without the acknowledgement it would come again, and again
             log.error("mqtt.broke", **raised(exc), topic=job.message.topic[:200])
+            return False
         finally:
             reply.close()
+        return job.exchange.settle()
 
     def _incoming(self, job: _Job) -> Incoming:
         is_too_many = job.message.qos == 0 and self._held > MOST_QOS_0
