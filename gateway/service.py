@@ -1,4 +1,4 @@
-"""Builds the rooms, joins them, starts and stops them. Only this module reads settings.
+"""Builds the rooms, joins them, starts and stops them; takes the settings apart for them.
 
 Start: listeners first, so that nobody is refused; then the backends, all at once. `/readyz` and systemd's
 READY wait until each has opened or failed, or START_S have passed. Stop: `/readyz` says no, new work

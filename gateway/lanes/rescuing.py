@@ -31,7 +31,6 @@ class Rescuing:
     def __init__(self, forecast: Forecast, lanes: Mapping[str, Lane], board: Board) -> None:
         self._forecast, self._lanes, self._board = forecast, lanes, board
         self._tokens = 1.0
-        self.count = 0
 
     def earn(self) -> None:
         """A request came in: the budget grows."""
@@ -76,5 +75,4 @@ class Rescuing:
                     best, best_s = name, there.t_s
         if best is not None and run.work.duplicate is not None and run.work.duplicate(best):
             run.rescued = True
-            self.count += 1
             self._tokens -= price
