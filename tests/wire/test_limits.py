@@ -221,9 +221,11 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
         disturbed = await latencies(gateway)
+        assert not any(attacker.done() for attacker in attacks), "they were gone before all was measured"
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
-        assert statistics.median(disturbed) < 10 * statistics.median(undisturbed)
+        ratio = statistics.median(disturbed) / statistics.median(undisturbed)
+        assert ratio < 3  # measured: 0.9 to 1.4
         assert (await answered(gateway.url, SAY)).status == 200
 
 

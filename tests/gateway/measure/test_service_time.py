@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 from gateway.measure.board import PRIOR_CLOUD_S, Board
 from gateway.measure.service_time import Drift, ServiceTime
 from gateway.plugin import LinkSample
+from support.clock import Clock
 
 ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
