@@ -65,9 +65,9 @@ async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path:
     configure("json", "debug", lines)  # type: ignore[arg-type]
     service = Service(loaded.settings, loaded.backends, loaded.keys)
     await service.start()
-    assert service.http is not None
-    drain, close = service.http.drain, service.dispatcher.close
-    service.http.drain = breaking(1, drain)  # type: ignore[method-assign]
+    assert service.listeners.http is not None
+    drain, close = service.listeners.http.drain, service.dispatcher.close
+    service.listeners.http.drain = breaking(1, drain)  # type: ignore[method-assign]
     service.dispatcher.close = breaking(1, close)  # type: ignore[method-assign]
     await service.stop()
     assert len(lines.of("service.unhandled")) == 2

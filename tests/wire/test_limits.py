@@ -14,7 +14,7 @@ import pytest
 
 from gateway.ingress import http as http_door
 from gateway.ingress import http_reply
-from gateway.service import _unhandled
+from gateway.service.main import unhandled
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
@@ -41,7 +41,7 @@ class Gauge:
 async def pressed(gateway: RunningGateway, ratio: float) -> None:
     relief = gateway.service.relief
     relief.gauge = Gauge(ratio)  # type: ignore[assignment]
-    await relief.look(gateway.service._sites)
+    await relief.look(gateway.service.listeners.sites)
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
@@ -300,5 +300,5 @@ async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.Monk
 
 async def test_a_flood_of_errors_of_the_loop_writes_few_lines(desk: RunningGateway) -> None:
     for _ in range(500):
-        _unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
+        unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
     assert 1 <= len(desk.lines.of("service.unhandled")) <= 12

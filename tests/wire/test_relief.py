@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -30,20 +31,18 @@ class Gauge:
 
 
 def site_of(gateway: RunningGateway) -> Site:
-    return gateway.service._sites[0]
+    return gateway.service.listeners.sites[0]
 
 
 def sockets_on(port: int) -> int:
     """How many of our descriptors are sockets that listen on it."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
-        try:
-            with socket.socket(fileno=os.dup(int(fd))) as sock:
-                count += sock.getsockname()[1:2] == (port,) and bool(
-                    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                )
-        except OSError:
-            continue
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(fd))) as sock:
+                    listens = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                    count += listens and sock.getsockname()[1:2] == (port,)
     return count
 
 
@@ -78,7 +77,7 @@ async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
 async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
         gauge = gateway.service.relief.gauge = Gauge()  # type: ignore[assignment]
-        look, sites = gateway.service.relief.look, gateway.service._sites
+        look, sites = gateway.service.relief.look, gateway.service.listeners.sites
         gauge.ratio_now = 0.97  # type: ignore[attr-defined]
         await look(sites)
         assert not site_of(gateway).is_accepting
