@@ -52,7 +52,7 @@ async def test_a_tick_that_breaks_is_told_and_the_ticker_goes_on(monkeypatch: py
 
 
 async def test_a_background_task_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.registry.Registry._watch", breaking(1, None))
+    monkeypatch.setattr("gateway.registry.lives.Lives._watch", breaking(1, None))
     async with running_gateway(**DESK) as gateway:
         (told,) = await gateway.lines.wait("service.unhandled")
         assert "backend desk" in told["error"]

@@ -151,7 +151,7 @@ async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
 
 
 async def test_a_backend_that_goes_while_it_opens_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.registry.CLOSE_S", 0.0)
+    monkeypatch.setattr("gateway.registry.lives.CLOSE_S", 0.0)
     monkeypatch.setattr("gateway.service.life.START_S", 0.0)
     late = backend("late", "support.latecomer:Latecomer")
     async with running_gateway(**DESK, **late) as gateway:
