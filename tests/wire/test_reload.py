@@ -150,6 +150,27 @@ async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
         Desk.open.set()
 
 
+async def test_who_still_waits_for_a_backend_that_goes_is_served_by_another_that_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    narrow = {**DESK, "GATEWAY_BACKENDS__DESK__SLOTS": "1"}
+    stays = backend("dear", "support.desk:Desk", USD_PER_REQUEST="1") | {"GATEWAY_POLICY__USD": "1000"}
+    async with (
+        running_gateway(**narrow, **stays) as gateway,
+        connected(gateway.url) as (_, first),
+        connected(gateway.url) as (reader, second),
+    ):
+        first.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        second.write(SAY)
+        await until(lambda: gateway.service.lanes.waiting()["desk"])
+        await reload(gateway, **stays)
+        served = await asyncio.wait_for(read_answer(reader), 5)
+        assert (served.status, served.headers["x-gateway-backend"]) == (200, "dear")
+        Desk.open.set()
+
+
 async def test_a_backend_that_goes_while_it_opens_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.registry.lives.CLOSE_S", 0.0)
     monkeypatch.setattr("gateway.service.life.START_S", 0.0)
