@@ -58,6 +58,16 @@ class BackendUnavailable(GatewayError):
     code = "unavailable"
 
 
+class PluginRaised(BackendUnavailable):
+    """A plugin raised what is none of these errors: a bug. `raised` is its type's name. No plugin raises this."""
+
+    code = "plugin_error"
+
+    def __init__(self, message: str, *, raised: str, detail: str = "") -> None:
+        super().__init__(message, again=False, detail=detail)
+        self.raised = raised
+
+
 class BackendFailed(GatewayError):
     """This backend tried and failed; asking another would not help, or could do harm."""
 

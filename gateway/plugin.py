@@ -337,7 +337,7 @@ class Result:
     """A whole answer: `json` (any JSON value, rendered as the client asked), or `body` bytes, sent as they are.
 
     status: an HTTP status, 200 but for an upstream's own refusal. confidence: 0 to 1, where the backend
-    knows how sure it is. backend, site, attempts: filled in by the gateway for answers to subtasks.
+    knows how sure it is. backend, site: who answered, filled in by the gateway for answers to subtasks.
     """
 
     json: Any = None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from gateway.ingress.door import Door
 from gateway.ingress.listening import Site
 from gateway.measure.memory import MemoryGauge
-from gateway.telemetry import log
+from gateway.telemetry import guarded, log
 
 SHED_AT, STOP_AT, RESUME_AT = 0.85, 0.95, 0.90
 
@@ -24,23 +24,25 @@ class Relief:
     def __init__(self, door: Door, gauge: MemoryGauge) -> None:
         self.gauge = gauge
         self._door = door
-        self._is_paused = False
+        self.is_paused = False
 
     async def look(self, sites: Sequence[Site]) -> None:
-        """Do what the state of the memory asks for."""
+        """Do what the state of the memory asks for. Each listener is told at each look: what failed is tried again."""
         self._door.room.measured(self.gauge.free_bytes(SHED_AT))
         ratio = self.gauge.ratio() or 0.0
         is_short = ratio >= SHED_AT
         if self._door.is_pressed != is_short:
             self._door.is_pressed = is_short
             log.warning("memory.pressed" if is_short else "memory.relieved", ratio=round(ratio, 3))
-        if not self._is_paused and ratio >= STOP_AT:
-            self._is_paused = True
+        if not self.is_paused and ratio >= STOP_AT:
+            self.is_paused = True
             log.error("memory.stopped_accepting", ratio=round(ratio, 3))
-            for site in sites:
-                site.pause()
-        elif self._is_paused and ratio < RESUME_AT:
-            self._is_paused = False
+        elif self.is_paused and ratio < RESUME_AT:
+            self.is_paused = False
             log.warning("memory.accepting_again", ratio=round(ratio, 3))
-            for site in sites:
-                await site.resume()
+        for site in sites:
+            if self.is_paused:
+                site.pause()
+            else:
+                with guarded(f"accepting again on {site.name}"):
+                    await site.resume()

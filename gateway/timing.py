@@ -134,11 +134,6 @@ class Watch:
             child.stop()
         self._closed = True
 
-    def spent_s(self, terms: Iterable[str]) -> float:
-        """Seconds charged so far to any of `terms`, on this line alone."""
-        wanted = frozenset(terms)
-        return sum(end - start for term, start, end in self._intervals if term in wanted)
-
     def so_far(self) -> Account:
         """The account as it stands now; nothing is ended."""
         return self._balance(self._since if self._closed else max(self._clock(), self._since))

@@ -91,9 +91,7 @@ class Gateway:
         self.sim = Simulator()
         self.edge, self.cloud = Edge(self.sim, throttle), Cloud(self.sim, link)
         self.policy = policy or Policy()
-        self.board = Board(
-            self.sim.clock, probe_s=self.policy.probe_s, on_link=lambda name, change: self._link_changed()
-        )
+        self.board = Board(self.sim.clock, on_link=lambda name, change: self._link_changed())
         self.lanes = self._new_lanes()
         self.lanes.add("edge", site="edge", slots=EDGE_SLOTS, queue=1_000_000, remote=False)
         self.lanes.add("cloud", site="cloud", slots=64, queue=1_000_000, remote=True)

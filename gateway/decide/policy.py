@@ -33,11 +33,10 @@ class Policy:
     rebind: float = 0.8
     price: float = 0.5
     routes: Mapping[str, str] = field(default_factory=dict)
-    probe_s: float = 1.0
 
 
 class Query(NamedTuple):
-    """What is to be decided. `slack_s`: time left; `last`: the backend chosen last for this class."""
+    """What is to be decided. `slack_s`: seconds left; `pinned`: the one backend that may be asked."""
 
     kind: str
     name: str

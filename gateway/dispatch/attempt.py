@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.dispatch.continuation import Renderer
 from gateway.dispatch.expectations import Expectations
-from gateway.errors import PLUGIN_FAULTS
+from gateway.errors import PLUGIN_FAULTS, PluginRaised
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
     BackendFailed,
@@ -67,7 +67,7 @@ class Attempt:
     async def run(self, members: Mapping[str, Member]) -> None:
         """Wait for the grant, and run. Cancelling it means that nobody waits any more; `release` when it has ended."""
         try:
-            self.member = members[await self._granted]
+            self.member = _found(members, await self._granted)
             await self._produce(self.member)
             await self._put(self, End)
         except PLUGIN_FAULTS as exc:
@@ -82,7 +82,8 @@ class Attempt:
         the grant does not hear of it.
         """
         self._lanes.withdraw(self.work)
-        if not self._granted.cancel() and not self._granted.cancelled():
+        self._granted.cancel()
+        if not self._granted.cancelled() and self._granted.exception() is None:
             self._lanes.done(self.work, self._granted.result())
 
     def grant(self, backend: str) -> None:
@@ -91,6 +92,11 @@ class Attempt:
             self._lanes.done(self.work, backend)
         else:
             self._granted.set_result(backend)
+
+    def drop(self, backend: str) -> None:
+        """`backend` is removed, and its line with it; somebody else may be asked."""
+        if not self._granted.done():
+            self._granted.set_exception(_removed(backend))
 
     async def _produce(self, member: Member) -> None:
         task, site = self.task, member.site
@@ -166,14 +172,15 @@ class Attempt:
 
     def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
+            # A worker's plugin; its process has logged it. Anybody else's only passes on what a subtask met.
+            if isinstance(exc, PluginRaised) and self.member is not None and self.member.is_pool:
+                self.member.quarantine.raised(exc.raised)
             return exc
-        name = self.member.name if self.member else "none"
+        name, what = self.member.name if self.member else "none", type(exc).__name__
         log.error("dispatch.raised", request_id=self.task.id, backend=name, **raised(exc))
         if self.member is not None:
-            self.member.quarantine.raised(type(exc).__name__)
-        return BackendUnavailable(
-            f"the plugin of backend {name} raised {type(exc).__name__}", code="plugin_error", again=False
-        )
+            self.member.quarantine.raised(what)
+        return PluginRaised(f"the plugin of backend {name} raised {what}", raised=what)
 
     # ── what it teaches, told once ───────────────────────────────────────────────────────────────
 
@@ -216,6 +223,17 @@ class Attempt:
             self.is_settled = True
             if self.began:
                 self.member.breaker.ignored()
+
+
+def _found(members: Mapping[str, Member], backend: str) -> Member:
+    member = members.get(backend)
+    if member is None:  # between the grant and now
+        raise _removed(backend)
+    return member
+
+
+def _removed(backend: str) -> BackendUnavailable:
+    return BackendUnavailable(f"backend {backend} was removed before this could start there", began=False)
 
 
 def _rendered(result: Any, renderer: Renderer | None) -> Result:

@@ -21,7 +21,7 @@ from gateway.journal import Record
 from gateway.lanes import Lanes
 from gateway.measure.board import Board
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Task
-from gateway.registry import Registry
+from gateway.registry import Member, Registry
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 
@@ -130,7 +130,8 @@ class Dispatcher:
             return None
         if len(call.tried) != 1 or call.asked_again or call.how:
             return None
-        if failure.code == "unavailable" and self.registry.members[call.record.backend].is_pool:
+        member = self.registry.members.get(call.record.backend)  # None: a reload has removed it meanwhile
+        if failure.code == "unavailable" and member is not None and member.is_pool:
             return 0.0  # a worker died; the pool has others
         pause_s = failure.retry_after_s
         if pause_s is None:
@@ -161,7 +162,7 @@ class Dispatcher:
 
     async def _run(self, race: Race, plan: Plan, call: Call) -> Answer:
         record = call.record
-        self._note(record, plan.decision.order[0])
+        self._note(record, self.registry.members[plan.decision.order[0]])
         answer: Answer | None = None
         try:
             race.start()
@@ -174,8 +175,9 @@ class Dispatcher:
             if answer is None:
                 race.close()
             record.attempts += len(race.attempts) - 1 if race.attempts else 0
-            if who := answer.backend if answer else next(iter(race.asked), None):
-                self._note(record, who)
+            who = race.winner if answer else next(iter(race.asked.values()), None)
+            if who is not None and who.member is not None:
+                self._note(record, who.member)
         if len(race.attempts) > 1 and answer.backend != plan.decision.order[0]:
             record.reason = "rescued"
         return answer
@@ -196,9 +198,9 @@ class Dispatcher:
             return False
         return plan.work.repeatable or not error.began or not race.began
 
-    def _note(self, record: Record, backend: str) -> None:
-        record.backend, record.site = backend, self.registry.members[backend].site
-        record.link = self.board.link(backend) if self.registry.members[backend].is_remote else None
+    def _note(self, record: Record, member: Member) -> None:
+        record.backend, record.site = member.name, member.site
+        record.link = self.board.link(member.name) if member.is_remote else None
 
     # ── the tasks that own slots ─────────────────────────────────────────────────────────────────
 

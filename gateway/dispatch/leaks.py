@@ -26,7 +26,7 @@ class Leaks:
 
     def look(self, attempts: Mapping[asyncio.Task[None], Attempt], members: Mapping[str, Member], now: float) -> None:
         """Find those that should have ended; tell of each once, and let its backend's quarantine know."""
-        found: Counter[str] = Counter()
+        found: Counter[int] = Counter()  # by identity: a reload gives a name to another one
         self._cancelled_at = {
             task: self._cancelled_at.get(task, now) for task in attempts if task.cancelling() and not task.done()
         }
@@ -34,12 +34,12 @@ class Leaks:
         for task, since in self._cancelled_at.items():
             member = attempts[task].member
             if member is not None and now - since >= LEAKED_S and _is_late(attempts[task], member, now):
-                found[member.name] += 1
+                found[id(member)] += 1
                 self._tell(task, attempts[task], member.name)
         for name, member in members.items():
-            if member.quarantine.leaked != found[name]:
-                member.quarantine.leaked = found[name]
-                metrics.LEAKED.set(found[name], backend=name)
+            if member.quarantine.leaked != (leaked := found[id(member)]):
+                member.quarantine.leaked = leaked
+                metrics.LEAKED.set(leaked, backend=name)
 
     def _tell(self, task: asyncio.Task[None], attempt: Attempt, backend: str) -> None:
         if task not in self._told:

@@ -72,7 +72,7 @@ class Race:
     def _enter(self, work: Work, backend: str) -> None:
         watch = self.watch.fork()
         attempt = Attempt(self.task, self.plan.offer, work, watch, self._lanes, self.expected, self._put)
-        work.start = attempt.grant
+        work.start, work.dropped = attempt.grant, attempt.drop
         if len(self.plan.decision.order) > 1 and work.repeatable and not self.attempts:
             work.duplicate = self._rescue
         work.moved = self._moved

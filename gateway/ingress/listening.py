@@ -55,11 +55,18 @@ class Site(web.BaseSite):
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
         self._is_unix = sock.family == socket.AF_UNIX  # what stays on this host stays plain
         self._sock, self._tls, self._held = sock, None if self._is_unix else tls, held
+        self._may_accept = False
+        self._resuming = asyncio.Lock()
 
     @property
     def name(self) -> str:
         """For people."""
         return str(self._sock.getsockname())
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether who connects now is served."""
+        return self._server is not None
 
     async def start(self) -> None:
         """Listen, and unless held, accept."""
@@ -70,24 +77,41 @@ class Site(web.BaseSite):
     async def renew(self, tls: ssl.SSLContext | None) -> None:
         """Other TLS for those who connect from now on; who comes in between waits in the kernel."""
         self._tls = None if self._is_unix else tls
-        if self._server is not None:
+        if self.is_accepting:
             self.pause()
             await self.resume()
 
     async def resume(self) -> None:
-        """Accept again, on a duplicate, so that it can be closed while the socket goes on listening."""
+        """Accept again; nothing where it does. Who pauses it meanwhile has the last word. Raises OSError."""
+        self._may_accept = True
+        async with self._resuming:
+            if self.is_accepting or not self._may_accept:
+                return
+            self._server = await self._new_server()
+            if not self._may_accept:
+                self.pause()
+
+    async def _new_server(self) -> asyncio.Server:
+        """It listens on a duplicate, so that it can be closed while the socket goes on listening."""
         assert self._runner.server is not None
-        self._server = await asyncio.get_running_loop().create_server(
-            self._runner.server,
-            sock=self._sock.dup(),
-            ssl=self._tls,
-            backlog=AT_ONCE,
-            ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
-        )
+        sock = self._sock.dup()
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                self._runner.server,
+                sock=sock,
+                ssl=self._tls,
+                backlog=AT_ONCE,
+                ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
+            )
+        except BaseException:
+            sock.close()
+            raise
         self._sock.listen(BACKLOG)  # asyncio has one number for how many may wait, and how many it takes in one go
+        return server
 
     def pause(self) -> None:
-        """Accept nobody; connections there are go on."""
+        """Accept nobody; connections there are go on. Nothing where it pauses."""
+        self._may_accept = False
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -1,4 +1,4 @@
-"""multipart/form-data on bytes that are already here: split into parts, and put together again.
+"""multipart/form-data on bytes that are already here: split into parts.
 
 Ours, because nothing among the dependencies does this: aiohttp's reader wants a stream and a loop, and
 the standard library's email parser decodes transfer encodings, accepts a missing end and walks a body
@@ -9,11 +9,10 @@ delimiter, and a body that is cut or garbled must be refused, never half underst
 from __future__ import annotations
 
 import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 from gateway.plugin import TaskInvalid, Upload
@@ -25,7 +24,6 @@ MAX_HEADER_BYTES = 8192
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]*))', re.ASCII)
 _ESCAPED = re.compile(r'\\(["\\])|%(22|0[DdAa])')
-_ESCAPES = {"\\": "\\\\", '"': "%22", "\r": "%0D", "\n": "%0A"}
 _AFTER_DELIMITER = re.compile(rb"--|[ \t]*\r\n")
 _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
 
@@ -81,17 +79,6 @@ def collect(parts: Iterable[FormPart]) -> Form:
             kind = part.content_type or "application/octet-stream"
             form.files[part.name] = Upload(part.data, part.filename or "", kind)
     return form
-
-
-def encode(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[str, bytes]:
-    """A form as (content type, body); the boundary occurs nowhere in what it bounds."""
-    chunks = [*_encoded_fields(fields), *_encoded_files(files)]
-    boundary = secrets.token_hex(16)
-    while any(boundary.encode() in chunk for chunk in chunks):
-        boundary = secrets.token_hex(16)
-    delimiter = b"--" + boundary.encode()
-    body = b"".join([b"".join([delimiter, b"\r\n", chunk, b"\r\n"]) for chunk in chunks])
-    return f"multipart/form-data; boundary={boundary}", body + delimiter + b"--\r\n"
 
 
 # ── where the parts are ──────────────────────────────────────────────────────────────────────────
@@ -189,31 +176,3 @@ def _add_field(fields: dict[str, Any], part: FormPart) -> None:
         fields[part.name] = [before, text]
     else:
         fields[part.name] = [text] if part.name.endswith("[]") else text
-
-
-def _encoded_fields(fields: Mapping[str, Any]) -> Iterator[bytes]:
-    for name, value in fields.items():
-        values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-        for one in values:
-            yield _head(name) + b"\r\n\r\n" + _field_text(one).encode()
-
-
-def _encoded_files(files: Mapping[str, Upload]) -> Iterator[bytes]:
-    for name, upload in files.items():
-        head = _head(name, upload.filename)
-        yield b"".join([head, b"\r\nContent-Type: ", upload.content_type.encode(), b"\r\n\r\n", upload.data])
-
-
-def _head(name: str, filename: str | None = None) -> bytes:
-    named = "" if filename is None else f'; filename="{_escape(filename)}"'
-    return f'Content-Disposition: form-data; name="{_escape(name)}"{named}'.encode()
-
-
-def _escape(text: str) -> str:
-    """Quote as browsers and httpx do (HTML, "multipart/form-data encoding algorithm")."""
-    return "".join(_ESCAPES.get(char, char) for char in text)
-
-
-def _field_text(value: Any) -> str:
-    booleans: dict[Any, Literal["true", "false"]] = {True: "true", False: "false"}
-    return booleans[value] if isinstance(value, bool) else str(value)

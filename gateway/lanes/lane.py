@@ -72,6 +72,11 @@ class Lane:
         self._remaining_at = self._unsent_at = math.nan
         self._unsent_s = 0.0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether whoever comes now may find no place."""
+        return len(self.places) >= max(self.queue, 1)
+
     # ── the line ─────────────────────────────────────────────────────────────────────────────────
 
     def insert(self, place: Place) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.decide.policy import Candidate, Decision, Policy, Query, decide
@@ -57,13 +57,13 @@ class Lanes:
         lane.slots, lane.queue, lane.usd, lane.watts = slots, queue, usd, watts
         self._pump(lane)
 
-    def remove(self, name: str) -> list[Work]:
-        """Close a lane; returns what was waiting there. What runs there may still report."""
+    def remove(self, name: str) -> None:
+        """Close a lane; what was waiting there is told that it was dropped. What runs there may still report."""
         lane = self._lanes.pop(name, None)
-        left = [place.work for place in lane.places] if lane else []
-        for work in left:
+        for work in [place.work for place in lane.places] if lane else ():
             del self._waiting_in[work]
-        return left
+            if work.dropped is not None:
+                work.dropped(name)
 
     # ── deciding ─────────────────────────────────────────────────────────────────────────────────
 
@@ -206,11 +206,6 @@ class Lanes:
 
     # ── what stands where ────────────────────────────────────────────────────────────────────────
 
-    @property
-    def rescues(self) -> int:
-        """Second attempts asked for so far."""
-        return self._rescuing.count
-
     def _drain_s(self, lane: Lane, now: float) -> float:
         """Until a quarter of the line has gone: a time at which asking again is worth it."""
         return min(max(lane.slot_wait_s(len(lane.places) // 4, now), RETRY_LEAST_S), RETRY_MOST_S)
@@ -222,10 +217,6 @@ class Lanes:
     def busy(self) -> dict[str, int]:
         """How many slots of each backend are taken."""
         return {name: len(lane.runs) for name, lane in self._lanes.items()}
-
-    def names(self) -> Iterable[str]:
-        """Backends with a lane."""
-        return self._lanes.keys()
 
     def status(self) -> dict[str, Any]:
         """Every lane, as JSON, for /status."""

@@ -43,7 +43,7 @@ class Rebinding:
             best_s = cost_at(here, here.t_s, slack_s, policy) * policy.rebind - MOVE_LEAST_S
         for name in work.allowed:
             to = self._lanes.get(name)
-            if to is None or to is lane or len(to.places) >= max(to.queue, 1):
+            if to is None or to is lane or to.is_full:
                 continue
             there = candidate(work, name, shut[name], now)
             if there.refused is None and (there_s := cost_at(there, there.t_s, slack_s, policy)) < best_s:

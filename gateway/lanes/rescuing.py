@@ -31,7 +31,6 @@ class Rescuing:
     def __init__(self, forecast: Forecast, lanes: Mapping[str, Lane], board: Board) -> None:
         self._forecast, self._lanes, self._board = forecast, lanes, board
         self._tokens = 1.0
-        self.count = 0
 
     def earn(self) -> None:
         """A request came in: the budget grows."""
@@ -69,11 +68,11 @@ class Rescuing:
             return
         best, best_s = None, GAIN * remaining_s
         for name in run.work.allowed:
-            if name != lane.name:
+            to = self._lanes.get(name)
+            if to is not None and to is not lane and not to.is_full:
                 there = self._forecast.candidate(run.work, name, usable(name), now)
                 if there.refused is None and there.t_s < best_s:
                     best, best_s = name, there.t_s
         if best is not None and run.work.duplicate is not None and run.work.duplicate(best):
             run.rescued = True
-            self.count += 1
             self._tokens -= price

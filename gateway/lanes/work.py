@@ -20,6 +20,7 @@ class Work:
     deadline: on the lanes' clock. allowed: backends it may be moved to while it waits.
     start(backend): it may begin there now; called once per grant. duplicate(backend): asks for a second
     attempt there; false when that cannot be. moved(before, after): it changed lanes while waiting.
+    dropped(backend): the lane it waited in was removed, and it will not start.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Work:
     start: Callable[[str], None]
     duplicate: Callable[[str], bool] | None = None
     moved: Callable[[str, str], None] | None = None
+    dropped: Callable[[str], None] | None = None
     arrived: float | None = None
 
     def model(self, backend: str) -> str:

@@ -60,28 +60,28 @@ class Board:
         self._sampler = sampler
         self._load: Readings = dict(UNKNOWN)
         self._backends: dict[str, _Backend] = {}
+        self._saved: dict[str, dict[str, Any]] = {}  # of backends that were not added yet
         self.probe_s = probe_s
         self.on_link = on_link
 
     # ── who is measured ──────────────────────────────────────────────────────────────────────────
 
     def add(self, backend: str, *, remote: bool) -> None:
-        """Measure `backend` from now on; what is known of one by that name stays."""
-        if backend not in self._backends:
-            self._backends[backend] = _Backend(remote, self._new_link(backend))
+        """Measure `backend` from now on; what is known of one by that name, or was saved, stays."""
+        if backend in self._backends:
+            return
+        link = Link(self._clock(), lambda change: self.on_link(backend, change))
+        found = self._backends[backend] = _Backend(remote, link)
+        self._restore_one(found, self._saved.pop(backend, {}), self._clock())
 
     def remove(self, backend: str) -> None:
         """Forget `backend`."""
         self._backends.pop(backend, None)
-
-    def _new_link(self, backend: str) -> Link:
-        return Link(self._clock(), lambda change: self.on_link(backend, change))
+        self._saved.pop(backend, None)
 
     def _of(self, backend: str) -> _Backend:
-        found = self._backends.get(backend)
-        if found is None:
-            found = self._backends[backend] = _Backend(False, self._new_link(backend))
-        return found
+        """What is held of it; of one that is not measured, nothing, and what is learned of it is lost."""
+        return self._backends.get(backend) or _Backend(False, Link(self._clock(), lambda change: None))
 
     # ── the network ──────────────────────────────────────────────────────────────────────────────
 
@@ -100,7 +100,7 @@ class Board:
 
     def uplink_bytes_per_s(self, backend: str) -> float:
         """The rate to reckon with for uploads to `backend`, known or not."""
-        found = self._backends.get(backend) or self._of(backend)
+        found = self._of(backend)
         return found.link.up.bytes_per_s(self._clock()) or FIRST_UPLINK_BYTES_PER_S
 
     def rtt_s(self, backend: str) -> float:
@@ -170,7 +170,7 @@ class Board:
 
     def predict(self, backend: str, kind: str, model: str, x: float) -> Estimate:
         """Seconds a piece of work of size `x` takes at `backend` once it runs there (remote: is sent)."""
-        found = self._backends.get(backend) or self._of(backend)
+        found = self._of(backend)
         known = found.classes.get((kind, model))
         if known is None or not known.samples:
             passes = known.passes if known is not None else 0
@@ -209,7 +209,7 @@ class Board:
 
     def save(self, hashes: Mapping[str, str]) -> dict[str, Any]:
         """What was learned, as JSON; `hashes` maps each backend to a hash of its settings."""
-        return {
+        return self._saved | {
             name: {
                 "settings": hashes.get(name, ""),
                 "uplink": found.link.up.save(),
@@ -219,13 +219,13 @@ class Board:
         }
 
     def restore(self, saved: Any, hashes: Mapping[str, str]) -> None:
-        """Take back what `save` gave, for backends whose settings are the same. Damage is skipped, never raised."""
-        if not isinstance(saved, dict):
-            return
-        now = self._clock()
-        for name, kept in saved.items():
+        """Take back what `save` gave, for backends whose settings are the same; `add` them after that.
+
+        Damage is skipped, never raised.
+        """
+        for name, kept in saved.items() if isinstance(saved, dict) else ():
             if name in hashes and isinstance(kept, dict) and kept.get("settings") == hashes[name]:
-                self._restore_one(self._of(name), kept, now)
+                self._saved[name] = kept
 
     @staticmethod
     def _restore_one(found: _Backend, kept: dict[str, Any], now: float) -> None:

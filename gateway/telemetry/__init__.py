@@ -7,6 +7,7 @@ metrics.REQUESTS.inc(door="http", kind="chat", backend="cloud", outcome="served"
 """
 
 from gateway.telemetry import metrics
+from gateway.telemetry.guards import broke, guarded, watched
 from gateway.telemetry.logs import Limited, configure, log, raised
 
-__all__ = ["Limited", "configure", "log", "metrics", "raised"]
+__all__ = ["Limited", "broke", "configure", "guarded", "log", "metrics", "raised", "watched"]

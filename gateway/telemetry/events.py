@@ -102,8 +102,8 @@ EVENTS: Mapping[str, Event] = {
         {"problems": "each with its variable and a fix"},
     ),
     "service.abandoned": Event(
-        "The gateway ends though a plugin's task does not: it ignored that it was told to.",
-        {"backends": "whose tasks"},
+        "The gateway ends though a plugin's task, or its start or stop, does not: it ignored that it was told to.",
+        {"backends": "whose"},
     ),
     "service.stopped": Event("Everything is closed.", {}),
     "service.failed": Event("The gateway could not start.", {"error": "why"}),
@@ -114,9 +114,10 @@ EVENTS: Mapping[str, Event] = {
         "What was learned could not be written; it is lost at a restart.", {"path": "which file", "error": "why"}
     ),
     "service.unhandled": Event(
-        "A task of the gateway ended in an error nobody caught, or the loop met one; rate-limited.",
+        "A bug: a task of the gateway, or a step beside requests, met an error nobody expected. The rest goes on. "
+        "Rate-limited.",
         {
-            "error": "what happened, and the exception's type",
+            "error": "what happened or what was being done, and the exception's type",
             "where": "file and line, or null",
             "suppressed": "lines left out since the last one",
         },

@@ -123,8 +123,8 @@ class WorkerBackend(Backend[BackendSettings]):
             except GatewayError as exc:
                 self._note_failed_start(slot, exc.message)
                 continue
-            except OSError as exc:  # no memory, no descriptors: it may pass
-                self._note_failed_start(slot, f"no process could be started: {exc}")
+            except Exception as exc:  # no memory, no descriptors, a bug of ours: it may pass, and the slot must not
+                self._note_failed_start(slot, f"no process could be started: {type(exc).__name__}: {exc}")
                 continue
             ready_ms = round((time.monotonic() - began) * 1000, 1)
             self.services.log.info("worker.ready", pid=process.pid, start_ms=ready_ms)

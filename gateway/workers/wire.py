@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
+from gateway.errors import PluginRaised
 from gateway.plugin import (
     BackendFailed,
     BackendUnavailable,
@@ -37,7 +38,6 @@ _AHEAD_BYTES = 16 * 1024  # written before the writer waits, beside what the ker
 _LENGTH = struct.Struct("!I")
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
 ERRORS: dict[str, type[GatewayError]] = {
     error.__name__: error
@@ -113,7 +113,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failure(msgspec.Struct, tag=True, frozen=True):
-    """A `GatewayError`; kind: its class's name."""
+    """A `GatewayError`; kind: its class's name; raised: the type's name of what was none, a plugin's bug."""
 
     kind: str
     message: str
@@ -122,6 +122,9 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     status: int | None = None
     retry_after_s: float | None = None
     detail: str = ""
+    began: bool = True
+    again: bool = True
+    raised: str | None = None
 
 
 class Ended(msgspec.Struct, tag=True, frozen=True):
@@ -215,15 +218,27 @@ def result_of(frame: Answer) -> Result:
 
 
 def frame_error(exc: BaseException, who: str) -> Failure:
-    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a BackendFailed that names it."""
+    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised that names it."""
     if not isinstance(exc, GatewayError):
-        exc = BackendFailed(f"{who} raised {type(exc).__name__}", detail=str(exc))
-    kind = next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS)
-    return Failure(kind, exc.message, exc.code, exc.param, exc.status, exc.retry_after_s, exc.detail)
+        exc = PluginRaised(f"{who} raised {type(exc).__name__}", raised=type(exc).__name__, detail=str(exc))
+    return Failure(
+        kind=next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS),
+        message=exc.message,
+        code=exc.code,
+        param=exc.param,
+        status=exc.status,
+        retry_after_s=exc.retry_after_s,
+        detail=exc.detail,
+        began=exc.began,
+        again=exc.again,
+        raised=exc.raised if isinstance(exc, PluginRaised) else None,
+    )
 
 
 def error_of(frame: Failure) -> GatewayError:
     """The error in `frame`, of the class it was."""
+    if frame.raised is not None:
+        return PluginRaised(frame.message, raised=frame.raised, detail=frame.detail)
     error = ERRORS.get(frame.kind, BackendFailed)
     return error(
         frame.message,
@@ -232,6 +247,8 @@ def error_of(frame: Failure) -> GatewayError:
         status=frame.status,
         retry_after_s=frame.retry_after_s,
         detail=frame.detail,
+        began=frame.began,
+        again=frame.again,
     )
 
 

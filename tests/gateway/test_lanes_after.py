@@ -119,12 +119,14 @@ def test_rescue_can_be_turned_off() -> None:
     assert house.doubled == []
 
 
-def test_a_lane_that_closes_gives_back_who_waited() -> None:
+def test_a_lane_that_closes_tells_who_waited() -> None:
     house = House()
     house.submit("a", "box", **HERE)
-    waiting = house.submit("b", "box", **HERE)
-    assert house.lanes.remove("box") == [waiting]
-    house.lanes.withdraw(waiting)
+    told: list[str] = []
+    house.submit("b", "box", **HERE, dropped=told.append)
+    house.lanes.remove("box")
+    assert told == ["box"]
+    house.lanes.withdraw(house.works["b"])
     house.lanes.done(house.works["a"], "box")
     with pytest.raises(TaskRefused):
         house.submit("c", "box", **HERE)
@@ -170,3 +172,14 @@ def test_a_pass_over_a_thousand_waiting_is_no_matter() -> None:
         house.lanes.rebind()
         took.append(time.perf_counter() - began)
     assert min(took) < 0.005  # bench/decide has the figure; this only catches a pass over all of them
+
+
+def test_nobody_is_rescued_into_a_full_line() -> None:
+    house = House(queue=1)
+    house.teach()
+    house.submit("stalls", "cloud")
+    house.submit("runs", "box", **HERE)
+    house.submit("waits", "box", **HERE)
+    house.board.carrier_lost("cloud")
+    house.lanes.tick()
+    assert house.doubled == []

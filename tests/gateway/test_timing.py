@@ -7,14 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.timing import TERMS, Account, Watch, balance, rates
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.clock import Clock
 
 
 def assert_closes(account: Account) -> None:

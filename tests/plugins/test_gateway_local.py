@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
+from gateway.errors import PluginRaised
 from gateway.plugin import BackendFailed, BackendUnavailable, Part, Task, TaskInvalid
 from gateway.workers import WorkerBackend
 from gateway_local import Local, LocalSettings
@@ -85,7 +86,7 @@ async def test_the_hello_tells_names_and_what_they_take(workers: WorkerBackend) 
 
 
 async def test_an_exception_in_the_function_is_named(workers: WorkerBackend) -> None:
-    with pytest.raises(BackendFailed, match=r"`add` raised TypeError") as caught:
+    with pytest.raises(PluginRaised, match=r"`add` raised TypeError") as caught:
         await call(workers, "add", {"a": 1, "b": "x"})
     assert caught.value.detail.startswith("unsupported operand")
 

@@ -2,7 +2,7 @@
 
 It runs in the gateway's own loop, so a test can hold its work and let go of it: `Desk.open` is the door that
 `wait` stands before, `Desk.waiting` says that somebody does, `Desk.left` that nobody waits any more, and
-`Desk.callers[who]` that the one who sent `{"who": who}` does.
+`Desk.callers[who]` that the one who sent `{"who": who}` does. Sent `{"then": "down"}` it fails after that.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ class Desk(Backend[DeskSettings]):
             await Desk.open.wait()
         finally:
             Desk.left.set()
+        if task.json.get("then") == "down":
+            raise BackendUnavailable("the desk has closed meanwhile")
         yield Result(json={"result": "waited"})
 
     async def _breaks(self, task: Task) -> AsyncIterator[Part]:

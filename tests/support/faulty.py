@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from gateway.plugin import Backend, BackendSettings, Result, Task
@@ -29,10 +30,12 @@ class Faulty(Backend[BackendSettings]):
 
     async def _hang(self, task: Task) -> str:
         while True:
-            time.sleep(1)  # noqa: ASYNC251
+            _tell(task)
+            time.sleep(0.1)  # noqa: ASYNC251
 
     async def _ignore(self, task: Task) -> str:
         Faulty.ignoring.set()
+        _tell(task)
         while not Faulty.may_end.is_set():
             try:
                 await Faulty.may_end.wait()
@@ -51,3 +54,10 @@ class Faulty(Backend[BackendSettings]):
 
     async def _serve(self, task: Task) -> str:
         return "served"
+
+
+def _tell(task: Task) -> None:
+    """To a test in another process: the file named in the request grows by a byte."""
+    if "file" in task.json:
+        with Path(task.json["file"]).open("ab") as file:
+            file.write(b".")

@@ -205,3 +205,10 @@ class OnceBroken(Backend[ToolSettings]):
         if task.name == "die":
             os._exit(1)
         return Result(json=os.getpid())
+
+
+class Buggy(Quick):
+    """Starts, and raises at every task."""
+
+    async def run(self, task: Task) -> Result:
+        raise LookupError("a bug")

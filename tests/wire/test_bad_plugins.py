@@ -76,6 +76,29 @@ async def test_a_plugin_that_only_raises_is_left_out_and_told(
     assert len(gateway.lines.of("backend.quarantined")) == 1
 
 
+BUGGY = backend("buggy", "support.worker_backends:Buggy", REPEATABLE="true")
+
+
+async def test_what_a_plugin_in_a_worker_raises_is_asked_of_another() -> None:
+    sound = backend("sound", "support.worker_backends:Quick", ISOLATION="loop", USD_PER_REQUEST="1", REPEATABLE="true")
+    async with running_gateway(**BUGGY, **sound) as gateway:
+        answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
+        assert (answer.status, answer.headers["x-gateway-backend"]) == (200, "sound")
+        assert len(gateway.lines.of("worker.raised")) == 1
+
+
+async def test_a_plugin_in_a_worker_that_only_raises_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "RAISES", 3)
+    async with running_gateway(**BUGGY) as gateway:
+        for _ in range(3):
+            answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
+            assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error")
+        refused = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
+        assert refused.status == 503
+        assert "quarantined: it raised LookupError 3 times" in refused.json["error"]["message"]
+        assert len(gateway.lines.of("worker.raised")) == 3
+
+
 async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(gateway: RunningGateway) -> None:
     for task in ("exit", "interrupt"):
         answer = await answered(gateway.url, post(f"/v1/tasks/{task}", b"{}"))

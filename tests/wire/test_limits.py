@@ -15,7 +15,7 @@ import pytest
 from gateway.ingress import http as http_door
 from gateway.ingress import http_reply
 from gateway.plugin import DeadlineExceeded
-from gateway.service import _unhandled
+from gateway.service.main import unhandled
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
@@ -42,7 +42,7 @@ class Gauge:
 async def pressed(gateway: RunningGateway, ratio: float) -> None:
     relief = gateway.service.relief
     relief.gauge = Gauge(ratio)  # type: ignore[assignment]
-    await relief.look(gateway.service._sites)
+    await relief.look(gateway.service.listeners.sites)
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
@@ -226,9 +226,11 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
         disturbed = await latencies(gateway)
+        assert not any(attacker.done() for attacker in attacks), "they were gone before all was measured"
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
-        assert statistics.median(disturbed) < 10 * statistics.median(undisturbed)
+        ratio = statistics.median(disturbed) / statistics.median(undisturbed)
+        assert ratio < 3  # measured: 0.9 to 1.4
         assert (await answered(gateway.url, SAY)).status == 200
 
 
@@ -303,5 +305,5 @@ async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.Monk
 
 async def test_a_flood_of_errors_of_the_loop_writes_few_lines(desk: RunningGateway) -> None:
     for _ in range(500):
-        _unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
+        unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
     assert 1 <= len(desk.lines.of("service.unhandled")) <= 12

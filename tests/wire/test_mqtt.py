@@ -14,8 +14,8 @@ import pytest
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import Key, hash_of
-from gateway.ingress.mqtt.connection import Delivery
-from gateway.ingress.mqtt.values import Message
+from gateway.ingress.mqtt.connection import Connection, Delivery, PublishRefused
+from gateway.ingress.mqtt.values import Message, Publication
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import PASSWORDS, Broker, running_broker
 from support.mqtt_backend import TALLY, Tally
@@ -226,6 +226,59 @@ async def test_a_repeat_joins_the_one_that_runs(lamp: Device, gateway: RunningGa
     Tally.open.set()
     await lamp.until(lambda heard: len(heard) == 1)
     assert Tally.runs["a"] == 1
+
+
+async def test_a_repeat_of_what_was_answered_in_vain_gets_the_answer_and_is_not_run_again(
+    lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, refused = Connection.publish, asyncio.Event()
+
+    async def refuse_once(self: Connection, publication: Publication) -> None:
+        if publication.topic == ANSWERS and not refused.is_set():
+            refused.set()
+            raise PublishRefused("not authorised")
+        await publish(self, publication)
+
+    monkeypatch.setattr(Connection, "publish", refuse_once)
+    await lamp.send("/v1/tasks/tally", {"id": "a"})
+    await gateway.lines.wait("mqtt.answer_refused")
+    answer = await lamp.ask("/v1/tasks/tally", {"id": "a"})
+    assert answer.json == {"result": 1}
+    assert Tally.runs["a"] == 1
+    again = await lamp.ask("/v1/tasks/tally", {"id": "a"})
+    assert again.payload == answer.payload
+
+
+async def test_a_repeat_of_a_stream_the_broker_would_not_have_all_of_is_run_again(
+    lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, refused = Connection.publish, asyncio.Event()
+
+    async def refuse_once(self: Connection, publication: Publication) -> None:
+        if ("seq", "1") in publication.user and not refused.is_set():
+            refused.set()
+            raise PublishRefused("quota exceeded")
+        await publish(self, publication)
+
+    monkeypatch.setattr(Connection, "publish", refuse_once)
+    await lamp.send("/v1/tasks/parts", {"n": 200}, b"s")
+    await gateway.line(door="mqtt", outcome="cancelled")
+    parts = await streamed(lamp, "/v1/tasks/parts", {"n": 200})
+    assert "aborted" not in parts[-1].user
+    assert parts[-1].payload.endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_repeat_of_what_a_bug_of_ours_kept_from_being_answered_is_run(
+    lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*args: object) -> None:
+        raise KeyError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gateway.service.door, "serve", broken)
+        await lamp.send("/v1/tasks/tally", {"id": "a"})
+        await gateway.lines.wait("mqtt.broke")
+    assert (await lamp.ask("/v1/tasks/tally", {"id": "a"})).json == {"result": 1}
 
 
 async def test_what_has_another_correlation_or_body_is_no_repeat(lamp: Device) -> None:

@@ -19,7 +19,18 @@ from support.notify import NotifySocket
 from support.raw import answered, connected, post, read_answer
 
 SERVE = [sys.executable, "-P", "-m", "gateway.cli", "serve"]
-SLOW = "import time\n\ndef slow(seconds: float) -> str:\n    time.sleep(seconds)\n    return 'done'\n"
+JOBS = """
+import time
+
+def slow(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+def held(fifo: str) -> str:
+    with open(fifo) as gate:  # returns when somebody opens it for writing, and they hear of it so
+        gate.read()
+    return "done"
+"""
 # What systemd does before it starts a service that has a socket: descriptor 3, and who it is meant for.
 ACTIVATE = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
@@ -45,7 +56,7 @@ def gateway(
 ) -> Iterator[Gateway]:
     """A process that serves; `listener` is handed to it as systemd would."""
     port = free_port()
-    (folder / "jobs.py").write_text(SLOW)
+    (folder / "jobs.py").write_text(JOBS)
     env_file = folder / "gateway.env"
     env_file.write_text(f"GATEWAY_BACKENDS__HERE__PLUGIN=local\nGATEWAY_BACKENDS__HERE__TASKS_DIR={folder}\n")
     with NotifySocket(folder / "notify") as notify, (folder / "log").open("wb") as log:
@@ -84,14 +95,16 @@ async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_tha
         async with connected(it.url) as (reader, writer), connected(it.url) as (kept, to):
             to.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await read_answer(kept)).status == 200
-            writer.write(post("/v1/tasks/slow", b'{"seconds":1}'))
-            await asyncio.sleep(0.2)
+            os.mkfifo(tmp_path / "fifo")
+            writer.write(post("/v1/tasks/held", json.dumps({"fifo": str(tmp_path / "fifo")}).encode()))
+            gate = await asyncio.to_thread((tmp_path / "fifo").open, "w")
             it.process.send_signal(signal.SIGTERM)
             await asyncio.to_thread(it.notify.wait_for, "STOPPING=1")
             to.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             draining = await read_answer(kept)
             assert (draining.status, draining.headers["connection"]) == (503, "close")
             assert (await answered(it.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
+            gate.close()
             done = await read_answer(reader)
             assert (done.status, done.json, done.headers["connection"]) == (200, {"result": "done"}, "close")
         assert await asyncio.to_thread(it.process.wait, 10) == 0
@@ -138,10 +151,11 @@ async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: P
     with gateway(tmp_path, **more) as it:
         await until(lambda: it.notify.heard("WATCHDOG=1") >= 3)
         async with connected(it.url) as (_, writer):
-            writer.write(post("/v1/tasks/hang", b"{}"))
+            turns = tmp_path / "turns"
+            writer.write(post("/v1/tasks/hang", json.dumps({"file": str(turns)}).encode()))
             await until(lambda: it.lines("loop.stalled"))
-            fed = it.notify.heard("WATCHDOG=1")
-            await asyncio.sleep(0.7)
+            fed, since = it.notify.heard("WATCHDOG=1"), turns.stat().st_size
+            await until(lambda: turns.stat().st_size >= since + 7)  # of a tenth of a second; fed every two tenths
             assert it.notify.heard("WATCHDOG=1") == fed
         assert it.lines("loop.stalled")[0]["backend"] == "bad"
 
@@ -149,11 +163,21 @@ async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: P
 async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
     with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty:Faulty") as it:
         async with connected(it.url) as (_, writer):
-            writer.write(post("/v1/tasks/ignore", b"{}"))
-            await asyncio.sleep(0.2)
+            begun = tmp_path / "begun"
+            writer.write(post("/v1/tasks/ignore", json.dumps({"file": str(begun)}).encode()))
+            await until(begun.exists)
         it.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
         assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
+
+
+async def test_a_plugin_whose_closing_never_ends_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
+    late = "GATEWAY_BACKENDS__LATE__"
+    more = {f"{late}PLUGIN": "support.latecomer:Latecomer", f"{late}OPENS_AT_ONCE": "true"}
+    with gateway(tmp_path, **more, **{f"{late}CLOSES_AT_ONCE": "false"}) as it:
+        it.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(it.process.wait, 20) == 0
+        assert it.lines("service.abandoned")[0]["backends"] == ["late"]
 
 
 def test_a_socket_of_systemds_that_others_can_reach_needs_keys_too(tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ import trustme
 from gateway.admin import refresh_gauges
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.service import _reload
+from gateway.service.main import reload as reload_file
 from gateway.settings import SettingsError, load
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
+from support.latecomer import Latecomer
 from support.raw import answered, connected, post, read_answer
+from support.until import until
 from support.wiring import DESK, backend
 
 SAY = post("/v1/tasks/say", b"1")
@@ -72,7 +74,7 @@ async def test_an_address_that_comes_later_is_a_name_of_ours_as_soon_as_the_kern
     async with running_gateway(**DESK) as gateway:
         asked = post("/v1/tasks/say", b"1", host="192.0.2.7")
         assert await status(gateway, asked) == 421
-        monkeypatch.setattr("gateway.service.own_hosts", lambda bound: frozenset({"192.0.2.7", "localhost"}))
+        monkeypatch.setattr("gateway.service.listeners.own_hosts", lambda bound: frozenset({"192.0.2.7", "localhost"}))
         gateway.service._network_changed()
         assert await status(gateway, asked) == 200
 
@@ -104,7 +106,95 @@ async def test_a_backend_that_goes_finishes_first_and_one_that_changed_comes_bac
         assert await going == []
         assert await status(gateway) == 404
         assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 503
-        assert gateway.service.lanes.names() == {"bird"}
+        assert set(gateway.service.lanes.waiting()) == {"bird"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status_wanted", "then"),
+    [(b"{}", 200, {"result": "waited"}), (b'{"then":"down"}', 503, "the desk has closed meanwhile")],
+)
+async def test_what_outlasts_its_backend_ends_as_it_would_have(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes, status_wanted: int, then: Any
+) -> None:
+    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    desk = {**DESK, "GATEWAY_BACKENDS__DESK__REPEATABLE": "true"}
+    async with running_gateway(**desk) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/wait", sent))
+        await Desk.waiting.wait()
+        await reload(gateway, **CANARY)
+        Desk.open.set()
+        answer = await read_answer(reader)
+        assert answer.status == status_wanted
+        assert then == (answer.json if status_wanted == 200 else answer.json["error"]["message"])
+        assert (await gateway.line(status=status_wanted))["backend"] == "desk"
+
+
+async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    narrow = {**DESK, "GATEWAY_BACKENDS__DESK__SLOTS": "1"}
+    async with (
+        running_gateway(**narrow) as gateway,
+        connected(gateway.url) as (_, first),
+        connected(gateway.url) as (reader, second),
+    ):
+        first.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        second.write(SAY)
+        await until(lambda: gateway.service.lanes.waiting()["desk"])
+        await reload(gateway, **CANARY)
+        told = await asyncio.wait_for(read_answer(reader), 5)
+        assert (told.status, told.json["error"]["code"]) == (503, "unavailable")
+        assert "removed" in told.json["error"]["message"]
+        Desk.open.set()
+
+
+async def test_who_still_waits_for_a_backend_that_goes_is_served_by_another_that_may(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    narrow = {**DESK, "GATEWAY_BACKENDS__DESK__SLOTS": "1"}
+    stays = backend("dear", "support.desk:Desk", USD_PER_REQUEST="1") | {"GATEWAY_POLICY__USD": "1000"}
+    async with (
+        running_gateway(**narrow, **stays) as gateway,
+        connected(gateway.url) as (_, first),
+        connected(gateway.url) as (reader, second),
+    ):
+        first.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        second.write(SAY)
+        await until(lambda: gateway.service.lanes.waiting()["desk"])
+        await reload(gateway, **stays)
+        served = await asyncio.wait_for(read_answer(reader), 5)
+        assert (served.status, served.headers["x-gateway-backend"]) == (200, "dear")
+        Desk.open.set()
+
+
+async def test_a_backend_that_goes_while_it_opens_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.registry.lives.CLOSE_S", 0.0)
+    monkeypatch.setattr("gateway.service.life.START_S", 0.0)
+    late = backend("late", "support.latecomer:Latecomer")
+    async with running_gateway(**DESK, **late) as gateway:
+        await Latecomer.opening.wait()
+        await reload(gateway, **DESK)
+        Latecomer.may_open.set()
+        await Latecomer.closed.wait()
+        assert set(gateway.service.lanes.waiting()) == {"desk"}
+        gateway.service.lanes.tick()
+
+
+async def test_what_the_network_does_during_a_reload_is_judged_by_the_new_settings() -> None:
+    async with running_gateway(**DESK, **CANARY) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/wait", b"{}"))
+        await Desk.waiting.wait()
+        going = asyncio.ensure_future(reload(gateway, **CANARY, GATEWAY_ALLOWED_HOSTS="box.example"))
+        await until(lambda: gateway.service.registry.members["desk"].state == "closing")
+        gateway.service._network_changed()
+        assert await status(gateway, post("/v1/tasks/sing", b"{}", host="box.example")) == 200
+        Desk.open.set()
+        await read_answer(reader)
+        await going
 
 
 async def test_a_backend_that_is_gone_has_no_gauges_and_its_counters_stay() -> None:
@@ -151,7 +241,7 @@ async def test_what_is_wrong_is_told_with_its_variable_and_changes_nothing(
     wrong.write_text("GATEWAY_BACKENDS__BIRD__PLUGIN=support.canary:Canary\nGATEWAY_DEADLINE_S=soon\n")
     async with running_gateway(**DESK) as gateway:
         before = gateway.service.settings
-        await _reload(gateway.service, wrong)
+        await reload_file(gateway.service, wrong)
         (told,) = gateway.lines.of("service.reload_failed")
         assert [problem.partition(":")[0] for problem in told["problems"]] == ["GATEWAY_DEADLINE_S"]
         assert gateway.service.settings is before
@@ -241,7 +331,7 @@ def broken(plugin: str, folder: Path) -> Path:
 
 async def test_a_plugin_whose_settings_break_is_told_and_changes_nothing(tmp_path: Path) -> None:
     async with running_gateway(**DESK) as gateway:
-        await _reload(gateway.service, broken("support.broken_settings:Raises", tmp_path))
+        await reload_file(gateway.service, broken("support.broken_settings:Raises", tmp_path))
         (told,) = gateway.lines.of("service.reload_failed")
         assert told["problems"][0].startswith("GATEWAY_BACKENDS__BROKEN: ")
         assert "this validator is broken" in told["problems"][0]
@@ -250,7 +340,7 @@ async def test_a_plugin_whose_settings_break_is_told_and_changes_nothing(tmp_pat
 
 async def test_a_plugin_whose_import_ends_the_process_is_left_out_by_name(tmp_path: Path) -> None:
     async with running_gateway(**DESK) as gateway:
-        await _reload(gateway.service, broken("support.broken_settings.exits:Nothing", tmp_path))
+        await reload_file(gateway.service, broken("support.broken_settings.exits:Nothing", tmp_path))
         await gateway.service.registry.settled(5)
         member = gateway.service.registry.members["broken"]
         assert (member.state, "SystemExit" in (member.error or "")) == ("failed", True)

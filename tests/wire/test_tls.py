@@ -159,7 +159,7 @@ def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) ->
 
 
 async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.most_connections", lambda descriptors, slots: 2)
+    monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 2)
     async with running_gateway(**DESK) as gateway:
         async with connected(gateway.url) as (reader, writer), connected(gateway.url) as (second, other):
             for there, to in ((reader, writer), (second, other)):
@@ -175,14 +175,14 @@ async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkey
 
 
 async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.most_connections", lambda descriptors, slots: 8)
+    monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 8)
     async with running_gateway(**DESK) as gateway:
         socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
         refused = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
         assert len(refused) == 52
         for sock in socks:
             sock.close()
-        server = gateway.service._runners[0].server
+        server = gateway.service.listeners._runners[0].server
         await until(lambda: not server.connections)  # type: ignore[union-attr]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 

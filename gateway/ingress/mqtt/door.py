@@ -36,7 +36,7 @@ from gateway.ingress.mqtt.reply import MqttReply
 from gateway.ingress.mqtt.requests import body_of, headers_of
 from gateway.ingress.mqtt.topics import Address, Rejected, Topics
 from gateway.ingress.mqtt.values import Message, Publication
-from gateway.telemetry import Limited, log, raised
+from gateway.telemetry import Limited, broke, log, raised, watched
 
 MOST_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
 MOST_HELD = 1024  # and where still more are, not even that
@@ -93,7 +93,7 @@ class MqttDoor:
 
     def start(self) -> None:
         """Connect, and stay connected, in the background: a broker that is away keeps nobody from being served."""
-        self._staying = asyncio.create_task(self._stay_connected(), name="mqtt")
+        self._staying = watched(asyncio.create_task(self._stay_connected(), name="mqtt"))
 
     async def stop(self, within_s: float) -> None:
         """Take nothing more; answer what is being served, within so many seconds; leave. The session stays."""
@@ -112,7 +112,7 @@ class MqttDoor:
         while not self._stopping.is_set():
             began = time.monotonic()
             connection = self._new_connection()
-            was_open = await self._use(connection)
+            was_open = await self._use_guarded(connection)
             if self._stopping.is_set():
                 return
             pause_s = self.backoff.next(time.monotonic() - began if was_open else 0.0)
@@ -125,6 +125,14 @@ class MqttDoor:
         return Connection(
             self.broker, self.topics.client_id, self._take, will=will, max_packet_bytes=min(most, 268_435_455)
         )
+
+    async def _use_guarded(self, connection: Connection) -> bool:
+        try:
+            return await self._use(connection)
+        except Exception as exc:  # a bug, ours or aiomqtt's; without another try nobody is served until a restart
+            broke("the connection to the broker", exc)
+            connection.why = connection.why or type(exc).__name__
+            return False
 
     async def _use(self, connection: Connection) -> bool:
         """Serve by this connection until it is lost, or we stop. Whether it could be opened."""
@@ -223,15 +231,20 @@ class MqttDoor:
             if job.is_expired:
                 self._expired.warning(topic=job.message.topic[:200])
             else:
-                await self._serve(job)
-                is_answered = True
+                is_answered = await self._serve(job)
         finally:
             self._memory.end(job.identity, job.exchange, is_answered=is_answered)
         job.exchange.acknowledge()
 
-    async def _serve(self, job: _Job) -> None:
+    async def _serve(self, job: _Job) -> bool:
+        """Have it run and its answer published; whether a repeat can be answered from memory."""
+
         async def send(publication: Publication) -> None:
-            await self._send(publication)
+            try:
+                await self._send(publication)
+            except PublishRefused:
+                job.exchange.refused(publication)
+                raise
             job.exchange.keep(publication)
 
         reply = MqttReply(job.message, job.address, send)
@@ -239,8 +252,10 @@ class MqttDoor:
             await self._door.serve(self._incoming(job), reply)
         except Exception as exc:  # a bug of ours; without the acknowledgement it would come again, and again
             log.error("mqtt.broke", **raised(exc), topic=job.message.topic[:200])
+            return False
         finally:
             reply.close()
+        return job.exchange.settle()
 
     def _incoming(self, job: _Job) -> Incoming:
         is_too_many = job.message.qos == 0 and self._held > MOST_QOS_0

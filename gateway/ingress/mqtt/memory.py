@@ -40,6 +40,7 @@ class Exchange:
         self.answer: list[Publication] = []
         self.size = 0
         self.is_open = True
+        self._refused: Publication | None = None
         self._deliveries: list[Delivery] = []
 
     def join(self, delivery: Delivery) -> None:
@@ -53,12 +54,30 @@ class Exchange:
         self._deliveries.clear()
 
     def keep(self, publication: Publication) -> None:
-        """Remember a part of the answer, in order."""
+        """Remember a part of the answer that the broker has, in order."""
+        self._refused = None  # what the broker would not have was said otherwise
         self.size += publication.size
         if self.size <= KEEP_BYTES:
             self.answer.append(publication)
         else:
             self.answer.clear()
+
+    def refused(self, publication: Publication) -> None:
+        """The broker would not have this."""
+        self._refused = publication
+
+    def settle(self) -> bool:
+        """Nothing more comes. Whether a repeat can be answered from memory, and need not be run.
+
+        A whole answer that the broker would not have is remembered too: a repeat tries it again. Of a stream that
+        lacks a part nothing is.
+        """
+        refused = self._refused
+        if refused is not None and (self.answer or "seq" in dict(refused.user)):
+            return False
+        if refused is not None:
+            self.keep(refused)
+        return True
 
 
 class Memory:

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress import multipart
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.routes import match
 from gateway.plugin import TaskInvalid, Upload
+from support.forms import encode
 
 MESSAGES = [{"role": "user", "content": "hi", "name": "x"}]
 
@@ -177,7 +177,7 @@ WAV = Upload(b"RIFF\r\n--not-a-boundary\x00\xff", "speech.wav", "audio/wav")
 
 
 def form(fields: dict[str, Any], files: dict[str, Upload] | None = None) -> tuple[bytes, str]:
-    content_type, body = multipart.encode(fields, {"file": WAV} if files is None else files)
+    content_type, body = encode(fields, {"file": WAV} if files is None else files)
     return body, content_type
 
 

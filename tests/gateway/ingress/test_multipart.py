@@ -9,8 +9,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.ingress.multipart import FormPart, collect, encode, is_multipart, parse
+from gateway.ingress.multipart import FormPart, collect, is_multipart, parse
 from gateway.plugin import TaskInvalid, Upload
+from support.forms import encode
 
 TYPE = "multipart/form-data; boundary=xx"
 FIELD = b'--xx\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'

@@ -8,13 +8,7 @@ import pytest
 
 from gateway.measure.board import Board
 from gateway.measure.load import UNKNOWN, LoadSampler
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.clock import Clock
 
 
 def write(root: Path, name: str, text: str) -> None:
@@ -28,7 +22,7 @@ def test_a_host_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
 
 
 def test_two_readings_give_ratios(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = Clock(0.0)
     write(tmp_path, "proc/stat", "cpu  100 0 100 800 0 0 0 0 0 0\n")
     write(tmp_path, "proc/pressure/cpu", "some avg10=9.99 avg60=9.99 avg300=9.99 total=1000000\n")
     write(tmp_path, "proc/meminfo", "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 250 kB\n")

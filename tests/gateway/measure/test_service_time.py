@@ -9,19 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.measure.board import Board
+from gateway.measure.board import PRIOR_CLOUD_S, Board
 from gateway.measure.service_time import Drift, ServiceTime
 from gateway.plugin import LinkSample
+from support.clock import Clock
 
 ANY_FLOAT = st.floats(allow_nan=True, allow_infinity=True)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -31,7 +24,9 @@ def clock() -> Clock:
 
 @pytest.fixture
 def board(clock: Clock) -> Board:
-    return Board(clock)
+    board = Board(clock)
+    board.add("edge", remote=False)
+    return board
 
 
 def learn_line(board: Board, clock: Clock, samples: int, slowdown: float = 1.0, noise: float = 0.1) -> None:
@@ -170,6 +165,7 @@ def test_predictions_stay_positive_and_finite_whatever_comes(
 ) -> None:
     clock = Clock()
     board = Board(clock)
+    board.add("b", remote=False)
     for x, seconds, step in samples:
         board.learn("b", "task", "m", x, seconds)
         clock.now += step if abs(step) < 1e6 else 0.0  # clocks that jump, both ways
@@ -183,6 +179,7 @@ def test_what_was_learned_survives_a_restart(board: Board, clock: Clock) -> None
     learn_line(board, clock, 50)
     again = Board(clock)
     again.restore(board.save({"edge": "h"}), {"edge": "h"})
+    again.add("edge", remote=False)
     now, then = again.predict("edge", "task", "detect", 50.0), board.predict("edge", "task", "detect", 50.0)
     assert now.mean_s == pytest.approx(then.mean_s, rel=0.1)
     assert now.samples == then.samples
@@ -192,7 +189,39 @@ def test_other_settings_forget_what_was_learned(board: Board, clock: Clock) -> N
     learn_line(board, clock, 50)
     again = Board(clock)
     again.restore(board.save({"edge": "h"}), {"edge": "other"})
+    again.add("edge", remote=False)
     assert again.predict("edge", "task", "detect", 50.0).samples == 0
+
+
+def test_a_remote_backend_that_is_restored_is_a_remote_one(clock: Clock) -> None:
+    before, again = Board(clock), Board(clock)
+    before.add("cloud", remote=True)
+    before.learn("cloud", "task", "detect", 5.0, 1.0)
+    again.restore(before.save({"cloud": "h"}), {"cloud": "h"})
+    again.add("cloud", remote=True)
+    assert again.predict("cloud", "task", "detect", 5.0).samples == 1
+    assert again.predict("cloud", "task", "never seen", 5.0).mean_s == PRIOR_CLOUD_S
+
+
+def test_what_was_learned_of_a_backend_that_does_not_open_this_time_is_kept_for_the_next(
+    board: Board, clock: Clock
+) -> None:
+    learn_line(board, clock, 50)
+    saved, again = board.save({"edge": "h"}), Board(clock)
+    again.restore(saved, {"edge": "h"})
+    assert again.save({"edge": "h"}) == saved
+    again.remove("edge")
+    assert again.save({}) == {}
+
+
+def test_to_look_at_a_backend_that_is_not_there_does_not_make_it(clock: Clock) -> None:
+    board = Board(clock)
+    board.link("nobody")
+    board.carrier_lost("nobody")
+    board.note_traffic("nobody")
+    board.learn("nobody", "task", "detect", 5.0, 1.0)
+    assert board.predict("nobody", "task", "detect", 5.0).samples == 0
+    assert board.status()["backends"] == {}
 
 
 DAMAGED = st.recursive(
@@ -207,12 +236,14 @@ def test_damaged_state_is_skipped(damaged: object) -> None:
     board = Board(Clock())
     for saved in (damaged, {"edge": damaged}, {"edge": {"settings": "h", "classes": damaged, "uplink": damaged}}):
         board.restore(saved, {"edge": "h"})
+    board.add("edge", remote=False)
     assert board.predict("edge", "task", "m", 1.0).mean_s > 0.0
 
 
 def test_a_loser_gets_the_benefit_of_the_doubt_only_after_many_decisions_and_minutes(
     board: Board, clock: Clock
 ) -> None:
+    board.add("slow", remote=False)
     for _ in range(10):
         board.learn("slow", "task", "m", 1.0, 3.0)
     assert board.predict("slow", "task", "m", 1.0).optimism == 1.0

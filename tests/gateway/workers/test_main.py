@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.errors import PluginRaised
 from gateway.plugin import (
     BackendFailed,
     Part,
@@ -136,7 +137,7 @@ async def test_a_backend_written_as_a_coroutine_is_served_as_well() -> None:
 
 async def test_an_exception_is_named_to_the_client_and_traced_in_the_log(tool: WorkerBackend) -> None:
     task = a_task("divide", 0)
-    with pytest.raises(BackendFailed) as caught:
+    with pytest.raises(PluginRaised) as caught:
         await answer(tool, task)
     assert (caught.value.message, caught.value.detail) == ("`divide` raised ZeroDivisionError", "division by zero")
     assert caught.value.code == "plugin_error"
@@ -177,7 +178,7 @@ async def test_a_task_too_long_for_a_frame_says_so_and_costs_no_worker(tool: Wor
 
 async def test_sys_exit_in_a_plugin_is_an_error_like_any_other(tool: WorkerBackend) -> None:
     before = pids(tool)
-    with pytest.raises(BackendFailed, match="`sys_exit` raised SystemExit") as caught:
+    with pytest.raises(PluginRaised, match="`sys_exit` raised SystemExit") as caught:
         await items(tool, a_task("sys_exit"))
     assert caught.value.detail == "enough"
     assert await answer(tool, a_task("pid")) == before[0]

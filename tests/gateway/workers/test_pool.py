@@ -17,6 +17,7 @@ from gateway.plugin import (
     BackendUnavailable,
 )
 from gateway.workers import WorkerBackend
+from gateway.workers.process import Process
 from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Quick
 from support.workers import (
     a_task,
@@ -150,3 +151,20 @@ async def test_a_worker_whose_gateway_dies_exits_by_itself(tmp_path: Path) -> No
     gateway.kill()
     await gateway.communicate()
     await until(lambda: is_gone(pid) or state_of(pid) == "Z")
+
+
+async def test_a_start_that_fails_in_a_way_nobody_expected_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn, failed = Process._spawn, asyncio.Event()
+
+    async def fail_once(self: Process) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("a bug")
+        await spawn(self)
+
+    monkeypatch.setattr(Process, "_spawn", fail_once)
+    backend = of(Quick)
+    with pytest.raises(BackendUnavailable, match="no process could be started: RuntimeError"):
+        await backend.__aenter__()
+    async with backend:
+        assert await answer(backend, a_task("echo", 1)) == {"result": 1}

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from gateway.errors import PluginRaised
 from gateway.plugin import (
     Backend,
     BackendSettings,
+    BackendUnavailable,
     Result,
     Task,
 )
@@ -39,6 +41,21 @@ def test_a_class_that_cannot_be_imported_is_refused_with_the_reason() -> None:
 
     with pytest.raises(ValueError, match="importable"):
         of(Inner)
+
+
+def test_an_error_arrives_as_it_was() -> None:
+    sent = BackendUnavailable(
+        "no", code="upstream_auth", param="p", status=401, retry_after_s=2.0, began=False, again=False, detail="d"
+    )
+    got = wire.error_of(wire.frame_error(sent, "`x`"))
+    assert (type(got), vars(got), str(got)) == (BackendUnavailable, vars(sent), "no")
+
+
+def test_what_is_no_error_of_ours_arrives_as_what_another_may_be_asked() -> None:
+    got = wire.error_of(wire.frame_error(LookupError("bug"), "`x`"))
+    assert isinstance(got, PluginRaised)
+    assert (got.message, got.detail, got.code) == ("`x` raised LookupError", "bug", "plugin_error")
+    assert (got.raised, got.began, got.again) == ("LookupError", True, False)
 
 
 def test_settings_are_plain_before_they_travel() -> None:

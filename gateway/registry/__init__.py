@@ -1,0 +1,37 @@
+"""Finds plugins, starts them, keeps an eye on them, stops them; and knows who serves what.
+
+A backend that cannot be imported or started is left out by name while the others serve. Starting never
+waits for the slowest: requests for what is not known yet are told to come back, not that it does not exist.
+
+plugins.py     finds them, and makes backends of them
+member.py      one backend in life
+lives.py       opens it, watches it, closes it
+directory.py   who serves what
+registry.py    which backends there are
+"""
+
+from gateway.registry.directory import Directory, Offer
+from gateway.registry.member import AUTO, Member
+from gateway.registry.plugins import (
+    GROUP,
+    BackendConfig,
+    PluginBroken,
+    PluginMissing,
+    find_plugin,
+    installed,
+)
+from gateway.registry.registry import Registry
+
+__all__ = [
+    "AUTO",
+    "GROUP",
+    "BackendConfig",
+    "Directory",
+    "Member",
+    "Offer",
+    "PluginBroken",
+    "PluginMissing",
+    "Registry",
+    "find_plugin",
+    "installed",
+]

@@ -1,0 +1,115 @@
+"""All configured backends: which there are, and which there are to be after a reload."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
+
+from gateway.decide.breaker import Breaker
+from gateway.decide.quarantine import Quarantine
+from gateway.errors import PLUGIN_FAULTS
+from gateway.measure.board import Board
+from gateway.plugin import BackendSettings, Services
+from gateway.registry.directory import Directory
+from gateway.registry.lives import Changed, Lives
+from gateway.registry.member import Member
+from gateway.registry.plugins import BackendConfig, build, fingerprint
+from gateway.telemetry import log
+
+
+class Registry(Directory):
+    """All configured backends, from their configuration to their end."""
+
+    def __init__(
+        self,
+        configs: Iterable[BackendConfig],
+        services_for: Callable[[str], Services],
+        board: Board,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._lives = Lives(board, clock)
+        self._clock, self._services_for = clock, services_for
+        self.packages: dict[str, str] = {}
+        for config in configs:
+            self._add(config)
+
+    def _add(self, config: BackendConfig) -> Member:
+        member = self.members[config.name] = self._member(config, self._services_for)
+        if config.cls is not None:
+            self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
+        return member
+
+    def _member(self, config: BackendConfig, services_for: Callable[[str], Services]) -> Member:
+        settings = config.settings or BackendSettings.model_validate({})
+        backend, error = None, config.broken
+        if config.cls is not None and error is None:
+            try:
+                backend = build(config.cls, settings, services_for(config.name))
+            except PLUGIN_FAULTS as exc:
+                error = f"{type(exc).__name__}: {exc}"
+        return Member(
+            name=config.name,
+            plugin=config.plugin,
+            settings=settings,
+            backend=backend,
+            breaker=Breaker(self._clock, partial(self._breaker_changed, config.name)),
+            quarantine=Quarantine(self._clock, partial(self._quarantined, config.name)),
+            error=error,
+            fingerprint=fingerprint(config),
+        )
+
+    def _breaker_changed(self, backend: str, before: str, after: str, why: str) -> None:
+        event = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}[after]
+        if before != after:
+            log.info(event, backend=backend, why=why)
+
+    def _quarantined(self, backend: str, why: str, seconds: float) -> None:
+        log.error("backend.quarantined", backend=backend, why=why, seconds=seconds)
+
+    async def open_all(self, changed: Changed) -> None:
+        """Start every backend, all at once, in the background; `changed` is told of each that opened or failed."""
+        for member in self.members.values():
+            self._lives.start(member, changed)
+
+    async def change(
+        self,
+        configs: Mapping[str, BackendConfig],
+        changed: Changed,
+        finished: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Have these backends and no others: those whose settings are the same go on as they are.
+
+        One that goes, or comes back otherwise, gets no new work; `finished` waits for what it has.
+        """
+        same = {name for name, member in self.members.items() if member.fingerprint == fingerprint(configs.get(name))}
+        going = [self._lives.retire(member, finished) for name, member in self.members.items() if name not in same]
+        await asyncio.gather(*going)
+        for name in [name for name in self.members if name not in same]:
+            del self.members[name]
+        for name in [name for name in configs if name not in same]:
+            self._lives.start(self._add(configs[name]), changed)
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether some backend has neither opened nor failed yet."""
+        return any(member.state == "starting" for member in self.members.values())
+
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until every backend has opened or failed, or `timeout_s` has passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                for member in self.members.values():
+                    await member.opened.wait()
+
+    async def close_all(self) -> None:
+        """Close every backend; what ignores that, and its cancellation, is left behind."""
+        await self._lives.end(self.members.values())
+
+    def stuck(self) -> list[str]:
+        """Whose start or stop still goes on; after `close_all`, that is what will never end."""
+        return self._lives.stuck()

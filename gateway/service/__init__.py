@@ -1,0 +1,13 @@
+"""Builds the rooms, joins them, starts and stops them; takes the settings apart for them.
+
+life.py        one gateway: made, started, changed, stopped, and what it does beside requests
+parts.py       settings, as each room wants them
+listeners.py   what it listens on, and whom it lets in
+learned.py     what was learned, over a restart
+main.py        the process around it: signals, what systemd hears, its exit status
+"""
+
+from gateway.service.life import DRAIN_S, Service
+from gateway.service.main import serve
+
+__all__ = ["DRAIN_S", "Service", "serve"]

@@ -1,0 +1,248 @@
+"""One gateway: made from settings, started, changed, stopped; and what it does beside requests.
+
+Start: listeners first, so that nobody is refused; then the backends, all at once. `/readyz` and systemd's
+READY wait until each has opened or failed, or START_S have passed. Stop: `/readyz` says no, new work
+still comes in on open connections and is served, what is in flight has DRAIN_S to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+
+from gateway import __version__, systemd
+from gateway.admit import Gate, Key
+from gateway.dispatch import BackendServices, Dispatcher
+from gateway.ingress.door import Door
+from gateway.ingress.http import check_parser
+from gateway.lanes import Lanes
+from gateway.measure.board import Board, Change
+from gateway.measure.carrier import CarrierWatch, way_to
+from gateway.measure.load import LoadSampler
+from gateway.measure.memory import MemoryGauge
+from gateway.registry import BackendConfig, Member, Registry
+from gateway.relief import Relief
+from gateway.service.learned import Learned
+from gateway.service.listeners import Listeners, all_of
+from gateway.service.parts import mqtt_door, policy_of, rules_of, tls_of
+from gateway.settings import Loaded, Settings
+from gateway.settings.live import waiting_for_restart
+from gateway.stalls import StallWatch
+from gateway.telemetry import guarded, log, metrics, watched
+
+START_S = 5.0
+DRAIN_S = 30.0
+TICK_S = 0.25
+LOAD_EVERY_TICKS = 2
+SAVE_S = 300.0
+
+
+class Service:
+    """One gateway: made from settings, started, stopped."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        backends: Mapping[str, BackendConfig],
+        keys: Mapping[str, Key] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.gate = Gate(keys)
+        policy = settings.policy
+        self.board = Board(
+            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
+        )
+        self.policy = policy_of(settings)
+        self.lanes = Lanes(self.board, self.policy, time.monotonic)
+        self._services: dict[str, BackendServices] = {}
+        self.registry = Registry(backends.values(), self._services_for, self.board)
+        self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
+        self._join()
+        self.door = Door(self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate)
+        self.is_ready = False
+        self.mqtt = mqtt_door(self.door, settings.mqtt)
+        self.listeners = Listeners(self.door, self.gate, tls_of(settings.tls))
+        self._bound_by = settings
+        self.relief = Relief(self.door, MemoryGauge())
+        self._stalls = StallWatch(self.registry.packages)
+        self._ticker: asyncio.Task[None] | None = None
+        self._carrier = CarrierWatch()
+        self._sources: dict[str, str | None] = {}
+        self._learned = Learned(settings.state_dir, self.board, self.registry)
+
+    def _services_for(self, name: str) -> BackendServices:
+        services = BackendServices(name, self.board, log.bind(backend=name))
+        self._services[name] = services
+        return services
+
+    def _join(self) -> None:
+        for services in self._services.values():
+            services.dispatcher = self.dispatcher
+
+    @property
+    def bound(self) -> list[str]:
+        """What its data listeners are called."""
+        return self.listeners.bound
+
+    @property
+    def admin_bound(self) -> list[str]:
+        """What its admin listener is called."""
+        return self.listeners.admin_bound
+
+    async def start(self) -> None:
+        """Listen, and start the backends. Raises OSError where an address cannot be bound."""
+        check_parser()
+        metrics.BUILD.set(1, version=__version__, python=platform.python_version())
+        self._learned.restore()
+        self.board.sample_load()
+        await self.listeners.open(self.settings, sum(each.slots for each in self.registry.members.values()))
+        await self.registry.open_all(self._changed)
+        self._ticker = watched(asyncio.create_task(self._tick(), name="tick"))
+        self._stalls.start()
+        asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
+        await self.registry.settled(START_S)
+        await self.listeners.go()
+        if self.mqtt is not None:
+            self.mqtt.start()
+        self.is_ready = True
+        log.info(
+            "service.started",
+            version=__version__,
+            listen=self.bound,
+            admin=self.admin_bound,
+            backends=sorted(self.registry.members),
+        )
+
+    async def stop(self) -> None:
+        """Finish what is in flight, then close everything.
+
+        Who comes meanwhile is served too; where systemd holds the sockets they wait for the next process instead.
+        A step that fails is told, and skips none of the others.
+        """
+        self.is_ready = False
+        for step in (
+            self._close_doors,
+            self.listeners.close,
+            self._stop_watching,
+            self.dispatcher.close,
+            self.registry.close_all,
+        ):
+            with guarded(f"stopping, `{step.__qualname__}`"):
+                await step()
+        self._learned.save()
+        log.info("service.stopped")
+
+    async def _close_doors(self) -> None:
+        self.listeners.hold()
+        doors = [self.listeners.drain(DRAIN_S)]
+        if self.mqtt is not None:
+            doors.append(self.mqtt.stop(DRAIN_S))
+        await all_of("draining a door", *doors)
+
+    async def _stop_watching(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._carrier.fileno())
+        self._carrier.close()
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.wait({self._ticker})
+        self._stalls.stop()
+
+    async def reload(self, loaded: Loaded) -> list[str]:
+        """Go on with this configuration; the variables that wait for a restart.
+
+        Raises SettingsError or TlsInvalid, and all stays.
+        """
+        settings = loaded.settings
+        waiting = waiting_for_restart(self._bound_by, settings)
+        self.listeners.refuse_public(settings)
+        await self.listeners.renew(tls_of(settings.tls))
+        self.gate.replace(loaded.keys)
+        self.policy, self.board.probe_s = policy_of(settings), settings.policy.probe_s
+        self.lanes.obey(self.policy)
+        self.door.rules = rules_of(settings)
+        self.listeners.allow(settings)
+        self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
+        await self.registry.change(loaded.backends, self._changed, self._finished)
+        self._join()
+        return waiting
+
+    async def _finished(self, backend: str) -> None:
+        """Wait for what a backend has, then forget it."""
+        until = time.monotonic() + DRAIN_S
+        while time.monotonic() < until and (self.lanes.busy().get(backend) or self.lanes.waiting().get(backend)):
+            with guarded("the tick"):
+                self.lanes.tick()
+            await asyncio.sleep(TICK_S / 5)
+        self.lanes.remove(backend)
+        self.board.remove(backend)
+        self._sources.pop(backend, None)
+
+    # ── what goes on beside requests ─────────────────────────────────────────────────────────────
+
+    def _changed(self, member: Member) -> None:
+        """A backend has opened, or failed to: give it a lane."""
+        if member.state != "serving":
+            return
+        self.board.add(member.name, remote=member.is_remote)
+        self.lanes.add(
+            member.name,
+            site=member.site,
+            slots=member.slots,
+            queue=member.settings.queue,
+            remote=member.is_remote,
+            usd=member.settings.usd_per_request,
+            watts=member.settings.watts,
+        )
+        self._look_again()
+
+    def _link_changed(self, backend: str, change: Change) -> None:
+        """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""
+        log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
+        self._look_again()
+
+    def _network_changed(self) -> None:
+        """The kernel says so: what are we called now, is there still a way to each backend, and is it a new one?"""
+        self._carrier.drain()
+        with suppress(OSError):  # where the kernel does not tell its addresses, those known stay
+            self.listeners.allow(self.settings)
+        for name, services in self._services.items():
+            if services.peer is None:
+                continue
+            source, before = way_to(services.peer), self._sources.get(name, "")
+            self._sources[name] = source
+            if source is None:
+                self.board.carrier_lost(name)
+            elif source != before:
+                self.board.carrier_back(name)
+
+    def _look_again(self) -> None:
+        with suppress(RuntimeError):  # no loop: the service is being built
+            asyncio.get_running_loop().call_soon(self.lanes.tick)
+
+    async def _tick(self) -> None:
+        """Re-binding, load and saving, by one timer; how late it runs is how long the loop was blocked."""
+        loop = asyncio.get_running_loop()
+        ticks, due, save_at = 0, loop.time(), loop.time() + SAVE_S
+        while True:
+            due = max(due + TICK_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+            metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
+            ticks += 1
+            for step in (systemd.feed_watchdog, self.lanes.tick, self.dispatcher.look_for_leaks):
+                with guarded("the tick"):
+                    step()
+            if ticks % LOAD_EVERY_TICKS == 0:
+                await self._look_at_the_device()
+            if loop.time() > save_at:
+                save_at = loop.time() + SAVE_S
+                with guarded("saving what was learned"):
+                    self._learned.save()
+
+    async def _look_at_the_device(self) -> None:
+        with guarded("reading the load"):
+            self.board.sample_load()
+        with guarded("looking at the memory"):
+            await self.relief.look(self.listeners.sites if self.is_ready else ())

@@ -1,0 +1,127 @@
+"""What the gateway listens on, for data and for its admin, and whom it lets in."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Coroutine
+from typing import Any
+
+from aiohttp import web
+
+from gateway import systemd
+from gateway.admin import Admin
+from gateway.admit import Gate
+from gateway.ingress.door import Door
+from gateway.ingress.hosts import own_hosts
+from gateway.ingress.http import HttpDoor, Server
+from gateway.ingress.listening import Site, most_connections, raise_descriptor_limit
+from gateway.settings import Settings
+from gateway.sockets import bind, host_of, name_of, refuse_public
+from gateway.telemetry import broke
+
+FINISH_S = 2.0  # for who came while it drained
+ADMIN_CONNECTIONS = 64
+
+
+class Listeners:
+    """All listening sockets: bound by our settings, or passed by systemd, and then held until `go`.
+
+    bound, admin_bound: what they are called. sites: those for data.
+    """
+
+    def __init__(self, door: Door, gate: Gate, tls: ssl.SSLContext | None) -> None:
+        self._door, self._gate, self._tls = door, gate, tls
+        self.bound: list[str] = []
+        self.admin_bound: list[str] = []
+        self.sites: list[Site] = []
+        self.http: HttpDoor | None = None
+        self._admin: Admin | None = None
+        self._is_activated = False
+        self._sockets: list[socket.socket] = []
+        self._bound_to: list[str] = []
+        self._runners: list[web.BaseRunner] = []
+
+    async def open(self, settings: Settings, slots: int) -> None:
+        """Listen; the backends' `slots` need descriptors too. Raises SettingsError, OSError."""
+        passed = systemd.sockets()
+        self._is_activated = bool(passed)
+        refuse_public(passed, settings)
+        self._sockets = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
+        admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
+        self.bound, self.admin_bound = [name_of(sock) for sock in self._sockets], [name_of(admin)]
+        self._bound_to = [host_of(sock) for sock in [*self._sockets, admin]]
+        hosts = own_hosts(self._bound_to)
+        self.http = HttpDoor(self._door, allowed_hosts=hosts, allowed_origins=frozenset())
+        self._admin = Admin(self._door, hosts, None if settings.admin_listen.is_local else self._gate)
+        self.allow(settings)
+        most = most_connections(raise_descriptor_limit(), slots)
+        self.sites = await self._serve(self.http, self._sockets, most=most, tls=self._tls, held=self._is_activated)
+        await self._serve(self._admin, [admin], most=ADMIN_CONNECTIONS)
+
+    async def _serve(
+        self,
+        handler: Any,
+        sockets: list[socket.socket],
+        *,
+        most: int,
+        tls: ssl.SSLContext | None = None,
+        held: bool = False,
+    ) -> list[Site]:
+        runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=FINISH_S)
+        await runner.setup()
+        sites = [Site(runner, sock, tls, held=held) for sock in sockets]
+        for site in sites:
+            await site.start()
+        self._runners.append(runner)
+        return sites
+
+    def allow(self, settings: Settings) -> None:
+        """Who may be asked for, and by which pages. Our own addresses come and go: this asks for them anew."""
+        assert self.http is not None
+        assert self._admin is not None
+        own = own_hosts(self._bound_to)
+        hosts = frozenset(settings.allowed_hosts) if settings.allowed_hosts is not None else own
+        self.http.allow(hosts, frozenset(settings.allowed_origins))
+        self._admin.allow(own)
+
+    def refuse_public(self, settings: Settings) -> None:
+        """Raise SettingsError where what we listen on may not be reached by others under these settings."""
+        refuse_public(self._sockets, settings)
+
+    async def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Other certificates, for who connects from now on."""
+        if tls is None and self._tls is None:
+            return
+        self._tls = tls
+        for site in self.sites:
+            await site.renew(tls)
+
+    async def go(self) -> None:
+        """Who came during a restart, and waits in systemd's socket, is served; nobody is told to come again."""
+        if self._is_activated:
+            for site in self.sites:
+                await site.resume()
+
+    def hold(self) -> None:
+        """Where systemd has the sockets, who comes now waits for the next process."""
+        if self._is_activated:
+            for site in self.sites:
+                site.pause()
+
+    async def drain(self, within_s: float) -> None:
+        """Finish what is in flight; connections are closed after their present answer."""
+        if self.http is not None:
+            await self.http.drain(within_s)
+
+    async def close(self) -> None:
+        """Listen no more, and break off who is left."""
+        await all_of("closing a listener", *(runner.cleanup() for runner in self._runners))
+
+
+async def all_of(what: str, *steps: Coroutine[Any, Any, None]) -> None:
+    """All of them at once, each to its end; those that fail are told."""
+    for ended in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(ended, BaseException):
+            broke(what, ended)

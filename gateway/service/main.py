@@ -1,0 +1,109 @@
+"""The process around a gateway: signals, what systemd hears, reading the configuration again, the exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gateway import systemd
+from gateway.errors import PLUGIN_FAULTS
+from gateway.plugin import GatewayError
+from gateway.service.life import Service
+from gateway.settings import Loaded, SettingsError, load
+from gateway.telemetry import broke, configure, log, watched
+from gateway.tls import TlsInvalid
+
+CONFIGURATION = 78  # EX_CONFIG of sysexits.h
+STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
+
+
+def serve(loaded: Loaded, env_file: Path | None = None) -> int:
+    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; the process's exit status."""
+    configure(loaded.settings.log.format, loaded.settings.log.level)
+    try:
+        return asyncio.run(_run(loaded, env_file))
+    except SettingsError as exc:
+        log.error("service.failed", error=str(exc))
+        return CONFIGURATION
+    except (OSError, RuntimeError, GatewayError) as exc:
+        log.error("service.failed", error=str(exc))
+        return 1
+
+
+async def _run(loaded: Loaded, env_file: Path | None) -> int:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(unhandled)
+    asked: asyncio.Future[str] = loop.create_future()
+    for name in ("SIGTERM", "SIGINT"):
+        loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
+    told = asyncio.Event()  # while it starts, too; one that comes before this line is ignored
+    loop.add_signal_handler(signal.SIGHUP, told.set)
+    service = Service(loaded.settings, loaded.backends, loaded.keys)
+    starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
+    either: list[asyncio.Future[Any]] = [starting, asked]
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        gc.collect()
+        gc.freeze()  # what start-up made stays; no need to look at it again
+        gc.enable()
+        reloading = watched(asyncio.create_task(_reload_when_told(service, env_file, told), name="reload"))
+        systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
+        await asked
+        reloading.cancel()
+    log.info("service.stopping", signal=asked.result())
+    systemd.notify("STOPPING=1", "STATUS=finishing what is in flight", f"EXTEND_TIMEOUT_USEC={STOP_S * 1_000_000:.0f}")
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait({starting})
+    await service.stop()
+    if service.dispatcher.is_stuck or service.registry.stuck():  # asyncio would wait for it for ever
+        log.error("service.abandoned", backends=sorted({*service.dispatcher.stuck(), *service.registry.stuck()}))
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+async def _reload_when_told(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
+    while True:
+        await told.wait()
+        told.clear()
+        systemd.reloading()
+        try:
+            await reload(service, env_file)
+        except PLUGIN_FAULTS as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
+            log.error("service.reload_failed", problems=[f"{type(exc).__name__}: {exc}"])
+        finally:
+            systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
+
+
+async def reload(service: Service, env_file: Path | None) -> None:
+    """Read everything again; where anything is wrong with it, all stays as it is."""
+    try:
+        loaded = await asyncio.to_thread(load, os.environ, env_file)
+        waiting = await service.reload(loaded)
+    except SettingsError as exc:
+        log.error("service.reload_failed", problems=[str(problem) for problem in exc.problems])
+        return
+    except TlsInvalid as exc:
+        log.error("service.reload_failed", problems=[str(exc)])
+        return
+    configure(loaded.settings.log.format, loaded.settings.log.level)
+    log.info("service.reloaded", backends=sorted(service.registry.members), waiting_for_restart=waiting)
+
+
+def _ask(asked: asyncio.Future[str], name: str) -> None:
+    if not asked.done():
+        asked.set_result(name)
+
+
+def unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """The loop's exception handler."""
+    broke(str(context.get("message")), context.get("exception"))

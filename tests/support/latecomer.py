@@ -1,0 +1,42 @@
+"""A backend that takes its time to start and to stop: as long as the test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from types import TracebackType
+from typing import ClassVar, Self
+
+from gateway.plugin import Backend, BackendSettings, Result, Task
+
+
+class Settings(BackendSettings):
+    opens_at_once: bool = False
+    closes_at_once: bool = True
+
+
+class Latecomer(Backend[Settings]):
+    tasks = ("late",)
+    opening: ClassVar[asyncio.Event]
+    may_open: ClassVar[asyncio.Event]
+    closed: ClassVar[asyncio.Event]
+
+    async def __aenter__(self) -> Self:
+        Latecomer.opening, Latecomer.may_open, Latecomer.closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        Latecomer.opening.set()
+        if not self.settings.opens_at_once:
+            await Latecomer.may_open.wait()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        while not self.settings.closes_at_once:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                continue
+        Latecomer.closed.set()
+
+    async def run(self, task: Task) -> Result:
+        return Result(json={"result": os.getpid()})

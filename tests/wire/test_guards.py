@@ -1,0 +1,94 @@
+"""A bug in what goes on beside requests is told, and ends nothing else: the ticker, the connections, the stop."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.ingress.mqtt import presence
+from gateway.service import Service
+from gateway.settings import load
+from gateway.telemetry import configure
+from gateway.testing import running_gateway
+from gateway.testing.running import Lines
+from support.broker import running_broker
+from support.mqtt_backend import TALLY
+from support.mqtt_clients import device
+from support.programs import needs
+from support.raw import answered, post
+from support.wiring import DESK
+
+
+class Bug(Exception):
+    pass
+
+
+def breaking(times: int, then: Any) -> Any:
+    """A function that raises so often, and does what it should from then on."""
+    left = [times]
+
+    def broken(*args: Any, **named: Any) -> Any:
+        if left[0] > 0:
+            left[0] -= 1
+            raise Bug("its text may quote a request")
+        return then(*args, **named)
+
+    return broken
+
+
+async def test_a_tick_that_breaks_is_told_and_the_ticker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_gateway(**DESK) as gateway:
+        ticked, sampled = asyncio.Event(), asyncio.Event()
+        monkeypatch.setattr(gateway.service.board, "sample_load", sampled.set)
+        monkeypatch.setattr(gateway.service.lanes, "tick", breaking(1, ticked.set))
+        (told,) = await gateway.lines.wait("service.unhandled")
+        assert "Bug" in told["error"]
+        assert "quote" not in str(told)
+        await asyncio.wait_for(ticked.wait(), 10)
+        await asyncio.wait_for(sampled.wait(), 10)
+
+
+async def test_a_background_task_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.registry.lives.Lives._watch", breaking(1, None))
+    async with running_gateway(**DESK) as gateway:
+        (told,) = await gateway.lines.wait("service.unhandled")
+        assert "backend desk" in told["error"]
+
+
+async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path: Path) -> None:
+    lines = Lines()
+    loopback = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
+    loaded = load(DESK | loopback | {"GATEWAY_STATE_DIR": str(tmp_path)})
+    configure("json", "debug", lines)  # type: ignore[arg-type]
+    service = Service(loaded.settings, loaded.backends, loaded.keys)
+    await service.start()
+    assert service.listeners.http is not None
+    drain, close = service.listeners.http.drain, service.dispatcher.close
+    service.listeners.http.drain = breaking(1, drain)  # type: ignore[method-assign]
+    service.dispatcher.close = breaking(1, close)  # type: ignore[method-assign]
+    await service.stop()
+    assert len(lines.of("service.unhandled")) == 2
+    assert len(lines.of("service.stopped")) == 1
+    assert service.registry.members["desk"].state == "closed"
+    assert (tmp_path / "learned.json").exists()
+    with pytest.raises(OSError, match="Connect call failed"):
+        await answered(f"http://{service.bound[0]}", post("/v1/tasks/say", b"1"))
+
+
+@needs("mosquitto", "mosquitto_passwd")
+async def test_a_bug_in_the_connection_to_the_broker_is_told_and_it_connects_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "telemetry", breaking(1, presence.telemetry))
+    async with (
+        running_broker() as broker,
+        running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway,
+        device(broker.port) as client,
+    ):
+        (told,) = await gateway.lines.wait("service.unhandled")
+        assert "Bug" in told["error"]
+        await gateway.lines.wait("mqtt.connected", 2)
+        assert (await client.ask("/v1/tasks/tally", {"id": "after"})).json == {"result": 1}

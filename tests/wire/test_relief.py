@@ -1,0 +1,102 @@
+"""Listeners that pause and go on: as often as they are told, in any order, they listen once or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from gateway.ingress.listening import Site
+from gateway.testing import RunningGateway, running_gateway
+from support.raw import answered, post
+from support.wiring import DESK
+
+SAY = post("/v1/tasks/say", b"1")
+
+
+class Gauge:
+    """A memory that is as full as it is told."""
+
+    ratio_now = 0.5
+
+    def ratio(self) -> float:
+        return self.ratio_now
+
+    def free_bytes(self, share: float) -> int:
+        return 1 << 30
+
+
+def site_of(gateway: RunningGateway) -> Site:
+    return gateway.service.listeners.sites[0]
+
+
+def sockets_on(port: int) -> int:
+    """How many of our descriptors are sockets that listen on it."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(fd))) as sock:
+                    listens = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+                    count += listens and sock.getsockname()[1:2] == (port,)
+    return count
+
+
+def port_of(gateway: RunningGateway) -> int:
+    return int(gateway.url.rpartition(":")[2])
+
+
+async def test_to_resume_twice_is_to_resume_once() -> None:
+    async with running_gateway(**DESK) as gateway:
+        before = sockets_on(port_of(gateway))
+        await asyncio.gather(*(site_of(gateway).resume() for _ in range(3)))
+        assert sockets_on(port_of(gateway)) == before
+        site_of(gateway).pause()
+        assert sockets_on(port_of(gateway)) == before - 1
+        await asyncio.gather(*(site_of(gateway).resume() for _ in range(3)))
+        assert sockets_on(port_of(gateway)) == before
+        assert (await answered(gateway.url, SAY)).status == 200
+
+
+async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
+    async with running_gateway(**DESK) as gateway:
+        before = sockets_on(port_of(gateway))
+        site_of(gateway).pause()
+        resuming = asyncio.ensure_future(site_of(gateway).resume())
+        await asyncio.sleep(0)
+        site_of(gateway).pause()
+        await resuming
+        assert not site_of(gateway).is_accepting
+        assert sockets_on(port_of(gateway)) == before - 1
+
+
+async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_gateway(**DESK) as gateway:
+        gauge = gateway.service.relief.gauge = Gauge()  # type: ignore[assignment]
+        look, sites = gateway.service.relief.look, gateway.service.listeners.sites
+        gauge.ratio_now = 0.97  # type: ignore[attr-defined]
+        await look(sites)
+        assert not site_of(gateway).is_accepting
+        gauge.ratio_now = 0.5  # type: ignore[attr-defined]
+
+        async def no_descriptor(*args: Any, **named: Any) -> None:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.get_running_loop(), "create_server", no_descriptor)
+            await look(sites)
+        assert not site_of(gateway).is_accepting
+        await look(sites)
+        assert site_of(gateway).is_accepting
+        assert (await answered(gateway.url, SAY)).status == 200
+
+
+async def test_new_certificates_do_not_end_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running_gateway(**DESK) as gateway:
+        site_of(gateway).pause()
+        await site_of(gateway).renew(None)
+        assert not site_of(gateway).is_accepting
