@@ -25,7 +25,7 @@ def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
 
 
 async def test_the_task_gives_its_json_back() -> None:
-    assert await ask("task", {"a": [1]}) == [Result(json={"result": {"a": [1]}})]
+    assert await ask("task", {"a": [1]}) == [Result(body=b'{"result":{"a":[1]}}')]
 
 
 async def test_chat_answers_the_users_last_message() -> None:
