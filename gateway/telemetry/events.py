@@ -258,6 +258,15 @@ EVENTS: Mapping[str, Event] = {
         "The cloud failed or was late; the edge's answer was given though it was not sure.",
         {"backend": "the hybrid's name", "parent_id": "of the request", "error": "the error's code, or `late`"},
     ),
+    "local.raised": Event(
+        "A function that `local` serves raised an exception, on this request.",
+        {
+            "backend": "its name",
+            "request_id": "of the request",
+            "error": "the exception's type",
+            "traceback": "its end, without the exception's text",
+        },
+    ),
     "hybrid.hedged": Event(
         "The first side was later than usual; the second is asked too.",
         {

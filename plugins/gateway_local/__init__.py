@@ -12,18 +12,20 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import AsyncIterator
+import traceback
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, closing
 from typing import ClassVar, Self
 
 from pydantic import DirectoryPath, Field, field_validator
 
-from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Part, Result, Services, Task
+from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Part, Result, Services, Task
 from gateway_local.calling import Callee, as_json
 from gateway_local.loading import load_folder, load_named
 
 SHIPPED = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
 EXAMPLES = {"add": {"a": 10, "b": 20}, "burn": {"seconds": 0.001}, "count": {"n": 3}, "squares": {"items": [2, 3]}}
+TRACEBACK_CHARS = 8000
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -82,7 +84,24 @@ class Local(Backend[LocalSettings]):
         return self
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
-        """Call the function; yields one result, or a part for each value of a generator."""
+        """Call the function; yields one result, or a part for each value of a generator.
+
+        What the function raises is its own affair, and often its argument's: that says nothing of the others.
+        """
+        try:
+            async with aclosing(self._called(task)) as items:
+                async for item in items:
+                    yield item
+        except GatewayError:
+            raise
+        except Exception as exc:
+            what = type(exc).__name__
+            where = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
+            self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where[-TRACEBACK_CHARS:])
+            message = f"`{task.name}` raised {what}"
+            raise BackendUnavailable(message, code="plugin_error", again=False, detail=str(exc)) from exc
+
+    async def _called(self, task: Task) -> AsyncGenerator[Part | Result, None]:
         value = self._callees[task.name].call(task.json)
         if inspect.isawaitable(value):
             value = await value

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 from pydantic import ValidationError
 
-from gateway.errors import PluginRaised
 from gateway.plugin import BackendFailed, BackendUnavailable, Part, Task, TaskInvalid
 from gateway.workers import WorkerBackend
 from gateway_local import Local, LocalSettings
@@ -86,8 +85,9 @@ async def test_the_hello_tells_names_and_what_they_take(workers: WorkerBackend) 
 
 
 async def test_an_exception_in_the_function_is_named(workers: WorkerBackend) -> None:
-    with pytest.raises(PluginRaised, match=r"`add` raised TypeError") as caught:
+    with pytest.raises(BackendUnavailable, match=r"`add` raised TypeError") as caught:
         await call(workers, "add", {"a": 1, "b": "x"})
+    assert (caught.value.code, caught.value.again) == ("plugin_error", False)
     assert caught.value.detail.startswith("unsupported operand")
 
 
@@ -111,8 +111,9 @@ async def test_every_public_function_of_a_folder_is_served(folder: Path) -> None
 
 async def test_a_type_error_inside_the_function_is_not_the_clients_mistake(folder: Path) -> None:
     async with here(tasks_dir=folder) as local:
-        with pytest.raises(TypeError, match="len"):
+        with pytest.raises(BackendUnavailable, match="`confused` raised TypeError") as caught:
             await call(local, "confused", {"text": "x"})
+        assert caught.value.code == "plugin_error"
 
 
 async def test_functions_are_named_by_themselves_or_by_a_map() -> None:

@@ -99,6 +99,17 @@ async def test_a_plugin_in_a_worker_that_only_raises_is_left_out_and_told(monkey
         assert len(gateway.lines.of("worker.raised")) == 3
 
 
+async def test_arguments_that_make_a_function_raise_shut_it_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "RAISES", 3)
+    async with running_gateway(**backend("local", "local", SLOTS="1")) as gateway:
+        for _ in range(4):
+            answer = await answered(gateway.url, post("/v1/tasks/add", b'{"a":1,"b":"x"}'))
+            assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error")
+            assert "`add` raised TypeError" in answer.json["error"]["message"]
+        assert (await answered(gateway.url, post("/v1/tasks/add", b'{"a":1,"b":2}'))).json == {"result": 3}
+        assert [line["error"] for line in gateway.lines.of("local.raised")] == ["TypeError"] * 4
+
+
 async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(gateway: RunningGateway) -> None:
     for task in ("exit", "interrupt"):
         answer = await answered(gateway.url, post(f"/v1/tasks/{task}", b"{}"))

@@ -190,7 +190,7 @@ async def test_nothing_that_is_said_and_no_secret_is_written_anywhere(tmp_path: 
     assert {200, 400, 401, 415, 500} <= statuses
     text = process.written()
     assert text.count("request.finished") >= 21
-    assert all(word in text for word in ("http.rejected", "worker.raised", "egress.sent", "learned.json"))
+    assert all(word in text for word in ("http.rejected", "local.raised", "egress.sent", "learned.json"))
     assert_silent(text + told)
 
 

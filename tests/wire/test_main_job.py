@@ -222,5 +222,5 @@ async def test_a_list_is_divided_over_this_machine_and_a_second_gateway(tmp_path
         parts = gateway.lines.of("subtask.finished")
     assert said == {"result": [item * item for item in items]}
     assert line["site"] == "hybrid"
-    assert sum(part["items"] for part in parts if part["outcome"] == "served") == 100
+    assert sum(part["items"] for part in parts if part["outcome"] == "served") >= 100  # what is late is dealt twice
     assert {part["backend"] for part in parts} == {"local", "cloud"}
