@@ -142,7 +142,7 @@ class Attempt:
                 async for item in items:
                     if not isinstance(item, Part):
                         return _rendered(item, renderer)
-                    size += _size(item)
+                    size += size_of(item)
                     if size > MOST_GATHERED_BYTES:
                         raise _too_much(size)
                     renderer.add(item)
@@ -166,7 +166,7 @@ class Attempt:
         if self._expected.is_content(part):
             self._succeeded(200)
             return
-        self._empty_bytes += _size(part)
+        self._empty_bytes += size_of(part)
         if self._empty_bytes > MOST_EMPTY_BYTES:
             raise _too_much(self._empty_bytes, "without content")
 
@@ -242,7 +242,7 @@ def _rendered(result: Any, renderer: Renderer | None) -> Result:
     return result if renderer is None else renderer.whole(result)
 
 
-def _size(part: Part) -> int:
+def size_of(part: Part) -> int:
     """About how many bytes it takes."""
     held = part.data if part.raw is None else part.raw
     return PART_BYTES + (len(held) if isinstance(held, str | bytes) else sys.getsizeof(held))

@@ -167,7 +167,9 @@ class Dispatcher:
         try:
             race.start()
             record.attempts += 1  # not before: who is refused a place in line has asked nobody
-            answer = await race.first(self._patience(plan, call.until))
+            answer = await race.first(
+                self._patience(plan, call.until), lambda: self._patience_rescued(plan, call.until)
+            )
         except DeadlineExceeded as exc:
             race.timed_out(exc)
             raise
@@ -190,6 +192,11 @@ class Dispatcher:
         left_s = until - now
         least_s = max(PATIENCE_SHARE * left_s, PATIENCE * (plan.decision.predicted_s or 0.0))
         return min(now + least_s, until - _reserve_s(plan.decision, left_s))
+
+    def _patience_rescued(self, plan: Plan, until: float) -> float:
+        """The same once two are at work: to the end, or where there is a third one, half of what is left."""
+        now = time.monotonic()
+        return until if len(plan.decision.order) < 3 else now + PATIENCE_SHARE * (until - now)
 
     def _may_try_elsewhere(self, error: GatewayError, race: Race, plan: Plan, until: float) -> bool:
         if isinstance(error, DeadlineExceeded):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.attempt import Attempt, End, Item, size_of
 from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
@@ -15,7 +16,7 @@ from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, T
 from gateway.telemetry import log
 from gateway.timing import Watch
 
-CHANNEL_PARTS = 32  # what a backend may be ahead of a slow client
+CHANNEL_PARTS, CHANNEL_BYTES = 32, 1 << 18  # what a backend may be ahead of a slow client
 CLOCK_S = 0.001  # a timer may fire this early
 QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
@@ -62,8 +63,10 @@ class Race:
         self.winner: Attempt | None = None
         self._is_closed = False
         self._lanes, self._spawn = lanes, spawn
-        self._channel: asyncio.Queue[tuple[Attempt, Item] | None] = asyncio.Queue(CHANNEL_PARTS)
+        self._channel = _Channel()
         self._alarm = _Alarm(self._channel)
+        self._until = math.inf
+        self._until_rescued: Callable[[], float] = lambda: math.inf
 
     def start(self) -> None:
         """Take the first place in line. Raises TaskRefused when the line is full."""
@@ -91,6 +94,8 @@ class Race:
             self._enter(work, backend)
         except TaskRefused:  # its line is full; the lanes' own timer, which asks, must not hear of it
             return False
+        self._until = self._until_rescued()  # what is left to the first is not what the second was given
+        self._alarm.set(self._until)
         log.info(
             "dispatch.rescued",
             request_id=self.task.id,
@@ -105,19 +110,20 @@ class Race:
     async def _put(self, attempt: Attempt, item: Item) -> None:
         if self._is_closed or (self.winner is not None and self.winner is not attempt):
             return  # nobody would take it from the channel
-        if self._channel.full():
-            await self._channel.put((attempt, item))
-        else:
-            self._channel.put_nowait((attempt, item))
+        await self._channel.put((attempt, item))
 
     # ── to the first content ─────────────────────────────────────────────────────────────────────
 
-    async def first(self, until: float) -> Answer:
-        """The whole result, or the stream from its first content on. Raises what the last attempt failed with."""
+    async def first(self, until: float, until_rescued: Callable[[], float]) -> Answer:
+        """The whole result, or the stream from its first content on. Raises what the last attempt failed with.
+
+        until: the instant up to which to wait. until_rescued: what that is once a second attempt has been made.
+        """
+        self._until, self._until_rescued = until, until_rescued
         ahead: list[tuple[Attempt, Part]] = []
         failed = 0
         while True:
-            attempt, item = await self._next(until)
+            attempt, item = await self._next(self._until)
             if isinstance(item, GatewayError):
                 attempt.watch.stop()
                 failed += 1
@@ -191,7 +197,7 @@ class Race:
             self.winner.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
     async def _next(self, until: float) -> tuple[Attempt, Item]:
-        if self._channel.empty():
+        if self._channel.is_empty:
             self._alarm.set(until)
         heard = await self._channel.get()
         if heard is None:
@@ -230,10 +236,48 @@ class Race:
         return {attempt.member.name: attempt for attempt in self.attempts if attempt.member}
 
 
-class _Alarm:
-    """Puts None into an empty channel at the time set. One timer serves many waits: set later, it is not made anew."""
+class _Channel:
+    """From the attempts to who listens. Bounded in number and in bytes, so that a slow reader slows the backend."""
 
-    def __init__(self, channel: asyncio.Queue[tuple[Attempt, Item] | None]) -> None:
+    def __init__(self) -> None:
+        self._heard: asyncio.Queue[tuple[Attempt, Item] | None] = asyncio.Queue()
+        self._bytes = 0
+        self._has_room = asyncio.Event()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be heard."""
+        return self._heard.empty()
+
+    async def put(self, heard: tuple[Attempt, Item]) -> None:
+        """Say it, once there is room."""
+        while self._heard.qsize() >= CHANNEL_PARTS or self._bytes >= CHANNEL_BYTES:
+            self._has_room.clear()
+            await self._has_room.wait()
+        self._bytes += _size(heard[1])
+        self._heard.put_nowait(heard)
+
+    async def get(self) -> tuple[Attempt, Item] | None:
+        """The next; None where the alarm has rung."""
+        heard = await self._heard.get()
+        if heard is not None:
+            self._bytes -= _size(heard[1])
+            self._has_room.set()
+        return heard
+
+    def ring(self) -> None:
+        """Nothing was said in time."""
+        self._heard.put_nowait(None)
+
+
+def _size(item: Item) -> int:
+    return size_of(item) if isinstance(item, Part) else 0
+
+
+class _Alarm:
+    """Rings on an empty channel at the time set. One timer serves many waits: set later, it is not made anew."""
+
+    def __init__(self, channel: _Channel) -> None:
         self._channel = channel
         self._until: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -259,9 +303,9 @@ class _Alarm:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._until is None or not self._channel.empty():
+        if self._until is None or not self._channel.is_empty:
             return
         if self._until > time.monotonic() + CLOCK_S:
             self.set(self._until)
         else:
-            self._channel.put_nowait(None)
+            self._channel.ring()

@@ -112,6 +112,18 @@ async def test_while_the_first_is_silent_the_second_answers_every_request(script
         assert [await ask(gateway, stream=True) for _ in range(4)] == [TEXT] * 4
 
 
+async def test_who_is_asked_too_has_all_the_time_that_is_left() -> None:
+    async def thinks(talk: Talk) -> None:
+        await asyncio.sleep(1.0)  # with the wait for the rescue, more than half of the time
+        await SECOND(talk)
+
+    async with between(stall(), thinks, environ={"GATEWAY_FIRST_BYTE_S": "3"}) as (gateway, *_):
+        assert await ask(gateway, stream=True) == TEXT
+        line = await gateway.line()
+    assert line["reason"] == "rescued"
+    assert line["t_total_ms"] > 1500
+
+
 async def test_empty_deltas_after_content_are_a_stall() -> None:
     async def script(talk: Talk) -> None:
         await talk.send(ONE.opening() + ONE.events(WORDS[:4]))
