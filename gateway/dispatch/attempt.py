@@ -121,38 +121,36 @@ class Attempt:
         if isinstance(produced, AsyncIterator):
             await self._relay(produced, renderer)
         else:
-            await self._tell(_rendered(await produced, renderer))
+            await self._tell(await _rendered(await produced, renderer))
 
     async def _relay(self, produced: AsyncIterator[Part | Result], renderer: Renderer | None) -> None:
+        has_begun = False
         async with aclosing(produced) as items:  # type: ignore[type-var]
-            if self._expected.wants_whole and renderer is not None:
-                await self._tell(await self._gathered(items, renderer))
-                return
             async for item in items:
                 if not isinstance(item, Part):
-                    await self._tell(_rendered(item, renderer))
+                    await self._tell(await _rendered(item, renderer))
                     return
+                if not has_begun and renderer is not None and self._expected.gathers(item):
+                    await self._gather(item, items, renderer)
+                    break
+                has_begun = True
                 await self._tell(item)
+        if not has_begun and renderer is not None and self._expected.gathers(Part()):
+            await self._tell(await renderer.whole(None))
 
-    async def _gathered(self, items: AsyncIterator[Part | Result], renderer: Renderer) -> Result:
-        """One answer from all parts; bounded in size, and in the time without content."""
-        size, stall_s, loop = 0, self._expected.limits.stall_s, asyncio.get_running_loop()
+    async def _gather(self, part: Part, more: AsyncIterator[Part | Result], renderer: Renderer) -> None:
+        """Put this part and all that follow together; bounded in size, and in the time without content."""
+        gathered = _Gathered(self._expected, renderer)
+        stall_s = gathered.stall_s if gathered.add(part) else None
         try:
-            async with asyncio.timeout(None) as stall:
-                async for item in items:
-                    if not isinstance(item, Part):
-                        return _rendered(item, renderer)
-                    size += size_of(item)
-                    if size > MOST_GATHERED_BYTES:
-                        raise _too_much(size)
-                    renderer.add(item)
-                    if self._expected.is_content(item):
-                        stall.reschedule(loop.time() + stall_s)
+            async with asyncio.timeout(stall_s) as stall:
+                async for item in more:
+                    if gathered.add(item):
+                        stall.reschedule(asyncio.get_running_loop().time() + gathered.stall_s)
         except TimeoutError:
             if not stall.expired():
                 raise
-            raise DeadlineExceeded(f"nothing more came within {stall_s:g} s") from None
-        return renderer.whole(None)
+            raise DeadlineExceeded(f"nothing more came within {gathered.stall_s:g} s") from None
 
     async def _tell(self, item: Part | Result) -> None:
         if isinstance(item, Result):
@@ -236,10 +234,33 @@ def _removed(backend: str) -> BackendUnavailable:
     return BackendUnavailable(f"backend {backend} was removed before this could start there", began=False)
 
 
-def _rendered(result: Any, renderer: Renderer | None) -> Result:
+class _Gathered:
+    """Parts that are put together: how much of them there may be."""
+
+    def __init__(self, expected: Expectations, renderer: Renderer) -> None:
+        self.stall_s = expected.limits.stall_s
+        self._expected, self._renderer = expected, renderer
+        self._bytes = 0
+
+    def add(self, part: Any) -> bool:
+        """One more; whether it is content. Raises BackendUnavailable where it is one too many."""
+        if not isinstance(part, Part):
+            raise _no_answer(part)
+        self._bytes += size_of(part)
+        if self._bytes > MOST_GATHERED_BYTES:
+            raise _too_much(self._bytes)
+        self._renderer.add(part)
+        return self._expected.is_content(part)
+
+
+def _no_answer(given: Any) -> TypeError:
+    return TypeError(f"run gave {type(given).__name__}, which is neither Result nor Part")
+
+
+async def _rendered(result: Any, renderer: Renderer | None) -> Result:
     if not isinstance(result, Result):
-        raise TypeError(f"run gave {type(result).__name__}, which is neither Result nor Part")
-    return result if renderer is None else renderer.whole(result)
+        raise _no_answer(result)
+    return result if renderer is None else await renderer.whole(result)
 
 
 def size_of(part: Part) -> int:

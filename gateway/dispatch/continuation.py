@@ -20,7 +20,7 @@ class Renderer(Protocol):
         """The next part, where the client wants a whole. Raises BackendUnavailable for one that cannot be read."""
         ...
 
-    def whole(self, result: Result | None) -> Result:
+    async def whole(self, result: Result | None) -> Result:
         """The answer: `result`, or what the parts make. Raises BackendUnavailable where it is none."""
         ...
 

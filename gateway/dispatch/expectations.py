@@ -21,6 +21,10 @@ def _any_part(_: Part) -> bool:
     return True
 
 
+def _no_part(_: Part) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectations:
     """What the client expects beside the task itself.
@@ -29,7 +33,7 @@ class Expectations:
     client_deadline: the task's deadline is the client's own, not the operator's default. quiet_s: after so long
     without content it wants a QUIET part. said: what it has been told, so that a broken stream can go on.
     renderer(backend, name): makes what that backend, which calls the model or task `name`, answers into what the
-    client asked for. wants_whole: parts are put together.
+    client asked for. gathers: whether an answer that begins with this part is put together.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -38,4 +42,4 @@ class Expectations:
     quiet_s: float | None = None
     said: Continuation | None = None
     renderer: Callable[[str, str], Renderer] | None = None
-    wants_whole: bool = False
+    gathers: Callable[[Part], bool] = _no_part

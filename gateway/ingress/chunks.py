@@ -16,7 +16,9 @@ Shape = Literal["chat", "completion"]
 Chunk = dict[str, Any]
 
 # A server that repeats these in every chunk means the same thing again, not more of it.
-_SAID_ONCE = frozenset({"role", "id", "type", "name", "index", "finish_reason"})
+_SAID_ONCE = frozenset(
+    {"content_filter_results", "finish_reason", "id", "index", "name", "prompt_filter_results", "role", "type"}
+)
 
 
 def chunk_of(stamp: Stamp, value: Any, shape: Shape) -> Chunk:
@@ -152,12 +154,14 @@ def _plain(value: Any) -> Any:
 def _grow(whole: dict[str, Any], delta: dict[str, Any]) -> None:
     for key, new in delta.items():
         old = whole.get(key)
-        if isinstance(new, dict):
+        if key in _SAID_ONCE:
+            whole[key] = old if new is None else new
+        elif isinstance(new, dict):
             whole[key] = old if isinstance(old, dict) else {}
             _grow(whole[key], new)
         elif isinstance(new, list):
             whole[key] = _grown_list(old if isinstance(old, list) else [], new)
-        elif isinstance(new, str) and key not in _SAID_ONCE:
+        elif isinstance(new, str):
             if isinstance(old, _Text):
                 old.pieces.append(new)
             else:

@@ -35,13 +35,14 @@ class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
 
     def has_content(self) -> bool:
-        if self.error is not None and bytes(self.error) != b"null":
+        if self.error is not None and bytes(self.error) not in _NO_ERROR:
             return False
         if self.choices is not None:
             return any(choice.has_content() for choice in self.choices)
         return self.type not in _NO_CONTENT_TYPES
 
 
+_NO_ERROR = frozenset({b"null", b'""', b"false", b"{}"})
 _NOTHING = frozenset({b"null", b'""', b"[]", b"{}"})
 _EVENT = msgspec.json.Decoder(_Event)
 
@@ -53,18 +54,20 @@ def has_content(draft: Draft, part: Part) -> bool:
     """
     if part.raw is None:
         return draft.kind == "task" or _says_something(part.data)
-    return any(_is_content(data) for _, data in events_of(part.raw))
+    in_choices = draft.kind in ("chat", "completion")
+    return any(_is_content(data, in_choices=in_choices) for _, data in events_of(part.raw))
 
 
 def _says_something(value: Any) -> bool:
     is_account = isinstance(value, dict) and value.keys() == {"usage"}
-    return bool(value) and not is_account and _is_content(encode_json(value))
+    return bool(value) and not is_account and _is_content(encode_json(value), in_choices=False)
 
 
-def _is_content(data: bytes) -> bool:
+def _is_content(data: bytes, *, in_choices: bool) -> bool:
     if data[:1] != b"{":
-        return data.strip() != b"[DONE]"
+        return not in_choices and data.strip() != b"[DONE]"
     try:
-        return _EVENT.decode(data).has_content()
+        event = _EVENT.decode(data)
+        return event.has_content() and not (in_choices and event.choices is None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False

@@ -27,7 +27,7 @@ from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.framing import encode_json
 from gateway.ingress.incoming import Incoming, Reply
-from gateway.ingress.render import Streamed, Wanted, has_content, streamed
+from gateway.ingress.render import Streamed, Wanted, has_content, streamed, wants_whole
 from gateway.ingress.resume import continuation
 from gateway.ingress.room import Room
 from gateway.ingress.routes import Match, match
@@ -40,7 +40,6 @@ from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
 PRESSED_RETRY_S = 2.0
-MOST_SAID_BYTES = 1000
 WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
 
 
@@ -214,10 +213,10 @@ class _Visit:
             limits=limits_of(self.incoming.headers, self.door.rules.limits),
             is_content=lambda part: has_content(draft, part),
             client_deadline="x-gateway-deadline-ms" in self.incoming.headers,
-            quiet_s=HEARTBEAT_S if draft.stream or draft.kind == "task" else None,
+            quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
             said=continuation(draft) if draft.stream else None,
             renderer=partial(Wanted, draft, self.record.request_id),
-            wants_whole=not draft.stream and draft.kind != "task",
+            gathers=partial(wants_whole, draft),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
@@ -234,9 +233,20 @@ class _Visit:
 
     async def _whole(self, result: Result) -> None:
         if self.has_begun:
-            raise _too_late(result)
+            await self._whole_late(result)
+            return
         body = result.body if result.body is not None else encode_json(result.json)
         await self._send(result.status, result.content_type, body, result.headers)
+
+    async def _whole_late(self, result: Result) -> None:
+        """A whole answer where the stream has begun already: the client can only be told in it, in its own words."""
+        said = result.value() if "json" in result.content_type else None
+        if result.status < 400 or not isinstance(said, dict) or not said.get("error"):
+            what = f"status {result.status} in {result.content_type}, which is no stream, after the stream had begun"
+            raise GatewayError(f"the backend answered with {what}", code="upstream_bad_response")
+        assert self.stream is not None
+        self.record.error, self.record.outcome = f"refused with status {result.status}", outcome_of(result.status)
+        await self.reply.abort(self.stream.error(said))
 
     async def _send(
         self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
@@ -302,11 +312,11 @@ class _Visit:
 
     async def _begin(self) -> None:
         if not self.has_begun:
-            self.has_begun, self.record.status = True, 200
             assert self.stream is not None
             whole = self.answer.result if self.answer is not None else None
             given = whole.headers if whole is not None else {}
             await self.reply.begin(200, {**given, **self.stream.headers, **self._headers()})
+            self.has_begun, self.record.status = True, 200
 
     async def _beat(self, stream: Streamed) -> None:
         await self._begin()
@@ -349,15 +359,6 @@ class _Visit:
         more = error_headers(error, self.record.attempts)
         await self._send(status_of(error), "application/json", body, more)
         self.record.outcome = outcome
-
-
-def _too_late(result: Result) -> GatewayError:
-    """A whole answer where the stream has begun already: the client can only be told in it."""
-    if result.status < 400:
-        what = f"the backend answered with {result.content_type}, which is no stream, after the stream had begun"
-        return GatewayError(what, code="upstream_bad_response")
-    said = (result.body or b"")[:MOST_SAID_BYTES].decode(errors="replace")
-    return GatewayError(f"the backend refused with status {result.status}", code="upstream_bad_response", detail=said)
 
 
 def _working(answer: Answer) -> str:

@@ -28,7 +28,7 @@ from gateway.ingress.streams import (
 from gateway.ingress.transcripts import as_transcript, transcript_answer
 from gateway.plugin import BackendFailed, Kind, Part, Result
 
-__all__ = ["Streamed", "Wanted", "has_content", "streamed"]
+__all__ = ["Streamed", "Wanted", "has_content", "streamed", "wants_whole"]
 
 _STREAMS: dict[Kind, type[Streamed]] = {
     "chat": ChunkStream,
@@ -54,7 +54,7 @@ class Wanted:
         with _readable(self._stamp):
             self._gathered.add(part)
 
-    def whole(self, result: Result | None) -> Result:
+    async def whole(self, result: Result | None) -> Result:
         """The answer: `result`, or what the parts make. Raises BackendUnavailable for what is none.
 
         A refusal of the backend (status 400 and up) passes untouched. For a client that wants a stream, it is
@@ -65,16 +65,16 @@ class Wanted:
             if self._draft.stream:
                 self._check(found)
                 return found
-            return self._rendered(found)
+            return await self._rendered(found)
 
     def _check(self, result: Result) -> None:
         if result.status < 400 and self._draft.kind != "other":
             streamed(self._draft, request_id="", served_as=self._stamp.served_as).whole(result)
 
-    def _rendered(self, result: Result) -> Result:
+    async def _rendered(self, result: Result) -> Result:
         if result.status >= 400:
             return dataclasses.replace(result, json=None, body=_as_it_is(result))
-        content_type, body = _shaped(self._draft, self._stamp, result)
+        content_type, body = await _shaped(self._draft, self._stamp, result)
         return dataclasses.replace(result, json=None, body=body, content_type=content_type)
 
 
@@ -95,10 +95,10 @@ def _as_it_is(result: Result) -> bytes:
     return encode_json(result.json) if result.body is None else result.body
 
 
-def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
+async def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
     if draft.kind == "embeddings":
         as_base64 = draft.encoding_format == "base64"
-        return JSON, embeddings_answer(stamp, result, items=draft.items, as_base64=as_base64)
+        return JSON, await embeddings_answer(stamp, result, items=draft.items, as_base64=as_base64)
     if result.body is not None and not _is_another_format(draft, result):
         return result.content_type, _named(draft, stamp, result.content_type, result.body)
     match draft.kind:
@@ -134,24 +134,27 @@ def streamed(draft: Draft, *, request_id: str, served_as: str | None = None) -> 
 # ── parts where the client wants a whole ─────────────────────────────────────────────────────────
 
 
+def wants_whole(draft: Draft, first: Part) -> bool:
+    """Whether an answer that begins with this part is to be put together: the client did not ask for parts.
+
+    The events of what is only relayed go on as they are: a client may have asked for them in ways not known here.
+    """
+    return not draft.stream and (first.raw is None if draft.kind == "other" else draft.kind != "task")
+
+
 class Gathered:
     """One answer from the parts of a backend that streams. Here: a list of what it yielded."""
 
     def __init__(self, stamp: Stamp) -> None:
         self.stamp = stamp
         self.values: list[Any] = []
-        self.raw: list[bytes] = []
 
     def add(self, part: Part) -> None:
         """The next part. Raises BackendUnavailable for one that cannot be read."""
         if part.raw is None:
             self.take(part.data)
-        else:
-            self.take_raw(part.raw)
-
-    def take_raw(self, raw: bytes) -> None:
-        """The next events, as an upstream framed them."""
-        for _, data in events_of(raw):
+            return
+        for _, data in events_of(part.raw):
             if data.strip() != b"[DONE]":
                 self.take(_decoded(self.stamp, data))
 
@@ -162,14 +165,6 @@ class Gathered:
     def result(self) -> Result:
         """All of it. Raises BackendUnavailable where it makes no answer."""
         return Result(json={"result": self.values})
-
-
-class _Relayed(Gathered):
-    def take_raw(self, raw: bytes) -> None:
-        self.raw.append(raw)
-
-    def result(self) -> Result:
-        return Result(body=b"".join(self.raw), content_type="text/event-stream") if self.raw else super().result()
 
 
 class _Chunks(Gathered):
@@ -204,7 +199,6 @@ _GATHERED: dict[Kind, type[Gathered]] = {
     "chat": _Chunks,
     "completion": _Texts,
     "transcription": _Transcript,
-    "other": _Relayed,
 }
 
 

@@ -122,8 +122,8 @@ class ChunkStream(Streamed):
         self.head = head(stamp, self.id_prefix, self.object_name)
 
     def relay(self, framed: bytes, data: bytes) -> bytes:
-        if data.startswith(b'{"error"'):
-            raise broken_off(self.stamp, _decoded(data))
+        if data.startswith(b'{"error"') and (reported := _decoded(data)).get("error"):
+            raise broken_off(self.stamp, reported)
         self.has_begun = True
         changed = renamed(data, self.stamp)
         return framed if changed is data else reframed(framed, changed)

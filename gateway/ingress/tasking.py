@@ -11,6 +11,9 @@ from gateway.ingress.drafts import Draft
 from gateway.plugin import Task, TaskInvalid
 from gateway.registry import AUTO
 
+# Of how long OpenAI's clients wait without a byte: before that an error must reach them, or, in the middle of a stream,
+# what another backend goes on with.
+ANSWER_SHARE, STALL_SHARE = 0.95, 0.6
 STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
 
 # The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
@@ -37,8 +40,7 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
     travelling = {name: headers[name] for name in TRAVELLING if name in headers}
     if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
         travelling.pop("traceparent", None)
-    patience_s = _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
-    whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, patience_s)
+    whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, _patience_s(headers) * ANSWER_SHARE)
     return Task(
         id=request_id,
         kind=draft.kind,
@@ -58,10 +60,13 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
 
 def limits_of(headers: Mapping[str, str], ours: Limits) -> Limits:
     """The smaller of what the operator allows a stream and what the client will wait for."""
-    theirs = _seconds(headers.get("x-stainless-read-timeout"))
-    if theirs is None:
-        return ours
-    return Limits(first_byte_s=min(ours.first_byte_s, theirs), stall_s=min(ours.stall_s, theirs))
+    theirs_s = _patience_s(headers)
+    stall_s = min(ours.stall_s, theirs_s * STALL_SHARE)
+    return Limits(first_byte_s=min(ours.first_byte_s, theirs_s * ANSWER_SHARE), stall_s=stall_s)
+
+
+def _patience_s(headers: Mapping[str, str]) -> float:
+    return _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
 
 
 def _may_leave(headers: Mapping[str, str]) -> bool:

@@ -374,8 +374,10 @@ async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pyt
         assert await next_event(reader) == ": keep-alive"
         heard.set()
         events, is_whole = await all_events(reader)
+        line = await gateway.line()
     assert not is_whole
-    assert "422" in json.loads(events[-1][6:])["error"]["message"]
+    assert json.loads(events[-1][6:]) == {"error": {"message": "no such voice"}}
+    assert (line["status"], line["outcome"]) == (200, "refused")
 
 
 async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +410,20 @@ async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatc
         events, is_whole = await all_events(reader)
     assert not is_whole
     assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
+
+
+async def test_events_that_nobody_knows_how_a_client_asked_for_are_relayed_as_they_come() -> None:
+    spoken = {"type": "speech.audio.delta", "audio": "AAAA"}
+    script = by_path({"/v1/audio/speech": sse(spoken, {"type": "speech.audio.done"}, done=False)})
+    body = b'{"model":"gpt","input":"x","voice":"v","stream_format":"sse"}'
+    async with (
+        relaying(script, MODELS="gpt") as (gateway, _),
+        streaming(gateway, "/v1/audio/speech", body) as (reader, _),
+    ):
+        await read_head(reader)
+        events, is_whole = await all_events(reader)
+    assert is_whole
+    assert json.loads(events[0][6:]) == spoken
 
 
 async def test_a_relayed_request_keeps_its_query() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import math
 import struct
 from typing import Any
 
@@ -31,7 +33,7 @@ def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: st
         items=items,
         encoding_format=asked,
     )
-    return Wanted(draft, "r", "the backend", served_as).whole(result).body or b""
+    return asyncio.run(Wanted(draft, "r", "the backend", served_as).whole(result)).body or b""
 
 
 def relayed(*vectors: Any) -> bytes:
@@ -127,3 +129,11 @@ def test_what_cannot_be_the_answer_is_the_backends_failure(result: Result, asked
 def test_what_cannot_be_turned_round_is_the_backends_failure(asked: str, vector: Any) -> None:
     with pytest.raises(BackendUnavailable, match="cannot be read"):
         rendered(Result(body=relayed(vector)), asked=asked)
+
+
+def test_what_32_bits_do_not_hold_is_the_backends_failure() -> None:
+    for number in (math.nan, math.inf):
+        with pytest.raises(BackendUnavailable, match="infinite, or none"):
+            rendered(Result(body=relayed(base64.b64encode(struct.pack("<f", number)).decode())), asked="float")
+    with pytest.raises(BackendUnavailable, match="too large"):
+        rendered(Result(body=relayed([1e39])), asked="base64")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -19,7 +20,7 @@ def draft(kind: Kind = "chat", **more: Any) -> Draft:
 
 
 def rendered(result: Result, kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> Result:
-    return Wanted(draft(kind, **more), "r1", "the backend", served_as).whole(result)
+    return asyncio.run(Wanted(draft(kind, **more), "r1", "the backend", served_as).whole(result))
 
 
 def answer(value: Any, kind: Kind = "chat") -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.framing import events_of
-from gateway.ingress.render import Wanted, streamed
+from gateway.ingress.render import Wanted, streamed, wants_whole
 from gateway.ingress.streams import Streamed
 from gateway.plugin import BackendUnavailable, Kind, Part, Result
 
@@ -352,7 +353,7 @@ def collected(asked: Draft, parts: Sequence[Part]) -> Result:
     wanted = Wanted(replace(asked, stream=False), "r", "the backend", "assistant")
     for part in parts:
         wanted.add(part)
-    return wanted.whole(None)
+    return asyncio.run(wanted.whole(None))
 
 
 def assert_same_choices(direct: list[dict[str, Any]], streamed_ones: list[dict[str, Any]]) -> None:
@@ -406,10 +407,9 @@ def test_an_error_or_garbage_among_the_parts_is_the_backends_failure() -> None:
                 collected(draft(kind), [Part("x"), bad])
 
 
-def test_other_streams_are_collected_as_they_came_and_tasks_as_a_list() -> None:
-    framed = b'event: a\ndata: {"b":1}\n\n'
-    result = collected(draft("other"), [Part(raw=framed), Part(raw=framed)])
-    assert (result.body, result.content_type) == (framed * 2, "text/event-stream")
+def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -> None:
+    assert not wants_whole(replace(draft("other"), stream=False), raw({"b": 1}))
+    assert answer_of(draft("other"), [Part(1), Part(2)]) == {"result": [1, 2]}
     assert answer_of(draft("task"), [Part(1), Part(2)]) == {"result": [1, 2]}
 
 
@@ -438,15 +438,43 @@ def test_other_streams_are_collected_as_they_came_and_tasks_as_a_list() -> None:
         (raw(b"{nonsense"), False),
         (raw({"type": "response.created"}), False),
         (raw({"type": "ping"}), False),
-        (raw({"type": "response.output_text.delta", "delta": "x"}), True),
-        (raw({"type": "transcript.text.delta", "delta": "x"}), True),
+        (raw({**chunk({"content": "x"}), "error": None}), True),
+        (raw({"object": "error", "message": "no"}), False),
+        (raw({"detail": "no"}), False),
+        (raw(b"alive"), False),
         (Part(raw=b": keep-alive\n\n"), False),
     ],
-    ids=range(22),
+    ids=range(24),
 )
 def test_content_is_what_a_client_waits_for(part: Part, expected: bool) -> None:
     assert has_content(draft(), part) is expected
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("other", {"type": "response.output_text.delta", "delta": "x"}),
+        ("other", {"delta": "x"}),
+        ("transcription", {"type": "transcript.text.delta", "delta": "x"}),
+    ],
+)
+def test_events_of_other_kinds_are_content_by_their_type(kind: Kind, value: Any) -> None:
+    assert has_content(draft(kind), raw(value))
+
+
 def test_whatever_a_generator_yields_is_content() -> None:
     assert all(has_content(draft("task"), Part(value)) for value in (None, 0, "", [], "x"))
+
+
+@pytest.mark.parametrize("none", [None, "", False, {}])
+def test_an_error_that_is_none_breaks_nothing_off(none: Any) -> None:
+    said = raw({"error": none, **chunk({"content": "x"})})
+    assert values(stream_of().part(said)) == [{"error": none, **chunk({"content": "x"})}]
+
+
+def test_what_a_filter_says_again_is_said_once() -> None:
+    results = {"hate": {"filtered": False, "severity": "safe"}}
+    said = {"index": 0, "delta": {"content": "x"}, "content_filter_results": results}
+    whole = answer_of(draft(), [Part({"choices": [said]}), Part({"choices": [said]})])
+    assert whole["choices"][0]["content_filter_results"] == results
+    assert whole["choices"][0]["message"]["content"] == "xx"
