@@ -31,7 +31,7 @@ from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
 
 MOST_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
-MOST_EMPTY_BYTES = 1 << 20  # before the first content
+MOST_EMPTY_BYTES = 4 << 20  # before the first content: some repeat the whole request in there
 PART_BYTES = 100  # about what Python needs for a part beside what is in it
 
 # What a site's time is charged to until the backend says otherwise.

@@ -15,7 +15,7 @@ import msgspec
 from gateway.dispatch import Continuation, How
 from gateway.ingress.chunks import Chunk, Shape, chunk_of, chunks_of
 from gateway.ingress.drafts import Draft
-from gateway.ingress.framing import Stamp, events_of
+from gateway.ingress.framing import Stamp, encode_json, events_of
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
@@ -26,19 +26,32 @@ _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+_NOTHING = frozenset({b"null", b'""', b"[]", b"{}", b"false", b"0"})
+_THOUGHTS = frozenset({"reasoning", "reasoning_content"})
+
+
 class _Choice(msgspec.Struct):
     index: int = 0
-    delta: dict[str, Any] | None = None
+    delta: dict[str, msgspec.Raw] | None = None
     text: str | None = None
     finish_reason: str | None = None
+
+    def _said(self) -> dict[str, msgspec.Raw]:
+        return {name: raw for name, raw in (self.delta or {}).items() if name != "role" and bytes(raw) not in _NOTHING}
 
     def text_of(self, shape: Shape) -> str | None:
         """What it says; None where it says something that is no text."""
         if shape == "completion":
             return self.text or ""
-        said = {name: value for name, value in (self.delta or {}).items() if value and name != "role"}
-        text = said.pop("content", "")
+        said = self._said()
+        text = msgspec.json.decode(said.pop("content", msgspec.Raw(b'""')))
         return text if isinstance(text, str) and not said else None
+
+    @property
+    def is_thought(self) -> bool:
+        """Whether it only tells what the model thinks before it speaks."""
+        said = self._said().keys()
+        return bool(said) and said <= _THOUGHTS
 
 
 class _Chunk(msgspec.Struct):
@@ -46,6 +59,7 @@ class _Chunk(msgspec.Struct):
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
+_CHOICE = msgspec.json.Decoder(_Choice)
 
 
 def continuation(draft: Draft) -> Continuation | None:
@@ -61,7 +75,7 @@ class Said:
     def __init__(self, draft: Draft, shape: Shape) -> None:
         self._stamp = Stamp(request_id="", model=draft.name)
         self._shape: Shape = shape
-        self._texts: list[str] = []
+        self._text = bytearray()  # UTF-8; a list of tokens takes twenty times the memory
         self._chars = self._pieces = 0
         self._head: dict[str, Any] | None = None
         self._is_plain = True
@@ -79,7 +93,7 @@ class Said:
         """Note a part that goes to the client as it is."""
         try:
             if part.raw is None:
-                self._note(msgspec.convert(self._chunk(part.data), _Chunk))
+                self._note(_CHUNK.decode(encode_json(self._chunk(part.data))))
                 return
             for _, data in events_of(part.raw):
                 if data.strip() != b"[DONE]":
@@ -110,12 +124,12 @@ class Said:
     def _keep(self, text: str) -> None:
         if not text or not self._is_plain:
             return
-        self._texts.append(text)
+        self._text += text.encode()
         self._pieces += 1
         self._chars += len(text)
         if self._chars > MAX_TEXT_CHARS:
             self._is_plain = False
-            self._texts.clear()
+            self._text.clear()
 
     # ── who goes on ──────────────────────────────────────────────────────────────────────────────
 
@@ -123,12 +137,18 @@ class Said:
         """The task with the text so far in it, or as it was; None where it cannot be done that way."""
         if not self._is_plain:
             return None
-        text = "".join(self._texts)
+        text = self._text.decode()
         self._overlap = Overlap(text, how=how)
         if how == "restart":
             return task
-        body = _with_prefill(task.body, text, self._shape, self._pieces) if text else None
-        return None if body is None else task.replace(body=body)
+        begun = _begun(task.body, text, self._shape, self._pieces) if text else None
+        if begun is None:
+            return None
+        if self._shape == "chat":
+            self._overlap = Overlap(begun["messages"][-1]["content"], how=how)  # with what the client itself began
+        members = _RAW_OBJECT.decode(task.body)
+        members |= {name: msgspec.Raw(msgspec.json.encode(new)) for name, new in begun.items()}
+        return task.replace(body=msgspec.json.encode(members))
 
     def joined(self, part: Part) -> Iterator[Part]:
         """What the client lacks of a part. Raises BackendUnavailable where the answer goes another way."""
@@ -168,7 +188,9 @@ class Said:
 
     def _fit(self, choice: dict[str, Any]) -> bool:
         """Leave in the choice what the client lacks; whether that is anything."""
-        heard = msgspec.convert(choice, _Choice)
+        heard = _CHOICE.decode(encode_json(choice))
+        if heard.is_thought and self._overlap.is_waited_for:
+            return False  # the client has the beginning of what comes after it
         text = heard.text_of(self._shape)
         new = self._overlap.interrupted() if text is None else self._overlap.new(text)
         if heard.finish_reason:
@@ -187,8 +209,11 @@ def _delta(delta: dict[str, Any], text: str) -> dict[str, Any]:
     return rest | {"content": text} if text else rest
 
 
-def _with_prefill(body: bytes, text: str, shape: Shape, pieces: int) -> bytes | None:
-    """The request for the rest of an answer that has said `text` in so many pieces, which are tokens, nearly always."""
+def _begun(body: bytes, text: str, shape: Shape, pieces: int) -> dict[str, Any] | None:
+    """What changes in the request for the rest of an answer that has said `text` in so many pieces.
+
+    Pieces are tokens, nearly always: as many are taken off what it may still say.
+    """
     members = _RAW_OBJECT.decode(body)
     begun = _begun_text(members, text) if shape == "completion" else _begun_turn(members, text)
     if begun is None:
@@ -197,7 +222,7 @@ def _with_prefill(body: bytes, text: str, shape: Shape, pieces: int) -> bytes | 
         most = msgspec.json.decode(members.get(name, b"null"))
         if isinstance(most, int):
             begun[name] = max(1, most - pieces)
-    return msgspec.json.encode(members | {name: msgspec.Raw(msgspec.json.encode(new)) for name, new in begun.items()})
+    return begun
 
 
 def _begun_text(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
@@ -214,10 +239,10 @@ def _begun_turn(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | 
     last = messages[-1]
     if last.get("role") != "assistant":
         return {"messages": [*messages, {"role": "assistant", "content": text}]}
-    if not isinstance(last.get("content"), str):
+    own = last.get("content")  # the client's own beginning; nobody takes two turns in a row
+    if not isinstance(own, str):
         return None
-    # The client's own beginning; nobody takes two turns in a row.
-    return {"messages": [*messages[:-1], last | {"content": last["content"] + text}]}
+    return {"messages": [*messages[:-1], last | {"content": text if text.startswith(own) else own + text}]}
 
 
 def _differs(how: str) -> BackendUnavailable:
@@ -242,6 +267,11 @@ class Overlap:
         """Whether every further text is new."""
         return not self._old
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the old text must still come."""
+        return self._must and not self.is_over
+
     def new(self, text: str) -> str:
         """What of the text is new, as far as is known yet. Raises BackendUnavailable where it does not fit."""
         if self.is_over:
@@ -264,7 +294,7 @@ class Overlap:
 
     def interrupted(self) -> str:
         """Something else than text comes; what was held back, if it is new. Raises as `new` does."""
-        if self._must and not self.is_over:
+        if self.is_waited_for:
             raise _differs("begins with something else than text")
         return self._let_go(self._held)
 

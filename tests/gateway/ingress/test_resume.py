@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -207,3 +208,42 @@ def test_several_answers_at_once_are_gone_on_with_by_nobody(path: str, body: Any
     asked = read(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
     assert asked.choices == choices
     assert (continuation(asked) is None) == (choices > 1)
+
+
+def test_a_turn_that_the_client_began_is_repeated_whole_and_taken_off_whole() -> None:
+    began = [*MESSAGES, {"role": "assistant", "content": "one two three "}]
+    said = heard(raw("four "))
+    rest = said.resumed(task(began), "prefill")
+    assert rest is not None
+    assert rest.json["messages"][-1]["content"] == "one two three four "
+    got = [*said.joined(raw("one two ")), *said.joined(raw("three four five", finish_reason="stop"))]
+    assert text_of(got) == "five"
+
+
+def test_where_the_first_backend_had_repeated_the_clients_beginning_it_is_not_begun_twice() -> None:
+    began = [*MESSAGES, {"role": "assistant", "content": "one two "}]
+    rest = heard(raw("one two "), raw("three ")).resumed(task(began), "prefill")
+    assert rest is not None
+    assert rest.json["messages"][-1]["content"] == "one two three "
+
+
+def test_who_starts_again_and_thinks_first_is_waited_for() -> None:
+    said = heard(raw("so it "))
+    assert said.resumed(task(), "restart") is not None
+    thought = Part(raw=b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}\n\n')
+    got = [*said.joined(thought), *said.joined(raw("so it is", finish_reason="stop"))]
+    assert text_of(got) == "is"
+
+
+def test_a_long_answer_in_tiny_pieces_takes_little_memory() -> None:
+    said = continuation(draft())
+    assert isinstance(said, Said)
+    tracemalloc.start()
+    try:
+        piece = raw("長")
+        for _ in range(50_000):
+            said.heard(piece)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 8 * 50_000
