@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion10, web
 
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.plugin import GatewayError, new_id
@@ -25,6 +25,7 @@ WRITE_TIMEOUT_S = 30.0
 CROWDED_S, MANY = 20.0, 32
 PIECE_BYTES = 32_768
 MOST_UNSENT_BYTES = 131_072  # in the kernel, per connection; its own limit is megabytes
+LAST_WORDS_S = 0.2  # for an error to leave the kernel before the reset that throws away what has not
 NEVER_WAITS_BYTES = 32_768  # what is less than asyncio's high-water mark is taken at once
 
 _OURS = {"Server": "edge-gateway"}  # not the versions of what we are made of
@@ -140,7 +141,10 @@ class HttpReply:
         """Write `data`, then close without the last chunk, so that nobody takes it for complete."""
         await self.write(data)
         self.response.force_close()
-        if self._request.transport is not None:
+        if self._request.version == HttpVersion10:  # has no chunks: to it, an orderly end is a complete answer
+            await asyncio.sleep(LAST_WORDS_S)
+            self._let_go()
+        elif self._request.transport is not None:
             self._request.transport.close()
 
     async def _in_time(self, writing: Awaitable[Any]) -> None:

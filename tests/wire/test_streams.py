@@ -150,6 +150,16 @@ async def test_openais_client_raises_for_a_stream_that_is_cut(script: Script) ->
                 pass
 
 
+async def test_a_client_of_http_1_0_sees_a_cut_stream_as_a_reset() -> None:
+    async with relaying(chatting(hangs_up), MODELS="gpt") as (gateway, _), connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/chat/completions", asked()).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        heard = await reader.readuntil(b'"error"')
+        with pytest.raises(ConnectionResetError):
+            while await reader.read(65536):
+                pass
+    assert b"to " in heard
+
+
 async def test_a_generator_that_raises_midway_is_no_complete_stream() -> None:
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/breaks", b"") as (reader, _):
         await read_head(reader)
