@@ -20,6 +20,7 @@ from gateway.telemetry import Limited, metrics
 BACKLOG = 1024
 AT_ONCE = 16  # connections taken in one go: those too many are told so before the next go
 HANDSHAKE_S = 10.0
+HANDSHAKES_SHARE = 8
 RESERVED_FDS = 128  # for backends, workers, files and the log; each slot of a backend beside it
 WANTED_FDS = 65_536
 GOODBYE_S = 1.0
@@ -43,7 +44,13 @@ def raise_descriptor_limit() -> int:
 
 def most_connections(descriptors: int, slots: int) -> int:
     """How many clients may be connected, so that the gateway never lacks a descriptor for its own work."""
-    return max(16, descriptors - RESERVED_FDS - 2 * slots)
+    available = descriptors - RESERVED_FDS - 2 * slots
+    return max(16, available - most_handshakes(available))
+
+
+def most_handshakes(connections: int) -> int:
+    """How many clients may be in the middle of their TLS handshake."""
+    return max(4 * AT_ONCE, connections // HANDSHAKES_SHARE)
 
 
 class Site(web.BaseSite):

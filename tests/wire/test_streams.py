@@ -11,8 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.ingress import door, http_reply
 from gateway.ingress import http as http_door
+from gateway.ingress import http_reply
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post, read_head, read_to_end
@@ -40,7 +40,6 @@ from support.upstream import (
     chunk,
     endless,
     sse,
-    sse_bytes,
     stall,
 )
 from support.wiring import DESK, cloud, relaying
@@ -155,8 +154,7 @@ async def test_a_client_of_http_1_0_sees_a_cut_stream_as_a_reset() -> None:
         writer.write(post("/v1/chat/completions", asked()).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
         heard = await reader.readuntil(b'"error"')
         with pytest.raises(ConnectionResetError):
-            while await reader.read(65536):
-                pass
+            await reader.read()
     assert b"to " in heard
 
 
@@ -332,94 +330,7 @@ async def test_after_the_first_content_nobody_takes_over_who_says_something_else
     assert len([r for r in good.requests if r.method == "POST"]) == 1
 
 
-# ── silence ──────────────────────────────────────────────────────────────────────────────────────
-
-
-async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
-    heard = asyncio.Event()
-
-    async def thinks(talk: Talk) -> None:
-        await heard.wait()
-        await talk.send(sse_bytes(said("at last"), FINISH) + LAST_CHUNK)
-
-    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
-        await read_head(reader)
-        assert [await next_event(reader), await next_event(reader)] == [": keep-alive"] * 2
-        heard.set()
-        events, is_whole = await all_events(reader)
-        line = await gateway.line()
-    assert (contents(events), is_whole, events[-1]) == ("at last", True, "data: [DONE]")
-    assert line["t_first_byte_ms"] >= 20
-    assert line["outcome"] == "served"
-
-
-async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
-    heard = asyncio.Event()
-
-    async def thinks(talk: Talk) -> None:
-        await heard.wait()
-        await answer(status=500, json={"error": {"message": "no"}})(talk)
-
-    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
-        status, _ = await read_head(reader)
-        assert await next_event(reader) == ": keep-alive"
-        heard.set()
-        events, is_whole = await all_events(reader)
-    assert (status, is_whole) == (200, False)
-    assert json.loads(events[-1][6:])["error"]["code"] == "upstream_bad_response"
-
-
-async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
-    heard = asyncio.Event()
-
-    async def thinks(talk: Talk) -> None:
-        await heard.wait()
-        await answer(status=422, json={"error": {"message": "no such voice"}})(talk)
-
-    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
-        await read_head(reader)
-        assert await next_event(reader) == ": keep-alive"
-        heard.set()
-        events, is_whole = await all_events(reader)
-        line = await gateway.line()
-    assert not is_whole
-    assert json.loads(events[-1][6:]) == {"error": {"message": "no such voice"}}
-    assert (line["status"], line["outcome"]) == (200, "refused")
-
-
-async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
-        await read_head(reader)
-        assert [await next_event(reader) for _ in range(3)] == ['data: {"part":1}', ": keep-alive", ": keep-alive"]
-        Desk.open.set()
-        events, is_whole = await all_events(reader)
-    assert is_whole
-    assert 'data: {"part":2}' in events
-
-
-async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
-    heard = asyncio.Event()
-
-    async def thinks(talk: Talk) -> None:
-        await heard.wait()
-        await answer(json={"id": "r", "output": []})(talk)
-
-    script = by_path({"/v1/responses": thinks})
-    async with (
-        relaying(script, MODELS="gpt") as (gateway, _),
-        streaming(gateway, "/v1/responses", b'{"model":"gpt","stream":true}') as (reader, _),
-    ):
-        await read_head(reader)
-        assert await next_event(reader) == ": keep-alive"
-        heard.set()
-        events, is_whole = await all_events(reader)
-    assert not is_whole
-    assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
+# ── relayed, whatever it is ───────────────────────────────────────────────────────────────────────
 
 
 async def test_events_that_nobody_knows_how_a_client_asked_for_are_relayed_as_they_come() -> None:

@@ -15,7 +15,7 @@ import trustme
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.ingress import listening
+from gateway.ingress import http, listening
 from gateway.ingress.http import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
@@ -187,6 +187,20 @@ async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "most_handshakes", lambda connections: 8)
+    async with running_gateway(**DESK, **files.environ) as gateway:
+        port = int(gateway.url.rpartition(":")[2])
+        socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
+        gone = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
+        assert len(gone) == 22
+        for sock in socks:
+            sock.close()
+
+
 def is_told_to_go(sock: socket.socket) -> bool:
     sock.settimeout(0.2)
     try:
@@ -198,6 +212,6 @@ def is_told_to_go(sock: socket.socket) -> bool:
         return True
 
 
-@pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 864), (65536, 16, 65376), (64, 4, 16)])
+@pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 756), (65536, 16, 57204), (64, 4, 16)])
 def test_so_many_may_connect_that_the_gateway_never_lacks_a_descriptor(descriptors: int, slots: int, most: int) -> None:
     assert listening.most_connections(descriptors, slots) == most

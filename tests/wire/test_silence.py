@@ -1,0 +1,103 @@
+"""Silence: comments keep a client waiting, and what comes after them is told in the stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from gateway.ingress import door
+from gateway.testing import running_gateway
+from support.desk import Desk
+from support.raw import read_head
+from support.streamed import FINISH, all_events, chatting, contents, next_event, said, streaming
+from support.upstream import LAST_CHUNK, Talk, answer, by_path, sse_bytes
+from support.wiring import DESK, relaying
+
+
+async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard = asyncio.Event()
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await talk.send(sse_bytes(said("at last"), FINISH) + LAST_CHUNK)
+
+    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
+        await read_head(reader)
+        assert [await next_event(reader), await next_event(reader)] == [": keep-alive"] * 2
+        heard.set()
+        events, is_whole = await all_events(reader)
+        line = await gateway.line()
+    assert (contents(events), is_whole, events[-1]) == ("at last", True, "data: [DONE]")
+    assert line["t_first_byte_ms"] >= 20
+    assert line["outcome"] == "served"
+
+
+async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard = asyncio.Event()
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await answer(status=500, json={"error": {"message": "no"}})(talk)
+
+    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
+        status, _ = await read_head(reader)
+        assert await next_event(reader) == ": keep-alive"
+        heard.set()
+        events, is_whole = await all_events(reader)
+    assert (status, is_whole) == (200, False)
+    assert json.loads(events[-1][6:])["error"]["code"] == "upstream_bad_response"
+
+
+async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard = asyncio.Event()
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await answer(status=422, json={"error": {"message": "no such voice"}})(talk)
+
+    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
+        await read_head(reader)
+        assert await next_event(reader) == ": keep-alive"
+        heard.set()
+        events, is_whole = await all_events(reader)
+        line = await gateway.line()
+    assert not is_whole
+    assert json.loads(events[-1][6:]) == {"error": {"message": "no such voice"}}
+    assert (line["status"], line["outcome"]) == (200, "refused")
+
+
+async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
+        await read_head(reader)
+        assert [await next_event(reader) for _ in range(3)] == ['data: {"part":1}', ": keep-alive", ": keep-alive"]
+        Desk.open.set()
+        events, is_whole = await all_events(reader)
+    assert is_whole
+    assert 'data: {"part":2}' in events
+
+
+async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard = asyncio.Event()
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await answer(json={"id": "r", "output": []})(talk)
+
+    script = by_path({"/v1/responses": thinks})
+    async with (
+        relaying(script, MODELS="gpt") as (gateway, _),
+        streaming(gateway, "/v1/responses", b'{"model":"gpt","stream":true}') as (reader, _),
+    ):
+        await read_head(reader)
+        assert await next_event(reader) == ": keep-alive"
+        heard.set()
+        events, is_whole = await all_events(reader)
+    assert not is_whole
+    assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
