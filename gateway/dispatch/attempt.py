@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from gateway.dispatch.continuation import Renderer
 from gateway.dispatch.expectations import Expectations
-from gateway.errors import PLUGIN_FAULTS, PluginRaised
+from gateway.dispatch.gathering import MOST_EMPTY_BYTES, gathered, no_answer, size_of, too_much
+from gateway.errors import PluginRaised
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
     BackendFailed,
@@ -29,10 +29,6 @@ from gateway.plugin import (
 from gateway.registry import Member, Offer
 from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
-
-MOST_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
-MOST_EMPTY_BYTES = 4 << 20  # before the first content: some repeat the whole request in there
-PART_BYTES = 100  # about what Python needs for a part beside what is in it
 
 # What a site's time is charged to until the backend says otherwise.
 _FIRST_TERM: dict[Site, str] = {"edge": "edge", "cloud": "cloud", "hybrid": "split"}
@@ -70,7 +66,9 @@ class Attempt:
             self.member = _found(members, await self._granted)
             await self._produce(self.member)
             await self._put(self, End)
-        except PLUGIN_FAULTS as exc:
+        except BaseException as exc:
+            if _is_ours(exc):
+                raise
             error = self._translated(exc)
             self.failed(error)
             await self._put(self, error)
@@ -131,26 +129,12 @@ class Attempt:
                     await self._tell(await _rendered(item, renderer))
                     return
                 if not has_begun and renderer is not None and self._expected.gathers(item):
-                    await self._gather(item, items, renderer)
-                    break
+                    await self._tell(await gathered(item, items, renderer, self._expected))
+                    return
                 has_begun = True
                 await self._tell(item)
-        if not has_begun and renderer is not None and self._expected.gathers(Part()):
-            await self._tell(await renderer.whole(None))
-
-    async def _gather(self, part: Part, more: AsyncIterator[Part | Result], renderer: Renderer) -> None:
-        """Put this part and all that follow together; bounded in size, and in the time without content."""
-        gathered = _Gathered(self._expected, renderer)
-        stall_s = gathered.stall_s if gathered.add(part) else None
-        try:
-            async with asyncio.timeout(stall_s) as stall:
-                async for item in more:
-                    if gathered.add(item):
-                        stall.reschedule(asyncio.get_running_loop().time() + gathered.stall_s)
-        except TimeoutError:
-            if not stall.expired():
-                raise
-            raise DeadlineExceeded(f"nothing more came within {gathered.stall_s:g} s") from None
+        if not has_begun and self.task.kind != "task":  # which may give no values at all
+            raise BackendUnavailable("it answered with nothing", code="upstream_bad_response", again=False)
 
     async def _tell(self, item: Part | Result) -> None:
         if isinstance(item, Result):
@@ -166,7 +150,7 @@ class Attempt:
             return
         self._empty_bytes += size_of(part)
         if self._empty_bytes > MOST_EMPTY_BYTES:
-            raise _too_much(self._empty_bytes, "without content")
+            raise too_much(self._empty_bytes, "without content")
 
     def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
@@ -197,18 +181,31 @@ class Attempt:
         self._lanes.answered(self.work, self.member.name)
 
     def failed(self, error: GatewayError) -> None:
-        """It did not. The client's mistakes are not held against it, nor is a bug that some argument meets."""
+        """It did not."""
         if self.is_settled or self.member is None:
             return
         self.is_settled = True
         if not self.began:
             return  # nor was a try taken of a breaker that is half open; somebody else's may be under way
+        if isinstance(error, DeadlineExceeded):
+            is_late = self._lanes.gave_up(self.work, self.member.name)
+            if self._expected.has_own_limits and not is_late:
+                self.member.breaker.ignored()  # the client had little patience, the backend took no time out of order
+                return
+        self._blame(error)
+
+    def broke_off(self, error: GatewayError) -> None:
+        """What its first content taught has turned out too good."""
+        if not (isinstance(error, DeadlineExceeded) and self._expected.has_own_limits):
+            self._blame(error)
+
+    def _blame(self, error: GatewayError) -> None:
+        """The client's mistakes are not held against a backend, nor is a bug that some argument meets."""
+        assert self.member is not None
         if isinstance(error, TaskInvalid) or error.code == "plugin_error":
             self.member.breaker.ignored()  # its code failed on this task; that says nothing of the next one
-            return
-        if isinstance(error, DeadlineExceeded):
-            self._lanes.gave_up(self.work, self.member.name)
-        self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
+        else:
+            self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
     def outrun(self) -> None:
         """It stalled, and one that was asked later has answered: it takes longer than that, if it answers at all."""
@@ -223,6 +220,12 @@ class Attempt:
                 self.member.breaker.ignored()
 
 
+def _is_ours(exc: BaseException) -> bool:
+    """Whether it is our cancellation; a plugin may raise one of its own, and is then as broken as with any other."""
+    task = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
 def _found(members: Mapping[str, Member], backend: str) -> Member:
     member = members.get(backend)
     if member is None:  # between the grant and now
@@ -234,40 +237,7 @@ def _removed(backend: str) -> BackendUnavailable:
     return BackendUnavailable(f"backend {backend} was removed before this could start there", began=False)
 
 
-class _Gathered:
-    """Parts that are put together: how much of them there may be."""
-
-    def __init__(self, expected: Expectations, renderer: Renderer) -> None:
-        self.stall_s = expected.limits.stall_s
-        self._expected, self._renderer = expected, renderer
-        self._bytes = 0
-
-    def add(self, part: Any) -> bool:
-        """One more; whether it is content. Raises BackendUnavailable where it is one too many."""
-        if not isinstance(part, Part):
-            raise _no_answer(part)
-        self._bytes += size_of(part)
-        if self._bytes > MOST_GATHERED_BYTES:
-            raise _too_much(self._bytes)
-        self._renderer.add(part)
-        return self._expected.is_content(part)
-
-
-def _no_answer(given: Any) -> TypeError:
-    return TypeError(f"run gave {type(given).__name__}, which is neither Result nor Part")
-
-
 async def _rendered(result: Any, renderer: Renderer | None) -> Result:
     if not isinstance(result, Result):
-        raise _no_answer(result)
+        raise no_answer(result)
     return result if renderer is None else await renderer.whole(result)
-
-
-def size_of(part: Part) -> int:
-    """About how many bytes it takes."""
-    held = part.data if part.raw is None else part.raw
-    return PART_BYTES + (len(held) if isinstance(held, str | bytes) else sys.getsizeof(held))
-
-
-def _too_much(size: int, of: str = "to a client that wants one answer") -> BackendUnavailable:
-    return BackendUnavailable(f"it streams more than {size} bytes {of}", code="upstream_bad_response", again=False)

@@ -20,7 +20,7 @@ from gateway.dispatch.resume import Unbroken
 from gateway.journal import Record
 from gateway.lanes import Lanes
 from gateway.measure.board import Board
-from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Task
+from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Task, TaskRefused
 from gateway.registry import Member, Registry
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
@@ -132,7 +132,7 @@ class Dispatcher:
             return None
         member = self.registry.members.get(call.record.backend)  # None: a reload has removed it meanwhile
         if failure.code == "unavailable" and member is not None and member.is_pool:
-            return 0.0  # a worker died; the pool has others
+            return 0.0 if self._budget.take() else None  # a worker died; the pool has others
         pause_s = failure.retry_after_s
         if pause_s is None:
             pause_s = random.uniform(PAUSE_S / 2, PAUSE_S)
@@ -199,6 +199,8 @@ class Dispatcher:
         return until if len(plan.decision.order) < 3 else now + PATIENCE_SHARE * (until - now)
 
     def _may_try_elsewhere(self, error: GatewayError, race: Race, plan: Plan, until: float) -> bool:
+        if isinstance(error, TaskRefused):
+            return error.code == "overloaded"  # nothing was run
         if isinstance(error, DeadlineExceeded):
             return time.monotonic() < until and plan.work.repeatable
         if not isinstance(error, BackendUnavailable):

@@ -30,7 +30,8 @@ class Expectations:
     """What the client expects beside the task itself.
 
     limits: how long it waits on a stream. is_content: whether a part is worth committing to.
-    client_deadline: the task's deadline is the client's own, not the operator's default. quiet_s: after so long
+    client_deadline: the task's deadline is the client's own, not the operator's default. has_own_limits: that, or it
+    waits for less long than the operator would: time that runs out says little of a backend. quiet_s: after so long
     without content it wants a QUIET part. said: what it has been told, so that a broken stream can go on.
     renderer(backend, name): makes what that backend, which calls the model or task `name`, answers into what the
     client asked for. gathers: whether an answer that begins with this part is put together.
@@ -39,6 +40,7 @@ class Expectations:
     limits: Limits = field(default_factory=Limits)
     is_content: Callable[[Part], bool] = _any_part
     client_deadline: bool = False
+    has_own_limits: bool = False
     quiet_s: float | None = None
     said: Continuation | None = None
     renderer: Callable[[str, str], Renderer] | None = None

@@ -8,15 +8,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from gateway.dispatch.attempt import Attempt, End, Item, size_of
+from gateway.dispatch.attempt import Attempt, End, Item
 from gateway.dispatch.expectations import Expectations
+from gateway.dispatch.gathering import size_of
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
-from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskInvalid, TaskRefused
+from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskRefused
 from gateway.telemetry import log
 from gateway.timing import Watch
 
 CHANNEL_PARTS, CHANNEL_BYTES = 32, 1 << 18  # what a backend may be ahead of a slow client
+LOOK_S = 1.0  # a part is looked at once this long was waited for parts: a look costs more than all else per part
 CLOCK_S = 0.001  # a timer may fire this early
 QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
@@ -62,6 +64,7 @@ class Race:
         self.attempts: dict[Attempt, asyncio.Task[None]] = {}
         self.winner: Attempt | None = None
         self._is_closed = False
+        self._look_s = min(LOOK_S, expected.limits.stall_s / 10)
         self._lanes, self._spawn = lanes, spawn
         self._channel = _Channel()
         self._alarm = _Alarm(self._channel)
@@ -168,10 +171,11 @@ class Race:
             if attempt is not self.winner:
                 continue
             if isinstance(item, Part):
-                silent_s = 0.0 if self.expected.is_content(item) else silent_s
+                if silent_s > self._look_s and self.expected.is_content(item):
+                    silent_s = 0.0
                 yield item
             elif isinstance(item, GatewayError):
-                self._broke_off(item)
+                attempt.broke_off(item)
                 raise item
             else:
                 return
@@ -179,22 +183,16 @@ class Race:
     async def _soon(self, silent_s: float) -> tuple[Attempt, Item] | None:
         """What comes next; None when it is time for a QUIET. Raises DeadlineExceeded after too long without content."""
         now, quiet_s = time.monotonic(), self.expected.quiet_s
-        stall_at = min(self.task.deadline, now + self.expected.limits.stall_s - silent_s)
+        stall_at = min(self.task.deadline, now + self.expected.limits.stall_s + self._look_s - silent_s)
         pause_at = stall_at if quiet_s is None else min(stall_at, now + quiet_s - silent_s % quiet_s)
         try:
             return await self._next(pause_at)
         except DeadlineExceeded as exc:
             if pause_at < stall_at:
                 return None
-            self._broke_off(exc)
+            assert self.winner is not None
+            self.winner.broke_off(exc)
             raise
-
-    def _broke_off(self, error: GatewayError) -> None:
-        """What the winner's first content taught has turned out too good."""
-        assert self.winner is not None
-        assert self.winner.member is not None
-        if not isinstance(error, TaskInvalid):
-            self.winner.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
 
     async def _next(self, until: float) -> tuple[Attempt, Item]:
         if self._channel.is_empty:

@@ -8,7 +8,7 @@ import msgspec
 
 from gateway.ingress.drafts import Draft
 from gateway.ingress.framing import encode_json, events_of
-from gateway.plugin import Part
+from gateway.plugin import Kind, Part
 
 # Events that say a stream has begun, or is alive; nothing is lost if another backend starts over after them.
 _NO_CONTENT_TYPES = frozenset(
@@ -52,15 +52,21 @@ def has_content(draft: Draft, part: Part) -> bool:
 
     A role, a heartbeat, an error event, an event nobody can read, `[DONE]` are none; why it ended is.
     """
+    if draft.kind == "task":
+        return part.raw is None or any(data.strip() != b"[DONE]" for _, data in events_of(part.raw))
     if part.raw is None:
-        return draft.kind == "task" or _says_something(part.data)
+        return _says_something(draft.kind, part.data)
     in_choices = draft.kind in ("chat", "completion")
     return any(_is_content(data, in_choices=in_choices) for _, data in events_of(part.raw))
 
 
-def _says_something(value: Any) -> bool:
-    is_account = isinstance(value, dict) and value.keys() == {"usage"}
-    return bool(value) and not is_account and _is_content(encode_json(value), in_choices=False)
+def _says_something(kind: Kind, value: Any) -> bool:
+    if isinstance(value, dict) and not value.keys() & {"choices", "error"}:
+        if value.keys() == {"usage"}:
+            return False
+        if kind in ("chat", "completion"):  # a delta, or a choice
+            value = {"choices": [{"delta": value} if kind == "chat" else value]}
+    return bool(value) and _is_content(encode_json(value), in_choices=False)
 
 
 def _is_content(data: bytes, *, in_choices: bool) -> bool:

@@ -31,7 +31,7 @@ from gateway.ingress.render import Streamed, Wanted, has_content, streamed, want
 from gateway.ingress.resume import continuation
 from gateway.ingress.room import Room
 from gateway.ingress.routes import Match, match
-from gateway.ingress.tasking import Rules, limits_of, task_of
+from gateway.ingress.tasking import Rules, has_own_limits, limits_of, task_of
 from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskRefused, new_id
 from gateway.registry import AUTO
@@ -209,10 +209,12 @@ class _Visit:
 
     async def _dispatch(self, task: Task, draft: Draft) -> None:
         self.stream = self._streamed(draft) if draft.stream else None
+        headers = self.incoming.headers
         expected = Expectations(
-            limits=limits_of(self.incoming.headers, self.door.rules.limits),
+            limits=limits_of(headers, self.door.rules.limits),
             is_content=lambda part: has_content(draft, part),
-            client_deadline="x-gateway-deadline-ms" in self.incoming.headers,
+            client_deadline="x-gateway-deadline-ms" in headers,
+            has_own_limits=has_own_limits(headers, self.door.rules),
             quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
             said=continuation(draft) if draft.stream else None,
             renderer=partial(Wanted, draft, self.record.request_id),

@@ -27,6 +27,9 @@ from gateway.ingress.requests import (
 from gateway.ingress.routes import Match
 from gateway.plugin import Kind, TaskInvalid, Upload
 
+_CREDENTIAL = re.compile(
+    r"^(?:key|api[_-]?key|(?:access[_-]?)?token|auth|authorization|password|secret)=|egw_", re.IGNORECASE
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _FIELD = re.compile(r"(?:.*`\$\.|.*field `)(\w+)")
@@ -41,9 +44,8 @@ class Draft:
     name: the model or task as the client wrote it, "" where it named none. stream: it asked for parts.
     items: units of work, at least 1. choices: how many answers a chat or completion will hold. fields, files: of a
     multipart body (None and {} for any other). include_usage: a stream is to end with its usage. encoding_format:
-    of embeddings; None: not said. response_format: of a transcription. path: with `/v1`; of what is
-    relayed also the query. body, content_type: for
-    the backend.
+    of embeddings; None: not said. response_format: of a transcription. path: with `/v1`, and for what is relayed
+    with the query. body, content_type: for the backend.
     """
 
     kind: Kind
@@ -207,16 +209,22 @@ def _read_other(match: Match, content_type: str, body: bytes) -> Draft:
     else:
         asked = _peek(_OTHER, body)
         name, stream, content_type = asked.model or "", bool(asked.stream), "application/json"
-    if not match.query.isascii():
-        raise TaskInvalid("the query has characters that are not ASCII; percent-encode them")
+    query = _without_credentials(match.query)
     return Draft(
         kind=match.route.kind,
         name=checked_name(name),
-        path=f"{match.path}?{match.query}" if match.query else match.path,
+        path=f"{match.path}?{query}" if query else match.path,
         body=body,
         content_type=content_type,
         stream=stream,
     )
+
+
+def _without_credentials(query: str) -> str:
+    """A query as it may travel on. Raises TaskInvalid where it is not ASCII."""
+    if not query.isascii():
+        raise TaskInvalid("the query has characters that are not ASCII; percent-encode them")
+    return "&".join(pair for pair in query.split("&") if not _CREDENTIAL.search(pair))
 
 
 def checked_name(name: str, *, param: str = "model") -> str:

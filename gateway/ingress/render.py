@@ -178,7 +178,10 @@ class _Chunks(Gathered):
         self.merger.add(chunk_of(self.stamp, value, self.shape))
 
     def result(self) -> Result:
-        return Result(json=self.merger.answer())
+        answer = self.merger.answer()
+        if not answer["choices"]:
+            raise self.stamp.failure("ended its answer before it had begun")
+        return Result(json=answer)
 
 
 class _Texts(_Chunks):

@@ -65,6 +65,12 @@ def limits_of(headers: Mapping[str, str], ours: Limits) -> Limits:
     return Limits(first_byte_s=min(ours.first_byte_s, theirs_s * ANSWER_SHARE), stall_s=stall_s)
 
 
+def has_own_limits(headers: Mapping[str, str], rules: Rules) -> bool:
+    """Whether the client waits for less long than the operator would."""
+    patience_s = min(_patience_s(headers), _client_deadline_s(headers))
+    return patience_s < max(rules.deadline_s, rules.limits.first_byte_s)
+
+
 def _patience_s(headers: Mapping[str, str]) -> float:
     return _seconds(headers.get("x-stainless-read-timeout")) or float("inf")
 

@@ -15,6 +15,7 @@ from gateway.measure.board import Board
 from gateway.plugin import TaskRefused
 
 MOST_REMEMBERED = 1024
+OVERDUE, OVERDUE_LEAST_S = 4.0, 1.0
 RETRY_LEAST_S, RETRY_MOST_S = 1.0, 60.0
 
 
@@ -148,13 +149,18 @@ class Lanes:
             found[1].answered, found[1].answered_at = True, self._clock()
             self.board.learn(backend, work.kind, work.model(backend), work.size(backend), self._served_s(*found))
 
-    def gave_up(self, work: Work, backend: str) -> None:
-        """Its time was over before an answer came: it takes longer than that. A stuck upload says nothing."""
+    def gave_up(self, work: Work, backend: str) -> bool:
+        """Its time was over before an answer came: it takes longer than that. A stuck upload says nothing.
+
+        True where it has had far more time than such work takes there.
+        """
         found = self._run(work, backend)
         if found is None or found[1].answered or (found[0].remote and found[1].is_uploading()):
-            return
+            return False
+        served_s = self._served_s(*found)
         found[1].answered = True
-        self.board.timed_out(backend, work.kind, work.model(backend), work.size(backend), self._served_s(*found))
+        self.board.timed_out(backend, work.kind, work.model(backend), work.size(backend), served_s)
+        return served_s > max(OVERDUE * found[1].p95_s, OVERDUE_LEAST_S)
 
     def _served_s(self, lane: Lane, run: Run) -> float:
         """Seconds since it began, at a remote backend since its last byte left."""

@@ -8,11 +8,15 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from gateway.plugin import Backend, BackendSettings, Result, Task
+from gateway.plugin import Backend, BackendSettings, Result, Task, TaskRefused
+
+
+class Panic(BaseException):
+    """What some extension modules raise."""
 
 
 class Faulty(Backend[BackendSettings]):
-    tasks = ("block", "exit", "hang", "ignore", "interrupt", "raise", "serve")
+    tasks = ("block", "cancels", "exit", "hang", "hang_on", "ignore", "interrupt", "panic", "raise", "refuse", "serve")
     slots = 2
     may_end: ClassVar[asyncio.Event]
     ignoring: ClassVar[asyncio.Event]
@@ -33,6 +37,10 @@ class Faulty(Backend[BackendSettings]):
             _tell(task)
             time.sleep(0.1)  # noqa: ASYNC251
 
+    async def _hang_on(self, task: Task) -> str:
+        await Faulty.may_end.wait()
+        return "at last"
+
     async def _ignore(self, task: Task) -> str:
         Faulty.ignoring.set()
         _tell(task)
@@ -45,6 +53,17 @@ class Faulty(Backend[BackendSettings]):
 
     async def _raise(self, task: Task) -> Any:
         raise LookupError("a bug")
+
+    async def _cancels(self, task: Task) -> Any:
+        inner = asyncio.ensure_future(asyncio.Event().wait())
+        inner.cancel()
+        await inner
+
+    async def _panic(self, task: Task) -> Any:
+        raise Panic
+
+    async def _refuse(self, task: Task) -> Any:
+        raise TaskRefused("busy")
 
     async def _exit(self, task: Task) -> Any:
         sys.exit(0)

@@ -111,11 +111,34 @@ async def test_arguments_that_make_a_function_raise_shut_it_for_nobody(monkeypat
 
 
 async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(gateway: RunningGateway) -> None:
-    for task in ("exit", "interrupt"):
+    for task in ("exit", "interrupt", "cancels", "panic"):
         answer = await answered(gateway.url, post(f"/v1/tasks/{task}", b"{}"))
         assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error")
     assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
-    assert {line["error"] for line in gateway.lines.of("dispatch.raised")} == {"SystemExit", "KeyboardInterrupt"}
+    assert {line["error"] for line in gateway.lines.of("dispatch.raised")} == {
+        "SystemExit",
+        "KeyboardInterrupt",
+        "CancelledError",
+        "Panic",
+    }
+
+
+async def test_a_plugin_that_says_it_is_busy_has_run_nothing_and_another_is_asked() -> None:
+    other = backend("desk", "support.desk:Desk", TASKS="refuse,serve", USD_PER_REQUEST="1")
+    tasks = {"GATEWAY_BACKENDS__DESK__TASKS": '{"refuse":"say"}'}
+    async with running_gateway(**FAULTY, **(other | tasks), GATEWAY_POLICY__USD="1") as running:
+        answer = await answered(running.url, post("/v1/tasks/refuse", b"1"))
+        Faulty.may_end.set()
+    assert (answer.status, answer.headers["x-gateway-backend"]) == (200, "desk")
+
+
+async def test_clients_of_little_patience_shut_a_backend_for_nobody(gateway: RunningGateway) -> None:
+    for _ in range(7):
+        late = await answered(gateway.url, post("/v1/tasks/hang_on", b"{}", "x-gateway-deadline-ms: 30"))
+        assert late.status == 504
+    Faulty.may_end.set()
+    assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
+    assert not gateway.lines.of("breaker.opened")
 
 
 async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,7 +354,11 @@ async def test_a_relayed_request_keeps_its_query() -> None:
         assert got.status == 200
         chat = b'{"model":"gpt","messages":[{"role":"user","content":"x"}]}'
         await answered(gateway.url, post("/v1/chat/completions?beta=true", chat))
-    assert [r.path for r in upstream.requests if r.method == "POST"][-1] == "/v1/chat/completions"
+        await answered(
+            gateway.url, post("/v1/messages?api_key=x&beta=true&Access-Token=y&z=egw_a_b", b'{"model":"gpt"}')
+        )
+    paths = [request.path for request in upstream.requests if request.method == "POST"]
+    assert paths[-2:] == ["/v1/chat/completions", "/v1/messages?beta=true"]
 
 
 # ── openai-python ────────────────────────────────────────────────────────────────────────────────

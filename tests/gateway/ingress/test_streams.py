@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.ingress.content import has_content
@@ -332,6 +332,7 @@ deltas = st.one_of(
 @given(st.lists(deltas, min_size=1))
 def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list[Any]) -> None:
     """The client that streams and the client that waits read the same answer."""
+    assume(any(value != {"usage": USAGE} for value in said))  # which alone is no answer
     parts = [Part(value) for value in said]
     asked = draft(include_usage=True)
     direct = answer_of(asked, parts)
@@ -339,9 +340,8 @@ def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list
     streamed_answer = answer_of(asked, relayed)
     for one in (direct, streamed_answer):
         one.pop("id"), one.pop("created")
-        assert one["choices"] or said == [{"usage": USAGE}] * len(said)
-    if direct["choices"]:
-        assert_same_choices(direct["choices"], streamed_answer["choices"])
+        assert one["choices"]
+    assert_same_choices(direct["choices"], streamed_answer["choices"])
     assert direct.get("usage") == streamed_answer.get("usage")
 
 
@@ -413,6 +413,13 @@ def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -
     assert answer_of(draft("task"), [Part(1), Part(2)]) == {"result": [1, 2]}
 
 
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+@pytest.mark.parametrize("parts", [[], [Part({"usage": USAGE})], [raw({"choices": [], "usage": USAGE})]])
+def test_who_says_nothing_at_all_has_given_no_answer(kind: Kind, parts: list[Part]) -> None:
+    with pytest.raises(BackendUnavailable, match="before it had begun"):
+        collected(draft(kind), parts)
+
+
 # ── what counts as content ───────────────────────────────────────────────────────────────────────
 
 
@@ -423,6 +430,11 @@ def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -
         (Part(""), False),
         (Part({"content": "x"}), True),
         (Part({"usage": USAGE}), False),
+        (Part({"role": "assistant"}), False),
+        (Part({"content": ""}), False),
+        (Part({"content": None}), False),
+        (Part({"tool_calls": [{"index": 0}]}), True),
+        (Part({"error": "no"}), False),
         (raw(chunk({"role": "assistant"})), False),
         (raw(chunk({"role": "assistant", "content": ""})), False),
         (raw(chunk({"role": "assistant", "content": None, "tool_calls": []})), False),
@@ -444,7 +456,7 @@ def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -
         (raw(b"alive"), False),
         (Part(raw=b": keep-alive\n\n"), False),
     ],
-    ids=range(24),
+    ids=range(29),
 )
 def test_content_is_what_a_client_waits_for(part: Part, expected: bool) -> None:
     assert has_content(draft(), part) is expected
@@ -464,6 +476,10 @@ def test_events_of_other_kinds_are_content_by_their_type(kind: Kind, value: Any)
 
 def test_whatever_a_generator_yields_is_content() -> None:
     assert all(has_content(draft("task"), Part(value)) for value in (None, 0, "", [], "x"))
+    assert all(
+        has_content(draft("task"), raw(value)) for value in ({"type": 3}, {"choices": "abc"}, 3, "", {"error": 1})
+    )
+    assert not has_content(draft("task"), raw(b"[DONE]"))
 
 
 @pytest.mark.parametrize("none", [None, "", False, {}])
