@@ -27,6 +27,8 @@ Path = Literal["serial", "pipelined", "parallel"]
 WIRE_TERMS = frozenset({"connect", "upload", "network", "download"})
 CLOUD_PATH = WIRE_TERMS | {"cloud"}
 
+MOST_INTERVALS = 512  # then they are put together: a stream to a slow reader writes two for each of its parts
+
 Interval = tuple[str, int, int]  # term, start, end; microseconds since the request began
 
 
@@ -43,6 +45,7 @@ class Watch:
         "_closed",
         "_intervals",
         "_only",
+        "_pack_at",
         "_since",
         "_term",
         "began",
@@ -63,6 +66,7 @@ class Watch:
         self._clock = clock
         self.began = clock() if began is None else began
         self._intervals: list[tuple[str, float, float]] = []
+        self._pack_at = MOST_INTERVALS
         self._term: str | None = None
         self._since = self.began
         self._only = only
@@ -92,8 +96,29 @@ class Watch:
         now = max(now, self._since)
         if self._term is not None and now > self._since:
             self._intervals.append((self._term, self._since, now))
+            if len(self._intervals) > self._pack_at:
+                self._pack()
+                self._pack_at = len(self._intervals) + MOST_INTERVALS
         self._term, self._since = term, now
         return now
+
+    def _pack(self) -> None:
+        """Put together, term by term, what was written since the last fork ended: nothing was laid over it."""
+        if any(not child._closed for child in self.children):
+            return
+        alone = max((child._latest() for child in self.children), default=self.began)
+        shared = [interval for interval in self._intervals if interval[1] < alone]
+        spent: dict[str, float] = {}
+        for term, start, end in self._intervals[len(shared) :]:
+            spent[term] = spent.get(term, 0.0) + end - start
+        at = self._intervals[len(shared)][1] if spent else alone
+        self._intervals = shared
+        for term, seconds in spent.items():
+            self._intervals.append((term, at, at + seconds))
+            at += seconds
+
+    def _latest(self) -> float:
+        return max([self._since, *(child._latest() for child in self.children)])
 
     def divide(self, term: str, seconds: float, *, into: str) -> None:
         """Give `seconds` of the last closed interval of `term` to `into`, half at either end, at most all of it."""

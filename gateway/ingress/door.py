@@ -369,4 +369,4 @@ def _working(answer: Answer) -> str:
 
 def report_bug(exc: BaseException, request_id: str) -> None:
     """Our own code failed on a request: what, and where."""
-    log.error("http.broke", **raised(exc), request_id=request_id)
+    log.error("door.broke", **raised(exc), request_id=request_id)

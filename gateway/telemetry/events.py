@@ -178,7 +178,7 @@ EVENTS: Mapping[str, Event] = {
         "As many clients are connected as there are descriptors for; one more was told 503. Rate-limited.",
         {"peer": "address", "suppressed": "lines left out since the last one"},
     ),
-    "http.broke": Event(
+    "door.broke": Event(
         "The gateway's own code failed on a request: a bug; please report it.",
         {"error": "the exception's type", "where": "file and line", "request_id": "of the request"},
     ),
@@ -265,6 +265,7 @@ EVENTS: Mapping[str, Event] = {
             "request_id": "of the request",
             "error": "the exception's type",
             "traceback": "its end, without the exception's text",
+            "suppressed": "how many of the same place were left out since the last line: there is one a minute",
         },
     ),
     "hybrid.hedged": Event(

@@ -10,8 +10,10 @@ generator yields is a part. Functions and generators may be plain or async.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import re
+import time
 import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, closing
@@ -25,6 +27,7 @@ from gateway_local.loading import load_folder, load_named
 
 SHIPPED = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
 EXAMPLES = {"add": {"a": 10, "b": 20}, "burn": {"seconds": 0.001}, "count": {"n": 3}, "squares": {"items": [2, 3]}}
+TELL_EVERY_S = 60.0
 TRACEBACK_CHARS = 8000
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -67,6 +70,7 @@ class Local(Backend[LocalSettings]):
         self.tasks = None
         self.describe: dict[str, str] = {}
         self._callees: dict[str, Callee] = {}
+        self._told: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     async def __aenter__(self) -> Self:
         """Import the functions. Raises BackendUnavailable that names what is wrong with which."""
@@ -95,11 +99,22 @@ class Local(Backend[LocalSettings]):
         except GatewayError:
             raise
         except Exception as exc:
-            what = type(exc).__name__
-            where = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
-            self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where[-TRACEBACK_CHARS:])
-            message = f"`{task.name}` raised {what}"
+            self._tell(task, exc)
+            message = f"`{task.name}` raised {type(exc).__name__}"
             raise BackendUnavailable(message, code="plugin_error", again=False, detail=str(exc)) from exc
+
+    def _tell(self, task: Task, exc: Exception) -> None:
+        """Once a minute of each place: clients can cause it."""
+        what = type(exc).__name__
+        frames = traceback.format_tb(exc.__traceback__)  # without its text, which may quote the request
+        key, now = (task.name, what, frames[-1]), time.monotonic()
+        told_at, left_out = self._told.get(key, (-math.inf, 0))
+        if now - told_at < TELL_EVERY_S:
+            self._told[key] = (told_at, left_out + 1)
+            return
+        self._told[key] = (now, 0)
+        where = "".join(frames)[-TRACEBACK_CHARS:]
+        self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where, suppressed=left_out)
 
     async def _called(self, task: Task) -> AsyncGenerator[Part | Result, None]:
         value = self._callees[task.name].call(task.json)

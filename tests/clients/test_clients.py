@@ -79,6 +79,6 @@ async def test_openapi_json_is_true(tmp_path: Path) -> None:
         words = [word for option in options.items() for word in option]
         await run(schemathesis, "run", f"{gateway.url}/openapi.json", "--no-color", *words, cwd=tmp_path)
         lines = gateway.lines.of("request.finished")
-        broke = gateway.lines.of("http.broke") + gateway.lines.of("dispatch.raised")
+        broke = gateway.lines.of("door.broke") + gateway.lines.of("dispatch.raised")
     assert len(lines) > 100
     assert broke == []

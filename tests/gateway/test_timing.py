@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway import timing
 from gateway.timing import TERMS, Account, Watch, balance, rates
 from support.clock import Clock
 
@@ -71,6 +72,52 @@ def test_the_account_closes_for_any_history_of_a_watch_and_its_forks(steps: list
     clock.now += 5
     watch.enter("edge")
     assert watch.close().total_us == account.total_us
+
+
+@given(st.lists(Step, max_size=60))
+def test_a_history_put_together_has_the_same_account(steps: list[tuple[str, str, float]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        whole = account_of(steps)
+        patch.setattr(timing, "MOST_INTERVALS", 3)
+        packed = account_of(steps)
+    assert_closes(packed)
+    assert packed.total_us == whole.total_us
+    assert packed.path == whole.path
+    for term in TERMS:
+        assert packed.terms_us[term] == pytest.approx(whole.terms_us[term], abs=len(steps) + 1)
+
+
+def account_of(steps: list[tuple[str, str, float]]) -> Account:
+    clock = Clock()
+    watch = Watch(clock)
+    child: Watch | None = None
+    for action, term, seconds in steps:
+        clock.now += round(seconds, 3)
+        match action:
+            case "fork" if child is None:
+                child = watch.fork()
+            case "child" if child is not None:
+                child.enter(term)
+            case "stop child" if child is not None:
+                child.stop()
+                child = None
+            case "leave":
+                watch.leave()
+            case _:
+                watch.enter(term)
+    return watch.close()
+
+
+def test_a_stream_to_a_slow_reader_takes_no_memory_for_its_account() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    for _ in range(20_000):
+        for term in ("write", "edge"):
+            clock.now += 0.001
+            watch.enter(term)
+    assert len(watch._intervals) <= 2 * timing.MOST_INTERVALS
+    account = watch.close()
+    assert account.terms_us["write"] == pytest.approx(20_000_000, rel=1e-3)
 
 
 def test_work_done_one_after_the_other_adds_up_without_overlap() -> None:

@@ -116,6 +116,18 @@ async def test_a_type_error_inside_the_function_is_not_the_clients_mistake(folde
         assert caught.value.code == "plugin_error"
 
 
+async def test_what_raises_again_at_the_same_place_is_told_once_a_minute(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with here(tasks_dir=folder) as local:
+        for every_s in (60.0, 60.0, 60.0, 0.0):
+            monkeypatch.setattr("gateway_local.TELL_EVERY_S", every_s)
+            with pytest.raises(BackendUnavailable):
+                await call(local, "confused", {"text": "x"})
+        told = [keys for event, keys in local.services.log.events if event == "local.raised"]
+    assert [keys["suppressed"] for keys in told] == [0, 2]
+
+
 async def test_functions_are_named_by_themselves_or_by_a_map() -> None:
     async with here(tasks="math:factorial,statistics:mean") as local:
         assert await call(local, "factorial", {"n": 5}) == [{"result": 120}]

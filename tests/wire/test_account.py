@@ -205,7 +205,7 @@ async def test_five_hundred_requests_of_every_kind_and_outcome_close_their_accou
     check_outcomes(lines, people)
     assert {part["parent_id"] for part in parts} <= set(by_id)
     assert median(unexplained_too_much(line) for line in lines) <= 0
-    assert people.gateway.lines.of("http.broke") == []
+    assert people.gateway.lines.of("door.broke") == []
     assert people.gateway.lines.of("service.unhandled") == []
 
 

@@ -204,7 +204,7 @@ async def test_a_bug_of_ours_is_500_in_the_envelope_and_a_line_that_says_where(
 ) -> None:
     monkeypatch.setattr(admin, "status", None)
     code, said, got = await get(f"{desk.admin_url}/status")
-    line = await desk.line("http.broke")
+    line = await desk.line("door.broke")
     assert (code, said["error"]["code"]) == (500, "plugin_error")
     assert "NoneType" not in said["error"]["message"]
     assert got.headers["x-request-id"] == said["error"]["request_id"] == line["request_id"]

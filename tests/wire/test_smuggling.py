@@ -42,7 +42,7 @@ async def ask_for_itself(url: str) -> None:
 
 
 def check_log(gateway: RunningGateway) -> None:
-    assert not {"http.broke", "service.unhandled", "library.logged"} & {line["event"] for line in gateway.lines.all}
+    assert not {"door.broke", "service.unhandled", "library.logged"} & {line["event"] for line in gateway.lines.all}
     assert "Traceback" not in str(gateway.lines.all)
 
 
