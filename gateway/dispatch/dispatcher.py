@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from functools import partial
 
-from gateway.decide.policy import Decision
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.budget import RetryBudget
-from gateway.dispatch.continuation import How
+from gateway.dispatch.call import Call, until_of
 from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.leaks import Leaks
+from gateway.dispatch.patience import patience, patience_rescued
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.race import Answer, Race
 from gateway.dispatch.resume import Unbroken
+from gateway.dispatch.successors import Successors
 from gateway.journal import Record
 from gateway.lanes import Lanes
 from gateway.measure.board import Board
@@ -25,33 +25,10 @@ from gateway.registry import Member, Registry
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 
-PATIENCE = 4.0  # an attempt that could be made elsewhere is given this many predicted times, at least
-PATIENCE_SHARE = 0.5  # or this share of the time that is left, whichever is more
-RESERVE = 2.0  # what is left for the next one: so many times what it needs,
-RESERVE_SHARE = 0.1  # and at least this share of the time
 CLOSE_S = 5.0  # what runs at the end, and ignores that it is told to stop, is left behind then
 PAUSE_S = 0.1  # before somebody is asked again who did not say when
 MOST_PAUSE_S = 5.0  # who must wait longer is told so, and need not hold a connection for it
 PAUSE_MARGIN_S = 0.01  # a breaker that opened at the same instant is open no longer than that
-
-
-@dataclass(slots=True, kw_only=True)
-class Call:
-    """A task on its way through the backends.
-
-    until: the instant by which the result, or a stream's first content, must be there. tried: who cannot serve
-    it, and why. how: it goes on with an answer that broke off. asked_again: its one more round is over.
-    """
-
-    task: Task
-    watch: Watch
-    record: Record
-    expected: Expectations
-    until: float
-    tried: dict[str, str] = field(default_factory=dict)
-    failure: GatewayError | None = None
-    how: How | None = None
-    asked_again: bool = False
 
 
 class Dispatcher:
@@ -71,11 +48,11 @@ class Dispatcher:
         """
         expected = expected or Expectations()
         self._budget.note_request()
-        call = Call(task=task, watch=watch, record=record, expected=expected, until=_until(task, expected))
+        call = Call(task=task, watch=watch, record=record, expected=expected, until=until_of(task, expected))
         answer = await self._served(call)
         said = expected.said
         if answer.parts is not None and said is not None and answer.race.plan.work.repeatable:
-            successors = _Successors(self._served, self.registry, call, answer)
+            successors = Successors(self._served, self.registry, call, answer)
             answer.parts = Unbroken(task, answer, said, successors.ask, expected.quiet_s).parts()
         return answer
 
@@ -167,9 +144,7 @@ class Dispatcher:
         try:
             race.start()
             record.attempts += 1  # not before: who is refused a place in line has asked nobody
-            answer = await race.first(
-                self._patience(plan, call.until), lambda: self._patience_rescued(plan, call.until)
-            )
+            answer = await race.first(patience(plan, call.until), partial(patience_rescued, plan, call.until))
         except DeadlineExceeded as exc:
             race.timed_out(exc)
             raise
@@ -183,20 +158,6 @@ class Dispatcher:
         if len(race.attempts) > 1 and answer.backend != plan.decision.order[0]:
             record.reason = "rescued"
         return answer
-
-    def _patience(self, plan: Plan, until: float) -> float:
-        """How long to wait for this attempt: to the end, or less where another could still be made after it."""
-        if len(plan.decision.order) < 2 or not plan.work.repeatable:
-            return until
-        now = time.monotonic()
-        left_s = until - now
-        least_s = max(PATIENCE_SHARE * left_s, PATIENCE * (plan.decision.predicted_s or 0.0))
-        return min(now + least_s, until - _reserve_s(plan.decision, left_s))
-
-    def _patience_rescued(self, plan: Plan, until: float) -> float:
-        """The same once two are at work: to the end, or where there is a third one, half of what is left."""
-        now = time.monotonic()
-        return until if len(plan.decision.order) < 3 else now + PATIENCE_SHARE * (until - now)
 
     def _may_try_elsewhere(self, error: GatewayError, race: Race, plan: Plan, until: float) -> bool:
         if isinstance(error, TaskRefused):
@@ -238,48 +199,3 @@ class Dispatcher:
             task.cancel()
         if self._attempts:
             await asyncio.wait(set(self._attempts), timeout=CLOSE_S)
-
-
-def _reserve_s(decision: Decision, left_s: float) -> float:
-    """Seconds to leave for whoever is asked after this attempt; 0 where nobody can be done in half of the time left.
-
-    However long this attempt may take by what was learned: a backend that hangs teaches that it takes long.
-    """
-    next_ones = [ranked[-1] for ranked in decision.ranked[1:]]
-    half_s = (1 - PATIENCE_SHARE) * left_s
-    if any(each.samples == 0 for each in next_ones):
-        return half_s
-    needs_s = max(RESERVE * min(each.wait_s + each.upload_s + each.p95_s for each in next_ones), RESERVE_SHARE * left_s)
-    return needs_s if needs_s < half_s else 0.0
-
-
-def _until(task: Task, expected: Expectations) -> float:
-    return min(task.deadline, time.monotonic() + expected.limits.first_byte_s) if task.stream else task.deadline
-
-
-class _Successors:
-    """Who may go on with a stream that broke: each backend but those that failed at it, at most once each way."""
-
-    def __init__(
-        self, serve: Callable[[Call], Awaitable[Answer]], registry: Registry, call: Call, answer: Answer
-    ) -> None:
-        self._serve, self._registry, self._call, self._answer = serve, registry, call, answer
-        self._failed = dict(call.tried)
-
-    async def ask(self, task: Task, how: How, failure: GatewayError) -> Answer:
-        """The answer of somebody who goes on. Raises GatewayError where there is nobody left."""
-        self._failed[self._answer.backend] = failure.message
-        tried = self._failed | (self._unfit() if how == "prefill" else {})
-        until = _until(task, self._call.expected)
-        call = replace(self._call, task=task, until=until, tried=tried, failure=failure, how=how)
-        while True:
-            answer = await self._serve(call)
-            if answer.result is None or answer.result.status < 400:
-                call.watch.enter("edge" if answer.site == "edge" else "cloud")
-                return answer
-            answer.close()  # a refusal is its answer to the way it was asked, and says nothing of the other
-            call.tried[answer.backend] = f"it refused to go on (status {answer.result.status})"
-
-    def _unfit(self) -> dict[str, str]:
-        members = self._registry.members.items()
-        return {name: "it does not continue a turn" for name, member in members if not member.resumes}

@@ -9,17 +9,15 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.channel import Alarm, Channel
 from gateway.dispatch.expectations import Expectations
-from gateway.dispatch.gathering import size_of
 from gateway.dispatch.planner import Plan
 from gateway.lanes import Lanes, Work
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskRefused
 from gateway.telemetry import log
 from gateway.timing import Watch
 
-CHANNEL_PARTS, CHANNEL_BYTES = 32, 1 << 18  # what a backend may be ahead of a slow client
 LOOK_S = 1.0  # a part is looked at once this long was waited for parts: a look costs more than all else per part
-CLOCK_S = 0.001  # a timer may fire this early
 QUIET = Part()  # among the parts of a stream: nothing has come for a while
 
 Spawn = Callable[[Attempt], asyncio.Task[None]]
@@ -66,8 +64,8 @@ class Race:
         self._is_closed = False
         self._look_s = min(LOOK_S, expected.limits.stall_s / 10)
         self._lanes, self._spawn = lanes, spawn
-        self._channel = _Channel()
-        self._alarm = _Alarm(self._channel)
+        self._channel = Channel()
+        self._alarm = Alarm(self._channel)
         self._until = math.inf
         self._until_rescued: Callable[[], float] = lambda: math.inf
 
@@ -232,78 +230,3 @@ class Race:
     def asked(self) -> Mapping[str, Attempt]:
         """Who was granted this, by backend."""
         return {attempt.member.name: attempt for attempt in self.attempts if attempt.member}
-
-
-class _Channel:
-    """From the attempts to who listens. Bounded in number and in bytes, so that a slow reader slows the backend."""
-
-    def __init__(self) -> None:
-        self._heard: asyncio.Queue[tuple[Attempt, Item] | None] = asyncio.Queue()
-        self._bytes = 0
-        self._has_room = asyncio.Event()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing waits to be heard."""
-        return self._heard.empty()
-
-    async def put(self, heard: tuple[Attempt, Item]) -> None:
-        """Say it, once there is room."""
-        while self._heard.qsize() >= CHANNEL_PARTS or self._bytes >= CHANNEL_BYTES:
-            self._has_room.clear()
-            await self._has_room.wait()
-        self._bytes += _size(heard[1])
-        self._heard.put_nowait(heard)
-
-    async def get(self) -> tuple[Attempt, Item] | None:
-        """The next; None where the alarm has rung."""
-        heard = await self._heard.get()
-        if heard is not None:
-            self._bytes -= _size(heard[1])
-            self._has_room.set()
-        return heard
-
-    def ring(self) -> None:
-        """Nothing was said in time."""
-        self._heard.put_nowait(None)
-
-
-def _size(item: Item) -> int:
-    return size_of(item) if isinstance(item, Part) else 0
-
-
-class _Alarm:
-    """Rings on an empty channel at the time set. One timer serves many waits: set later, it is not made anew."""
-
-    def __init__(self, channel: _Channel) -> None:
-        self._channel = channel
-        self._until: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def set(self, until: float) -> None:
-        """Ring at `until`, on the monotonic clock in seconds."""
-        self._until = until
-        if self._timer is None or self._timer.when() > until:
-            self.close()
-            self._until = until
-            self._timer = asyncio.get_running_loop().call_at(until, self._ring)
-
-    def unset(self) -> None:
-        """Do not ring."""
-        self._until = None
-
-    def close(self) -> None:
-        """Never ring again."""
-        self._until = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _ring(self) -> None:
-        self._timer = None
-        if self._until is None or not self._channel.is_empty:
-            return
-        if self._until > time.monotonic() + CLOCK_S:
-            self.set(self._until)
-        else:
-            self._channel.ring()
