@@ -7,9 +7,7 @@ the backend, and another may be asked.
 
 from __future__ import annotations
 
-import asyncio
 import time
-import zlib
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
@@ -17,17 +15,15 @@ import msgspec
 
 from gateway.plugin import BackendUnavailable, Result, Task
 
+from .body import NotJson, read
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import body_of, is_answer
-from .shapes import check_media, checked, is_json, may_be_binary, needs_content
+from .shapes import check_giant, check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
 from .streams import code_of, message_of
 from .wire import Response
 
-MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
-MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed. Sound is let grow as above
 MAX_ERROR_BYTES = 256 << 10
-INFLATE_STEP_BYTES = 256 << 10
 MAX_RETRY_AFTER_S = 86400.0  # told to the client; how long the gateway itself pauses, its breaker and dispatcher bound
 
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
@@ -55,15 +51,23 @@ async def _success(task: Task, exchange: Exchange) -> Result:
     response = exchange.response
     content_type = response.headers.get("Content-Type", "")
     check_media(task, content_type)
-    is_binary = may_be_binary(task, content_type)
-    max_undeclared = MAX_DECLARED_BYTES if is_binary else MAX_UNDECLARED_BYTES
-    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, max_undeclared))
+    body = await _body(task, exchange, content_type)
     if response.status != 204:
         content_type = checked(task, body, content_type)
-    elif needs_content(task):
-        raise bad_response("answered with nothing (status 204)")
+        await check_giant(task, body)
     headers = _passed(response, PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
+
+
+async def _body(task: Task, exchange: Exchange, content_type: str) -> bytes:
+    if exchange.response.status == 204:
+        if needs_content(task):
+            raise bad_response("answered with nothing (status 204)")
+        return await read(exchange, MAX_ERROR_BYTES)
+    try:
+        return await read(exchange, max_bytes(task), walk_for(task, content_type))
+    except NotJson as exc:
+        raise not_json(task, content_type) from exc
 
 
 def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
@@ -72,7 +76,7 @@ def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
 
 async def _refusal(exchange: Exchange) -> Result:
     status = exchange.response.status
-    body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
+    body = await read(exchange, MAX_ERROR_BYTES)
     if not is_json(body):
         said = f"the upstream refused the request (status {status})"
         body = msgspec.json.encode({"error": {"message": said, "type": "invalid_request_error", "code": None}})
@@ -107,7 +111,7 @@ def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
 async def _error(exchange: Exchange) -> object:
     """What the upstream's error says, or None; never a page of HTML."""
     try:
-        body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
+        body = await read(exchange, MAX_ERROR_BYTES)
         members = msgspec.json.decode(body, type=dict[str, object])
     except (BackendUnavailable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
@@ -128,56 +132,3 @@ def retry_after_s(ms: str | None, text: str | None) -> float | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(at - time.time(), 0.0), MAX_RETRY_AFTER_S)
-
-
-# ── the body ─────────────────────────────────────────────────────────────────────────────────────
-
-
-async def _read(exchange: Exchange, max_declared: int, max_undeclared: int) -> bytes:
-    """All of the body, as it was sent."""
-    declared = exchange.response.content_length
-    cap = max_undeclared if declared is None else max_declared
-    if declared is not None and declared > cap:
-        raise _too_large(cap)
-    chunks: list[bytes] = []
-    while chunk := await exchange.read():
-        if exchange.received > cap or (declared is None and exchange.response.wire.received > cap):
-            raise _too_large(cap)
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(cap: int) -> BackendUnavailable:
-    return bad_response(f"answers with more than {cap} bytes")
-
-
-async def _inflated(exchange: Exchange, body: bytes) -> bytes:
-    """The body decompressed, where an upstream compressed it though it was asked not to."""
-    coding = exchange.response.headers.get("Content-Encoding", "identity").strip().lower()
-    if coding in ("", "identity") or not body:
-        return body
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        raise bad_response(f"compresses its answer ({coding[:20]}), though it was asked not to")
-    return await inflate(body, MAX_UNDECLARED_BYTES)
-
-
-async def inflate(body: bytes, cap: int) -> bytes:
-    """Decompress gzip, zlib or raw deflate to `cap` bytes at most, in small steps. Raises BackendUnavailable."""
-    raw_deflate = body[:2] != b"\x1f\x8b" and (body[0] & 0x0F) != zlib.DEFLATED
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS if raw_deflate else zlib.MAX_WBITS | 32)
-    pieces: list[bytes] = []
-    size, rest = 0, body
-    try:
-        while not inflater.eof:
-            piece = inflater.decompress(rest, INFLATE_STEP_BYTES)
-            rest = inflater.unconsumed_tail
-            size += len(piece)
-            if size > cap:
-                raise _too_large(cap)
-            if not piece and not rest:
-                raise bad_response("sent a compressed answer that is cut")
-            pieces.append(piece)
-            await asyncio.sleep(0)
-    except zlib.error as exc:
-        raise bad_response("sent a compressed answer that is corrupt") from exc
-    return b"".join(pieces)

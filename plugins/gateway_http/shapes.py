@@ -6,23 +6,29 @@ without being built. JSON is walked through once; of the list that is the answer
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 from typing import Any
 
 import msgspec
 
-from gateway.plugin import Task
+from gateway.plugin import BackendUnavailable, Task
 
 from .counted import inputs
 from .faults import bad_response
 from .streams import code_of, message_of
+from .walk import OBJECT, Walk
 
-MAX_CHECKED_BYTES = 16 << 20  # JSON is walked through up to here (11 ms)
+MAX_BYTES = 12 << 20  # no JSON that is meant is longer, but for what `max_bytes` names
+MAX_BIG_BYTES = 64 << 20
+MAX_VECTOR_BYTES = 256 << 10  # 8,192 numbers in full length
+STEP_BYTES = 4 << 20  # searched in one go (2 ms)
+MAX_DECODED_BYTES = 16 << 20  # decoded in one go (11 ms); of longer ones is known what `walk` tells
 
 JSON_FORMATS = frozenset({"", "json", "verbose_json", "diarized_json"})
-OBJECT_PATHS = ("/v1/responses", "/v1/messages", "/v1/images/")  # relayed; what they answer is an object
+IMAGES_PATH = "/v1/images/"
 SPEECH_PATH = "/v1/audio/speech"
-BINARY_MEDIA = ("audio/", "video/", "application/octet-stream")
+OBJECT_PATHS = ("/v1/responses", "/v1/messages", IMAGES_PATH)  # relayed; what they answer is an object
 BESIDE_AN_ERROR = frozenset({"code", "error", "message", "object", "request_id", "status", "success", "type"})
 OF_NUMBERS = b"0123456789+-.eE, \t\r\n"
 
@@ -55,18 +61,41 @@ def checked(task: Task, body: bytes, content_type: str) -> str:
     media = _media(content_type)
     if task.kind == "task":  # a plain service may label its JSON any way it likes
         if not is_json(body):
-            raise bad_response(f"answered the task with something that is not JSON ({media or 'no content type'})")
+            raise not_json(task, content_type)
         return "application/json"
     if _wants_object(task):
         _check_object(task, body)
         return content_type or "application/json"
-    _check_relayed(task, body, media)
+    if not body and _is_speech(task):
+        raise bad_response("answered with nothing")
+    if _names_json(media) and not is_json(body):
+        raise not_json(task, content_type)
     return content_type or "application/octet-stream"
 
 
-def may_be_binary(task: Task, content_type: str) -> bool:
-    """Whether sound is asked for, and this may be some."""
-    return _is_speech(task) and _media(content_type).startswith(BINARY_MEDIA)
+def max_bytes(task: Task) -> int:
+    """How long an answer may be, whether or not it says so: as long as what was asked for ever gets."""
+    if task.kind == "embeddings":
+        return min(MAX_BIG_BYTES, max(MAX_BYTES, inputs(task) * MAX_VECTOR_BYTES))
+    is_big = task.kind == "task" or _is_speech(task) or task.path.startswith(IMAGES_PATH)
+    return MAX_BIG_BYTES if is_big else MAX_BYTES
+
+
+def walk_for(task: Task, content_type: str) -> Walk | None:
+    """What looks at the body while it arrives, where that is to be JSON."""
+    if _wants_object(task):
+        return Walk(OBJECT)
+    return Walk() if task.kind == "task" or _names_json(_media(content_type)) else None
+
+
+def not_json(task: Task, content_type: str) -> BackendUnavailable:
+    """The body is not the JSON that is due."""
+    if task.kind == "task":
+        named = _media(content_type) or "no content type"
+        return bad_response(f"answered the task with something that is not JSON ({named})")
+    if _wants_object(task):
+        return bad_response("answered with something that is not a JSON object")
+    return bad_response("answered with something that is not JSON, though it says so")
 
 
 def needs_content(task: Task) -> bool:
@@ -95,25 +124,27 @@ def _names_json(media: str) -> bool:
     return media == "application/json" or media.endswith(("+json", "/json"))
 
 
-def _check_relayed(task: Task, body: bytes, media: str) -> None:
-    """Little is known of what is relayed: nothing is no sound, and what is called JSON is all there."""
-    if not body and _is_speech(task):
-        raise bad_response("answered with nothing")
-    if _names_json(media) and not is_json(body):
-        raise bad_response("answered with something that is not JSON, though it says so")
-
-
 def _check_object(task: Task, body: bytes) -> None:
-    if len(body) > MAX_CHECKED_BYTES:
-        if not is_json(body) or not body.lstrip().startswith(b"{"):
-            raise bad_response("answered with something that is not a JSON object")
+    if len(body) > MAX_DECODED_BYTES:
         return
     members = _members(body)
     if members is None:
-        raise bad_response("answered with something that is not a JSON object")
+        raise not_json(task, "")
     if "error" in members and members.keys() <= BESIDE_AN_ERROR:
         _check_error(members)
     _check_members(task, members)
+
+
+async def check_giant(task: Task, body: bytes) -> None:
+    """Of vectors too long to be decoded, that they are as many as was asked for. Raises BackendUnavailable."""
+    if task.kind != "embeddings" or len(body) <= MAX_DECODED_BYTES:
+        return
+    found = 0
+    for start in range(0, len(body), STEP_BYTES):
+        for key in (b'"embedding":', b'"embedding" :'):
+            found += body.count(key, start, start + STEP_BYTES + len(key) - 1)
+        await asyncio.sleep(0)
+    _check_count(found, inputs(task))
 
 
 def _check_error(members: Members) -> None:
@@ -157,10 +188,14 @@ def _listed(members: Members, name: str, of: type[Any], inside: str) -> list[Any
 
 
 def _check_vectors(vectors: list[_Vector], items: int) -> None:
-    if len(vectors) != items:
-        raise bad_response(f"answered with {len(vectors)} embeddings for {items} inputs")
+    _check_count(len(vectors), items)
     if not all(_is_vector(bytes(vector.embedding)) for vector in vectors):
         raise bad_response("answered with embeddings that are neither lists of numbers nor base64 of them")
+
+
+def _check_count(found: int, items: int) -> None:
+    if found != items:
+        raise bad_response(f"answered with {found} embeddings for {items} inputs")
 
 
 def _is_vector(raw: bytes) -> bool:
@@ -176,10 +211,8 @@ def _is_vector(raw: bytes) -> bool:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether the body is JSON, walked through without building it; of a giant only both ends are looked at."""
-    if len(body) > MAX_CHECKED_BYTES:
-        return body[:64].lstrip()[:1] in (b"{", b"[") and body[-64:].rstrip()[-1:] in (b"}", b"]")
-    return _walked(body, msgspec.Raw) is not None
+    """Whether the body is JSON, without building it; a longer one was walked through as it came."""
+    return len(body) > MAX_DECODED_BYTES or _walked(body, msgspec.Raw) is not None
 
 
 def _members(body: bytes) -> Members | None:
