@@ -63,7 +63,8 @@ def test_it_may_begin_with_a_byte_order_mark_and_only_as_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", [b'"",' * 11000, b"[],{}," * 5500, b"[" * 500 + b"]" * 500, b'"' + b"\\n" * 16000 + b'",', b'"\xc3\xa9",' * 6000]
+    "piece",
+    [b'"",' * 11000, b"[],{}," * 5500, b"[" * 500 + b"]" * 500, b'"' + b"\\n" * 16000 + b'",', b'"\xc3\xa9",' * 6000],
 )  # fmt: skip
 def test_no_piece_holds_up_the_loop(piece: bytes) -> None:
     def once() -> float:

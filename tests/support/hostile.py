@@ -48,7 +48,7 @@ WHOLE_ANSWERS: dict[str, Script] = {
     "an endless header": endless(b"HTTP/1.1 200 OK\r\nx-long: ", b"x" * 65536),
     "endless headers": endless(b"HTTP/1.1 200 OK\r\n", b"x-more: y\r\n" * 5000),
     "an endless run of zeros": endless(head(200, [JSON, CHUNKED]) + chunk(b"{"), chunk(bytes(65536))),
-    "a flood of zeros of a declared length": endless(head(200, [JSON, ("Content-Length", str(60 << 20))]) + b"{", SPACES),
+    "a flood that says its length": endless(head(200, [JSON, ("Content-Length", str(60 << 20))]) + b"{", SPACES),
     "a flood of zeros that would fit": endless(head(200, [JSON, ("Content-Length", "12000000")]) + b"{", bytes(65536)),
     "a gzip bomb": gzip_bomb(256 << 20),
     "half a gzip": answer(gzip.compress(b'{"a": 1}')[:-9], headers=[("Content-Encoding", "gzip")]),
