@@ -18,9 +18,9 @@ from gateway.plugin import BackendUnavailable, Result, Task
 from .body import NotJson, read
 from .exchange import Exchange
 from .faults import bad_response
-from .refusals import body_of, is_answer
-from .shapes import check_giant, check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
-from .streams import code_of, message_of
+from .refusals import Error, Said, body_of, code_of, error_as, error_in, is_answer, message_of
+from .shapes import check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
+from .walk import BOM
 from .wire import Response
 
 MAX_ERROR_BYTES = 256 << 10
@@ -42,7 +42,7 @@ async def whole(task: Task, exchange: Exchange) -> Result:
         where = "redirects, which is never followed" if status >= 300 else "switches protocols"
         raise bad_response(f"{where} (status {status}); check the URL")
     error = await _error(exchange)
-    if isinstance(error, dict) and is_answer(error):
+    if is_answer(error):
         return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
 
@@ -53,8 +53,7 @@ async def _success(task: Task, exchange: Exchange) -> Result:
     check_media(task, content_type)
     body = await _body(task, exchange, content_type)
     if response.status != 204:
-        content_type = checked(task, body, content_type)
-        await check_giant(task, body)
+        content_type = await checked(task, body, content_type)
     headers = _passed(response, PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
 
@@ -64,10 +63,12 @@ async def _body(task: Task, exchange: Exchange, content_type: str) -> bytes:
         if needs_content(task):
             raise bad_response("answered with nothing (status 204)")
         return await read(exchange, MAX_ERROR_BYTES)
+    walk = walk_for(task, content_type)
     try:
-        return await read(exchange, max_bytes(task), walk_for(task, content_type))
+        body = await read(exchange, max_bytes(task), walk)
     except NotJson as exc:
         raise not_json(task, content_type) from exc
+    return body if walk is None else body.removeprefix(BOM)
 
 
 def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
@@ -88,7 +89,7 @@ def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
     return Result(body=body, status=status, content_type="application/json", headers=headers)
 
 
-def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
+def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
     headers, status = exchange.response.headers, exchange.response.status
     if status in (401, 403):
         return BackendUnavailable(
@@ -108,14 +109,15 @@ def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
     return bad_response(f"failed ({what})", status=status, retry_after_s=wait_s, again=again, said=said)
 
 
-async def _error(exchange: Exchange) -> object:
-    """What the upstream's error says, or None; never a page of HTML."""
+async def _error(exchange: Exchange) -> Error:
+    """What the upstream's error says, or nothing; never a page of HTML."""
     try:
         body = await read(exchange, MAX_ERROR_BYTES)
-        members = msgspec.json.decode(body, type=dict[str, object])
+        body.decode()
+        said = msgspec.json.decode(body, type=Said)
     except (BackendUnavailable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return members.get("error") or members.get("detail") or members.get("message")
+        return {}
+    return error_in(said) or error_as(said)
 
 
 def retry_after_s(ms: str | None, text: str | None) -> float | None:

@@ -46,7 +46,7 @@ async def test_garbage_that_says_how_long_it_is_is_given_up_at_once(start: bytes
     script = declares(12 * MIB, start, bytes(65536))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         for task in (chat(), embed(1000), images(), job()):
-            with little_memory(), pytest.raises(BackendUnavailable, match="not (a )?JSON"):
+            with little_memory(), pytest.raises(BackendUnavailable, match=r"not (a )?JSON"):
                 await result(backend, task)
 
 
