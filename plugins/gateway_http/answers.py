@@ -49,7 +49,7 @@ async def whole(task: Task, exchange: Exchange) -> Result:
 
 async def _success(task: Task, exchange: Exchange) -> Result:
     response = exchange.response
-    content_type = response.headers.get("Content-Type", "")
+    content_type = _passed(response, ("Content-Type",)).get("Content-Type", "")
     check_media(task, content_type)
     body = await _body(task, exchange, content_type)
     if response.status != 204:
@@ -72,16 +72,26 @@ async def _body(task: Task, exchange: Exchange, content_type: str) -> bytes:
 
 
 def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
-    return {name: response.headers[name] for name in names if name in response.headers}
+    """Those of the headers that can be sent on: a control character would break our own head."""
+    found = {name: response.headers.get(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None and value.isprintable()}
 
 
 async def _refusal(exchange: Exchange) -> Result:
     status = exchange.response.status
-    body = await read(exchange, MAX_ERROR_BYTES)
+    body = await _error_body(exchange)
     if not is_json(body):
         said = f"the upstream refused the request (status {status})"
-        body = msgspec.json.encode({"error": {"message": said, "type": "invalid_request_error", "code": None}})
+        body = body_of({"message": said, "type": "invalid_request_error", "code": None})
     return _refused(exchange, status, body)
+
+
+async def _error_body(exchange: Exchange) -> bytes:
+    """Nothing where it is longer than anybody reads, or cannot be unpacked."""
+    try:
+        return await read(exchange, MAX_ERROR_BYTES)
+    except BackendUnavailable:
+        return b""
 
 
 def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
@@ -112,10 +122,10 @@ def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
 async def _error(exchange: Exchange) -> Error:
     """What the upstream's error says, or nothing; never a page of HTML."""
     try:
-        body = await read(exchange, MAX_ERROR_BYTES)
+        body = await _error_body(exchange)
         body.decode()
         said = msgspec.json.decode(body, type=Said)
-    except (BackendUnavailable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return error_in(said) or error_as(said)
 

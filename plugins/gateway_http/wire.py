@@ -72,6 +72,13 @@ class Wire(ResponseHandler):
         self.received += len(data)
         super().data_received(data)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """A reset is no end, not even of a body that ends where its connection does."""
+        if exc is not None and self._payload is not None and not self._payload.is_eof():
+            error = exc if isinstance(exc, OSError) else OSError(None, "the connection was lost")
+            self._payload.set_exception(aiohttp.ClientOSError(*error.args))
+        super().connection_lost(exc)
+
     def is_connected(self) -> bool:
         """Asked of an idle connection before it is used again: closed, or something to read, is no."""
         return super().is_connected() and (self._busy or not self._has_input())

@@ -12,7 +12,21 @@ import pytest
 
 from gateway.plugin import BackendUnavailable, Task
 from support.http_backend import chat, job, opened, result
-from support.upstream import CHUNKED, JSON, LAST_CHUNK, Script, Upstream, answer, chunk, endless, head, sends, whole
+from support.upstream import (
+    CHUNKED,
+    JSON,
+    LAST_CHUNK,
+    Script,
+    Upstream,
+    answer,
+    chunk,
+    endless,
+    head,
+    reset,
+    sends,
+    sends_and_cuts,
+    whole,
+)
 
 MIB = 1 << 20
 MAX_GROWTH_BYTES = 16 * MIB
@@ -99,3 +113,90 @@ async def test_a_large_result_of_a_task_is_passed_and_a_cut_one_is_not() -> None
         upstream.script = sends(whole(body[:-2]))
         with pytest.raises(BackendUnavailable, match="not JSON"):
             await result(backend, job(deadline_s=30))
+
+
+SPOKEN = {"sound": ("/v1/audio/speech", "audio/mpeg"), "a text": ("/v1/audio/translations", "text/plain")}
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+async def test_a_body_that_ends_where_the_connection_does_must_not_end_in_a_reset(name: str) -> None:
+    path, media = SPOKEN[name]
+    beginning = head(200, [("Content-Type", media)]) + b"x" * 1000
+    task = chat(path=path, deadline_s=30).replace(kind="other")
+    async with Upstream(reset(beginning)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="broke"):
+            await result(backend, task)
+        upstream.script = sends_and_cuts(beginning)
+        assert (await result(backend, task)).body == b"x" * 1000
+
+
+GOOD = b'{"choices": [{"message": {"content": "hi"}}]}'
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0" * 100])
+async def test_every_member_of_a_gzip_is_delivered(tail: bytes) -> None:
+    members = [gzip.compress(GOOD[at : at + 9]) for at in range(0, len(GOOD), 9)]
+    script = answer(b"".join(members) + tail, headers=[("Content-Encoding", "gzip")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).body == GOOD
+    split = [head(200, [JSON, CHUNKED, ("Content-Encoding", "gzip")])]
+    split += [chunk(bytes([byte])) for byte in b"".join(members)]
+    async with Upstream(sends(*split, LAST_CHUNK)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).body == GOOD
+
+
+@pytest.mark.parametrize("tail", [b"more", gzip.compress(b" ")[:-1]])
+async def test_what_follows_a_gzip_and_is_no_whole_member_is_a_failure(tail: bytes) -> None:
+    script = answer(gzip.compress(GOOD) + tail, headers=[("Content-Encoding", "gzip")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="compressed answer that is (corrupt|cut)"):
+            await result(backend, chat())
+
+
+async def test_a_byte_order_mark_is_taken_off() -> None:
+    async with Upstream(answer(b"\xef\xbb\xbf" + GOOD)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).body == GOOD
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("size", [200_000, 300_000, 20 * MIB])
+async def test_a_refusal_is_an_answer_however_long_it_is(status: int, size: int) -> None:
+    body = b'{"detail": "' + b"x" * size + b'"}'
+    for script in (answer(body, status=status), sends(head(status, [JSON, CHUNKED]), chunk(body), LAST_CHUNK)):
+        async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+            got = await result(backend, chat())
+        assert got.status == status
+        if size == 200_000:
+            assert got.body == body
+        else:
+            assert f"status {status}" in got.value()["error"]["message"]
+
+
+# --- headers ----------------------------------------------------------------------------------------------------------
+
+ODD = ["a\x01b", "a\x7fb", "a\x80b\x9f"]
+
+
+@pytest.mark.parametrize("value", ODD)
+async def test_a_header_that_cannot_be_written_is_not_passed_on(value: str) -> None:
+    named = [("Content-Disposition", value), ("Content-Language", value), ("OpenAI-Version", "1")]
+    async with Upstream(answer(GOOD, headers=named)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).headers == {"OpenAI-Version": "1"}
+        upstream.script = answer(b"{}", status=400, headers=[("Retry-After", value), ("x-should-retry", "true")])
+        assert (await result(backend, chat())).headers == {"x-should-retry": "true"}
+
+
+@pytest.mark.parametrize("value", ODD)
+async def test_a_content_type_that_cannot_be_written_is_none(value: str) -> None:
+    script = answer(GOOD, content_type=f"application/json; charset={value}")
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).content_type == "application/json"
+    sound = chat(path="/v1/audio/speech").replace(kind="other")
+    async with (
+        Upstream(answer(b"ID3", content_type=f"audio/{value}")) as upstream,
+        opened(upstream.url) as (backend, _),
+    ):
+        assert (await result(backend, sound)).content_type == "application/octet-stream"
