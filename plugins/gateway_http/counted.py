@@ -8,7 +8,6 @@ import msgspec
 
 from gateway.plugin import Task
 
-
 MAX_CHOICES = 128  # OpenAI's own bound of `n`
 FEW_BYTES = 4096
 _Bounded = msgspec.defstruct(

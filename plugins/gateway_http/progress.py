@@ -162,7 +162,7 @@ class Progress:
             raise _reported(error_as(chunk))
 
     def _is_error(self, event: Event, chunk: _Chunk) -> bool:
-        """Whether the event itself is an error, as vLLM, FastChat, FastAPI, Anthropic and OpenAI's Responses have it."""
+        """Whether the event itself is an error: vLLM, FastChat, FastAPI, Anthropic and Responses have such."""
         if event.name == b"error" or is_text(chunk.type, b"error"):
             return True
         if self._task.kind == "task":  # its own events may be anything else

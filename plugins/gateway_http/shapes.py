@@ -281,9 +281,10 @@ def _error_itself(said: Said, *, is_only: bool = True) -> Error | None:
 
 def _only_error(body: bytes) -> _OnlyError | None:
     try:
-        return msgspec.json.decode(body, type=_OnlyError)
+        found = msgspec.json.decode(body, type=_OnlyError)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+    return found if is_empty(found.text) else None
 
 
 def _reported(error: Error) -> Exception:
