@@ -25,7 +25,7 @@ def said(text: str = "hi", reason: str | None = None, index: int = 0) -> dict[st
 
 
 def stream(kind: Any = "chat", path: str = "/v1/chat/completions", **changes: Any) -> Task:
-    return chat(path=path, stream=True, **changes).replace(kind=kind)
+    return chat(path=path, stream=True, deadline_s=3600, **changes).replace(kind=kind)
 
 
 RESPONSES, MESSAGES = stream("other", "/v1/responses"), stream("other", "/v1/messages")
