@@ -75,8 +75,7 @@ class Wire(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """A reset is no end, not even of a body that ends where its connection does."""
         if exc is not None and self._payload is not None and not self._payload.is_eof():
-            error = exc if isinstance(exc, OSError) else OSError(None, "the connection was lost")
-            self._payload.set_exception(aiohttp.ClientOSError(*error.args))
+            self._payload.set_exception(aiohttp.ClientPayloadError(f"the connection was lost: {exc}"))
         super().connection_lost(exc)
 
     def is_connected(self) -> bool:
