@@ -6,7 +6,6 @@ truncated text). So every stream has a proper end here, and one without it is a 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import msgspec
@@ -28,7 +27,6 @@ LAST_EVENTS = frozenset(
 TYPED = ("content_block_", "image_edit.", "image_generation.", "message_", "response.", "speech.audio.", "transcript.")
 PICTURES = ("image_edit.", "image_generation.")
 HEARTBEATS = frozenset({b"heartbeat", b"keep-alive", b"keepalive", b"ping"})
-LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class _Choice(msgspec.Struct):
@@ -169,6 +167,8 @@ class Progress:
             return False
         if not is_empty(chunk.choices) or not (self._by_choice or is_empty(chunk.type)):
             return is_text(chunk.object, b"error")
+        if bytes(chunk.error) != b"null":  # an empty one beside choices says that there is none
+            return True
         signs = (chunk.error_code, chunk.detail, *((chunk.message,) if self._by_choice else ()))
         return is_text(chunk.object, b"error") or not all(map(is_empty, signs))
 
@@ -189,14 +189,8 @@ def _text(data: bytes) -> bytes:
 
 
 def _decoded(data: Any, of: type[Any]) -> Any:
-    """The object, its lone halves of surrogate pairs allowed: some servers cut an emoji in two."""
     try:
-        try:
-            return msgspec.json.decode(data, type=of)
-        except msgspec.DecodeError:
-            if b"\\u" not in bytes(data):
-                raise
-            return msgspec.json.decode(LONE_SURROGATE.sub(rb"\\ufffd", bytes(data)), type=of)
+        return msgspec.json.decode(data, type=of)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise bad_response(f"sent a malformed event: {exc}") from exc
 

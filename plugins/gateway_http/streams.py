@@ -17,6 +17,7 @@ from gateway.plugin import Task
 
 from .exchange import Exchange
 from .faults import bad_response
+from .halves import Halves
 from .progress import Progress
 from .sse import DONE_EVENT, Event, EventTooLarge, Parser
 
@@ -32,12 +33,12 @@ async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
     """Every event, framed, up to the proper end. Raises what aiohttp raises, BackendUnavailable, and Refused."""
     is_pictures = task.path.startswith(PICTURES_PATH)
     parser, progress = Parser(MAX_PICTURE_BYTES if is_pictures else MAX_EVENT_BYTES), Progress(task)
-    source = _Source(exchange, progress)
+    source, halves = _Source(exchange, progress), Halves()
     while chunk := await source.read():
         for start in range(0, len(chunk), SLICE_BYTES):
             if start:
                 await asyncio.sleep(0)
-            for event in _events(parser, chunk[start : start + SLICE_BYTES]):
+            for event in map(halves.joined, _events(parser, chunk[start : start + SLICE_BYTES])):
                 if progress.note(event):
                     exchange.is_whole = progress.is_over
                     yield event.raw

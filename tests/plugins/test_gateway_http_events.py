@@ -101,13 +101,43 @@ async def test_an_event_that_is_not_utf_8_is_malformed(data: bytes, task: Task) 
     assert "malformed event" in (await fails(task, raw(b"data: " + data + b"\n\n"))).message
 
 
-async def test_half_an_emoji_an_index_that_is_null_and_a_heartbeat_are_not_malformed() -> None:
-    halves = [
-        b'data: {"choices":[{"index":null,"delta":{"content":"\\ud83d"}}]}\n\n',
-        b'data: {"choices":[{"index":null,"delta":{"content":"\\uDE00"},"finish_reason":"stop"}]}\n\n',
-    ]
+async def test_an_index_that_is_null_and_a_heartbeat_are_not_malformed() -> None:
+    last = b'data: {"choices":[{"index":null,"delta":{"content":"h"},"finish_reason":"stop"}]}\n\n'
     beats = [b"event: ping\ndata: ping\n\n", b"event: heartbeat\ndata: {}\n\n", b"data:\n\n"]
-    assert await told(stream(), raw(beats[0], halves[0], *beats, halves[1], DONE)) == [*halves, DONE]
+    assert await told(stream(), raw(beats[0], *beats, last, DONE)) == [last, DONE]
+
+
+def texts(events: list[bytes]) -> str:
+    return "".join(json.loads(event.split(b"data: ")[1])["choices"][0]["delta"]["content"] for event in events)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "whole"),
+    [
+        (["a\ud83d", "\ude00b"], "a\U0001f600b"),
+        (["\ud83d", "", "\ude00", "\ud83d\ude00"], "\U0001f600\U0001f600"),
+        (["\ud83d", "x", "\ude00", "\ud83d"], "\ufffdx\ufffd"),
+        (["\\ud83d", "\u00e9"], "\\ud83d\u00e9"),
+    ],
+)
+async def test_an_emoji_cut_in_two_is_put_together(pieces: list[str], whole: str) -> None:
+    got = await told(stream(), sse(*map(said, pieces), said("", "stop")))
+    assert texts(got[:-1]) == whole
+
+
+async def test_halves_of_different_choices_are_kept_apart() -> None:
+    two = stream(body=b'{"model":"m","messages":[],"n":2}')
+    events = [said("\ud83d", index=0), said("\ud83c", index=1), said("\ude00", "stop"), said("\udf08", "stop", 1)]
+    got = await told(two, sse(*events))
+    assert texts(got[2:3]) == "\U0001f600"
+    assert texts(got[3:4]) == "\U0001f308"
+
+
+@pytest.mark.parametrize("error", ["", {}, False])
+async def test_an_empty_error_is_one_only_where_nothing_else_is(error: Any) -> None:
+    healthy = said(reason="stop") | {"error": error}
+    assert len(await told(stream(), sse(healthy))) == 2
+    await fails(stream(), sse(said(), {"error": error}))
 
 
 async def test_a_ping_that_its_protocol_knows_is_passed() -> None:
