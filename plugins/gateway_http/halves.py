@@ -1,8 +1,8 @@
 """Characters that a server cut in two, put together again.
 
-A server that streams token by token may send an emoji as its two UTF-16 halves, `\\ud83d` in one event and `\\ude00`
-in the next. Python's and JavaScript's parsers take that, stricter ones (and what reads events after us) do not. The first
-half waits for the event that brings the second one; a half that stays alone is U+FFFD.
+A server that streams token by token may send an emoji as its two UTF-16 halves, U+D83D in one event and U+DE00 in
+the next, escaped. Python's and JavaScript's parsers take that; stricter ones, and what reads events after us, do not.
+The first half waits for the event that brings the second one; a half that stays alone is U+FFFD.
 """
 
 from __future__ import annotations
