@@ -33,7 +33,7 @@ def choices(task: Task) -> int:
 
 def listed_choices(task: Task, raw: msgspec.Raw) -> list[msgspec.Raw]:
     """The entries of a list of choices. Raises ValidationError where it is none, or holds far more than are due."""
-    if len(bytes(raw)) <= FEW_BYTES or choices(task) > MAX_CHOICES:
+    if len(memoryview(raw)) <= FEW_BYTES or choices(task) > MAX_CHOICES:
         return msgspec.json.decode(raw, type=list[msgspec.Raw])
     found = msgspec.structs.astuple(msgspec.json.decode(raw, type=_Bounded))
     return [choice for choice in found if bytes(choice)]

@@ -14,7 +14,20 @@ from gateway.plugin import Task
 
 from .counted import MAX_CHOICES, choices, listed_choices
 from .faults import bad_response
-from .refusals import NULL, Error, Refused, Said, code_of, error_as, error_in, is_answer, is_empty, is_text, message_of
+from .refusals import (
+    NULL,
+    Error,
+    Refused,
+    Said,
+    begins,
+    code_of,
+    error_as,
+    error_in,
+    is_answer,
+    is_empty,
+    is_text,
+    message_of,
+)
 from .sse import DONE, Event
 
 # Streams of one typed event after the other end in one of these; pictures in one for each.
@@ -167,7 +180,7 @@ class Progress:
             return False
         if not is_empty(chunk.choices) or not (self._by_choice or is_empty(chunk.type)):
             return is_text(chunk.object, b"error")
-        if bytes(chunk.error) != b"null":  # an empty one beside choices says that there is none
+        if not begins(chunk.error, b"null"):  # an empty one beside choices says that there is none
             return True
         signs = (chunk.error_code, chunk.detail, *((chunk.message,) if self._by_choice else ()))
         return is_text(chunk.object, b"error") or not all(map(is_empty, signs))
@@ -197,7 +210,7 @@ def _decoded(data: Any, of: type[Any]) -> Any:
 
 def _members(delta: msgspec.Raw) -> dict[str, msgspec.Raw]:
     """What a delta says, but for the role."""
-    if not bytes(delta).startswith(b"{"):
+    if not begins(delta, b"{"):
         return {}
     members: dict[str, msgspec.Raw] = _decoded(delta, dict[str, msgspec.Raw])
     return {name: raw for name, raw in members.items() if name != "role" and not is_empty(raw)}

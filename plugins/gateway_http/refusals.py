@@ -57,14 +57,19 @@ class Said(msgspec.Struct):
     text: msgspec.Raw = NULL
 
 
+def begins(raw: msgspec.Raw, start: bytes) -> bool:
+    """Whether the value's JSON begins so; it is not copied."""
+    return memoryview(raw)[: len(start)] == start
+
+
 def is_empty(raw: msgspec.Raw) -> bool:
     """Whether the value is null, or as good as that."""
-    return bytes(raw) in EMPTY
+    return len(memoryview(raw)) <= len(b"false") and bytes(raw) in EMPTY
 
 
 def is_text(raw: msgspec.Raw, text: bytes) -> bool:
     """Whether the value is this string."""
-    return bytes(raw) == b'"' + text + b'"'
+    return memoryview(raw) == b'"' + text + b'"'
 
 
 def error_in(said: Said) -> Error | None:
@@ -88,7 +93,7 @@ def error_as(said: Said) -> Error:
 
 def value_of(raw: msgspec.Raw) -> Any:
     """The value: a text, a member, or of an object its texts and small members. The rest is None, and is not built."""
-    if not bytes(raw).startswith(b"{"):
+    if not begins(raw, b"{"):
         return _small(raw)
     try:
         members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -98,11 +103,10 @@ def value_of(raw: msgspec.Raw) -> Any:
 
 
 def _small(raw: msgspec.Raw) -> Any:
-    data = bytes(raw)
-    if len(data) > MAX_BUILT_BYTES and not data.startswith(b'"'):
+    if len(memoryview(raw)) > MAX_BUILT_BYTES and not begins(raw, b'"'):
         return None
     try:
-        return msgspec.json.decode(data)
+        return msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError):  # half a surrogate pair
         return None
 

@@ -18,7 +18,20 @@ from gateway.plugin import BackendUnavailable, Task
 
 from .counted import MAX_CHOICES, choices, inputs
 from .faults import bad_response
-from .refusals import NULL, Error, Refused, Said, code_of, error_as, error_in, is_answer, is_empty, is_text, message_of
+from .refusals import (
+    NULL,
+    Error,
+    Refused,
+    Said,
+    begins,
+    code_of,
+    error_as,
+    error_in,
+    is_answer,
+    is_empty,
+    is_text,
+    message_of,
+)
 from .walk import OBJECT, Walk
 
 MAX_BYTES = 12 << 20  # no JSON that is meant is longer, but for what `max_bytes` names
@@ -34,6 +47,7 @@ IMAGES_PATH = "/v1/images/"
 SPEECH_PATH = "/v1/audio/speech"
 OBJECT_PATHS = ("/v1/responses", "/v1/messages", IMAGES_PATH)  # relayed; what they answer is an object
 OF_NUMBERS = b"0123456789+-.eE, \t\r\n"
+NO_ITEMS = re.compile(rb"\[\s*+\]")
 NO_MEMBERS = re.compile(rb"\s*+\{\s*+\}")
 
 
@@ -187,7 +201,7 @@ def _check_choices(task: Task, body: bytes) -> None:
     if not isinstance(found, list):
         found = [choice for choice in msgspec.structs.astuple(found) if choice is not msgspec.UNSET]
     texts = [choice.text for choice in found if isinstance(choice, _Text)]
-    if not found or not all(bytes(text).startswith(b'"') for text in texts):
+    if not found or not all(begins(text, b'"') for text in texts):
         raise _missing(task, body)
 
 
@@ -223,7 +237,7 @@ def _check_other(task: Task, body: bytes) -> None:
     if (error := _error_of(task, body, answer)) is not None:
         raise _reported(error)
     if task.kind == "transcription":
-        if not bytes(answer.text).startswith(b'"'):
+        if not begins(answer.text, b'"'):
             raise bad_response("answered with an object that has no `text`")
     elif NO_MEMBERS.match(body):
         raise bad_response("answered with an object that has no members")
@@ -257,8 +271,8 @@ def _missing(task: Task, body: bytes) -> Exception:
     name, inside = {"chat": ("choices", "message"), "completion": ("choices", "text")}.get(
         task.kind, ("data", "embedding")
     )
-    listed = bytes(answer.data if name == "data" else answer.choices)
-    if not listed.startswith(b"[") or not listed[1:-1].strip():
+    listed = answer.data if name == "data" else answer.choices
+    if not begins(listed, b"[") or NO_ITEMS.match(memoryview(listed)):
         return bad_response(f"answered with an object that has no `{name}`")
     return bad_response(f"answered with `{name}` that hold no `{inside}`, or with far too many")
 

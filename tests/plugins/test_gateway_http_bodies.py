@@ -17,6 +17,7 @@ from support.upstream import (
     JSON,
     LAST_CHUNK,
     Script,
+    Talk,
     Upstream,
     answer,
     chunk,
@@ -70,6 +71,24 @@ async def test_no_answer_in_words_is_so_long(path: str) -> None:
     async with Upstream(declares(13 * MIB, b"{", b" " * 65536)) as upstream, opened(upstream.url) as (backend, _):
         with little_memory(), pytest.raises(BackendUnavailable, match=f"more than {12 * MIB} bytes"):
             await result(backend, task)
+
+
+@pytest.mark.parametrize("framing", ["chunked", "declared"])
+async def test_a_flood_that_is_json_to_its_end_costs_its_own_length(framing: str) -> None:
+    start, piece, last, times = b'{"choices":[', b'{"message":{}},' * 4000, b'{"message":{}}]}', 190
+    pieces = [start, *[piece] * times, last]
+    size = sum(map(len, pieces))
+    fields = [JSON, CHUNKED if framing == "chunked" else ("Content-Length", str(size))]
+
+    async def script(talk: Talk) -> None:
+        await talk.send(head(200, fields))
+        for each in pieces:
+            await talk.send(chunk(each) if framing == "chunked" else each)
+        await talk.send(LAST_CHUNK if framing == "chunked" else b"")
+
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with little_memory(), pytest.raises(BackendUnavailable, match="far too many"):
+            await result(backend, chat(deadline_s=30))
 
 
 def framed(body: bytes, way: str) -> Script:
