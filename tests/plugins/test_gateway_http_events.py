@@ -193,11 +193,20 @@ async def test_done_is_no_end_where_events_have_types(name: str) -> None:
 LASTS = {"responses": "response.completed", "messages": "message_stop", "transcript": "transcript.text.done"}
 
 
+async def told_while_it_stays(task: Task, *events: Any) -> list[bytes]:
+    """What is relayed of a stream whose connection stays open for an hour, as long as the task has time."""
+    script = stall(sse_bytes(*events, done=False))
+    async with asyncio.timeout(10), Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        return await parts(backend, task)
+
+
 @pytest.mark.parametrize("name", HALVES)
-async def test_a_stream_ends_at_its_typed_last_event_though_the_connection_stays(name: str) -> None:
+async def test_a_stream_ends_at_its_typed_last_event_though_the_connection_stays(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway_http.streams.LINGER_S", 3600)
     task, events = HALVES[name]
-    script = stall(sse_bytes(*events, {"type": LASTS[name]}, done=False))
-    assert len(await told(task, script)) == len(events) + 1
+    assert len(await told_while_it_stays(task, *events, {"type": LASTS[name]})) == len(events) + 1
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -213,8 +222,7 @@ async def test_all_choices_finished_is_an_end_though_the_connection_stays(monkey
     monkeypatch.setattr("gateway_http.streams.LINGER_S", 0.05)
     two = stream(body=b'{"model":"m","messages":[],"n":2}')
     events = [said(), said(index=1), said(reason="stop"), said(reason="stop", index=1)]
-    script = stall(sse_bytes(*events, done=False))
-    assert (await told(two, script))[len(events) :] == [DONE]
+    assert (await told_while_it_stays(two, *events))[len(events) :] == [DONE]
 
 
 async def test_what_comes_soon_after_the_finish_is_waited_for() -> None:
@@ -232,7 +240,7 @@ async def test_several_pictures_end_in_an_event_each(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("gateway_http.streams.LINGER_S", 0.05)
     task = stream("other", "/v1/images/generations")
     picture = {"type": "image_generation.completed", "b64_json": "A" * 1_500_000}
-    assert len(await told(task, stall(sse_bytes(picture, picture, done=False)))) == 2
+    assert len(await told_while_it_stays(task, picture, picture)) == 2
 
 
 async def test_a_picture_is_the_only_large_event() -> None:
