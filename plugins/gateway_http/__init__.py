@@ -38,9 +38,9 @@ from .faults import Translated
 from .lists import Lists, Names
 from .network import open_session
 from .outgoing import outgoing
-from .refusals import Refused, body_of
+from .refusals import Refused, body_of, told
 from .settings import Base, HttpSettings
-from .streams import message_of, relay
+from .streams import relay
 from .upstream import CaptivePortal, Upstream
 
 __all__ = ["Http", "HttpSettings"]
@@ -96,7 +96,7 @@ class Http(Backend[HttpSettings]):
                     yield self._without_key(await whole(task, exchange))
         except Refused as exc:
             if has_begun:
-                raise TaskInvalid("the upstream refuses this request", detail=message_of(exc.error)) from exc
+                raise TaskInvalid("the upstream refuses this request", detail=told(exc.error)) from exc
             yield self._without_key(Result(body=body_of(exc.error), status=400))
         except GatewayError as exc:
             if (key := self.settings.api_key) is not None:

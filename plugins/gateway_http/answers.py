@@ -7,9 +7,7 @@ the backend, and another may be asked.
 
 from __future__ import annotations
 
-import asyncio
 import time
-import zlib
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
 
@@ -17,17 +15,15 @@ import msgspec
 
 from gateway.plugin import BackendUnavailable, Result, Task
 
+from .body import NotJson, read
 from .exchange import Exchange
 from .faults import bad_response
-from .refusals import body_of, is_answer
-from .shapes import check_media, checked, is_json, may_be_binary, needs_content
-from .streams import code_of, message_of
+from .refusals import Error, Said, body_of, code_of, error_as, error_in, is_answer, message_of
+from .shapes import check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
+from .walk import BOM
 from .wire import Response
 
-MAX_DECLARED_BYTES = 64 << 20  # an answer that says how long it is
-MAX_UNDECLARED_BYTES = 12 << 20  # one that does not may never end; also decompressed. Sound is let grow as above
 MAX_ERROR_BYTES = 256 << 10
-INFLATE_STEP_BYTES = 256 << 10
 MAX_RETRY_AFTER_S = 86400.0  # told to the client; how long the gateway itself pauses, its breaker and dispatcher bound
 
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
@@ -46,37 +42,56 @@ async def whole(task: Task, exchange: Exchange) -> Result:
         where = "redirects, which is never followed" if status >= 300 else "switches protocols"
         raise bad_response(f"{where} (status {status}); check the URL")
     error = await _error(exchange)
-    if isinstance(error, dict) and is_answer(error):
+    if is_answer(error):
         return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
     response = exchange.response
-    content_type = response.headers.get("Content-Type", "")
+    content_type = _passed(response, ("Content-Type",)).get("Content-Type", "")
     check_media(task, content_type)
-    is_binary = may_be_binary(task, content_type)
-    max_undeclared = MAX_DECLARED_BYTES if is_binary else MAX_UNDECLARED_BYTES
-    body = await _inflated(exchange, await _read(exchange, MAX_DECLARED_BYTES, max_undeclared))
+    body = await _body(task, exchange, content_type)
     if response.status != 204:
-        content_type = checked(task, body, content_type)
-    elif needs_content(task):
-        raise bad_response("answered with nothing (status 204)")
+        content_type = await checked(task, body, content_type)
     headers = _passed(response, PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
 
 
+async def _body(task: Task, exchange: Exchange, content_type: str) -> bytes:
+    if exchange.response.status == 204:
+        if needs_content(task):
+            raise bad_response("answered with nothing (status 204)")
+        return await read(exchange, MAX_ERROR_BYTES)
+    walk = walk_for(task, content_type)
+    try:
+        body = await read(exchange, max_bytes(task), walk)
+    except NotJson as exc:
+        raise not_json(task, content_type) from exc
+    return body if walk is None else body.removeprefix(BOM)
+
+
 def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
-    return {name: response.headers[name] for name in names if name in response.headers}
+    """Those of the headers that can be sent on: a control character would break our own head."""
+    found = {name: response.headers.get(name) for name in names}
+    return {name: value for name, value in found.items() if value is not None and value.isprintable()}
 
 
 async def _refusal(exchange: Exchange) -> Result:
     status = exchange.response.status
-    body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
+    body = await _error_body(exchange)
     if not is_json(body):
         said = f"the upstream refused the request (status {status})"
-        body = msgspec.json.encode({"error": {"message": said, "type": "invalid_request_error", "code": None}})
+        body = body_of({"message": said, "type": "invalid_request_error", "code": None})
     return _refused(exchange, status, body)
+
+
+async def _error_body(exchange: Exchange) -> bytes:
+    """Nothing where it is longer than anybody reads, or cannot be unpacked."""
+    try:
+        return await read(exchange, MAX_ERROR_BYTES)
+    except BackendUnavailable:
+        return b""
 
 
 def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
@@ -84,7 +99,7 @@ def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
     return Result(body=body, status=status, content_type="application/json", headers=headers)
 
 
-def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
+def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
     headers, status = exchange.response.headers, exchange.response.status
     if status in (401, 403):
         return BackendUnavailable(
@@ -104,14 +119,15 @@ def _failure(exchange: Exchange, error: object) -> BackendUnavailable:
     return bad_response(f"failed ({what})", status=status, retry_after_s=wait_s, again=again, said=said)
 
 
-async def _error(exchange: Exchange) -> object:
-    """What the upstream's error says, or None; never a page of HTML."""
+async def _error(exchange: Exchange) -> Error:
+    """What the upstream's error says, or nothing; never a page of HTML."""
     try:
-        body = await _inflated(exchange, await _read(exchange, MAX_ERROR_BYTES, MAX_ERROR_BYTES))
-        members = msgspec.json.decode(body, type=dict[str, object])
-    except (BackendUnavailable, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return members.get("error") or members.get("detail") or members.get("message")
+        body = await _error_body(exchange)
+        body.decode()
+        said = msgspec.json.decode(body, type=Said)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return error_in(said) or error_as(said)
 
 
 def retry_after_s(ms: str | None, text: str | None) -> float | None:
@@ -128,56 +144,3 @@ def retry_after_s(ms: str | None, text: str | None) -> float | None:
     except (ValueError, TypeError, OverflowError):
         return None
     return min(max(at - time.time(), 0.0), MAX_RETRY_AFTER_S)
-
-
-# ── the body ─────────────────────────────────────────────────────────────────────────────────────
-
-
-async def _read(exchange: Exchange, max_declared: int, max_undeclared: int) -> bytes:
-    """All of the body, as it was sent."""
-    declared = exchange.response.content_length
-    cap = max_undeclared if declared is None else max_declared
-    if declared is not None and declared > cap:
-        raise _too_large(cap)
-    chunks: list[bytes] = []
-    while chunk := await exchange.read():
-        if exchange.received > cap or (declared is None and exchange.response.wire.received > cap):
-            raise _too_large(cap)
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _too_large(cap: int) -> BackendUnavailable:
-    return bad_response(f"answers with more than {cap} bytes")
-
-
-async def _inflated(exchange: Exchange, body: bytes) -> bytes:
-    """The body decompressed, where an upstream compressed it though it was asked not to."""
-    coding = exchange.response.headers.get("Content-Encoding", "identity").strip().lower()
-    if coding in ("", "identity") or not body:
-        return body
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        raise bad_response(f"compresses its answer ({coding[:20]}), though it was asked not to")
-    return await inflate(body, MAX_UNDECLARED_BYTES)
-
-
-async def inflate(body: bytes, cap: int) -> bytes:
-    """Decompress gzip, zlib or raw deflate to `cap` bytes at most, in small steps. Raises BackendUnavailable."""
-    raw_deflate = body[:2] != b"\x1f\x8b" and (body[0] & 0x0F) != zlib.DEFLATED
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS if raw_deflate else zlib.MAX_WBITS | 32)
-    pieces: list[bytes] = []
-    size, rest = 0, body
-    try:
-        while not inflater.eof:
-            piece = inflater.decompress(rest, INFLATE_STEP_BYTES)
-            rest = inflater.unconsumed_tail
-            size += len(piece)
-            if size > cap:
-                raise _too_large(cap)
-            if not piece and not rest:
-                raise bad_response("sent a compressed answer that is cut")
-            pieces.append(piece)
-            await asyncio.sleep(0)
-    except zlib.error as exc:
-        raise bad_response("sent a compressed answer that is corrupt") from exc
-    return b"".join(pieces)

@@ -8,6 +8,15 @@ import msgspec
 
 from gateway.plugin import Task
 
+MAX_CHOICES = 128  # OpenAI's own bound of `n`
+FEW_BYTES = 4096
+_Bounded = msgspec.defstruct(
+    "_Bounded",
+    [(f"choice_{at}", msgspec.Raw, msgspec.Raw(b"")) for at in range(MAX_CHOICES)],
+    array_like=True,
+    forbid_unknown_fields=True,  # the first one too many ends it
+)
+
 
 class _Asked(msgspec.Struct):
     n: Any = None
@@ -22,6 +31,14 @@ def choices(task: Task) -> int:
     return max(each, 1) * (_texts(asked.prompt) if task.kind == "completion" else 1)
 
 
+def listed_choices(task: Task, raw: msgspec.Raw) -> list[msgspec.Raw]:
+    """The entries of a list of choices. Raises ValidationError where it is none, or holds far more than are due."""
+    if len(memoryview(raw)) <= FEW_BYTES or choices(task) > MAX_CHOICES:
+        return msgspec.json.decode(raw, type=list[msgspec.Raw])
+    found = msgspec.structs.astuple(msgspec.json.decode(raw, type=_Bounded))
+    return [choice for choice in found if bytes(choice)]
+
+
 def inputs(task: Task) -> int:
     """The vectors an embeddings request asks for, by its body (a subtask's `items` may say 1); else its items."""
     given = _asked(task).input
@@ -31,7 +48,7 @@ def inputs(task: Task) -> int:
 def _asked(task: Task) -> _Asked:
     try:
         return msgspec.json.decode(task.body, type=_Asked)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Asked()  # no object: the upstream is the one to refuse it
 
 

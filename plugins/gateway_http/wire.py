@@ -72,6 +72,12 @@ class Wire(ResponseHandler):
         self.received += len(data)
         super().data_received(data)
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """A reset is no end, not even of a body that ends where its connection does."""
+        if exc is not None and self._payload is not None and not self._payload.is_eof():
+            self._payload.set_exception(aiohttp.ClientPayloadError(f"the connection was lost: {exc}"))
+        super().connection_lost(exc)
+
     def is_connected(self) -> bool:
         """Asked of an idle connection before it is used again: closed, or something to read, is no."""
         return super().is_connected() and (self._busy or not self._has_input())

@@ -313,10 +313,22 @@ TOKENS = b'{"model":"m","prompt":[1,2]}'
         (TWO, "chat", [saying(content="h"), saying(reason="stop")]),
         (FOUR, "completion", [saying(index, "stop", content="h") for index in range(3)]),
         (TWO, "chat", [saying(content="h", reason="stop"), saying(1, content="h"), "[DONE]"]),
+        (b"{}", "chat", [saying(tool_calls=[{"index": 0}]), "[DONE]"]),
+        (b"{}", "chat", [saying(content="h"), saying(function_call={"name": "f"}), "[DONE]"]),
         (b"{}", "chat", [saying(role="assistant"), "[DONE]"]),
         (b"{}", "chat", [saying(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
     ],
-    ids=["empty reason", "empty to the end", "no second choice", "three of four", "half done", "a role", "no text"],
+    ids=[
+        "empty reason",
+        "empty to the end",
+        "no second choice",
+        "three of four",
+        "half done",
+        "half a call",
+        "a call",
+        "a role",
+        "no text",
+    ],
 )
 async def test_a_choice_that_is_not_finished_is_not_an_end(body: bytes, kind: Any, events: list[Any]) -> None:
     task = chat(body=body, stream=True).replace(kind=kind)
@@ -333,11 +345,10 @@ async def test_a_choice_that_is_not_finished_is_not_an_end(body: bytes, kind: An
         (TOKENS, "completion", [saying(reason="stop", content="h")]),
         (TWO, "chat", [saying(reason="stop", content="h"), "[DONE]"]),
         (b"{}", "chat", [saying(content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(tool_calls=[{"index": 0}]), "[DONE]"]),
         (b"{}", "chat", [saying(role="assistant"), saying(reason="stop"), "[DONE]"]),
         (b"{}", "chat", [saying(reason="stop"), saying(content=""), {"choices": []}]),
     ],
-    ids=["two", "two of two", "tokens", "knows no n", "knows no reason", "a call", "empty", "a chunk after"],
+    ids=["two", "two of two", "tokens", "knows no n", "knows no reason", "empty", "a chunk after"],
 )
 async def test_a_stream_all_of_whose_choices_are_finished_is_complete(
     body: bytes, kind: Any, events: list[Any]

@@ -1,0 +1,221 @@
+"""How much of a whole answer is read, and what becomes of one that is large."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+
+from gateway.plugin import BackendUnavailable, Task
+from support.http_backend import chat, job, opened, result
+from support.upstream import (
+    CHUNKED,
+    JSON,
+    LAST_CHUNK,
+    Script,
+    Talk,
+    Upstream,
+    answer,
+    chunk,
+    endless,
+    head,
+    reset,
+    sends,
+    sends_and_cuts,
+    whole,
+)
+
+MIB = 1 << 20
+MAX_GROWTH_BYTES = 16 * MIB
+
+
+def embed(items: int) -> Task:
+    body = msgspec.json.encode({"model": "m", "input": ["x"] * items})
+    return chat(path="/v1/embeddings", body=body, deadline_s=30).replace(kind="embeddings")
+
+
+def images() -> Task:
+    return chat(path="/v1/images/generations", deadline_s=30).replace(kind="other")
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < MAX_GROWTH_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def declares(size: int, start: bytes, piece: bytes) -> Script:
+    return endless(head(200, [JSON, ("Content-Length", str(size))]) + start, piece)
+
+
+@pytest.mark.parametrize("start", [b"{", b'{"a":"', b'{"choices": [{"message": {"content": "'])
+async def test_garbage_that_says_how_long_it_is_is_given_up_at_once(start: bytes) -> None:
+    script = declares(12 * MIB, start, bytes(65536))
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        for task in (chat(), embed(1000), images(), job()):
+            with little_memory(), pytest.raises(BackendUnavailable, match=r"not (a )?JSON"):
+                await result(backend, task)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_no_answer_in_words_is_so_long(path: str) -> None:
+    task = chat(path=path).replace(kind="chat" if "chat" in path else "other")
+    async with Upstream(declares(13 * MIB, b"{", b" " * 65536)) as upstream, opened(upstream.url) as (backend, _):
+        with little_memory(), pytest.raises(BackendUnavailable, match=f"more than {12 * MIB} bytes"):
+            await result(backend, task)
+
+
+@pytest.mark.parametrize("framing", ["chunked", "declared"])
+async def test_a_flood_that_is_json_to_its_end_costs_its_own_length(framing: str) -> None:
+    start, piece, last, times = b'{"choices":[', b'{"message":{}},' * 4000, b'{"message":{}}]}', 190
+    pieces = [start, *[piece] * times, last]
+    size = sum(map(len, pieces))
+    fields = [JSON, CHUNKED if framing == "chunked" else ("Content-Length", str(size))]
+
+    async def script(talk: Talk) -> None:
+        await talk.send(head(200, fields))
+        for each in pieces:
+            await talk.send(chunk(each) if framing == "chunked" else each)
+        await talk.send(LAST_CHUNK if framing == "chunked" else b"")
+
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with little_memory(), pytest.raises(BackendUnavailable, match="far too many"):
+            await result(backend, chat(deadline_s=30))
+
+
+def framed(body: bytes, way: str) -> Script:
+    if way == "declared":
+        return answer(body)
+    if way == "compressed":
+        return answer(gzip.compress(body, 1), headers=[("Content-Encoding", "gzip")])
+    pieces = [chunk(body[at : at + MIB]) for at in range(0, len(body), MIB)]
+    return sends(head(200, [JSON, CHUNKED]), *pieces, LAST_CHUNK)
+
+
+WAYS = ["declared", "chunked", "compressed"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_many_vectors_may_be_long_whatever_way_they_come(way: str) -> None:
+    vector = b'{"embedding": "' + b"A" * 16384 + b'"}'
+    body = b'{"object": "list", "data": [' + b",".join([vector] * 1200) + b"]}"
+    async with Upstream(framed(body, way)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, embed(1200))).body == body
+        with pytest.raises(BackendUnavailable, match="1200 embeddings for 1201 inputs"):
+            await result(backend, embed(1201))
+        with pytest.raises(BackendUnavailable, match="more than"):
+            await result(backend, embed(1))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_pictures_may_be_long_whatever_way_they_come(way: str) -> None:
+    body = b'{"data": [' + b",".join([b'{"b64_json": "' + b"A" * (5 * MIB) + b'"}'] * 4) + b"]}"
+    async with Upstream(framed(body, way)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, images())).body == body
+    async with Upstream(framed(body[:-1], way)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="not a JSON object"):
+            await result(backend, images())
+
+
+async def test_a_large_result_of_a_task_is_passed_and_a_cut_one_is_not() -> None:
+    body = b'{"result": "' + b"A" * (20 * MIB) + b'"}'
+    async with Upstream(answer(body)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, job(deadline_s=30))).body == body
+        upstream.script = sends(whole(body[:-2]))
+        with pytest.raises(BackendUnavailable, match="not JSON"):
+            await result(backend, job(deadline_s=30))
+
+
+SPOKEN = {"sound": ("/v1/audio/speech", "audio/mpeg"), "a text": ("/v1/audio/translations", "text/plain")}
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+async def test_a_body_that_ends_where_the_connection_does_must_not_end_in_a_reset(name: str) -> None:
+    path, media = SPOKEN[name]
+    beginning = head(200, [("Content-Type", media)]) + b"x" * 1000
+    task = chat(path=path, deadline_s=30).replace(kind="other")
+    async with Upstream(reset(beginning)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match="broke"):
+            await result(backend, task)
+        upstream.script = sends_and_cuts(beginning)
+        assert (await result(backend, task)).body == b"x" * 1000
+
+
+GOOD = b'{"choices": [{"message": {"content": "hi"}}]}'
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0" * 100])
+async def test_every_member_of_a_gzip_is_delivered(tail: bytes) -> None:
+    members = [gzip.compress(GOOD[at : at + 9]) for at in range(0, len(GOOD), 9)]
+    script = answer(b"".join(members) + tail, headers=[("Content-Encoding", "gzip")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).body == GOOD
+    split = [head(200, [JSON, CHUNKED, ("Content-Encoding", "gzip")])]
+    split += [chunk(bytes([byte])) for byte in b"".join(members)]
+    async with Upstream(sends(*split, LAST_CHUNK)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).body == GOOD
+
+
+@pytest.mark.parametrize("tail", [b"more", gzip.compress(b" ")[:-1]])
+async def test_what_follows_a_gzip_and_is_no_whole_member_is_a_failure(tail: bytes) -> None:
+    script = answer(gzip.compress(GOOD) + tail, headers=[("Content-Encoding", "gzip")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(BackendUnavailable, match=r"compressed answer that is (corrupt|cut)"):
+            await result(backend, chat())
+
+
+async def test_a_byte_order_mark_is_taken_off() -> None:
+    async with Upstream(answer(b"\xef\xbb\xbf" + GOOD)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).body == GOOD
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@pytest.mark.parametrize("size", [200_000, 300_000, 20 * MIB])
+async def test_a_refusal_is_an_answer_however_long_it_is(status: int, size: int) -> None:
+    body = b'{"detail": "' + b"x" * size + b'"}'
+    for script in (answer(body, status=status), sends(head(status, [JSON, CHUNKED]), chunk(body), LAST_CHUNK)):
+        async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+            got = await result(backend, chat())
+        assert got.status == status
+        if size == 200_000:
+            assert got.body == body
+        else:
+            assert f"status {status}" in got.value()["error"]["message"]
+
+
+# --- headers ----------------------------------------------------------------------------------------------------------
+
+ODD = ["a\x01b", "a\x7fb", "a\x80b\x9f"]
+
+
+@pytest.mark.parametrize("value", ODD)
+async def test_a_header_that_cannot_be_written_is_not_passed_on(value: str) -> None:
+    named = [("Content-Disposition", value), ("Content-Language", value), ("OpenAI-Version", "1")]
+    async with Upstream(answer(GOOD, headers=named)) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).headers == {"OpenAI-Version": "1"}
+        upstream.script = answer(b"{}", status=400, headers=[("Retry-After", value), ("x-should-retry", "true")])
+        assert (await result(backend, chat())).headers == {"x-should-retry": "true"}
+
+
+@pytest.mark.parametrize("value", ODD)
+async def test_a_content_type_that_cannot_be_written_is_none(value: str) -> None:
+    script = answer(GOOD, content_type=f"application/json; charset={value}")
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        assert (await result(backend, chat())).content_type == "application/json"
+    sound = chat(path="/v1/audio/speech").replace(kind="other")
+    async with (
+        Upstream(answer(b"ID3", content_type=f"audio/{value}")) as upstream,
+        opened(upstream.url) as (backend, _),
+    ):
+        assert (await result(backend, sound)).content_type == "application/octet-stream"
