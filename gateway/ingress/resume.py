@@ -20,6 +20,7 @@ from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
 MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
+MOST_NOTED_BYTES = 65_536  # with events larger than that nobody goes on
 REPEATED_CHARS = 12  # a continuation that begins with at least so much of what was said is a repetition
 
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
@@ -56,6 +57,27 @@ class _Choice(msgspec.Struct):
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = msgspec.field(default_factory=list)
+
+
+class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
+    role: str | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class _PlainChoice(msgspec.Struct):
+    delta: _PlainDelta
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class _PlainChunk(msgspec.Struct):
+    """What nearly every chunk is, read in one go: a text."""
+
+    choices: list[_PlainChoice]
+
+
+_PLAIN = msgspec.json.Decoder(_PlainChunk)
 
 
 _CHUNK = msgspec.json.Decoder(_Chunk)
@@ -102,11 +124,29 @@ class Said:
             self._is_plain = False  # whoever renders it says what is wrong with it
 
     def _note_event(self, data: bytes) -> None:
+        if len(data) > MOST_NOTED_BYTES:  # may be a tree of anything
+            self._is_plain = False
+            self._unfinished.setdefault(0, True)
+            return
+        if self._head is not None and self._note_plain(data):
+            return
         chunk = _CHUNK.decode(data)
         if self._head is None and chunk.choices:
             members = _RAW_OBJECT.decode(data)
             self._head = {name: members[name] for name in _HEAD if name in members}
         self._note(chunk)
+
+    def _note_plain(self, data: bytes) -> bool:
+        try:
+            choices = _PLAIN.decode(data).choices
+        except msgspec.DecodeError:
+            return False
+        if self._shape != "chat" or len(choices) != 1 or choices[0].index:
+            return False
+        (choice,) = choices
+        self._unfinished[0] = self._unfinished.get(0, True) and not choice.finish_reason
+        self._keep(choice.delta.content or "")
+        return True
 
     def _note(self, chunk: _Chunk) -> None:
         for choice in chunk.choices:

@@ -32,6 +32,8 @@ class Halves:
 
     def joined(self, event: Event) -> Event:
         """The same event, or one with whole characters only."""
+        if not self._held and b"\\u" not in event.data:
+            return event
         if len(event.data) > MAX_BYTES or not (self._held or _HALF.search(event.data)):
             return event
         try:

@@ -33,12 +33,13 @@ class Lists:
         self._asking: asyncio.Task[None] | None = None
         self._renewed_at = -math.inf
         self._fault: str | None = None
+        self._served: dict[str, bool] = {}  # whether a list had names when it last came
 
     async def look(self) -> str | None:
         """Begin to ask, where that is due, and wait a moment for what is not known yet. Why it is refused, or None."""
         if self._asking is not None and self._asking.done():
-            self._asking.result()  # a bug in there is not kept silent
-            self._asking = None
+            asked, self._asking = self._asking, None
+            asked.result()  # a bug in there is not kept silent
         if self._asking is None and self._paths and time.monotonic() - self._renewed_at >= REFRESH_S:
             self._asking = asyncio.create_task(self._ask(), name=f"lists of {self._netloc}")
             if self._unknown or self._fault:
@@ -65,7 +66,15 @@ class Lists:
                 names = await self._upstream.names(path)
         except GatewayError as exc:
             return exc.message if exc.code == "upstream_auth" else None
-        if names is not None:
-            self._unknown.discard(path)
-            self._on_names(path, names)
+        if names is None or self._is_doubtful(path, names):
+            return None
+        self._unknown.discard(path)
+        self._served[path] = bool(names)
+        self._on_names(path, names)
         return None
+
+    def _is_doubtful(self, path: str, names: Names) -> bool:
+        """Whether a list that had names has none all at once: only a second time is that believed."""
+        is_news = not names and self._served.get(path, False)
+        self._served[path] = False
+        return is_news

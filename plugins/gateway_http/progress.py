@@ -6,7 +6,7 @@ truncated text). So every stream has a proper end here, and one without it is a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -54,6 +54,36 @@ class _Chunk(Said):
     response: msgspec.Raw = NULL
 
 
+class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
+    role: str | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
+    index: int = 0
+    delta: _PlainDelta = msgspec.field(default_factory=_PlainDelta)
+    finish_reason: str | None = None
+    logprobs: None = None
+    text: str | None = None
+
+
+class _PlainChunk(msgspec.Struct):
+    """What nearly every chunk is, read in one go: a text, and no sign of an error."""
+
+    choices: list[_PlainChoice]
+    object: Literal["chat.completion.chunk", "text_completion"]
+    error: None = None
+    error_code: None = None
+    detail: None = None
+    message: None = None
+    type: None = None
+
+
+PLAIN_BYTES = 64 << 10  # what is larger is looked at without being built
+_PLAIN = msgspec.json.Decoder(_PlainChunk)
+
+
 class _Failed(msgspec.Struct):
     error: msgspec.Raw = NULL
 
@@ -96,18 +126,39 @@ class Progress:
 
     def note(self, event: Event) -> bool:
         """Take account of an event; whether it is worth passing on. Raises where it is an error, or malformed."""
+        if self._by_choice and not event.name and len(event.data) <= PLAIN_BYTES and self._note_plain(event.data):
+            return True
         if event.data.strip() == DONE:
             self._check_done()
             self.is_done = True
             return True
         if not event.data.strip() or self._is_heartbeat(event):
             return False
+        if self._task.kind == "task" and not event.data.startswith(b"{"):
+            _decoded(_text(event.data), msgspec.Raw)  # any JSON is a part
+            return True
         chunk = _decoded(_text(event.data), _Chunk)
         self._check_no_error(event, chunk)
         if self._by_choice:
             self._note_choices(chunk.choices)
         else:
             self._note_type(chunk)
+        return True
+
+    def _note_plain(self, data: bytes) -> bool:
+        """Take account of a chunk that only says a text, or why it ended; False for any other, which is looked at."""
+        try:
+            plain = _PLAIN.decode(_text(data)).choices
+        except (msgspec.DecodeError, RecursionError):
+            return False
+        if len(plain) != 1:
+            return False
+        (choice,) = plain
+        if choice.index not in self._unfinished and self._unfinished:
+            return False
+        is_open = self._unfinished.get(choice.index, True)
+        self._unfinished[choice.index] = is_open and not choice.finish_reason
+        self._has_said = self._has_said or bool(choice.text or choice.delta.content)
         return True
 
     def _is_heartbeat(self, event: Event) -> bool:

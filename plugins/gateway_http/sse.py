@@ -1,7 +1,7 @@
 """Server-sent events, taken from a byte stream one by one, whatever way the bytes arrive.
 
 The format is WHATWG HTML §9.2.6: lines end in LF, CR or CRLF, a blank line ends an event, a line that
-begins with a colon is a comment. Comments, unknown fields and events without data are dropped; what
+begins with a colon is a comment. Comments, other fields than these two and events without data are dropped; what
 remains is framed anew, with LF. Time is linear in the bytes fed and memory bounded by one event's cap.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 BOM = b"\xef\xbb\xbf"
-FIELDS = frozenset({b"data", b"event", b"id", b"retry"})
+# Without `id` and `retry`: nobody can go on with a POST, and openai-python takes a comment after an id for an event.
+FIELDS = frozenset({b"data", b"event"})
 DONE = b"[DONE]"
 DONE_EVENT = b"data: [DONE]\n\n"
 

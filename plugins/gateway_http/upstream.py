@@ -100,7 +100,7 @@ def listed(body: bytes) -> Mapping[str, str]:
     """The names in a list; without a peer gateway's `auto` and pinned `<backend>/<model>` entries."""
     try:
         names = [item.id for item in msgspec.json.decode(body, type=_Listing).data]
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     if "auto" in names:
         plain = {name for name in names if "/" not in name}

@@ -90,6 +90,7 @@ async def test_an_event_without_choices_is_not_always_an_error(event: Any) -> No
 async def test_a_tasks_own_events_may_be_anything() -> None:
     task = stream("task", "/v1/tasks/t")
     assert len(await told(task, sse({"message": "hi"}, {"detail": 1}, {"object": "error"}))) == 4
+    assert len(await told(task, sse("3", '"hello"', "[1]", {"choices": "abc"}, {"type": 3}))) == 6
 
 
 # --- events nobody can read, and such as only seem so -----------------------------------------------------------------

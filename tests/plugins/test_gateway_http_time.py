@@ -385,6 +385,21 @@ async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(mon
         assert services.failures == []
 
 
+async def test_a_list_that_is_none_is_no_reason_to_forget_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "REFRESH_S", 0.0)
+    served, broken = answer(json={"data": [{"id": "m"}]}), answer(b'{"data":[{"id":"\xff"}]}')
+    models = in_turn(served, broken, served, answer(json={}, status=404), answer(json={"data": []}), served)
+    by = by_path({"/livez": answer(json={}), "/v1/models": models})
+    async with Upstream(by) as upstream, opened(upstream.url, tasks="add") as (backend, _):
+        known = []
+        for asked in range(1, 7):
+            assert await backend.health() is None
+            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            await backend.health()  # hears what came of it
+            known.append(backend.models)
+    assert known[:3] == [{"m": "m"}] * 3
+
+
 async def test_lists_the_operator_gave_are_not_asked_for() -> None:
     given = {"models": "a,b", "tasks": '{"add": "/add"}'}
     async with Upstream(answer(json={})) as upstream, opened(upstream.url, **given) as (backend, _):
