@@ -39,13 +39,14 @@ def json_naming(body: bytes, name: str) -> bytes:
 
 def _replaced(body: bytes, members: Members, value: bytes) -> bytes:
     """Try the first and the last place that may be it; the other members, unchanged, prove which one it is."""
+    is_sure = body.count(b'"model"') == 1 and b"\\u" not in body  # in a text it would be escaped, and no key is
     wanted = {**members, "model": msgspec.Raw(value)}
     member = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*(' + re.escape(bytes(members["model"])) + b")")
     for place in (member.search(body), member.match(body, body.rfind(b'"model"'))):
         if place is None:
             continue
         changed = body[: place.start(1)] + value + body[place.end(1) :]
-        if msgspec.json.decode(changed, type=Members) == wanted:
+        if is_sure or msgspec.json.decode(changed, type=Members) == wanted:
             return changed
     return msgspec.json.encode(wanted)  # nested ones before and after it, or its key is escaped
 
