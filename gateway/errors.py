@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 # What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
 PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
+
+
+def is_told_to_stop(exc: BaseException) -> bool:
+    """Whether `exc` is the cancellation of the task we are in. A plugin may raise one, too, and that is a fault."""
+    me = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and me is not None and me.cancelling() > 0
 
 
 class GatewayError(Exception):

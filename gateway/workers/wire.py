@@ -218,9 +218,9 @@ def result_of(frame: Answer) -> Result:
 
 
 def frame_error(exc: BaseException, who: str) -> Failure:
-    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised that names it."""
+    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised of its type."""
     if not isinstance(exc, GatewayError):
-        exc = PluginRaised(f"{who} raised {type(exc).__name__}", raised=type(exc).__name__, detail=str(exc))
+        exc = PluginRaised(f"{who} raised {type(exc).__name__}", raised=type(exc).__name__)
     return Failure(
         kind=next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS),
         message=exc.message,
