@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.errors import is_told_to_stop
 from gateway.measure.board import Board
-from gateway.plugin import BackendUnavailable, LinkSample
+from gateway.plugin import LinkSample
 from gateway.registry.member import Member, describe
 from gateway.telemetry import broke, guarded, log, watched
 
@@ -78,8 +78,8 @@ class Lives:
     async def _has_opened(self, member: Member, changed: Changed) -> bool:
         began = self._clock()
         try:
-            if member.backend is None:
-                raise BackendUnavailable(member.error or "it has no plugin")
+            member.check()
+            assert member.backend is not None
             self._board.add(member.name, remote=member.is_remote)  # it may tell of its network while it opens
             await member.backend.__aenter__()
         except BaseException as exc:

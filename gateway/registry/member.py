@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from gateway.decide.breaker import Breaker
 from gateway.decide.quarantine import Quarantine
-from gateway.plugin import Backend, BackendSettings, GatewayError, Kind, Site, names_of
+from gateway.errors import words_of
+from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site, names_of
 from gateway.telemetry import log
 from gateway.workers import WorkerBackend
 
@@ -62,7 +63,8 @@ class Member:
     @property
     def slots(self) -> int:
         """How many tasks it works on at once."""
-        return self.backend.slots if self.backend else 1
+        declared = self.backend.slots if self.backend else 1
+        return declared if isinstance(declared, int) and declared > 0 else 1  # it is asked before `check`, too
 
     @property
     def unwell(self) -> str | None:
@@ -108,10 +110,23 @@ class Member:
             del self.flaws[what]
         return found
 
+    def check(self) -> None:
+        """Raise BackendUnavailable where what everybody asks it for is of no use; it has no plugin then."""
+        backend, self.backend = self.backend, None
+        if backend is None:
+            raise BackendUnavailable(self.error or "it has no plugin")
+        if backend.site not in get_args(Site):
+            raise BackendUnavailable(f"its `site` has to be one of {', '.join(get_args(Site))}")
+        if not isinstance(backend.slots, int) or backend.slots < 1:
+            raise BackendUnavailable("its `slots` has to be a whole number, 1 or more")
+        if backend.remote not in (None, True, False) or backend.repeatable not in (None, True, False):
+            raise BackendUnavailable("its `remote` and `repeatable` have to be True, False or None")
+        self.backend = backend
+
     def fail(self, exc: BaseException) -> None:
         """It does not serve because of `exc`."""
         self.state, self.error = "failed", describe(exc)
-        words = exc.detail if isinstance(exc, GatewayError) else str(exc)
+        words = exc.detail if isinstance(exc, GatewayError) else words_of(exc)
         self.cause = self.cause or (f"{self.error}: {words}" if words else self.error)
 
     def serves(self, kind: Kind, name: str) -> str | None:

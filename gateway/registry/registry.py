@@ -10,6 +10,7 @@ from functools import partial
 
 from gateway.decide.breaker import Breaker
 from gateway.decide.quarantine import Quarantine
+from gateway.errors import words_of
 from gateway.measure.board import Board
 from gateway.plugin import BackendSettings, Services
 from gateway.registry.directory import Directory
@@ -17,7 +18,7 @@ from gateway.registry.lives import Changed, Lives
 from gateway.registry.member import Member, describe
 from gateway.registry.plugins import BackendConfig, build, fingerprint
 from gateway.registry.succession import Ground, Succession
-from gateway.telemetry import log
+from gateway.telemetry import guarded, log
 
 
 class Registry(Directory):
@@ -48,7 +49,7 @@ class Registry(Directory):
             try:
                 backend = build(config.cls, settings, self._services_for(config.name))
             except BaseException as exc:  # nothing is awaited here: whatever it is, it is the plugin's
-                error, cause = describe(exc), f"{type(exc).__name__}: {exc}"
+                error, cause = describe(exc), f"{type(exc).__name__}: {words_of(exc)}"
         return Member(
             name=config.name,
             plugin=config.plugin,
@@ -77,7 +78,8 @@ class Registry(Directory):
     def change(self, configs: Mapping[str, BackendConfig], ground: Ground) -> None:
         """Have these backends and no others, those that are the same going on as they are; `changed` waits for it."""
         for name in {**self.members, **configs}:
-            self._succession.want(name, configs.get(name), ground)
+            with guarded(f"changing backend {name}"):
+                self._succession.want(name, configs.get(name), ground)
 
     async def changed(self) -> None:
         """Wait until all that goes or changes has done so."""

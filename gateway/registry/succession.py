@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from gateway.registry.lives import Lives
 from gateway.registry.member import Member
 from gateway.registry.plugins import BackendConfig, fingerprint
-from gateway.telemetry import watched
+from gateway.telemetry import guarded, watched
 
 STAND_IN_S = 30.0  # for as long an old one serves in place of a new one that does not get to open
 POLICY_ONLY = ("usd_per_request", "watts", "queue")
@@ -33,8 +33,11 @@ class Ground(Protocol):
     def replaced(self, old: Member, new: Member) -> None:
         """`new` has the name now; `old` does what it has."""
 
-    async def finished(self, member: Member) -> None:
-        """Return when it has done what it has, or after a while; all by its name is forgotten where nobody has that."""
+    async def finished(self, member: Member, *, comes_back: bool = False) -> None:
+        """Return when it has done what it has, or after a while.
+
+        What is known by its name is forgotten, unless somebody else has that, or it comes back as it was.
+        """
 
 
 class Succession:
@@ -99,7 +102,8 @@ class Succession:
         del self._members[old.name]
 
     async def _take_turns(self, old: Member, new: Member, ground: Ground) -> None:
-        await self._lives.retire(old, ground.finished)
+        comes_back = old.fingerprint == new.fingerprint
+        await self._lives.retire(old, partial(ground.finished, comes_back=comes_back))
         self._members[new.name] = self._heirs.pop(new.name)
         self._lives.start(new, ground.changed)
 
@@ -110,7 +114,8 @@ class Succession:
                 async with asyncio.timeout(STAND_IN_S):
                     await new.opened.wait()
         self._members[new.name] = self._heirs.pop(new.name)
-        ground.replaced(old, new)
+        with guarded(f"the change of backend {new.name}"):
+            ground.replaced(old, new)
         self._spawn(old.name, self._lives.retire(old, ground.finished))
 
     def _opened(self, ground: Ground, member: Member) -> None:

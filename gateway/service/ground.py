@@ -12,6 +12,7 @@ from gateway.registry import Member
 from gateway.telemetry import guarded
 
 LOOK_S = 0.05
+BESIDE_S = 3600.0  # whose name another has is in nobody's way; a stream may be long
 
 
 class Backends:
@@ -42,30 +43,34 @@ class Backends:
     def replaced(self, old: Member, new: Member) -> None:
         """Whoever waits goes to the new one, where that does the same; what runs goes on at the old one."""
         lane = self._retired[id(old)] = self._lanes.retire(old.name)
-        self._forget(old.name)
+        if old.fingerprint != new.fingerprint:
+            self._forget(old.name)
         self._board.add(new.name, remote=new.is_remote)
         self.changed(new)
         if lane is not None:
             is_same = (old.site, old.models, old.tasks) == (new.site, new.models, new.tasks)
             self._lanes.hand_over(lane, same_work=is_same)
 
-    async def finished(self, member: Member) -> None:
-        """Wait for what a backend has; then forget it, where nobody else has its name."""
+    async def finished(self, member: Member, *, comes_back: bool = False) -> None:
+        """Wait for what a backend has; then forget it, unless somebody has its name, or it comes back as it was."""
         if id(member) in self._retired:
             await self._ended(self._retired.pop(id(member)))
             return
         name = member.name
-        await self._drained(lambda: bool(self._lanes.busy().get(name) or self._lanes.waiting().get(name)))
+        await self._drained(
+            lambda: bool(self._lanes.busy().get(name) or self._lanes.waiting().get(name)), self._drain_s()
+        )
         self._lanes.remove(name)
-        self._forget(name)
+        if not comes_back:
+            self._forget(name)
 
     async def _ended(self, lane: Lane | None) -> None:
         if lane is not None:
-            await self._drained(lambda: bool(lane.runs))
+            await self._drained(lambda: bool(lane.runs), BESIDE_S)
             self._lanes.forget(lane)
 
-    async def _drained(self, is_busy: Callable[[], bool]) -> None:
-        until = time.monotonic() + self._drain_s()
+    async def _drained(self, is_busy: Callable[[], bool], within_s: float) -> None:
+        until = time.monotonic() + within_s
         while time.monotonic() < until and is_busy():
             with guarded("the tick"):
                 self._lanes.tick()

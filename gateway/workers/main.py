@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway.errors import is_told_to_stop
+from gateway.errors import is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -125,13 +125,11 @@ class Program:
             trace = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
             keys = {
                 "request_id": task.id if task else None,
-                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {exc}",
+                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {words_of(exc)}",
                 "traceback": trace[-TRACEBACK_CHARS:],
             }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))
-        frame = wire.frame_error(exc, who)
-        # While it opens there is no request that its text could quote; the operator reads it, no client does.
-        return frame if task or frame.raised is None else msgspec.structs.replace(frame, detail=str(exc))
+        return wire.frame_error(exc, who)
 
 
 class WorkerServices:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 import msgspec
 from pydantic import SecretBytes, SecretStr
 
+from gateway.errors import PluginRaised
 from gateway.plugin import (
     Backend,
     BackendSettings,
@@ -127,7 +128,7 @@ class WorkerBackend(Backend[BackendSettings]):
             try:
                 process = await Process.start(self._start, self.services.log)
             except GatewayError as exc:
-                self._note_failed_start(slot, exc.message, exc.detail)
+                self._note_failed_start(slot, exc.message, exc.words if isinstance(exc, PluginRaised) else exc.detail)
                 continue
             except Exception as exc:  # no memory, no descriptors, a bug of ours: it may pass, and the slot must not
                 self._note_failed_start(slot, f"no process could be started: {type(exc).__name__}", str(exc))

@@ -20,6 +20,13 @@ class RascalSettings(BackendSettings):
     opens: str = Field("", description="how opening ends")
 
 
+class Speechless(Exception):
+    """Whose own text raises."""
+
+    def __str__(self) -> str:
+        raise Panic(SECRET)
+
+
 class Rascal(Backend[RascalSettings]):
     """Opens as `opens` says, or not, where `broken` says why; what is in `says`, its health check says in turn."""
 
@@ -38,6 +45,8 @@ class Rascal(Backend[RascalSettings]):
             raise Panic(SECRET)
         if self.settings.opens == "raises":
             raise RuntimeError(SECRET)
+        if self.settings.opens == "speechless":
+            raise Speechless
         return self
 
     async def health(self) -> str | None:
@@ -73,6 +82,15 @@ class Liar(Backend[RascalSettings]):
 
     async def run(self, task: Task) -> Result:
         return Result(json=1)
+
+
+class Shapeless(Liar):
+    """Is nowhere, or has no slots, or cannot say whether there is a network between."""
+
+    def __init__(self, settings: RascalSettings, services: Services) -> None:
+        super().__init__(settings, services)
+        wrong: Any = {"site": "moon", "slots": "4", "remote": "far"}[settings.opens]
+        setattr(self, settings.opens, wrong)
 
 
 class PropertyLiar(Liar):

@@ -33,7 +33,7 @@ async def listed(gateway: RunningGateway, path: str) -> tuple[int, str]:
     return found.status, found.body.decode()
 
 
-@pytest.mark.parametrize("opens", ["cancelled", "panic"])
+@pytest.mark.parametrize("opens", ["cancelled", "panic", "speechless"])
 async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_serve(
     monkeypatch: pytest.MonkeyPatch, opens: str
 ) -> None:
@@ -83,6 +83,16 @@ async def test_what_one_plugin_cannot_say_of_itself_is_unknown_and_the_others_ar
         assert {line["backend"] for line in told} == {"aliar"}
         assert len(told) == len(gateway.service.registry.members["aliar"].flaws)
         assert SECRET not in str(told)
+
+
+@pytest.mark.parametrize("what", ["site", "slots", "remote"])
+async def test_a_backend_of_no_shape_is_left_out_by_name(what: str) -> None:
+    async with running_gateway(**backend("aliar", "support.rascals:Shapeless", OPENS=what), **DESK) as gateway:
+        (told,) = gateway.lines.of("backend.failed_to_open")
+        assert (told["backend"], f"`{what}`" in told["error"]) == ("aliar", True)
+        admin = f"http://{gateway.service.admin_bound[0]}"
+        assert (await answered(admin, get("/status"))).json["backends"]["aliar"]["state"] == "failed"
+        assert (await answered(gateway.url, SAY)).status == 200
 
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])

@@ -208,6 +208,20 @@ async def test_a_gateway_stops_in_the_middle_of_a_change(monkeypatch: pytest.Mon
     assert gateway.service.registry.stuck() == []
 
 
+async def test_what_was_learned_of_a_backend_that_comes_back_as_it_was_stays() -> None:
+    for plugin in (backend("bad", "support.rascals:Rascal"), backend("bad", "support.rascals:Rascal", SITE="cloud")):
+        Rascal.broken = "the line is unplugged"
+        async with running_gateway(**plugin) as gateway:
+            gateway.service.board.learn("bad", "task", "serve", 1.0, 2.0)
+            Rascal.broken = ""
+            await reload(gateway, **plugin)
+            await is_at_rest(gateway)
+            assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 1
+            await reload(gateway, **plugin, GATEWAY_BACKENDS__BAD__SLOTS="2")
+            await is_at_rest(gateway)
+            assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 0
+
+
 # ── what systemd hears ───────────────────────────────────────────────────────────────────────────
 
 

@@ -140,7 +140,7 @@ async def test_an_exceptions_type_is_named_to_the_client_and_traced_in_the_log(t
     with pytest.raises(PluginRaised) as caught:
         await answer(tool, task)
     assert (caught.value.message, caught.value.detail) == ("`divide` raised ZeroDivisionError", "")
-    assert caught.value.code == "plugin_error"
+    assert (caught.value.code, caught.value.words) == ("plugin_error", "division by zero")
     (line,) = events(tool, "worker.raised")
     assert line["request_id"] == task.id
     assert "worker_backends.py" in line["traceback"]
