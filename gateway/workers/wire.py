@@ -113,7 +113,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failure(msgspec.Struct, tag=True, frozen=True):
-    """A `GatewayError`; kind: its class's name; raised: the type's name of what was none, a plugin's bug; words: its text."""
+    """A `GatewayError`; kind: its class's name; raised, words: the type's name and the text of what was none, a bug."""
 
     kind: str
     message: str
