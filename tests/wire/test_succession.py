@@ -16,7 +16,8 @@ from support.latecomer import Latecomer
 from support.rascals import SECRET, Panic, Rascal
 from support.raw import answered, connected, post, read_answer
 from support.until import until
-from support.wiring import DESK, OFF_SITE_DESK, backend
+from support.upstream import answer, by_path
+from support.wiring import DESK, OFF_SITE_DESK, backend, cloud, relaying
 
 LOOPBACK = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
 SAY, WAIT = post("/v1/tasks/say", b"1"), post("/v1/tasks/wait", b"{}")
@@ -129,6 +130,17 @@ async def test_until_the_new_one_has_opened_the_old_one_serves() -> None:
         await is_at_rest(gateway)
         assert gateway.service.registry.members["late"] is not old
         assert await status(gateway, LATE) == 200
+
+
+async def test_what_is_asked_from_an_upstream_is_known_before_the_new_one_has_the_name() -> None:
+    script = by_path({"/v1/models": answer(json={"data": [{"id": "m"}]})}, answer(status=404, json={}))
+    async with relaying(script) as (gateway, upstream):
+        old = gateway.service.registry.members["cloud"]
+        assert old.models == {"m": "m"}
+        await reload(gateway, **cloud(upstream.url, SLOTS="3"))
+        await until(lambda: gateway.service.registry.members["cloud"] is not old)
+        assert gateway.service.registry.members["cloud"].models == {"m": "m"}
+        await is_at_rest(gateway)
 
 
 async def test_settings_taken_back_before_the_new_one_has_opened_leave_the_old_one() -> None:
