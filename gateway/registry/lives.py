@@ -14,7 +14,7 @@ from gateway.errors import is_told_to_stop
 from gateway.measure.board import Board
 from gateway.plugin import LinkSample
 from gateway.registry.member import Member, describe
-from gateway.telemetry import broke, guarded, log, watched
+from gateway.telemetry import guarded, log, watched
 
 LEAST_PAUSE_S = 0.01
 LOOK_AGAIN_S = 0.25  # interest in an idle backend, which brings its next probe forward, is noticed this soon
@@ -67,10 +67,10 @@ class Lives:
                     await self._watch(member)
                 finally:
                     await self._close(member)
-        except asyncio.CancelledError as exc:
-            if not member.stopping.is_set():  # it has cancelled the task it lives in
-                member.error = member.error or "it was cancelled"
-                broke(f"backend {member.name} was cancelled", exc)
+        except asyncio.CancelledError:
+            if not member.stopping.is_set():
+                member.error = member.error or "it has cancelled the task it lives in"
+                log.error("backend.ended", backend=member.name, error=member.error)
             raise
         finally:
             member.opened.set()

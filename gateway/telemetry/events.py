@@ -190,6 +190,10 @@ EVENTS: Mapping[str, Event] = {
         "A backend could not be imported or started; it is left out, others serve.",
         {"backend": "its name", "plugin": "which", "error": "why, with the words of what was raised"},
     ),
+    "backend.ended": Event(
+        "A backend was closed though nobody had asked for that; others serve, and a reload opens it again.",
+        {"backend": "its name", "error": "why"},
+    ),
     "backend.unwell": Event(
         "A backend's health check reports a fault or raised, or what it declares cannot be read.",
         {"backend": "its name", "error": "what"},

@@ -11,7 +11,6 @@ import pytest
 from gateway.testing import RunningGateway, running_gateway
 from support.rascals import SECRET, Panic, Rascal
 from support.raw import answered, post
-from support.until import until
 from support.wiring import DESK, backend
 
 SERVE = post("/v1/tasks/serve", b"{}")
@@ -63,9 +62,10 @@ async def test_a_health_check_that_raises_whatever_it_may_is_unwell_and_asked_ag
 async def test_a_plugin_that_cancels_the_task_it_lives_in_does_not_end_in_silence() -> None:
     Rascal.says = ["cancels itself"]
     async with running_gateway(**backend("bad", "support.rascals:Rascal"), **DESK) as gateway:
-        (told,) = await gateway.lines.wait("service.unhandled")
-        assert "bad" in told["error"]
-        await until(lambda: gateway.service.registry.members["bad"].state == "closed")
+        (told,) = await gateway.lines.wait("backend.ended")
+        assert told["backend"] == "bad"
+        member = gateway.service.registry.members["bad"]
+        assert (member.state, member.error, member.opened.is_set()) == ("closed", told["error"], True)
         assert (await answered(gateway.url, SAY)).status == 200
 
 
