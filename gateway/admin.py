@@ -114,7 +114,7 @@ def _member_status(member: Member) -> dict[str, Any]:
     return {
         "plugin": member.plugin,
         "state": member.state,
-        "error": member.error,
+        "error": member.cause or member.error,
         "unwell": member.unwell,
         "site": member.site,
         "slots": member.slots,

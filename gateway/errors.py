@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+
 # What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
 PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
+MOST_WORDS = 2000  # characters of an exception's text that are passed on
+
+
+def is_told_to_stop(exc: BaseException) -> bool:
+    """Whether `exc` is the cancellation of the task we are in. A plugin may raise one, too, and that is a fault."""
+    me = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and me is not None and me.cancelling() > 0
+
+
+def words_of(exc: BaseException) -> str:
+    """The text of `exc`, which may quote anything: for a log where nothing of a request can be in it, and for tests."""
+    try:
+        return str(exc)[:MOST_WORDS]
+    except BaseException as worse:  # its own __str__
+        return f"its text raised {type(worse).__name__}"
 
 
 class GatewayError(Exception):
@@ -59,13 +76,16 @@ class BackendUnavailable(GatewayError):
 
 
 class PluginRaised(BackendUnavailable):
-    """A plugin raised what is none of these errors: a bug. `raised` is its type's name. No plugin raises this."""
+    """A plugin raised what is none of these errors: a bug. `raised` is its type's name. No plugin raises this.
+
+    `words` is its text, where a worker raised it: for the operator while the backend opens, and for tests of plugins.
+    """
 
     code = "plugin_error"
 
-    def __init__(self, message: str, *, raised: str, detail: str = "") -> None:
-        super().__init__(message, again=False, detail=detail)
-        self.raised = raised
+    def __init__(self, message: str, *, raised: str, words: str = "") -> None:
+        super().__init__(message, again=False)
+        self.raised, self.words = raised, words
 
 
 class BackendFailed(GatewayError):

@@ -17,10 +17,14 @@ its cost is below 0.8 of here (`rebinding`). Work that is sent and stalled gets 
 that takes less than 0.7 of what remains, out of a token bucket that fills by 0.02 per request (`rescuing`).
 What is not repeatable never runs twice, and nothing moves where its `allowed` does not name.
 
+A lane is retired when another backend gets its name: it is in no choice any more, those who wait line up in the
+new one, and what runs gives its slot back and teaches nothing.
+
 Synchronous; the clock is given, so the same lanes run live and in the benchmark's simulation.
 """
 
+from gateway.lanes.lane import Lane
 from gateway.lanes.lanes import Lanes
 from gateway.lanes.work import Work
 
-__all__ = ["Lanes", "Work"]
+__all__ = ["Lane", "Lanes", "Work"]

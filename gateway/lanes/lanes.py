@@ -32,6 +32,7 @@ class Lanes:
         self.moves = 0
         self._clock = clock
         self._lanes: dict[str, Lane] = {}
+        self._retired: list[Lane] = []  # whose name another has, or nobody; what runs there ends there
         self._waiting_in: dict[Work, tuple[Lane, Place]] = {}
         self._last: dict[tuple[str, str], str] = {}
         self._forecast = self._new_forecast()
@@ -60,8 +61,34 @@ class Lanes:
 
     def remove(self, name: str) -> None:
         """Close a lane; what was waiting there is told that it was dropped. What runs there may still report."""
+        if name in self._lanes:
+            self._drop(name, self._lanes.pop(name).places)
+
+    def retire(self, name: str) -> Lane | None:
+        """Take a lane out of the choice; its slots are given back as its work ends, until `forget`."""
         lane = self._lanes.pop(name, None)
-        for work in [place.work for place in lane.places] if lane else ():
+        if lane is not None:
+            self._retired.append(lane)
+        return lane
+
+    def hand_over(self, lane: Lane, *, same_work: bool) -> None:
+        """Whoever waits in this retired lane lines up in the new one of its name; is dropped where there is none,
+        or where that one does not do the same work."""
+        to = self._lanes.get(lane.name) if same_work else None
+        if to is None:
+            self._drop(lane.name, lane.places)
+            return
+        for work in [place.work for place in lane.places]:
+            self.withdraw(work)
+            self._line_up(work, to, self._clock())
+        self._pump(to)
+
+    def forget(self, lane: Lane) -> None:
+        """What still runs in this retired lane reports to nobody."""
+        self._retired = [each for each in self._retired if each is not lane]
+
+    def _drop(self, name: str, places: list[Place]) -> None:
+        for work in [place.work for place in places]:
             del self._waiting_in[work]
             if work.dropped is not None:
                 work.dropped(name)
@@ -137,6 +164,11 @@ class Lanes:
         run = lane.runs.get(work) if lane is not None else None
         return (lane, run) if lane is not None and run is not None else None
 
+    def _end_retired(self, work: Work, backend: str) -> None:
+        for lane in self._retired:
+            if lane.name == backend and work in lane.runs:
+                lane.end(lane.runs[work], self._clock())
+
     def sent(self, work: Work, backend: str) -> None:
         """The last byte of its body was acknowledged: the permit returns. Idempotent; small bodies need not tell."""
         if (found := self._run(work, backend)) is not None and found[1].is_uploading():
@@ -170,7 +202,7 @@ class Lanes:
     def done(self, work: Work, backend: str) -> None:
         """Its slot is free; the next one starts. Idempotent."""
         if (found := self._run(work, backend)) is None:
-            return
+            return self._end_retired(work, backend)
         lane, run = found
         now = self._clock()
         lane.end(run, now)

@@ -7,6 +7,7 @@ plugins.py     finds them, and makes backends of them
 member.py      one backend in life
 lives.py       opens it, watches it, closes it
 directory.py   who serves what
+succession.py  who comes after whom on a reload
 registry.py    which backends there are
 """
 
@@ -21,12 +22,14 @@ from gateway.registry.plugins import (
     installed,
 )
 from gateway.registry.registry import Registry
+from gateway.registry.succession import Ground
 
 __all__ = [
     "AUTO",
     "GROUP",
     "BackendConfig",
     "Directory",
+    "Ground",
     "Member",
     "Offer",
     "PluginBroken",

@@ -72,8 +72,8 @@ class Directory:
                 continue
             if kind == "task":
                 out |= dict.fromkeys(member.tasks or {}, member.name)
-            elif member.models and member.backend and (kind is None or kind in member.backend.kinds):
-                for model in member.models:
+            elif (kind is None or member.has(kind)) and (models := member.models):
+                for model in models:
                     out[model] = "edge-gateway" if model in out else member.name
                     out[f"{member.name}/{model}"] = member.name
         if kind != "task" and out:

@@ -8,7 +8,6 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from gateway.errors import PLUGIN_FAULTS
 from gateway.plugin import Backend, BackendSettings, Services
 from gateway.workers import WorkerBackend
 
@@ -44,7 +43,7 @@ def find_plugin(plugin: str) -> type[Backend[Any]]:
         raise PluginMissing(f"no plugin {plugin!r} is installed ({', '.join(sorted(points)) or 'none are'}){hint}")
     try:
         found = point.load()
-    except PLUGIN_FAULTS as exc:
+    except BaseException as exc:  # an import awaits nothing: whatever it raises is its own
         raise PluginBroken(f"plugin {plugin!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise PluginBroken(f"plugin {plugin!r} is {found!r}, not a subclass of gateway.plugin.Backend")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from gateway.decide.breaker import Breaker
 from gateway.decide.quarantine import Quarantine
-from gateway.errors import PLUGIN_FAULTS
+from gateway.errors import words_of
 from gateway.measure.board import Board
 from gateway.plugin import BackendSettings, Services
 from gateway.registry.directory import Directory
 from gateway.registry.lives import Changed, Lives
-from gateway.registry.member import Member
+from gateway.registry.member import Member, describe
 from gateway.registry.plugins import BackendConfig, build, fingerprint
-from gateway.telemetry import log
+from gateway.registry.succession import Ground, Succession
+from gateway.telemetry import guarded, log
 
 
 class Registry(Directory):
@@ -35,23 +36,20 @@ class Registry(Directory):
         self._lives = Lives(board, clock)
         self._clock, self._services_for = clock, services_for
         self.packages: dict[str, str] = {}
+        self._succession = Succession(self.members, self._lives, self._member)
         for config in configs:
-            self._add(config)
+            self.members[config.name] = self._member(config)
 
-    def _add(self, config: BackendConfig) -> Member:
-        member = self.members[config.name] = self._member(config, self._services_for)
-        if config.cls is not None:
-            self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
-        return member
-
-    def _member(self, config: BackendConfig, services_for: Callable[[str], Services]) -> Member:
+    def _member(self, config: BackendConfig) -> Member:
         settings = config.settings or BackendSettings.model_validate({})
-        backend, error = None, config.broken
-        if config.cls is not None and error is None:
+        backend, cause = None, config.broken
+        error = cause and "its plugin cannot be loaded"
+        if config.cls is not None and cause is None:
+            self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
             try:
-                backend = build(config.cls, settings, services_for(config.name))
-            except PLUGIN_FAULTS as exc:
-                error = f"{type(exc).__name__}: {exc}"
+                backend = build(config.cls, settings, self._services_for(config.name))
+            except BaseException as exc:  # nothing is awaited here: whatever it is, it is the plugin's
+                error, cause = describe(exc), f"{type(exc).__name__}: {words_of(exc)}"
         return Member(
             name=config.name,
             plugin=config.plugin,
@@ -60,6 +58,7 @@ class Registry(Directory):
             breaker=Breaker(self._clock, partial(self._breaker_changed, config.name)),
             quarantine=Quarantine(self._clock, partial(self._quarantined, config.name)),
             error=error,
+            cause=cause,
             fingerprint=fingerprint(config),
         )
 
@@ -76,23 +75,15 @@ class Registry(Directory):
         for member in self.members.values():
             self._lives.start(member, changed)
 
-    async def change(
-        self,
-        configs: Mapping[str, BackendConfig],
-        changed: Changed,
-        finished: Callable[[str], Awaitable[None]],
-    ) -> None:
-        """Have these backends and no others: those whose settings are the same go on as they are.
+    def change(self, configs: Mapping[str, BackendConfig], ground: Ground) -> None:
+        """Have these backends and no others, those that are the same going on as they are; `changed` waits for it."""
+        for name in {**self.members, **configs}:
+            with guarded(f"changing backend {name}"):
+                self._succession.want(name, configs.get(name), ground)
 
-        One that goes, or comes back otherwise, gets no new work; `finished` waits for what it has.
-        """
-        same = {name for name, member in self.members.items() if member.fingerprint == fingerprint(configs.get(name))}
-        going = [self._lives.retire(member, finished) for name, member in self.members.items() if name not in same]
-        await asyncio.gather(*going)
-        for name in [name for name in self.members if name not in same]:
-            del self.members[name]
-        for name in [name for name in configs if name not in same]:
-            self._lives.start(self._add(configs[name]), changed)
+    async def changed(self) -> None:
+        """Wait until all that goes or changes has done so."""
+        await self._succession.settled()
 
     @property
     def is_opening(self) -> bool:
@@ -108,7 +99,8 @@ class Registry(Directory):
 
     async def close_all(self) -> None:
         """Close every backend; what ignores that, and its cancellation, is left behind."""
-        await self._lives.end(self.members.values())
+        await self._succession.end()
+        await self._lives.end()
 
     def stuck(self) -> list[str]:
         """Whose start or stop still goes on; after `close_all`, that is what will never end."""

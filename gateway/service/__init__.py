@@ -1,6 +1,7 @@
 """Builds the rooms, joins them, starts and stops them; takes the settings apart for them.
 
 life.py        one gateway: made, started, changed, stopped, and what it does beside requests
+ground.py      the lanes and measurements of backends that open, change and go
 parts.py       settings, as each room wants them
 listeners.py   what it listens on, and whom it lets in
 learned.py     what was learned, over a restart

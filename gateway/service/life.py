@@ -23,8 +23,9 @@ from gateway.measure.board import Board, Change
 from gateway.measure.carrier import CarrierWatch, way_to
 from gateway.measure.load import LoadSampler
 from gateway.measure.memory import MemoryGauge
-from gateway.registry import BackendConfig, Member, Registry
+from gateway.registry import BackendConfig, Registry
 from gateway.relief import Relief
+from gateway.service.ground import Backends
 from gateway.service.learned import Learned
 from gateway.service.listeners import Listeners, all_of
 from gateway.service.parts import mqtt_door, policy_of, rules_of, tls_of
@@ -57,6 +58,7 @@ class Service:
         )
         self.policy = policy_of(settings)
         self.lanes = Lanes(self.board, self.policy, time.monotonic)
+        self._backends = Backends(self.lanes, self.board, self._forgotten, lambda: DRAIN_S)
         self._services: dict[str, BackendServices] = {}
         self.registry = Registry(backends.values(), self._services_for, self.board)
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
@@ -99,7 +101,7 @@ class Service:
         self._learned.restore()
         self.board.sample_load()
         await self.listeners.open(self.settings, sum(each.slots for each in self.registry.members.values()))
-        await self.registry.open_all(self._changed)
+        await self.registry.open_all(self._backends.changed)
         self._ticker = watched(asyncio.create_task(self._tick(), name="tick"))
         self._stalls.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
@@ -151,7 +153,7 @@ class Service:
         self._stalls.stop()
 
     async def reload(self, loaded: Loaded) -> list[str]:
-        """Go on with this configuration; the variables that wait for a restart.
+        """Go on with this configuration; the variables that wait for a restart. Backends come and go in the background.
 
         Raises SettingsError or TlsInvalid, and all stays.
         """
@@ -165,38 +167,14 @@ class Service:
         self.door.rules = rules_of(settings)
         self.listeners.allow(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
-        await self.registry.change(loaded.backends, self._changed, self._finished)
-        self._join()
+        self.registry.change(loaded.backends, self._backends)
+        self._join()  # before they open
         return waiting
-
-    async def _finished(self, backend: str) -> None:
-        """Wait for what a backend has, then forget it."""
-        until = time.monotonic() + DRAIN_S
-        while time.monotonic() < until and (self.lanes.busy().get(backend) or self.lanes.waiting().get(backend)):
-            with guarded("the tick"):
-                self.lanes.tick()
-            await asyncio.sleep(TICK_S / 5)
-        self.lanes.remove(backend)
-        self.board.remove(backend)
-        self._sources.pop(backend, None)
 
     # ── what goes on beside requests ─────────────────────────────────────────────────────────────
 
-    def _changed(self, member: Member) -> None:
-        """A backend has opened, or failed to: give it a lane."""
-        if member.state != "serving":
-            return
-        self.board.add(member.name, remote=member.is_remote)
-        self.lanes.add(
-            member.name,
-            site=member.site,
-            slots=member.slots,
-            queue=member.settings.queue,
-            remote=member.is_remote,
-            usd=member.settings.usd_per_request,
-            watts=member.settings.watts,
-        )
-        self._look_again()
+    def _forgotten(self, backend: str) -> None:
+        self._sources.pop(backend, None)
 
     def _link_changed(self, backend: str, change: Change) -> None:
         """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gateway import systemd
-from gateway.errors import PLUGIN_FAULTS
+from gateway.errors import is_told_to_stop
 from gateway.plugin import GatewayError
 from gateway.service.life import Service
 from gateway.settings import Loaded, SettingsError, load
-from gateway.telemetry import broke, configure, log, watched
+from gateway.telemetry import broke, configure, log, raised, watched
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
@@ -78,10 +78,12 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
         systemd.reloading()
         try:
             await reload(service, env_file)
-        except PLUGIN_FAULTS as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
-            log.error("service.reload_failed", problems=[f"{type(exc).__name__}: {exc}"])
-        finally:
-            systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
+        except BaseException as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
+            if is_told_to_stop(exc):
+                raise  # with no word to systemd, which has heard that we stop
+            found = raised(exc)
+            log.error("service.reload_failed", problems=[f"{found['error']} at {found['where']}"])
+        systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 
 
 async def reload(service: Service, env_file: Path | None) -> None:
@@ -96,7 +98,7 @@ async def reload(service: Service, env_file: Path | None) -> None:
         log.error("service.reload_failed", problems=[str(exc)])
         return
     configure(loaded.settings.log.format, loaded.settings.log.level)
-    log.info("service.reloaded", backends=sorted(service.registry.members), waiting_for_restart=waiting)
+    log.info("service.reloaded", backends=sorted(loaded.backends), waiting_for_restart=waiting)
 
 
 def _ask(asked: asyncio.Future[str], name: str) -> None:

@@ -188,11 +188,21 @@ EVENTS: Mapping[str, Event] = {
     ),
     "backend.failed_to_open": Event(
         "A backend could not be imported or started; it is left out, others serve.",
-        {"backend": "its name", "plugin": "which", "error": "why"},
+        {"backend": "its name", "plugin": "which", "error": "why, with the words of what was raised"},
     ),
-    "backend.unwell": Event("A backend's health check reports a fault.", {"backend": "its name", "error": "what"}),
+    "backend.ended": Event(
+        "A backend was closed though nobody had asked for that; others serve, and a reload opens it again.",
+        {"backend": "its name", "error": "why"},
+    ),
+    "backend.unwell": Event(
+        "A backend's health check reports a fault or raised, or what it declares cannot be read.",
+        {"backend": "its name", "error": "what"},
+    ),
     "backend.well": Event("A backend's health check passes again.", {"backend": "its name"}),
-    "backend.close_failed": Event("A backend raised while it was stopped.", {"backend": "its name", "error": "what"}),
+    "backend.close_failed": Event(
+        "A backend raised while it was stopped.",
+        {"backend": "its name", "error": "what: its own word, or the exception's type"},
+    ),
     "dispatch.fell_back": Event(
         "A backend could not serve; the next one is asked.",
         {"request_id": "of the request", "backend": "who failed", "error": "why", "next": "who is asked"},
@@ -288,7 +298,7 @@ EVENTS: Mapping[str, Event] = {
     ),
     "worker.start_failed": Event(
         "A worker process could not open its backend; it is tried again.",
-        {"backend": "its name", "error": "why", "retry_s": "seconds until the next try"},
+        {"backend": "its name", "error": "why, with the words of what was raised", "retry_s": "until the next try"},
     ),
     "worker.died": Event(
         "A worker process ended, or was killed; it is replaced.",

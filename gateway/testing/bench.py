@@ -224,8 +224,14 @@ class Bench:
         raised = [keys for event, keys in self.services.log.events[since:] if event == "worker.raised"]
         if not raised:
             return None
-        text = getattr(told, "detail", "")
+        text = getattr(told, "words", "")
         return f"{raised[-1]['error']}: {text}" if text else str(raised[-1]["error"])
+
+
+def _said(exc: Exception) -> str:
+    """What a worker said when it could not start it."""
+    words = getattr(exc, "detail", "")
+    return f": {words}" if words else ""
 
 
 async def started(backend: Backend[Any]) -> Backend[Any]:
@@ -239,7 +245,7 @@ async def started(backend: Backend[Any]) -> Backend[Any]:
         ) from None
     except Exception as exc:
         raise Fault(
-            f"`__aenter__` raised {named(exc)}", "see the message; is a setting missing (--set KEY=VALUE)?"
+            f"`__aenter__` raised {named(exc)}{_said(exc)}", "see the message; is a setting missing (--set KEY=VALUE)?"
         ) from exc
     if entered is not backend:
         raise Fault(f"`__aenter__` gave {_a(entered)}, not the backend itself", "end `__aenter__` with `return self`")

@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import msgspec
 
+from gateway.errors import is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -86,12 +87,11 @@ class Program:
             await self._backend.__aenter__()
             self._is_open = True
             self._channel.send(hello_of(self._backend))
-        except (Exception, SystemExit) as exc:
-            failure = self._failure(exc, f"`{start.path}`", None)
-            if failure.detail:  # there is no request yet that it could quote
-                failure = msgspec.structs.replace(failure, message=f"{failure.message}: {failure.detail}", detail="")
-            self._channel.send(failure)
+        except BaseException as exc:
+            self._channel.send(self._failure(exc, f"`{start.path}`", None))
             self._stopping.set()
+            if is_told_to_stop(exc):
+                raise
 
     async def _work(self, task: Task) -> None:
         last = await self._last_frame(task)
@@ -103,13 +103,8 @@ class Program:
     async def _last_frame(self, task: Task) -> wire.Answer | wire.Ended | wire.Failure:
         try:
             return await self._run(task)
-        except asyncio.CancelledError as exc:
-            me = asyncio.current_task()
-            if me is not None and me.cancelling():
-                return wire.Ended()
-            return self._failure(exc, f"`{task.name}`", task)
-        except (Exception, SystemExit) as exc:
-            return self._failure(exc, f"`{task.name}`", task)
+        except BaseException as exc:
+            return wire.Ended() if is_told_to_stop(exc) else self._failure(exc, f"`{task.name}`", task)
 
     async def _run(self, task: Task) -> wire.Answer | wire.Ended:
         """Send the parts, return what comes last: the next task is sent as soon as that is read."""
@@ -130,7 +125,7 @@ class Program:
             trace = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
             keys = {
                 "request_id": task.id if task else None,
-                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {exc}",
+                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {words_of(exc)}",
                 "traceback": trace[-TRACEBACK_CHARS:],
             }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))

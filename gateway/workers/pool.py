@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 import msgspec
 from pydantic import SecretBytes, SecretStr
 
+from gateway.errors import PluginRaised
 from gateway.plugin import (
     Backend,
     BackendSettings,
@@ -43,12 +44,16 @@ State = Literal["starting", "failing", "idle", "busy"]
 
 @dataclass(slots=True)
 class Slot:
-    """One slot and the process that fills it. failures: starts that failed in a row; error: what the last one said."""
+    """One slot and the process that fills it. failures: starts that failed in a row; error: how the last one did.
+
+    words: what was said at it, which is for the operator and no client.
+    """
 
     process: Process | None = None
     restarts: int = 0
     failures: int = 0
     error: str = ""
+    words: str = ""
 
     @property
     def state(self) -> State:
@@ -88,7 +93,9 @@ class WorkerBackend(Backend[BackendSettings]):
         self._keepers = [asyncio.create_task(self._keep(slot)) for slot in self._slots]
         try:
             process = await self._take()
-        except BaseException:
+        except BaseException as exc:
+            if isinstance(exc, GatewayError):
+                exc.detail = self._slots[0].words  # nobody has asked for anything yet: it reaches the operator alone
             await self.__aexit__(None, None, None)
             raise
         self._mirror(process.hello)
@@ -121,10 +128,10 @@ class WorkerBackend(Backend[BackendSettings]):
             try:
                 process = await Process.start(self._start, self.services.log)
             except GatewayError as exc:
-                self._note_failed_start(slot, exc.message)
+                self._note_failed_start(slot, exc.message, exc.words if isinstance(exc, PluginRaised) else exc.detail)
                 continue
             except Exception as exc:  # no memory, no descriptors, a bug of ours: it may pass, and the slot must not
-                self._note_failed_start(slot, f"no process could be started: {type(exc).__name__}: {exc}")
+                self._note_failed_start(slot, f"no process could be started: {type(exc).__name__}", str(exc))
                 continue
             ready_ms = round((time.monotonic() - began) * 1000, 1)
             self.services.log.info("worker.ready", pid=process.pid, start_ms=ready_ms)
@@ -133,15 +140,16 @@ class WorkerBackend(Backend[BackendSettings]):
             await process.gone()
             self._note_death(slot, process)
 
-    def _note_failed_start(self, slot: Slot, error: str) -> None:
-        slot.failures, slot.error = slot.failures + 1, error
-        self.services.log.warning("worker.start_failed", error=error, retry_s=slot.retry_s)
+    def _note_failed_start(self, slot: Slot, error: str, words: str) -> None:
+        slot.failures, slot.error, slot.words = slot.failures + 1, error, words
+        told = f"{error}: {words}" if words else error
+        self.services.log.warning("worker.start_failed", error=told, retry_s=slot.retry_s)
         self._changed.set()
 
     def _note_death(self, slot: Slot, process: Process) -> None:
         slot.process, slot.restarts = None, slot.restarts + 1
         slot.failures = 0 if process.was_used else slot.failures + 1
-        slot.error = f"the worker {process.fate}"
+        slot.error, slot.words = f"the worker {process.fate}", ""
         if process in self._idle:
             self._idle.remove(process)
         self.services.log.warning("worker.died", pid=process.pid, how=process.fate)

@@ -81,8 +81,8 @@ class Process:
             raise wire.error_of(frame)
         if not isinstance(frame, wire.Hello):
             await self._hung_up()
-            said = f"; its last words: {self._last_line}" if self._last_line else ""
-            raise BackendUnavailable(f"the worker {self.fate} before it was ready{said}")
+            said = f"its last words: {self._last_line}" if self._last_line else ""
+            raise BackendUnavailable(f"the worker {self.fate} before it was ready", detail=said)
         self.hello = frame
 
     # ── what it is ───────────────────────────────────────────────────────────────────────────────

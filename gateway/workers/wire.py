@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
-from gateway.errors import PluginRaised
+from gateway.errors import PluginRaised, words_of
 from gateway.plugin import (
     BackendFailed,
     BackendUnavailable,
@@ -113,7 +113,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failure(msgspec.Struct, tag=True, frozen=True):
-    """A `GatewayError`; kind: its class's name; raised: the type's name of what was none, a plugin's bug."""
+    """A `GatewayError`; kind: its class's name; raised, words: the type's name and the text of what was none, a bug."""
 
     kind: str
     message: str
@@ -125,6 +125,7 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     began: bool = True
     again: bool = True
     raised: str | None = None
+    words: str = ""
 
 
 class Ended(msgspec.Struct, tag=True, frozen=True):
@@ -218,9 +219,10 @@ def result_of(frame: Answer) -> Result:
 
 
 def frame_error(exc: BaseException, who: str) -> Failure:
-    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised that names it."""
+    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised of its type."""
     if not isinstance(exc, GatewayError):
-        exc = PluginRaised(f"{who} raised {type(exc).__name__}", raised=type(exc).__name__, detail=str(exc))
+        what = type(exc).__name__
+        exc = PluginRaised(f"{who} raised {what}", raised=what, words=words_of(exc))
     return Failure(
         kind=next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS),
         message=exc.message,
@@ -232,13 +234,14 @@ def frame_error(exc: BaseException, who: str) -> Failure:
         began=exc.began,
         again=exc.again,
         raised=exc.raised if isinstance(exc, PluginRaised) else None,
+        words=exc.words if isinstance(exc, PluginRaised) else "",
     )
 
 
 def error_of(frame: Failure) -> GatewayError:
     """The error in `frame`, of the class it was."""
     if frame.raised is not None:
-        return PluginRaised(frame.message, raised=frame.raised, detail=frame.detail)
+        return PluginRaised(frame.message, raised=frame.raised, words=frame.words)
     error = ERRORS.get(frame.kind, BackendFailed)
     return error(
         frame.message,

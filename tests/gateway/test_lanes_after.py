@@ -183,3 +183,39 @@ def test_nobody_is_rescued_into_a_full_line() -> None:
     house.board.carrier_lost("cloud")
     house.lanes.tick()
     assert house.doubled == []
+
+
+def test_a_retired_lane_gives_its_slots_back_and_teaches_nothing_and_who_waits_goes_to_its_successor() -> None:
+    house = House()
+    house.submit("runs", "box", **HERE)
+    house.submit("waits", "box", **HERE)
+    lane = house.lanes.retire("box")
+    assert lane is not None
+    house.lanes.add("box", site="edge", slots=1, queue=1, remote=False)
+    house.lanes.hand_over(lane, same_work=True)
+    assert house.started == [("runs", "box"), ("waits", "box")]
+    house.now += 1.0
+    house.finish("runs")
+    assert (len(lane.runs), house.lanes.busy()["box"]) == (0, 1)
+    assert house.board.predict("box", "task", "add", 1.0).samples == 0
+    house.finish("waits")
+    assert house.lanes.busy()["box"] == 0
+    assert house.board.predict("box", "task", "add", 1.0).samples == 1
+
+
+@pytest.mark.parametrize("has_successor", [True, False])
+def test_who_waits_in_a_retired_lane_is_dropped_where_nobody_does_the_same(has_successor: bool) -> None:
+    house = House()
+    told: list[str] = []
+    house.submit("runs", "box", **HERE)
+    house.submit("waits", "box", **HERE, dropped=told.append)
+    lane = house.lanes.retire("box")
+    assert lane is not None
+    if has_successor:
+        house.lanes.add("box", site="edge", slots=1, queue=1, remote=False)
+    house.lanes.hand_over(lane, same_work=not has_successor)
+    assert told == ["box"]
+    house.lanes.forget(lane)
+    house.finish("runs")
+    assert house.names_started() == ["runs"]
+    house.lanes.withdraw(house.works["waits"])

@@ -22,6 +22,10 @@ class ToolSettings(BackendSettings):
     broken_until: Path | None = None
 
 
+class Panic(BaseException):
+    """What native extensions raise: no Exception."""
+
+
 class Tool(Backend[ToolSettings]):
     """Does what the task is called."""
 
@@ -111,6 +115,14 @@ class Tool(Backend[ToolSettings]):
     async def sys_exit(self, task: Task) -> AsyncIterator[Part]:
         yield Part("leaving")
         sys.exit("enough")
+
+    async def panic(self, task: Task) -> AsyncIterator[Part]:
+        yield Part("next: no Exception")
+        raise Panic("enough")
+
+    async def cancelled(self, task: Task) -> AsyncIterator[Part]:
+        yield Part("next: a cancellation nobody asked for")
+        raise asyncio.CancelledError
 
     async def divide(self, task: Task) -> AsyncIterator[Result]:
         yield Result(json=1 / task.json)

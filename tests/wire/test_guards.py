@@ -51,11 +51,21 @@ async def test_a_tick_that_breaks_is_told_and_the_ticker_goes_on(monkeypatch: py
         await asyncio.wait_for(sampled.wait(), 10)
 
 
-async def test_a_background_task_that_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.registry.lives.Lives._watch", breaking(1, None))
+async def test_a_bug_in_watching_a_backend_is_told_and_it_serves_on_and_is_watched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = asyncio.Event()
+
+    async def look(*_: Any) -> None:
+        looked.set()
+
+    monkeypatch.setattr("gateway.registry.lives.Lives._look", breaking(1, look))
     async with running_gateway(**DESK) as gateway:
         (told,) = await gateway.lines.wait("service.unhandled")
         assert "backend desk" in told["error"]
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
+        await asyncio.wait_for(looked.wait(), 10)
+        assert gateway.service.registry.members["desk"].state == "serving"
 
 
 async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path: Path) -> None:

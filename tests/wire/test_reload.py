@@ -34,6 +34,7 @@ async def reload(gateway: RunningGateway, **environ: str) -> list[str]:
     defaults = LOOPBACK
     state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
     waiting = await gateway.service.reload(load(defaults | state | environ))
+    await gateway.service.registry.changed()
     await gateway.service.registry.settled(5)
     return waiting
 
@@ -343,5 +344,5 @@ async def test_a_plugin_whose_import_ends_the_process_is_left_out_by_name(tmp_pa
         await reload_file(gateway.service, broken("support.broken_settings.exits:Nothing", tmp_path))
         await gateway.service.registry.settled(5)
         member = gateway.service.registry.members["broken"]
-        assert (member.state, "SystemExit" in (member.error or "")) == ("failed", True)
+        assert (member.state, "SystemExit" in (member.cause or "")) == ("failed", True)
         assert await status(gateway) == 200

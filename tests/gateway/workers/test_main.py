@@ -135,12 +135,12 @@ async def test_a_backend_written_as_a_coroutine_is_served_as_well() -> None:
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_exception_is_named_to_the_client_and_traced_in_the_log(tool: WorkerBackend) -> None:
+async def test_an_exceptions_type_is_named_to_the_client_and_traced_in_the_log(tool: WorkerBackend) -> None:
     task = a_task("divide", 0)
     with pytest.raises(PluginRaised) as caught:
         await answer(tool, task)
-    assert (caught.value.message, caught.value.detail) == ("`divide` raised ZeroDivisionError", "division by zero")
-    assert caught.value.code == "plugin_error"
+    assert (caught.value.message, caught.value.detail) == ("`divide` raised ZeroDivisionError", "")
+    assert (caught.value.code, caught.value.words) == ("plugin_error", "division by zero")
     (line,) = events(tool, "worker.raised")
     assert line["request_id"] == task.id
     assert "worker_backends.py" in line["traceback"]
@@ -176,9 +176,12 @@ async def test_a_task_too_long_for_a_frame_says_so_and_costs_no_worker(tool: Wor
     assert await answer(tool, a_task("pid")) == pids(tool)[0]
 
 
-async def test_sys_exit_in_a_plugin_is_an_error_like_any_other(tool: WorkerBackend) -> None:
+@pytest.mark.parametrize(
+    ("name", "what"), [("sys_exit", "SystemExit"), ("panic", "Panic"), ("cancelled", "CancelledError")]
+)
+async def test_what_is_no_exception_is_an_error_like_any_other(tool: WorkerBackend, name: str, what: str) -> None:
     before = pids(tool)
-    with pytest.raises(PluginRaised, match="`sys_exit` raised SystemExit") as caught:
-        await items(tool, a_task("sys_exit"))
-    assert caught.value.detail == "enough"
+    with pytest.raises(PluginRaised, match=f"`{name}` raised {what}") as caught:
+        await items(tool, a_task(name))
+    assert caught.value.detail == ""
     assert await answer(tool, a_task("pid")) == before[0]

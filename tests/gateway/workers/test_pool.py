@@ -35,17 +35,20 @@ from support.workers import (
 
 
 @pytest.mark.parametrize(
-    ("cls", "why"),
+    ("cls", "why", "words"),
     [
-        (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL"),
-        (Faulty, "worker_backends:Faulty` raised KeyError: 'weights'"),
-        (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready"),
+        (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL", ""),
+        (Faulty, "worker_backends:Faulty` raised KeyError$", "'weights'"),
+        (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$", "its last words: "),
     ],
 )
-async def test_a_backend_that_cannot_start_says_why_and_leaves_nothing(cls: type[Backend[Any]], why: str) -> None:
+async def test_a_backend_that_cannot_start_says_why_and_leaves_nothing(
+    cls: type[Backend[Any]], why: str, words: str
+) -> None:
     before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(BackendUnavailable, match=why):
+    with pytest.raises(BackendUnavailable, match=why) as caught:
         await of(cls, slots=2).__aenter__()
+    assert caught.value.detail.startswith(words)
     assert set(os.listdir("/proc/self/fd")) == before
 
 

@@ -54,8 +54,8 @@ def test_an_error_arrives_as_it_was() -> None:
 def test_what_is_no_error_of_ours_arrives_as_what_another_may_be_asked() -> None:
     got = wire.error_of(wire.frame_error(LookupError("bug"), "`x`"))
     assert isinstance(got, PluginRaised)
-    assert (got.message, got.detail, got.code) == ("`x` raised LookupError", "bug", "plugin_error")
-    assert (got.raised, got.began, got.again) == ("LookupError", True, False)
+    assert (got.message, got.detail, got.code) == ("`x` raised LookupError", "", "plugin_error")
+    assert (got.raised, got.words, got.began, got.again) == ("LookupError", "bug", True, False)
 
 
 def test_settings_are_plain_before_they_travel() -> None:

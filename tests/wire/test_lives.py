@@ -1,0 +1,122 @@
+"""What a plugin does while it opens, is asked how it is, or says what it serves harms nobody else, and is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gateway.testing import RunningGateway, running_gateway
+from support.rascals import SECRET, Panic, Rascal
+from support.raw import answered, post
+from support.wiring import DESK, backend
+
+SERVE = post("/v1/tasks/serve", b"{}")
+SAY = post("/v1/tasks/say", b"1")
+
+
+@pytest.fixture(autouse=True)
+def _good_again() -> Iterator[None]:
+    yield
+    Rascal.says, Rascal.broken = [], ""
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+async def listed(gateway: RunningGateway, path: str) -> tuple[int, str]:
+    found = await answered(gateway.url, get(path))
+    return found.status, found.body.decode()
+
+
+@pytest.mark.parametrize("opens", ["cancelled", "panic", "speechless"])
+async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_serve(
+    monkeypatch: pytest.MonkeyPatch, opens: str
+) -> None:
+    monkeypatch.setattr("gateway.service.life.START_S", 1.0)  # what never opens is not waited for longer here
+    async with running_gateway(**backend("bad", "support.rascals:Rascal", OPENS=opens), **DESK) as gateway:
+        member = gateway.service.registry.members["bad"]
+        assert (member.state, member.opened.is_set()) == ("failed", True)
+        (told,) = gateway.lines.of("backend.failed_to_open")
+        assert told["backend"] == "bad"
+        status, body = await listed(gateway, "/v1/models")
+        assert (status, "clerk" in body) == (200, True)
+        assert (await answered(gateway.url, SAY)).status == 200
+
+
+@pytest.mark.parametrize("raised", [Panic, asyncio.CancelledError])
+async def test_a_health_check_that_raises_whatever_it_may_is_unwell_and_asked_again(raised: Any) -> None:
+    Rascal.says = [None, raised()]
+    rascal = backend("bad", "support.rascals:Rascal") | {"GATEWAY_POLICY__PROBE_S": "0.1"}
+    async with running_gateway(**rascal) as gateway:
+        (told,) = await gateway.lines.wait("backend.unwell")
+        assert told["error"].startswith("its health check raised ")
+        await gateway.lines.wait("backend.well")
+        assert gateway.service.registry.members["bad"].state == "serving"
+        assert (await answered(gateway.url, SERVE)).status == 200
+
+
+async def test_a_plugin_that_cancels_the_task_it_lives_in_does_not_end_in_silence() -> None:
+    Rascal.says = ["cancels itself"]
+    async with running_gateway(**backend("bad", "support.rascals:Rascal"), **DESK) as gateway:
+        (told,) = await gateway.lines.wait("backend.ended")
+        assert told["backend"] == "bad"
+        member = gateway.service.registry.members["bad"]
+        assert (member.state, member.error, member.opened.is_set()) == ("closed", told["error"], True)
+        assert (await answered(gateway.url, SAY)).status == 200
+
+
+@pytest.mark.parametrize(("plugin", "how"), [("PropertyLiar", ""), ("Liar", "number"), ("Liar", "kinds")])
+async def test_what_one_plugin_cannot_say_of_itself_is_unknown_and_the_others_are_listed(plugin: str, how: str) -> None:
+    liar = backend("aliar", f"support.rascals:{plugin}", OPENS=how)
+    async with running_gateway(**liar, **DESK) as gateway:
+        for _ in range(2):
+            status, body = await listed(gateway, "/v1/models")
+            assert (status, "clerk" in body) == (200, True)
+            assert (await listed(gateway, "/v1/tasks"))[0] == 200
+            chat = post("/v1/chat/completions", b'{"model":"clerk","messages":[{"role":"user","content":"x"}]}')
+            assert (await answered(gateway.url, chat)).status == 200
+        told = gateway.lines.of("backend.unwell")
+        assert {line["backend"] for line in told} == {"aliar"}
+        assert len(told) == len(gateway.service.registry.members["aliar"].flaws)
+        assert SECRET not in str(told)
+
+
+@pytest.mark.parametrize("what", ["site", "slots", "remote"])
+async def test_a_backend_of_no_shape_is_left_out_by_name(what: str) -> None:
+    async with running_gateway(**backend("aliar", "support.rascals:Shapeless", OPENS=what), **DESK) as gateway:
+        (told,) = gateway.lines.of("backend.failed_to_open")
+        assert (told["backend"], f"`{what}`" in told["error"]) == ("aliar", True)
+        admin = f"http://{gateway.service.admin_bound[0]}"
+        assert (await answered(admin, get("/status"))).json["backends"]["aliar"]["state"] == "failed"
+        assert (await answered(gateway.url, SAY)).status == 200
+
+
+@pytest.mark.parametrize("isolation", ["loop", "process"])
+async def test_an_exceptions_words_are_for_the_operator_and_no_client(isolation: str) -> None:
+    rascal = backend("bad", "support.rascals:Rascal", OPENS="raises", ISOLATION=isolation)
+    async with running_gateway(**rascal) as gateway:
+        (told,) = gateway.lines.of("backend.failed_to_open")
+        assert SECRET in told["error"]
+        admin = f"http://{gateway.service.admin_bound[0]}"
+        assert SECRET in (await answered(admin, get("/status"))).json["backends"]["bad"]["error"]
+        refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
+        pinned = post("/v1/chat/completions", b'{"model":"bad/x","messages":[{"role":"user","content":"x"}]}')
+        for found in (refused, await answered(gateway.url, pinned), await answered(gateway.url, get("/v1/models"))):
+            assert "hunter2" not in found.body.decode()
+
+
+async def test_what_is_a_plugins_own_word_is_shown_to_clients() -> None:
+    Rascal.broken = "the licence is missing; set LICENCE"
+    async with running_gateway(**backend("bad", "support.rascals:Rascal")) as gateway:
+        refused = await answered(gateway.url, SERVE)
+        assert (refused.status, Rascal.broken in refused.json["error"]["message"]) == (503, True)
+
+
+async def test_what_a_plugin_raises_at_a_request_has_no_words_in_a_worker_either() -> None:
+    async with running_gateway(**backend("buggy", "support.worker_backends:Buggy")) as gateway:
+        answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
+        assert answer.json["error"]["message"] == "`echo` raised LookupError"

@@ -1,0 +1,283 @@
+"""A backend that changes while it serves: who is asked meanwhile, and that nobody is refused for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.decide import quarantine
+from gateway.service import main
+from gateway.settings import load
+from gateway.testing import RunningGateway, running_gateway
+from support.desk import Desk
+from support.latecomer import Latecomer
+from support.rascals import SECRET, Panic, Rascal
+from support.raw import answered, connected, post, read_answer
+from support.until import until
+from support.upstream import answer, by_path
+from support.wiring import DESK, OFF_SITE_DESK, backend, cloud, relaying
+
+LOOPBACK = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
+SAY, WAIT = post("/v1/tasks/say", b"1"), post("/v1/tasks/wait", b"{}")
+LATE = post("/v1/tasks/late", b"{}")
+CANARY = backend("bird", "support.canary:Canary")
+
+
+@pytest.fixture(autouse=True)
+def _good_again() -> Iterator[None]:
+    yield
+    Rascal.says, Rascal.broken = [], ""
+
+
+async def reload(gateway: RunningGateway, **environ: str) -> None:
+    """As SIGHUP does: it does not wait for backends to come and go."""
+    state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
+    await gateway.service.reload(load(LOOPBACK | state | environ))
+
+
+async def status(gateway: RunningGateway, asked: bytes) -> int:
+    return (await answered(gateway.url, asked)).status
+
+
+async def is_at_rest(gateway: RunningGateway) -> None:
+    await gateway.service.registry.changed()
+    assert not any(gateway.service.lanes.busy().values())
+    assert not gateway.service.lanes._retired
+
+
+async def test_what_only_the_policy_reads_changes_in_place_whatever_the_backend_is_doing() -> None:
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        member = gateway.service.registry.members["desk"]
+        writer.write(WAIT)
+        await Desk.waiting.wait()
+        new = backend("desk", "support.desk:Desk", USD_PER_REQUEST="1", WATTS="7", QUEUE="3")
+        await reload(gateway, **new)
+        assert gateway.service.registry.members["desk"] is member
+        lane = gateway.service.lanes._lanes["desk"]
+        assert (lane.usd, lane.watts, lane.queue) == (1, 7, 3)
+        assert await status(gateway, SAY) == 200
+        await reload(gateway, **new)
+        assert gateway.service.registry.members["desk"] is member
+        Desk.open.set()
+        assert (await read_answer(reader)).status == 200
+        await is_at_rest(gateway)
+
+
+async def test_a_new_backend_does_not_wait_for_one_that_goes() -> None:
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(WAIT)
+        await Desk.waiting.wait()
+        await reload(gateway, **CANARY)
+        await until(lambda: gateway.service.registry.members["bird"].opened.is_set())
+        assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 200
+        assert gateway.service.registry.members["desk"].state == "closing"
+        Desk.open.set()
+        assert (await read_answer(reader)).status == 200
+        await is_at_rest(gateway)
+
+
+async def test_a_changed_backend_serves_on_while_the_old_one_finishes_beside() -> None:
+    async with running_gateway(**OFF_SITE_DESK) as gateway, connected(gateway.url) as (reader, writer):
+        old = gateway.service.registry.members["far"]
+        writer.write(WAIT)
+        await Desk.waiting.wait()
+        of_the_old_one = Desk.open
+        await reload(gateway, **OFF_SITE_DESK, GATEWAY_BACKENDS__FAR__SLOTS="3")
+        await until(lambda: gateway.service.registry.members["far"] is not old)
+        assert [await status(gateway, SAY) for _ in range(4)] == [200] * 4
+        assert gateway.service.lanes._lanes["far"].slots == 3
+        assert (old.state, gateway.service.registry.members["far"].state) == ("closing", "serving")
+        of_the_old_one.set()
+        assert (await read_answer(reader)).json == {"result": "waited"}
+        await is_at_rest(gateway)
+        assert old.state == "closed"
+
+
+@pytest.mark.parametrize(("change", "wanted"), [("REPEATABLE", 200), ("TASKS", 503)])
+async def test_who_waits_in_line_is_served_by_the_new_one_where_that_does_the_same(change: str, wanted: int) -> None:
+    narrow = {**OFF_SITE_DESK, "GATEWAY_BACKENDS__FAR__SLOTS": "1"}
+    to = {"REPEATABLE": "true", "TASKS": "count"}[change]
+    async with (
+        running_gateway(**narrow) as gateway,
+        connected(gateway.url) as (first_reader, first),
+        connected(gateway.url) as (reader, second),
+    ):
+        first.write(WAIT)
+        await Desk.waiting.wait()
+        of_the_old_one = Desk.open
+        second.write(SAY)
+        await until(lambda: gateway.service.lanes.waiting()["far"])
+        await reload(gateway, **narrow, **{f"GATEWAY_BACKENDS__FAR__{change}": to})
+        assert (await asyncio.wait_for(read_answer(reader), 10)).status == wanted
+        of_the_old_one.set()
+        assert (await read_answer(first_reader)).json == {"result": "waited"}
+        await is_at_rest(gateway)
+
+
+async def test_until_the_new_one_has_opened_the_old_one_serves() -> None:
+    old_late = backend("late", "support.latecomer:Latecomer", SITE="cloud", OPENS_AT_ONCE="true")
+    new_late = backend("late", "support.latecomer:Latecomer", SITE="cloud")
+    async with running_gateway(**old_late) as gateway:
+        old = gateway.service.registry.members["late"]
+        opened_before = Latecomer.may_open
+        await reload(gateway, **new_late)
+        await until(lambda: Latecomer.may_open is not opened_before)
+        assert gateway.service.registry.members["late"] is old
+        assert await status(gateway, LATE) == 200
+        Latecomer.may_open.set()
+        await is_at_rest(gateway)
+        assert gateway.service.registry.members["late"] is not old
+        assert await status(gateway, LATE) == 200
+
+
+async def test_what_is_asked_from_an_upstream_is_known_before_the_new_one_has_the_name() -> None:
+    script = by_path({"/v1/models": answer(json={"data": [{"id": "m"}]})}, answer(status=404, json={}))
+    async with relaying(script) as (gateway, upstream):
+        old = gateway.service.registry.members["cloud"]
+        assert old.models == {"m": "m"}
+        await reload(gateway, **cloud(upstream.url, SLOTS="3"))
+        await until(lambda: gateway.service.registry.members["cloud"] is not old)
+        assert gateway.service.registry.members["cloud"].models == {"m": "m"}
+        await is_at_rest(gateway)
+
+
+async def test_settings_taken_back_before_the_new_one_has_opened_leave_the_old_one() -> None:
+    old_late = backend("late", "support.latecomer:Latecomer", SITE="cloud", OPENS_AT_ONCE="true")
+    new_late = backend("late", "support.latecomer:Latecomer", SITE="cloud")
+    async with running_gateway(**old_late) as gateway:
+        old, opened_before = gateway.service.registry.members["late"], Latecomer.may_open
+        await reload(gateway, **new_late)
+        await until(lambda: Latecomer.may_open is not opened_before)
+        await reload(gateway, **old_late)
+        Latecomer.may_open.set()
+        await Latecomer.closed.wait()
+        await is_at_rest(gateway)
+        assert gateway.service.registry.members["late"] is old
+        assert (old.state, await status(gateway, LATE)) == ("serving", 200)
+
+
+async def test_one_that_cannot_open_takes_the_name_nonetheless_for_its_settings_are_what_was_asked_for() -> None:
+    async with running_gateway(**OFF_SITE_DESK) as gateway:
+        await reload(gateway, **OFF_SITE_DESK, GATEWAY_BACKENDS__FAR__REFUSES_TO_OPEN="true")
+        await is_at_rest(gateway)
+        refused = await answered(gateway.url, SAY)
+        assert (refused.status, "the desk is locked" in refused.json["error"]["message"]) == (503, True)
+        await reload(gateway, **OFF_SITE_DESK)
+        await is_at_rest(gateway)
+        await gateway.service.registry.settled(5)
+        assert await status(gateway, SAY) == 200
+
+
+async def test_what_may_hold_a_device_closes_before_its_successor_opens() -> None:
+    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        old = gateway.service.registry.members["desk"]
+        writer.write(WAIT)
+        await Desk.waiting.wait()
+        await reload(gateway, **DESK, GATEWAY_BACKENDS__DESK__SLOTS="3", **CANARY)
+        await until(lambda: old.state == "closing")
+        assert await status(gateway, SAY) == 503
+        assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 200
+        Desk.open.set()
+        assert (await read_answer(reader)).status == 200
+        await is_at_rest(gateway)
+        await gateway.service.registry.settled(5)
+        assert (old.state, await status(gateway, SAY)) == ("closed", 200)
+
+
+async def test_a_reload_tries_a_backend_again_that_had_failed() -> None:
+    rascal = backend("bad", "support.rascals:Rascal")
+    Rascal.broken = "the line is unplugged"
+    async with running_gateway(**rascal) as gateway:
+        assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 503
+        Rascal.broken = ""
+        await reload(gateway, **rascal)
+        await is_at_rest(gateway)
+        await gateway.service.registry.settled(5)
+        assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 200
+
+
+async def test_a_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "RAISES", 2)
+    faulty = backend("bad", "support.faulty:Faulty")
+    async with running_gateway(**faulty) as gateway:
+        for _ in range(2):
+            assert await status(gateway, post("/v1/tasks/raise", b"{}")) == 500
+        assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 503
+        await reload(gateway, **faulty)
+        await is_at_rest(gateway)
+        await gateway.service.registry.settled(5)
+        assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 200
+
+
+async def test_a_gateway_stops_in_the_middle_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.1)
+    async with running_gateway(**DESK, **OFF_SITE_DESK) as gateway, connected(gateway.url) as (_, writer):
+        writer.write(WAIT)
+        await Desk.waiting.wait()
+        await reload(gateway, **OFF_SITE_DESK, GATEWAY_BACKENDS__FAR__SLOTS="3")
+    assert gateway.service.registry.stuck() == []
+
+
+async def test_what_was_learned_of_a_backend_that_comes_back_as_it_was_stays() -> None:
+    for plugin in (backend("bad", "support.rascals:Rascal"), backend("bad", "support.rascals:Rascal", SITE="cloud")):
+        Rascal.broken = "the line is unplugged"
+        async with running_gateway(**plugin) as gateway:
+            gateway.service.board.learn("bad", "task", "serve", 1.0, 2.0)
+            Rascal.broken = ""
+            await reload(gateway, **plugin)
+            await is_at_rest(gateway)
+            assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 1
+            await reload(gateway, **plugin, GATEWAY_BACKENDS__BAD__SLOTS="2")
+            await is_at_rest(gateway)
+            assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 0
+
+
+# ── what systemd hears ───────────────────────────────────────────────────────────────────────────
+
+
+async def reloading(
+    monkeypatch: pytest.MonkeyPatch, work: asyncio.Future[BaseException]
+) -> tuple[asyncio.Task[None], list[str]]:
+    said: list[str] = []
+
+    async def wait(*_: object) -> None:
+        if (raised := await work) is not None:
+            raise raised
+
+    class Bound:
+        bound = ("here",)
+
+    monkeypatch.setattr(main, "reload", wait)
+    monkeypatch.setattr(main.systemd, "notify", lambda *lines: said.extend(lines))
+    told = asyncio.Event()
+    told.set()
+    task = asyncio.create_task(main._reload_when_told(Bound(), None, told))  # type: ignore[arg-type]
+    await until(lambda: said)
+    said.clear()
+    return task, said
+
+
+async def test_who_stops_during_a_reload_does_not_say_that_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, said = await reloading(monkeypatch, asyncio.get_running_loop().create_future())
+    task.cancel()
+    await asyncio.wait({task})
+    assert said == []
+
+
+@pytest.mark.parametrize("raised", [RuntimeError(SECRET), Panic(SECRET), asyncio.CancelledError()])
+async def test_a_reload_that_breaks_is_told_without_words_and_the_next_is_heard(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException
+) -> None:
+    async with running_gateway(**DESK) as gateway:
+        work = asyncio.get_running_loop().create_future()
+        task, said = await reloading(monkeypatch, work)
+        work.set_result(raised)
+        (told,) = await gateway.lines.wait("service.reload_failed")
+        assert type(raised).__name__ in told["problems"][0]
+        assert SECRET not in str(told)
+        await until(lambda: said)
+        assert "READY=1" in said
+        task.cancel()
+        await asyncio.wait({task})
