@@ -13,7 +13,7 @@ from typing import Any
 from gateway.dispatch.continuation import Renderer
 from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.gathering import MOST_EMPTY_BYTES, gathered, no_answer, size_of, too_much
-from gateway.errors import PluginRaised
+from gateway.errors import PluginRaised, is_told_to_stop
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
     BackendFailed,
@@ -67,7 +67,7 @@ class Attempt:
             await self._produce(self.member)
             await self._put(self, End)
         except BaseException as exc:
-            if _is_ours(exc):
+            if is_told_to_stop(exc):
                 raise
             error = self._translated(exc)
             self.failed(error)
@@ -218,12 +218,6 @@ class Attempt:
             self.is_settled = True
             if self.began:
                 self.member.breaker.ignored()
-
-
-def _is_ours(exc: BaseException) -> bool:
-    """Whether it is our cancellation; a plugin may raise one of its own, and is then as broken as with any other."""
-    task = asyncio.current_task()
-    return isinstance(exc, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _found(members: Mapping[str, Member], backend: str) -> Member:

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.dispatch import dispatcher
+from gateway.dispatch import patience
 from gateway.plugin import TERMS
 from gateway.testing import RunningGateway, running_gateway
 from support.tcp_delay_proxy import DelayProxy
@@ -185,8 +185,8 @@ async def test_what_certainly_did_not_begin_is_served_by_the_next_even_where_it_
 
 
 async def test_an_upstream_that_hangs_is_given_up_in_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "PATIENCE", 0.1)
-    monkeypatch.setattr(dispatcher, "PATIENCE_SHARE", 0.01)
+    monkeypatch.setattr(patience, "PATIENCE", 0.1)
+    monkeypatch.setattr(patience, "PATIENCE_SHARE", 0.01)
     gone = asyncio.Event()
     async with (
         Upstream(by_path({"/add": stall(gone=gone)})) as bad,
