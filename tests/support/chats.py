@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import openai
+
 from gateway.testing import RunningGateway, running_gateway
 from support.upstream import CHUNKED, EVENTS, JSON, LAST_CHUNK, Script, Talk, Upstream, by_path, chunk, head, whole
 from support.wiring import cloud
@@ -125,3 +127,12 @@ async def between(
         both = cloud(one.url, "one", MODELS="gpt") | cloud(two.url, "two", MODELS="gpt", **costs)
         async with running_gateway(**both, GATEWAY_POLICY__USD="1", **(environ or {})) as gateway:
             yield gateway, one, two
+
+
+async def ask(gateway: RunningGateway, *, stream: bool = True, **more: Any) -> str:
+    """The answer's text. Raises what openai-python raises; it tries once only."""
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
+        said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=stream, **more)
+        if not stream:
+            return said.choices[0].message.content or ""
+        return "".join([c.delta.content or "" async for chunk in said for c in chunk.choices])

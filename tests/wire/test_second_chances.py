@@ -6,12 +6,10 @@ import asyncio
 import json
 from typing import Any
 
-import openai
 import pytest
 
 from gateway.dispatch import attempt, gathering
-from gateway.testing import RunningGateway
-from support.chats import DONE, OPENING, QUESTION, TEXT, WORDS, Speaker, asked, between, breaks, event
+from support.chats import DONE, OPENING, TEXT, WORDS, Speaker, ask, asked, between, breaks, event
 from support.upstream import (
     LAST_CHUNK,
     Script,
@@ -25,15 +23,6 @@ from support.upstream import (
 )
 
 ONE, SECOND = Speaker(), Speaker(name="b")
-
-
-async def ask(gateway: RunningGateway, *, stream: bool = False, **more: Any) -> str:
-    """The answer's text. Raises what openai-python raises; it tries once only."""
-    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
-        said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=stream, **more)
-        if not stream:
-            return said.choices[0].message.content or ""
-        return "".join([c.delta.content or "" async for chunk in said for c in chunk.choices])
 
 
 # ── a stream where a whole was asked for ─────────────────────────────────────────────────────────

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import openai
 import pytest
 
-from gateway.testing import RunningGateway
 from support.chats import (
     QUESTION,
     TEXT,
     USAGE,
     WORDS,
     Speaker,
+    ask,
     asked,
     between,
     breaks,
@@ -31,15 +30,6 @@ from support.upstream import LAST_CHUNK, Script, Talk, cut, in_turn, reset, send
 
 PREFILL = {"RESUME": "prefill"}
 SECOND = Speaker(name="b")
-
-
-async def ask(gateway: RunningGateway, *, stream: bool = True, **more: Any) -> str:
-    """The answer's text. Raises what openai-python raises; it tries once only."""
-    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
-        said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=stream, **more)
-        if not stream:
-            return said.choices[0].message.content or ""
-        return "".join([c.delta.content or "" async for chunk in said for c in chunk.choices])
 
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
