@@ -88,7 +88,12 @@ class Upstream:
             )
         if response.status >= 500 or response.status in (408, 425, 429):
             return None
-        return listed(body) if response.status == 200 else {}
+        if response.status != 200:
+            return {}
+        try:
+            return listed(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None if "json" in response.content_type else {}  # a cut list, or a page
 
     async def _get(self, url: URL) -> Response:
         response = await self._session.get(url, allow_redirects=False)
@@ -97,10 +102,13 @@ class Upstream:
 
 
 def listed(body: bytes) -> Mapping[str, str]:
-    """The names in a list; without a peer gateway's `auto` and pinned `<backend>/<model>` entries."""
+    """The names in a list; without a peer gateway's `auto` and pinned `<backend>/<model>` entries.
+
+    Empty for JSON that is no list. Raises msgspec.DecodeError or UnicodeDecodeError for what is no JSON.
+    """
     try:
         names = [item.id for item in msgspec.json.decode(body, type=_Listing).data]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except msgspec.ValidationError:
         return {}
     if "auto" in names:
         plain = {name for name in names if "/" not in name}

@@ -31,7 +31,7 @@ ONE, SECOND = Speaker(), Speaker(name="b")
 async def test_a_stream_to_a_client_that_wants_a_whole_is_put_together() -> None:
     said = ONE.opening() + ONE.events(WORDS) + ONE.ending()
     async with between(sends(said), SECOND) as (gateway, _, two):
-        assert await ask(gateway) == TEXT
+        assert await ask(gateway, stream=False) == TEXT
         line = await gateway.line()
     assert (asked(two), line["attempts"], line["outcome"]) == ([], 1, "served")
 
@@ -39,7 +39,7 @@ async def test_a_stream_to_a_client_that_wants_a_whole_is_put_together() -> None
 @pytest.mark.parametrize("then", [cut(), sends(event({"error": {"message": "no"}}) + LAST_CHUNK), sends(LAST_CHUNK)])
 async def test_one_that_is_cut_is_a_failure_like_any_other(then: Script) -> None:
     async with between(breaks(then), SECOND) as (gateway, _, two):
-        assert await ask(gateway) == TEXT
+        assert await ask(gateway, stream=False) == TEXT
         line = await gateway.line()
     assert (len(asked(two)), line["attempts"], line["outcome"]) == (1, 2, "served")
 
@@ -47,7 +47,7 @@ async def test_one_that_is_cut_is_a_failure_like_any_other(then: Script) -> None
 async def test_one_that_stalls_is_left_for_another() -> None:
     environ = {"GATEWAY_STALL_S": "0.2", "GATEWAY_POLICY__RESCUE": "false"}
     async with between(breaks(stall()), SECOND, environ=environ) as (gateway, _, two):
-        assert await ask(gateway) == TEXT
+        assert await ask(gateway, stream=False) == TEXT
     assert len(asked(two)) == 1
 
 
@@ -55,7 +55,7 @@ async def test_one_without_an_end_is_given_up_at_a_size(monkeypatch: pytest.Monk
     monkeypatch.setattr(gathering, "MOST_GATHERED_BYTES", 100_000)
     script = endless(ONE.opening(), ONE.events(["word "] * 20))
     async with between(script, SECOND) as (gateway, _, two):
-        assert await ask(gateway) == TEXT
+        assert await ask(gateway, stream=False) == TEXT
         line = await gateway.line("dispatch.fell_back")
     assert "streams more than" in line["error"]
     assert len(asked(two)) == 1
