@@ -21,7 +21,7 @@ from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
 MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
 MOST_NOTED_BYTES = 65_536  # with events larger than that nobody goes on
-REPEATED_CHARS = 12  # a continuation that begins with at least so much of what was said is a repetition
+REPEATED_CHARS = 6  # a continuation that begins with at least so much of what was said is a repetition
 
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
 _RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
