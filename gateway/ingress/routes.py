@@ -3,6 +3,9 @@
 A path is split before it is percent-decoded, so `%2F` never moves a boundary. A parameter is always last
 and takes the rest of the path, because model names hold slashes (`meta-llama/Llama-3.1-8B`). OpenAI's
 endpoints answer without their `/v1` too: clients differ in what they call the base URL.
+
+What a rule was held against is what an upstream must read. So nothing is let in that somebody on the way may cut off
+or read otherwise: no fragment, no path parameter, nothing that has to be escaped and is not.
 """
 
 from __future__ import annotations
@@ -11,13 +14,19 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from gateway.plugin import GatewayError, Kind, TaskInvalid
 
 # A name longer than any path here resembles none of them, and difflib's cost grows with its square.
 NEAREST_LOOKS_AT_CHARS = 120
 
+# RFC 3986 §3.3, §3.4. `;` begins a parameter of a path segment, which some servers drop before they look for the path.
+_OF_A_QUERY = "-._~!$&'()*+,;=:@/?%"
+_OF_A_PATH = _OF_A_QUERY.replace(";", "").replace("?", "")
+_NOT_OF_A_PATH, _NOT_OF_A_QUERY = (
+    re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]") for allowed in (_OF_A_PATH, _OF_A_QUERY)
+)
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL_OR_SURROGATE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -59,7 +68,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A route, and the request's path as a backend shall see it: with `/v1`, escapes untouched; and its query."""
+    """A route, and the request's path as a backend shall see it: with `/v1`, in ASCII, escapes untouched; its query."""
 
     route: Route
     path: str
@@ -123,10 +132,12 @@ _EXACT, _OPEN_ENDED = _index()
 def match(method: str, target: str) -> Match:
     """The route of a request, its target as it stood on the request line.
 
-    Raises TaskInvalid for a path that cannot be decoded, GatewayError `not_found` naming the nearest
-    endpoint, MethodNotAllowed naming the methods there are. HEAD is answered where GET is.
+    Raises TaskInvalid for a path that cannot be decoded, or a character that has no place there; GatewayError
+    `not_found` naming the nearest endpoint; MethodNotAllowed naming the methods. HEAD is answered where GET is.
     """
     path, _, query = target.partition("?")
+    _check(path, _NOT_OF_A_PATH, "path")
+    _check(query, _NOT_OF_A_QUERY, "query")
     segments = tuple(_decoded(segment) for segment in _segments(path))
     found, canonical = _find(segments), path
     if found is None and (aliased := _find(("v1", *segments))) and _all_openai(aliased[0]):
@@ -138,7 +149,14 @@ def match(method: str, target: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
-    return Match(route=route, path=canonical, query=query, params=params)
+    # RFC 3987 §3.1: what is beyond ASCII is written as the escapes of its UTF-8
+    ascii_path = canonical if canonical.isascii() else quote(canonical, safe=_OF_A_PATH)
+    return Match(route=route, path=ascii_path, query=query, params=params)
+
+
+def _check(text: str, wrong: re.Pattern[str], what: str) -> None:
+    if (found := wrong.search(text)) is not None:
+        raise TaskInvalid(f"the {what} has {found[0]!r} as it is; write it as `{quote(found[0], safe='')}`")
 
 
 def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route], str] | None:

@@ -409,6 +409,18 @@ async def test_a_request_that_kills_its_worker_is_answered_once_and_does_not_com
             assert len(gateway.lines.of("request.finished")) == 1
 
 
+@pytest.mark.parametrize("more", [" ", " HTTP/1.1", ";x", "?a b"])
+async def test_a_topic_is_a_path_and_has_no_place_for_what_has_none_in_it(lamp: Device, more: str) -> None:
+    refused = await lamp.ask(f"/v1/images/edits{more}", {"model": "echo"})
+    assert (refused.user["status"], refused.json["error"]["code"]) == ("400", "bad_request")
+
+
+async def test_a_topic_beyond_ascii_is_a_name_like_any(lamp: Device) -> None:
+    refused = await lamp.ask("/v1/tasks/caf\u00e9", {})
+    assert (refused.user["status"], refused.json["error"]["code"]) == ("404", "not_found")
+    assert "caf\u00e9" in refused.json["error"]["message"]
+
+
 # ── who may ask ──────────────────────────────────────────────────────────────────────────────────
 
 

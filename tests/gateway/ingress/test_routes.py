@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.ingress.routes import ROUTES, MethodNotAllowed, match
-from gateway.plugin import GatewayError
+from gateway.plugin import GatewayError, TaskInvalid
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
@@ -76,6 +78,31 @@ def test_a_path_that_cannot_be_decoded_is_a_bad_request(path: str) -> None:
     with pytest.raises(GatewayError) as refused:
         match("GET", path)
     assert refused.value.code == "bad_request"
+
+
+@pytest.mark.parametrize("wrong", [*'#; \\"<>^`{|}[]', "\t", "\x7f", "\r\n"])
+@pytest.mark.parametrize("target", ["/v1/images/edits{}", "/v1/images/{}edits", "/v1/images/edits{}x", "/{}images/x"])
+def test_nothing_is_let_in_that_an_upstream_may_read_otherwise(target: str, wrong: str) -> None:
+    with pytest.raises(TaskInvalid, match=f"write it as `{quote(wrong[0], safe='')}`"):
+        match("POST", target.replace("{}", wrong))
+
+
+@pytest.mark.parametrize("query", ["#", "x#y", "a b", "x=1 HTTP/1.1", "a=[1]"])
+def test_nor_in_a_query(query: str) -> None:
+    with pytest.raises(TaskInvalid, match="the query has"):
+        match("POST", f"/v1/images/edits?{query}")
+
+
+def test_every_character_of_a_path_and_of_a_query_is_let_in_and_goes_on_as_it_came() -> None:
+    path, query = "/v1/images/aZ0-._~!$&'()*+,=:@%23%3b", "a;b=/?:@!$'()*+,%20"
+    found = match("POST", f"{path}?{query}")
+    assert (found.path, found.query) == (path, query)
+
+
+def test_a_path_beyond_ascii_goes_on_as_escapes() -> None:
+    found = match("POST", "/v1/tasks/caf\u00e9%20au/lait")
+    assert found.path == "/v1/tasks/caf%C3%A9%20au/lait"
+    assert found.params == {"task": "caf\u00e9 au/lait"}
 
 
 @pytest.mark.parametrize(
