@@ -391,7 +391,7 @@ class BackendSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     plugin: str = Field("", description="which plugin: an entry point's name, or `package.module:attribute`")
-    site: Site | None = Field(None, description="`edge`, or `cloud`: data leaves the site")
+    site: Literal["edge", "cloud"] | None = Field(None, description="`edge`, or `cloud`: data leaves the site")
     slots: int | None = Field(None, ge=1, le=4096, description="tasks it works on at once")
     queue: int = Field(256, ge=0, le=65536, description="how many tasks may wait in the gateway")
     models: dict[str, str] | None = Field(

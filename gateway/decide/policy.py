@@ -146,7 +146,7 @@ def decide(query: Query, candidates: Sequence[Candidate], policy: Policy, last: 
 def _rule(candidate: Candidate, query: Query, route: str | None) -> str | None:
     if query.pinned is not None and candidate.name != query.pinned:
         return f"the request is pinned to {query.pinned}"
-    if not query.may_leave and candidate.site == "cloud":
+    if not query.may_leave and candidate.site not in ("edge", "hybrid"):
         return "the data may not leave the site"
     if route is not None and query.pinned is None and candidate.name != route:
         return f"the operator routes {query.name} to {route}"

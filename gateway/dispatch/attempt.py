@@ -98,7 +98,7 @@ class Attempt:
 
     async def _produce(self, member: Member) -> None:
         task, site = self.task, member.site
-        if site == "cloud" and not task.may_leave:
+        if member.is_off_site and not task.may_leave:
             log.error("egress.refused", request_id=task.id, backend=member.name)
             raise BackendFailed(f"{member.name} is off site, and this may not leave", code="forbidden", began=False)
         if not member.breaker.allows(pinned=self.offer.pinned == member.name):
@@ -108,7 +108,7 @@ class Attempt:
         inner.enter(_FIRST_TERM[site], at=self.watch.leave())
         inner.on_cloud = lambda: self._lanes.sent(self.work, member.name)
         self.began = True
-        if site == "cloud":
+        if member.is_off_site:
             metrics.EGRESS.inc(len(task.body), backend=member.name)
             log.info(
                 "egress.sent", request_id=task.id, parent_id=task.parent_id, backend=member.name, bytes=len(task.body)

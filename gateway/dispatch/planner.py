@@ -163,12 +163,12 @@ class Planner:
         return {name: None if why and why == self._unwell(name) else why for name, why in refused.items()}
 
     def _refusal(self, name: str, task: Task, offer: Offer) -> str | None:
-        if self.registry.members[name].site == "cloud" and not task.may_leave:
+        if self.registry.members[name].is_off_site and not task.may_leave:
             return EDGE_ONLY
         return self.unusable(name, pinned=offer.pinned == name)
 
     def _is_by_rule(self, offer: Offer, task: Task) -> bool:
-        return not task.may_leave and all(self.registry.members[n].site == "cloud" for n in offer.names)
+        return not task.may_leave and all(self.registry.members[n].is_off_site for n in offer.names)
 
     # ── gateway.plugin.View ──────────────────────────────────────────────────────────────────────
 

@@ -50,6 +50,16 @@ class Member:
         return self.backend.site if self.backend else "edge"
 
     @property
+    def is_off_site(self) -> bool:
+        """Whether what it is given leaves the site. Yes, unless it works here, or has the gateway do all its work.
+
+        The latter is for the plugin's class to declare (`hybrid`): what it asks for is judged task by task.
+        """
+        backend = self.backend
+        divides = backend is not None and backend.site == type(backend).site == "hybrid"
+        return self.site != "edge" and not divides
+
+    @property
     def is_pool(self) -> bool:
         """Whether it works in processes of its own, which are replaced when they die."""
         return isinstance(self.backend, WorkerBackend)

@@ -117,7 +117,7 @@ class Http(Backend[HttpSettings]):
         return dataclasses.replace(result, body=result.body.replace(key.get_secret_value().encode(), b"..."))
 
     def _check(self, task: Task) -> None:
-        if self.site == "cloud" and not task.may_leave:
+        if self.site != "edge" and not task.may_leave:
             raise BackendFailed("this request may not leave the site", code="forbidden")
         if time.monotonic() >= task.deadline:
             raise DeadlineExceeded("the time was up before the request could be sent")

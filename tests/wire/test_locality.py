@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.ingress.access import must_stay
-from gateway.plugin import Task
+from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
-from support.canary import Canary
+from support.canary import Canary, CanarySettings
 from support.configurations import only
 from support.raw import answered, post
-from support.wiring import backend
+from support.upstream import Upstream, answer
+from support.wiring import backend, cloud
 
 SECRET = "a" * SECRET_CHARS
 RULES = "hum,wren,/v1/images/*"
@@ -64,6 +65,8 @@ ASKED: list[tuple[str, bytes, bool]] = [
     ),
     ("/v1/images/edits", b'{"model":"bird"}', True),
     ("/v1/images/%65dits", b'{"model":"far/bird"}', True),
+    *((f"/v1/images/edits{more}", b'{"model":"far/bird"}', True) for more in ("#", "#x", ";x", " ", "?x#y")),
+    ("http://localhost/v1/images/edits#x", b'{"model":"far/bird"}', True),
 ]
 
 
@@ -110,6 +113,36 @@ async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check
         assert (await answered(gateway.url, asked)).status == 403
         assert [line["backend"] for line in gateway.lines.of("egress.refused")] == ["far"]
     assert Canary.given == []
+
+
+@pytest.mark.parametrize("more", ["", "#", "#x", ";x", " ", " HTTP/1.1", "?x#y"])
+async def test_nothing_put_behind_a_path_that_stays_lets_it_leave(more: str) -> None:
+    """An exact rule, and a real upstream: it drops what a URL's path does not have."""
+    async with Upstream(answer(json={"data": []})) as upstream:
+        world = cloud(upstream.url, MODELS="m") | {"GATEWAY_POLICY__EDGE_ONLY": "/v1/images/edits"}
+        async with running_gateway(**world) as gateway:
+            upstream.requests.clear()
+            for base in ("", "http://localhost"):
+                await answered(gateway.url, post(f"{base}/v1/images/edits{more}", b'{"model":"m"}'))
+            assert gateway.lines.of("egress.sent") == []
+        assert [each.path for each in upstream.requests if "images" in each.path] == []
+
+
+class Claims(Canary):
+    """Sends its work away itself, and says of one object that it did not."""
+
+    def __init__(self, settings: CanarySettings, services: Services) -> None:
+        super().__init__(settings, services)
+        self.site = "hybrid"
+
+
+async def test_only_a_class_that_says_so_divides_its_work_by_the_gateway(keys: str) -> None:
+    async with running_gateway(**backend("c", f"{__name__}:Claims")) as gateway:
+        asked = post("/v1/tasks/sing", b"{}", "x-gateway-locality: edge-only")
+        assert (await answered(gateway.url, asked)).status == 503
+        assert Canary.given == []
+        assert (await answered(gateway.url, post("/v1/tasks/sing", b"{}"))).status == 200
+        assert [line["backend"] for line in gateway.lines.of("egress.sent")] == ["c"]
 
 
 # ── for any input ────────────────────────────────────────────────────────────────────────────────
