@@ -22,7 +22,7 @@ from gateway.ingress.door import Door, report_bug
 from gateway.ingress.hosts import host_of
 from gateway.ingress.http_reply import HttpReply, bound_unread, error_response, last_words
 from gateway.ingress.incoming import Incoming
-from gateway.ingress.listening import HANDSHAKE_S, Goodbye, most_handshakes
+from gateway.ingress.listening import Goodbye
 from gateway.ingress.room import Reading, Room
 from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
@@ -97,14 +97,12 @@ def _reject(why: str, peer: Any) -> None:
 class Server(web.Server):
     """Accepts connections and hands each request to `handler`; the handler is cancelled when its client leaves.
 
-    most: how many may be connected; one more is told so, and let go. Beside them, a share of so many may be in
-    the middle of their TLS handshake; one more is let go without a word, for there is none yet.
+    most: how many may be connected; one more is told so, and let go.
     """
 
     def __init__(self, handler: Handler, most: int) -> None:
         super().__init__(handler, handler_cancellation=True)
         self._most, self._count = most, 0
-        self._shaking_hands: dict[web.RequestHandler, asyncio.TimerHandle] = {}  # they may end without a word to us
 
     @property
     def is_full(self) -> bool:
@@ -113,8 +111,6 @@ class Server(web.Server):
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         """One more."""
-        if (shaken := self._shaking_hands.pop(handler, None)) is not None:
-            shaken.cancel()
         self._count += 1
         super().connection_made(handler, transport)
 
@@ -124,20 +120,15 @@ class Server(web.Server):
         super().connection_lost(handler, exc)
 
     def __call__(self) -> RequestHandler:
-        """One more connection. Raises ConnectionAbortedError, upon which asyncio lets it go."""
-        if len(self._shaking_hands) >= most_handshakes(self._most):
-            raise ConnectionAbortedError("too many are in the middle of their handshake")
-        loop = asyncio.get_running_loop()
-        connection = _Connection(
+        """One more connection, before it is made."""
+        return _Connection(
             self,
-            loop=loop,
+            loop=asyncio.get_running_loop(),
             keepalive_timeout=HEAD_TIMEOUT_S,
             lingering_time=LINGER_S,
             access_log=None,  # type: ignore[arg-type]
             auto_decompress=False,
         )
-        self._shaking_hands[connection] = loop.call_later(HANDSHAKE_S, self._shaking_hands.pop, connection, None)
-        return connection
 
 
 def check_parser() -> None:

@@ -10,6 +10,8 @@ import asyncio
 import resource
 import socket
 import ssl
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -49,19 +51,52 @@ def most_connections(descriptors: int, slots: int) -> int:
 
 
 def most_handshakes(connections: int) -> int:
-    """How many clients may be in the middle of their TLS handshake."""
+    """How many clients may be in the middle of their TLS handshake, beside those who are connected."""
     return max(4 * AT_ONCE, connections // HANDSHAKES_SHARE)
 
 
+class Handshakes:
+    """Makes connections for one listener, so many at once that have not ended their TLS handshake.
+
+    asyncio takes each connection in a task of its own, which asks for its protocol and ends with its handshake,
+    whichever way that ends; of one that fails the protocol never hears.
+    """
+
+    def __init__(self, make: Callable[[], asyncio.BaseProtocol], most: int) -> None:
+        self._make, self._most = make, most
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        """One more. Raises ConnectionAbortedError, upon which asyncio lets it go: there is no word for it yet."""
+        if len(self._under_way) >= self._most:
+            raise ConnectionAbortedError("too many are in the middle of their handshake")
+        taking = asyncio.current_task()
+        assert taking is not None
+        self._under_way.add(taking)
+        taking.add_done_callback(self._under_way.discard)
+        return self._make()
+
+
 class Site(web.BaseSite):
-    """One listening socket. It may pause and resume; stopping closes the socket itself. held: begin with a pause."""
+    """One listening socket. It may pause and resume; stopping closes the socket itself.
+
+    handshakes: how many TLS handshakes at once. held: begin with a pause.
+    """
 
     def __init__(
-        self, runner: web.BaseRunner, sock: socket.socket, tls: ssl.SSLContext | None = None, *, held: bool = False
+        self,
+        runner: web.BaseRunner,
+        sock: socket.socket,
+        tls: ssl.SSLContext | None = None,
+        *,
+        handshakes: int = 4 * AT_ONCE,
+        held: bool = False,
     ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
         self._is_unix = sock.family == socket.AF_UNIX  # what stays on this host stays plain
         self._sock, self._tls, self._held = sock, None if self._is_unix else tls, held
+        assert runner.server is not None
+        self._plain, self._shaking_hands = runner.server, Handshakes(runner.server, handshakes)
         self._may_accept = False
         self._resuming = asyncio.Lock()
 
@@ -100,11 +135,10 @@ class Site(web.BaseSite):
 
     async def _new_server(self) -> asyncio.Server:
         """It listens on a duplicate, so that it can be closed while the socket goes on listening."""
-        assert self._runner.server is not None
         sock = self._sock.dup()
         try:
             server = await asyncio.get_running_loop().create_server(
-                self._runner.server,
+                self._shaking_hands if self._tls else self._plain,
                 sock=sock,
                 ssl=self._tls,
                 backlog=AT_ONCE,

@@ -16,7 +16,7 @@ from gateway.admit import Gate
 from gateway.ingress.door import Door
 from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server
-from gateway.ingress.listening import Site, most_connections, raise_descriptor_limit
+from gateway.ingress.listening import Site, most_connections, most_handshakes, raise_descriptor_limit
 from gateway.settings import Settings
 from gateway.sockets import bind, host_of, name_of, refuse_public
 from gateway.telemetry import broke
@@ -71,7 +71,8 @@ class Listeners:
     ) -> list[Site]:
         runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=FINISH_S)
         await runner.setup()
-        sites = [Site(runner, sock, tls, held=held) for sock in sockets]
+        share = most_handshakes(most) // len(sockets)
+        sites = [Site(runner, sock, tls, handshakes=share, held=held) for sock in sockets]
         for site in sites:
             await site.start()
         self._runners.append(runner)

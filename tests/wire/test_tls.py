@@ -15,7 +15,7 @@ import trustme
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.ingress import http, listening
+from gateway.ingress import listening
 from gateway.ingress.http import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
@@ -191,7 +191,7 @@ async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch
 async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "most_handshakes", lambda connections: 8)
+    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 8)
     async with running_gateway(**DESK, **files.environ) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
@@ -199,6 +199,46 @@ async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
         assert len(gone) == 22
         for sock in socks:
             sock.close()
+
+
+async def test_who_failed_the_handshake_takes_nothing_up(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
+    async with running_gateway(**DESK, **files.environ) as gateway:
+        for junk in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"") * 4:
+            async with connected(gateway.url) as (reader, writer):
+                writer.write(junk)
+                writer.write_eof()
+                await read_to_end(reader)
+        assert await status(gateway, files.client()) == 200
+
+
+async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
+    files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
+    path = tmp_path / "plain.sock"
+    async with (
+        running_gateway(**DESK, **files.environ, GATEWAY_LISTEN=f"127.0.0.1:0,unix:{path}") as gateway,
+        connected(gateway.url),
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
+    ):
+        for _ in range(3):
+            async with session.get("http://localhost/livez", headers={"Connection": "close"}) as answer:
+                assert answer.status == 200
+
+
+async def test_who_was_told_that_there_are_too_many_takes_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 1)
+    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
+    async with running_gateway(**DESK) as gateway:
+        async with connected(gateway.url) as (reader, writer):
+            writer.write(post("/v1/tasks/say", b"1"))
+            assert (await read_answer(reader)).status == 200
+            for _ in range(8):
+                assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 503
+        server = gateway.service.listeners._runners[0].server
+        await until(lambda: not server.connections)  # type: ignore[union-attr]
+        assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
 def is_told_to_go(sock: socket.socket) -> bool:
