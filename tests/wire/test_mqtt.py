@@ -21,6 +21,8 @@ from support.broker import PASSWORDS, Broker, running_broker
 from support.mqtt_backend import TALLY, Tally
 from support.mqtt_clients import ANSWERS, Device, device, run
 from support.programs import needs
+from support.upstream import Upstream, answer
+from support.wiring import cloud
 
 pytestmark = needs("mosquitto", "mosquitto_passwd")
 
@@ -279,6 +281,27 @@ async def test_a_repeat_of_what_a_bug_of_ours_kept_from_being_answered_is_run(
         await lamp.send("/v1/tasks/tally", {"id": "a"})
         await gateway.lines.wait("mqtt.broke")
     assert (await lamp.ask("/v1/tasks/tally", {"id": "a"})).json == {"result": 1}
+
+
+async def test_who_asks_again_after_a_refusal_that_was_not_the_last_word_is_served(broker: Broker) -> None:
+    busy = answer(json={"error": {"message": "busy"}}, status=503, headers=[("x-should-retry", "false")])
+    async with Upstream(busy) as upstream:
+        world = cloud(upstream.url, TASKS="add", MODELS="m") | {"GATEWAY_MQTT__URL": broker.url}
+        async with running_gateway(**world) as gateway, device(broker.port) as lamp:
+            await gateway.line("mqtt.connected")
+            first = await lamp.ask("/v1/tasks/add", {"a": 1})
+            assert (first.user["status"], first.json["error"]["retryable"]) == ("503", True)
+            upstream.script = answer(json={"error": {"message": "no"}}, status=422)
+            for _ in range(2):
+                assert (await lamp.ask("/v1/tasks/add", {"a": 1})).user["status"] == "422"
+            assert len(gateway.lines.of("request.finished")) == 2
+
+
+async def test_of_a_stream_that_broke_off_a_repeat_is_run_again(lamp: Device, gateway: RunningGateway) -> None:
+    for _ in range(2):
+        lamp.heard.clear()
+        assert (await streamed(lamp, "/v1/tasks/breaks", {}))[-1].user["aborted"] == "true"
+    assert len(await gateway.lines.wait("request.finished", 2)) == 2
 
 
 async def test_what_has_another_correlation_or_body_is_no_repeat(lamp: Device) -> None:

@@ -255,6 +255,7 @@ class MqttDoor:
             return False
         finally:
             reply.close()
+        job.exchange.invites_again = reply.invites_again
         return job.exchange.settle()
 
     def _incoming(self, job: _Job) -> Incoming:

@@ -3,7 +3,9 @@
 A broker delivers QoS 1 at least once, and clients ask again when they heard nothing. A repeat is the same
 request again: same response topic, correlation data, path, user properties and body. It joins the first while that
 runs, and is answered from memory afterwards. Where a client gave no correlation data only the broker's own
-repeats are known. The memory is bounded: what has been forgotten, or was too large to keep, runs again.
+repeats are known. The memory is bounded: what has been forgotten, or was too large to keep, runs again. So does what
+was answered by `come again`, or broke off: whoever asks again has been told to. The broker, which only was not sure
+that we have heard, gets even that from memory.
 """
 
 from __future__ import annotations
@@ -34,12 +36,16 @@ def is_known_by_client(identity: Hashable) -> bool:
 
 
 class Exchange:
-    """One request and its answer, however often it was delivered; while it is open, more deliveries may join."""
+    """One request and its answer, however often it was delivered; while it is open, more deliveries may join.
+
+    invites_again: the answer is no end of the matter, and a client that asks again wants another.
+    """
 
     def __init__(self) -> None:
         self.answer: list[Publication] = []
         self.size = 0
         self.is_open = True
+        self.invites_again = False
         self._refused: Publication | None = None
         self._deliveries: list[Delivery] = []
 
@@ -94,8 +100,10 @@ class Memory:
         if not message.is_again and not is_known_by_client(identity):
             return None
         self._forget_old()
+        if (running := self._running.get(identity)) is not None:
+            return running
         _, answered = self._answered.get(identity, (0.0, None))
-        return self._running.get(identity) or answered
+        return None if answered is not None and answered.invites_again and not message.is_again else answered
 
     def begin(self, identity: Hashable) -> Exchange:
         """A request that is to be run; `end` it, whatever happens."""

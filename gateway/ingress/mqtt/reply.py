@@ -27,6 +27,17 @@ TOLD_BYTES = 1024  # an answer no larger than this is not replaced by an error a
 # Of HTTP alone; what they say about the body is a property of its own, or means nothing to a broker.
 _OF_HTTP = frozenset({"content-type", "cache-control", "x-accel-buffering", "www-authenticate"})
 
+_COME_AGAIN = (408, 429, 502, 503, 504)
+
+
+class _Said(msgspec.Struct):
+    retryable: bool = False
+
+
+class _Envelope(msgspec.Struct):
+    error: _Said
+
+
 Send = Callable[[Publication], Awaitable[None]]
 
 
@@ -39,12 +50,14 @@ class MqttReply:
         self._head: Pairs = ()
         self._buffer = bytearray()
         self._last: Pairs = ()
+        self.invites_again = False  # what was said is `come again`, or the half of something
         self._pump: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete answer; an error instead where the broker will not have it."""
+        self.invites_again = status in _COME_AGAIN or (status >= 500 and _is_retryable(body))
         try:
             await self._publish(body, headers.get("Content-Type", ""), _pairs(status, headers))
         except PublishRefused as exc:
@@ -81,6 +94,7 @@ class MqttReply:
 
     async def abort(self, data: bytes) -> None:
         """The end of a stream that cannot be completed: `data`, marked so that nobody takes it for complete."""
+        self.invites_again = True
         if self._pump is None:
             self._buffer.clear()
         self._buffer += data
@@ -142,6 +156,14 @@ class MqttReply:
                 user=user,
             )
             await self._send(it)
+
+
+def _is_retryable(body: bytes) -> bool:
+    """Whether it is an error in our envelope that says so."""
+    try:
+        return msgspec.json.decode(body, type=_Envelope).error.retryable
+    except msgspec.DecodeError:
+        return False
 
 
 def _pairs(status: int, headers: Mapping[str, str]) -> Pairs:

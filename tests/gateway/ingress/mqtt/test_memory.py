@@ -30,10 +30,11 @@ def known(memory: Memory, message: Message) -> Exchange | None:
     return memory.find(message, identity_of(message, TOPICS.read(message)))
 
 
-def answered(memory: Memory, message: Message, size: int = 0) -> None:
+def answered(memory: Memory, message: Message, size: int = 0, *, invites_again: bool = False) -> None:
     identity = identity_of(message, TOPICS.read(message))
     exchange = memory.begin(identity)
     exchange.keep(Publication(topic="r", payload=b"x" * size))
+    exchange.invites_again = invites_again
     memory.end(identity, exchange, is_answered=True)
 
 
@@ -95,6 +96,17 @@ def test_a_request_that_runs_is_joined_and_one_given_up_is_forgotten(memory: Mem
     memory.end(identity, exchange, is_answered=False)
     assert not exchange.is_open
     assert known(memory, request()) is None
+
+
+def test_who_was_told_to_come_again_is_run_and_the_brokers_own_repeat_is_not(memory: Memory) -> None:
+    answered(memory, request(mid=7), invites_again=True)
+    assert known(memory, request(mid=7, is_again=True)) is not None
+    assert known(memory, request(mid=8)) is None
+    identity = identity_of(request(), TOPICS.read(request()))
+    exchange = memory.begin(identity)
+    assert known(memory, request(mid=9)) is exchange
+    memory.end(identity, exchange, is_answered=True)
+    assert known(memory, request(mid=10)) is exchange
 
 
 def test_an_answer_is_kept_as_long_as_the_broker_keeps_the_session(memory: Memory, clock: FakeClock) -> None:
