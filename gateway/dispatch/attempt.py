@@ -63,7 +63,7 @@ class Attempt:
     async def run(self, members: Mapping[str, Member]) -> None:
         """Wait for the grant, and run. Cancelling it means that nobody waits any more; `release` when it has ended."""
         try:
-            self.member = _found(members, await self._granted)
+            self.member = _found(members, await self._granted, self.offer)
             await self._produce(self.member)
             await self._put(self, End)
         except BaseException as exc:
@@ -220,10 +220,13 @@ class Attempt:
                 self.member.breaker.ignored()
 
 
-def _found(members: Mapping[str, Member], backend: str) -> Member:
-    member = members.get(backend)
-    if member is None:  # between the grant and now
+def _found(members: Mapping[str, Member], backend: str, offer: Offer) -> Member:
+    """Who was chosen, or one like that. Raises BackendUnavailable where the name is nobody's now, or another's."""
+    member, meant = members.get(backend), offer.members.get(backend)
+    if member is None:
         raise _removed(backend)
+    if meant is not None and member is not meant and not member.does_as(meant):
+        raise BackendUnavailable(f"backend {backend} is another one since this was decided", began=False)
     return member
 
 

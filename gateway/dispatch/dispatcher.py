@@ -161,7 +161,7 @@ class Dispatcher:
 
     def _may_try_elsewhere(self, error: GatewayError, race: Race, plan: Plan, until: float) -> bool:
         if isinstance(error, TaskRefused):
-            return error.code == "overloaded"  # nothing was run
+            return error.code in ("overloaded", "unavailable")  # its line is full, or gone; nothing was run
         if isinstance(error, DeadlineExceeded):
             return time.monotonic() < until and plan.work.repeatable
         if not isinstance(error, BackendUnavailable):

@@ -109,7 +109,7 @@ class Planner:
             return offer
         if task.pin not in offer.names:
             raise BackendUnavailable(f"backend {task.pin!r} does not serve {task.name!r}", began=False)
-        return Offer({task.pin: offer.names[task.pin]}, task.pin)
+        return Offer({task.pin: offer.names[task.pin]}, task.pin, offer.members)
 
     def _work(self, task: Task, offer: Offer, client_deadline: bool) -> Work:
         members = {name: self.registry.members[name] for name in offer.names}

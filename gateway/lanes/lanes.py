@@ -63,6 +63,7 @@ class Lanes:
         """Close a lane; what was waiting there is told that it was dropped. What runs there may still report."""
         if name in self._lanes:
             self._drop(name, self._lanes.pop(name).places)
+            self._strike(name)
 
     def retire(self, name: str) -> Lane | None:
         """Take a lane out of the choice; its slots are given back as its work ends, until `forget`."""
@@ -77,6 +78,7 @@ class Lanes:
         to = self._lanes.get(lane.name) if same_work else None
         if to is None:
             self._drop(lane.name, lane.places)
+            self._strike(lane.name)
             return
         for work in [place.work for place in lane.places]:
             self.withdraw(work)
@@ -86,6 +88,12 @@ class Lanes:
     def forget(self, lane: Lane) -> None:
         """What still runs in this retired lane reports to nobody."""
         self._retired = [each for each in self._retired if each is not lane]
+
+    def _strike(self, name: str) -> None:
+        """Nothing there is may move to `name`: what was decided held for who had that name then."""
+        running = (work for lane in [*self._lanes.values(), *self._retired] for work in lane.runs)
+        for work in (*self._waiting_in, *running):
+            work.allowed = tuple(each for each in work.allowed if each != name)
 
     def _drop(self, name: str, places: list[Place]) -> None:
         for work in [place.work for place in places]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.plugin import GatewayError, Kind
 from gateway.registry.member import AUTO, Member
@@ -12,10 +12,14 @@ from gateway.registry.member import AUTO, Member
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """Who serves a name: the backend's own name for it by backend, and the one that was pinned, if any."""
+    """Who serves a name: the backend's own name for it by backend, the one that was pinned, if any, and who they were.
+
+    By the time work starts somebody else may have the name.
+    """
 
     names: Mapping[str, str]
     pinned: str | None = None
+    members: Mapping[str, Member] = field(default_factory=dict)
 
 
 class Directory:
@@ -28,8 +32,10 @@ class Directory:
         """Who serves `name`. Raises GatewayError: not found (with the nearest name), or not known yet."""
         pin, _, rest = name.partition("/")
         if kind != "task" and rest and pin in self.members:
-            return Offer(self._among({pin: self.members[pin]}, kind, rest, name), pin)
-        return Offer(self._among(self.members, kind, name, name))
+            names = self._among({pin: self.members[pin]}, kind, rest, name)
+            return Offer(names, pin, {pin: self.members[pin]})
+        names = self._among(self.members, kind, name, name)
+        return Offer(names, None, {each: self.members[each] for each in names})
 
     def _among(self, members: Mapping[str, Member], kind: Kind, name: str, asked: str) -> dict[str, str]:
         found = {m.name: own for m in members.values() if (own := m.serves(kind, name)) is not None}

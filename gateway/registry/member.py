@@ -59,6 +59,12 @@ class Member:
         divides = backend is not None and backend.site == type(backend).site == "hybrid"
         return self.site != "edge" and not divides
 
+    def does_as(self, other: Member) -> bool:
+        """Whether work that was meant for `other` may be done here: on the same side, under the same names."""
+        return (self.site, self.is_off_site, self.models, self.tasks) == (
+            other.site, other.is_off_site, other.models, other.tasks,
+        )  # fmt: skip
+
     @property
     def is_pool(self) -> bool:
         """Whether it works in processes of its own, which are replaced when they die."""

@@ -48,8 +48,7 @@ class Backends:
         self._board.add(new.name, remote=new.is_remote)
         self.changed(new)
         if lane is not None:
-            is_same = (old.site, old.models, old.tasks) == (new.site, new.models, new.tasks)
-            self._lanes.hand_over(lane, same_work=is_same)
+            self._lanes.hand_over(lane, same_work=new.does_as(old))
 
     async def finished(self, member: Member, *, comes_back: bool = False) -> None:
         """Wait for what a backend has; then forget it, unless somebody has its name, or it comes back as it was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -15,6 +16,7 @@ from support.desk import Desk
 from support.latecomer import Latecomer
 from support.rascals import SECRET, Panic, Rascal
 from support.raw import answered, connected, post, read_answer
+from support.turnstile import Turnstile
 from support.until import until
 from support.upstream import answer, by_path
 from support.wiring import DESK, OFF_SITE_DESK, backend, cloud, relaying
@@ -22,6 +24,7 @@ from support.wiring import DESK, OFF_SITE_DESK, backend, cloud, relaying
 LOOPBACK = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
 SAY, WAIT = post("/v1/tasks/say", b"1"), post("/v1/tasks/wait", b"{}")
 LATE = post("/v1/tasks/late", b"{}")
+TURNSTILES = {name: backend(name, "support.turnstile:Turnstile", SLOTS="1") for name in "ab"}
 CANARY = backend("bird", "support.canary:Canary")
 
 
@@ -114,6 +117,43 @@ async def test_who_waits_in_line_is_served_by_the_new_one_where_that_does_the_sa
         of_the_old_one.set()
         assert (await read_answer(first_reader)).json == {"result": "waited"}
         await is_at_rest(gateway)
+
+
+@pytest.mark.parametrize("lanes_hear_of_it", [True, False])
+async def test_what_may_not_leave_stays_where_it_waits_when_another_backend_is_moved_off_the_site(
+    monkeypatch: pytest.MonkeyPatch, lanes_hear_of_it: bool
+) -> None:
+    """Decided among two here; one of them is in the cloud by the time there is room for it."""
+    monkeypatch.setattr(Turnstile, "gates", {})
+    monkeypatch.setattr(Turnstile, "standing", set())
+    both = TURNSTILES["a"] | TURNSTILES["b"]
+    stand, walk = post("/v1/tasks/stand", b"{}"), post("/v1/tasks/walk", b"{}", "x-gateway-locality: edge-only")
+    async with running_gateway(**both) as gateway, AsyncExitStack() as stack:
+        lanes, members = gateway.service.lanes, gateway.service.registry.members
+        talks = [await stack.enter_async_context(connected(gateway.url)) for _ in range(3)]
+        for (_, writer), names in zip(talks, (1, 2), strict=False):
+            writer.write(stand)
+            await until(lambda names=names: len(Turnstile.standing) == names)
+        (reader, writer), old = talks[2], members["b"]
+        writer.write(walk)
+        await until(lambda: lanes._waiting_in)
+        (work,) = lanes._waiting_in
+        assert sorted(work.allowed) == ["a", "b"]
+        if not lanes_hear_of_it:
+            monkeypatch.setattr(lanes, "_strike", lambda name: None)
+        await reload(gateway, **both, GATEWAY_BACKENDS__B__SITE="cloud")
+        Turnstile.gates["b"].set()
+        await until(lambda: members["b"] is not old and members["b"].state == "serving" and "b" in lanes.busy())
+        if lanes_hear_of_it:
+            assert work.allowed == ("a",)
+        else:
+            lanes.withdraw(work)
+            lanes.submit(work, "b")
+            await gateway.line("dispatch.fell_back")
+        Turnstile.gates["a"].set()
+        answer = await read_answer(reader)
+        assert (answer.status, answer.json, answer.headers["x-gateway-site"]) == (200, {"result": {"at": "a"}}, "edge")
+        assert gateway.lines.of("egress.refused") == []
 
 
 async def test_until_the_new_one_has_opened_the_old_one_serves() -> None:
