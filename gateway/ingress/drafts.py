@@ -7,7 +7,7 @@ fields that route or shape an answer, msgspec skips the others without building 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -32,6 +32,8 @@ _CREDENTIAL = re.compile(
 )
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
+_ESCAPED_LETTER = re.compile(rb"\\u00[46][45cdfCDF]")  # of `model`, in either case
+MOST_KEYS = 10_000  # of an object that is looked at closely, which costs 2 µs a key
 _FIELD = re.compile(r"(?:.*`\$\.|.*field `)(\w+)")
 
 T = TypeVar("T")
@@ -63,6 +65,10 @@ class Draft:
     response_format: TranscriptFormat = "json"
 
 
+class _Key:
+    """A key of an object, different from any other."""
+
+
 class _TaskPeek(msgspec.Struct):
     items: msgspec.Raw = msgspec.Raw(b"null")
 
@@ -86,13 +92,13 @@ def read(match: Match, content_type: str, body: bytes) -> Draft:
     """
     match match.route.kind:
         case "chat":
-            asked = _peek(_CHAT, body)
+            asked = _peek_named(_CHAT, body)
             return _read_chat(match, asked, body, choices=asked.n or 1)
         case "completion":
-            text = _peek(_COMPLETION, body)
+            text = _peek_named(_COMPLETION, body)
             return _read_chat(match, text, body, choices=(text.n or 1) * _count_prompts(text.prompt))
         case "embeddings":
-            return _read_embeddings(match, _peek(_EMBEDDINGS, body), body)
+            return _read_embeddings(match, _peek_named(_EMBEDDINGS, body), body)
         case "transcription":
             return _read_transcription(match, content_type, body)
         case "task":
@@ -145,6 +151,7 @@ def _read_transcription(match: Match, content_type: str, body: bytes) -> Draft:
     if not multipart.is_multipart(content_type, body):
         raise TaskInvalid("a transcription is a multipart/form-data body with the parts `file` and `model`")
     form = multipart.collect(multipart.parse(content_type, body))
+    _check_spelling(form.fields)
     name = form.fields.get("model")
     if not isinstance(name, str) or not name:
         raise TaskInvalid("the form has no field `model`; name a model of /v1/models, or `auto`", param="model")
@@ -204,10 +211,12 @@ def _count_items(body: bytes) -> int:
 
 def _read_other(match: Match, content_type: str, body: bytes) -> Draft:
     if multipart.is_multipart(content_type, body):
-        parts = {part.name: part.data for part in multipart.parse(content_type, body) if not part.is_file}
+        fields = [part for part in multipart.parse(content_type, body) if not part.is_file]
+        _check_spelling(part.name for part in fields)
+        parts = {part.name: part.data for part in fields}
         name, stream = parts.get("model", b"").decode(errors="replace"), parts.get("stream") == b"true"
     else:
-        asked = _peek(_OTHER, body)
+        asked = _peek_named(_OTHER, body)
         name, stream, content_type = asked.model or "", bool(asked.stream), "application/json"
     query = _without_credentials(match.query)
     return Draft(
@@ -255,6 +264,39 @@ def _peek(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise TaskInvalid("the body is nested too deeply") from None
     except msgspec.DecodeError as exc:
         raise TaskInvalid(f"the body is not valid JSON: {_why(exc, body)}") from exc
+
+
+def _peek_named(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """As `_peek`, for a body that names a model: once, and by no other spelling of `model`. Raises TaskInvalid."""
+    peeked = _peek(decoder, body)
+    exactly = body.count(b'"model"')
+    if exactly > 1 or body.lower().count(b'"model"') > exactly or _ESCAPED_LETTER.search(body):
+        _check_spelling(_keys_of(body))
+    return peeked
+
+
+def _keys_of(body: bytes) -> Iterator[str]:
+    """The keys of a JSON object itself, each as often as it stands there, one that is escaped as what it says."""
+    keys: list[str] = []
+
+    def note(_: type, key: str) -> _Key:
+        keys.append(key)
+        if len(keys) > MOST_KEYS:
+            raise TaskInvalid(
+                f"the body has more than {MOST_KEYS} keys, and it cannot be told whether one is `model` twice"
+            )
+        return _Key()
+
+    msgspec.json.decode(body, type=dict[_Key, msgspec.Raw], dec_hook=note)
+    yield from keys
+
+
+def _check_spelling(keys: Iterable[str]) -> None:
+    """What a rule was held against must be what everybody reads: the first, the last, or whatever the case."""
+    found = [key for key in keys if key.casefold() == "model"]
+    if found not in ([], ["model"]):
+        shown = ", ".join(f"`{key}`" for key in found[:3])
+        raise TaskInvalid(f"the body names its model by {shown}; write `model`, once", param="model")
 
 
 def _why(exc: msgspec.DecodeError, body: bytes) -> str:

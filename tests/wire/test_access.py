@@ -20,7 +20,8 @@ from gateway.testing import running_gateway
 from support.configurations import only
 from support.desk import Desk
 from support.raw import Answer, answered, connected, post, read_answer
-from support.wiring import DESK, OFF_SITE_DESK
+from support.upstream import Upstream, answer
+from support.wiring import DESK, OFF_SITE_DESK, cloud
 
 ANY = "egw_any_" + "a" * SECRET_CHARS
 CHAT = b'{"model":"%s","messages":[{"role":"user","content":"x"}]}'
@@ -120,6 +121,25 @@ async def test_without_a_keys_file_a_clients_key_means_nothing() -> None:
 
 
 # ── what a key may ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        b'"model":"dear"',
+        b'"model":"dear","model":"cheap"',
+        b'"model":"cheap","Model":"dear"',
+        rb'"mod\u0065l":"dear","model":"cheap"',
+    ],
+)
+async def test_no_parser_reads_a_model_that_the_key_may_not_ask_for(keys: Any, names: bytes) -> None:
+    async with Upstream(answer(json={})) as upstream:
+        rules = keys(narrow={"models": ("cheap",)})
+        async with running_gateway(**cloud(upstream.url, MODELS="cheap,dear"), **rules) as gateway:
+            body = b'{"messages":[{"role":"user","content":"x"}],' + names + b"}"
+            asked = post("/v1/chat/completions", body, bearer("narrow"))
+            assert (await answered(gateway.url, asked)).status in (400, 403)
+        assert [each.path for each in upstream.requests if "chat" in each.path] == []
 
 
 async def test_a_key_asks_for_its_own_models_and_tasks_alone(keys: Any) -> None:

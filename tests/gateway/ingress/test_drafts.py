@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.drafts import Draft, read
+from gateway.ingress.drafts import MOST_KEYS, Draft, read
 from gateway.ingress.routes import match
 from gateway.plugin import TaskInvalid, Upload
 from support.forms import encode
@@ -55,8 +55,50 @@ def test_what_curl_sends_without_a_content_type_is_json() -> None:
     assert draft.content_type == "application/json"
 
 
-def test_of_a_repeated_key_the_last_counts() -> None:
-    assert draft_of("/v1/completions", b'{"model":"a","prompt":"","model":"b"}').name == "b"
+NAMING = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/images/edits"]
+REST = b'"messages":[{"role":"user"}],"prompt":"","input":"x"'
+
+
+@pytest.mark.parametrize("path", NAMING)
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (b'"model":"dear"', b'"model":"cheap"'),
+        (b'"model":"cheap"', b'"Model":"dear"'),
+        (b'"MODEL":"dear"', b'"model":"cheap"'),
+        (rb'"mod\u0065l":"dear"', b'"model":"cheap"'),
+        (b'"model":"cheap"', rb'"mod\u0045l":"dear"'),
+        (rb'"\u006D\u006f\u0064\u0065\u006c":"dear"', b'"model":"cheap"'),
+    ],
+)
+def test_a_model_is_named_once_in_one_spelling(path: str, first: bytes, last: bytes) -> None:
+    refusal = refusal_of(path, b"{" + first + b"," + REST + b"," + last + b"}")
+    assert refusal.param == "model"
+    assert "write `model`, once" in refusal.message
+
+
+@pytest.mark.parametrize("path", NAMING)
+def test_a_model_within_something_else_is_nobodys_business(path: str) -> None:
+    within = rb'"x":{"model":"a","Model":"b"},"y":["model","mod\u0065l"],"z":"\"model\":"'
+    assert draft_of(path, b'{"model":"cheap",' + REST + b"," + within + b"}").name == "cheap"
+
+
+def test_what_names_its_model_in_another_case_only_is_told_how() -> None:
+    assert "`Model`" in refusal_of("/v1/responses", b'{"Model":"dear"}').message
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
+@pytest.mark.parametrize("names", [("Model", "model"), ("model", "MODEL"), ("model", "model")])
+def test_a_form_too_names_its_model_once(path: str, names: tuple[str, str]) -> None:
+    parts = b"".join(b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nm\r\n' % n.encode() for n in names)
+    refusal = refusal_of(path, parts + b"--b--\r\n", "multipart/form-data; boundary=b")
+    assert refusal.param == "model"
+
+
+def test_who_writes_a_million_keys_to_hide_one_is_refused_at_ten_thousand() -> None:
+    many = b",".join(b'"k%d":1' % n for n in range(MOST_KEYS + 1))
+    assert "more than" in refusal_of("/v1/responses", b'{"model":"m",' + many + b',"model":"m"}').message
+    assert draft_of("/v1/responses", b'{"model":"m",' + many + b"}").name == "m"
 
 
 @pytest.mark.parametrize(
