@@ -42,7 +42,7 @@ class Relief:
             log.warning("memory.accepting_again", ratio=round(ratio, 3))
         for site in sites:
             if self.is_paused:
-                site.pause()
+                site.pause("memory")
             else:
                 with guarded(f"accepting again on {site.name}"):
-                    await site.resume()
+                    await site.resume("memory")

@@ -40,6 +40,28 @@ def _bound(listener: Listener) -> socket.socket:
     return sock
 
 
+def refuse_less_tls(listening: Sequence[socket.socket], before: Settings, after: Settings) -> None:
+    """TLS, and asking for certificates, are not taken off a socket that others can reach, as long as it listens.
+
+    A line that was lost must not open it; whoever means it can restart. Raises SettingsError.
+    """
+    public = _public(listening)
+    lost = [
+        Problem(f"GATEWAY_TLS__{name.upper()}", f"it is gone, and {', '.join(public)} would {then}", fix)
+        for name, then, fix in (
+            ("cert_file", "go on without TLS", "set it again; or restart, to listen without TLS"),
+            ("client_ca_file", "ask nobody for a certificate", "set it again; or restart, to ask for none"),
+        )
+        if public and getattr(before.tls, name) is not None and getattr(after.tls, name) is None
+    ]
+    if lost:
+        raise SettingsError(lost)
+
+
+def _public(listening: Sequence[socket.socket]) -> list[str]:
+    return [name_of(sock) for sock in listening if not parse_listener(name_of(sock)).is_local]
+
+
 def refuse_public(listening: Sequence[socket.socket], settings: Settings) -> None:
     """What holds for GATEWAY_LISTEN holds for the sockets that are there: systemd's, and after a reload the old ones.
 
@@ -47,7 +69,7 @@ def refuse_public(listening: Sequence[socket.socket], settings: Settings) -> Non
     """
     if settings.keys_file is not None or settings.allow_unauthenticated:
         return
-    public = [name_of(sock) for sock in listening if not parse_listener(name_of(sock)).is_local]
+    public = _public(listening)
     if public:
         what = f"{', '.join(public)} can be reached from other machines as it is, and nobody would be asked for a key"
         fix = "set GATEWAY_KEYS_FILE, or listen elsewhere (ListenStream= in edge-gateway.socket) and restart"

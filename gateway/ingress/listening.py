@@ -11,7 +11,7 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -77,10 +77,13 @@ class Handshakes:
         return self._make()
 
 
-class Site(web.BaseSite):
-    """One listening socket. It may pause and resume; stopping closes the socket itself.
+Why = Literal["starting", "memory", "renewing", "stopping"]
 
-    handshakes: how many TLS handshakes at once. held: begin with a pause.
+
+class Site(web.BaseSite):
+    """One listening socket. It accepts while nobody has a reason that it should not; stopping closes the socket itself.
+
+    handshakes: how many TLS handshakes at once. held: begin with a pause, until the gateway has started.
     """
 
     def __init__(
@@ -94,10 +97,10 @@ class Site(web.BaseSite):
     ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
         self._is_unix = sock.family == socket.AF_UNIX  # what stays on this host stays plain
-        self._sock, self._tls, self._held = sock, None if self._is_unix else tls, held
+        self._sock, self._tls = sock, None if self._is_unix else tls
         assert runner.server is not None
         self._plain, self._shaking_hands = runner.server, Handshakes(runner.server, handshakes)
-        self._may_accept = False
+        self._pauses: set[Why] = {"starting"} if held else set()
         self._resuming = asyncio.Lock()
 
     @property
@@ -113,25 +116,25 @@ class Site(web.BaseSite):
     async def start(self) -> None:
         """Listen, and unless held, accept."""
         await super().start()
-        if not self._held:
-            await self.resume()
+        await self._accept()
 
-    async def renew(self, tls: ssl.SSLContext | None) -> None:
-        """Other TLS for those who connect from now on; who comes in between waits in the kernel."""
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Other TLS for those who connect from now on. It pauses (`renewing`): who comes until then waits."""
         self._tls = None if self._is_unix else tls
-        if self.is_accepting:
-            self.pause()
-            await self.resume()
+        self.pause("renewing")
 
-    async def resume(self) -> None:
-        """Accept again; nothing where it does. Who pauses it meanwhile has the last word. Raises OSError."""
-        self._may_accept = True
+    async def resume(self, why: Why) -> None:
+        """This is no reason any more. Where there is no other, accept again; nothing where it does. Raises OSError."""
+        self._pauses.discard(why)
+        await self._accept()
+
+    async def _accept(self) -> None:
         async with self._resuming:
-            if self.is_accepting or not self._may_accept:
+            if self.is_accepting or self._pauses:
                 return
             self._server = await self._new_server()
-            if not self._may_accept:
-                self.pause()
+            if self._pauses:  # since then
+                self._break_off()
 
     async def _new_server(self) -> asyncio.Server:
         """It listens on a duplicate, so that it can be closed while the socket goes on listening."""
@@ -150,9 +153,12 @@ class Site(web.BaseSite):
         self._sock.listen(BACKLOG)  # asyncio has one number for how many may wait, and how many it takes in one go
         return server
 
-    def pause(self) -> None:
-        """Accept nobody; connections there are go on. Nothing where it pauses."""
-        self._may_accept = False
+    def pause(self, why: Why) -> None:
+        """Accept nobody until this is no reason any more; connections there are go on."""
+        self._pauses.add(why)
+        self._break_off()
+
+    def _break_off(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None

@@ -159,8 +159,16 @@ class Service:
         """
         settings = loaded.settings
         waiting = waiting_for_restart(self._bound_by, settings)
-        self.listeners.refuse_public(settings)
-        await self.listeners.renew(tls_of(settings.tls))
+        self.listeners.refuse(self.settings, settings)
+        self.listeners.renew(tls_of(settings.tls))
+        try:
+            self._take_up(loaded)
+        finally:
+            await self.listeners.renewed()  # whoever is let in finds the keys that go with the certificates
+        return waiting
+
+    def _take_up(self, loaded: Loaded) -> None:
+        settings = loaded.settings
         self.gate.replace(loaded.keys)
         self.policy, self.board.probe_s = policy_of(settings), settings.policy.probe_s
         self.lanes.obey(self.policy)
@@ -169,7 +177,6 @@ class Service:
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         self.registry.change(loaded.backends, self._backends)
         self._join()  # before they open
-        return waiting
 
     # ── what goes on beside requests ─────────────────────────────────────────────────────────────
 

@@ -18,8 +18,8 @@ from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server
 from gateway.ingress.listening import Site, most_connections, most_handshakes, raise_descriptor_limit
 from gateway.settings import Settings
-from gateway.sockets import bind, host_of, name_of, refuse_public
-from gateway.telemetry import broke
+from gateway.sockets import bind, host_of, name_of, refuse_less_tls, refuse_public
+from gateway.telemetry import broke, guarded
 
 FINISH_S = 2.0  # for who came while it drained
 ADMIN_CONNECTIONS = 64
@@ -87,29 +87,36 @@ class Listeners:
         self.http.allow(hosts, frozenset(settings.allowed_origins))
         self._admin.allow(own)
 
-    def refuse_public(self, settings: Settings) -> None:
-        """Raise SettingsError where what we listen on may not be reached by others under these settings."""
-        refuse_public(self._sockets, settings)
+    def refuse(self, before: Settings, after: Settings) -> None:
+        """Raise SettingsError where what we listen on may not be reached by others under the settings `after`."""
+        refuse_public(self._sockets, after)
+        refuse_less_tls(self._sockets, before, after)
 
-    async def renew(self, tls: ssl.SSLContext | None) -> None:
-        """Other certificates, for who connects from now on."""
+    def renew(self, tls: ssl.SSLContext | None) -> None:
+        """Other certificates, for who connects from now on: all of them wait until `renewed`."""
         if tls is None and self._tls is None:
             return
         self._tls = tls
         for site in self.sites:
-            await site.renew(tls)
+            site.renew(tls)
+
+    async def renewed(self) -> None:
+        """Accept again. A listener that cannot is told, and tried again with each look at the memory."""
+        for site in self.sites:
+            with guarded(f"accepting again on {site.name}"):
+                await site.resume("renewing")
 
     async def go(self) -> None:
         """Who came during a restart, and waits in systemd's socket, is served; nobody is told to come again."""
         if self._is_activated:
             for site in self.sites:
-                await site.resume()
+                await site.resume("starting")
 
     def hold(self) -> None:
         """Where systemd has the sockets, who comes now waits for the next process."""
         if self._is_activated:
             for site in self.sites:
-                site.pause()
+                site.pause("stopping")
 
     async def drain(self, within_s: float) -> None:
         """Finish what is in flight; connections are closed after their present answer."""

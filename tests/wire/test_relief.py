@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from contextlib import suppress
 from typing import Any
 
@@ -53,11 +54,11 @@ def port_of(gateway: RunningGateway) -> int:
 async def test_to_resume_twice_is_to_resume_once() -> None:
     async with running_gateway(**DESK) as gateway:
         before = sockets_on(port_of(gateway))
-        await asyncio.gather(*(site_of(gateway).resume() for _ in range(3)))
+        await asyncio.gather(*(site_of(gateway).resume("memory") for _ in range(3)))
         assert sockets_on(port_of(gateway)) == before
-        site_of(gateway).pause()
+        site_of(gateway).pause("memory")
         assert sockets_on(port_of(gateway)) == before - 1
-        await asyncio.gather(*(site_of(gateway).resume() for _ in range(3)))
+        await asyncio.gather(*(site_of(gateway).resume("memory") for _ in range(3)))
         assert sockets_on(port_of(gateway)) == before
         assert (await answered(gateway.url, SAY)).status == 200
 
@@ -65,10 +66,10 @@ async def test_to_resume_twice_is_to_resume_once() -> None:
 async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
     async with running_gateway(**DESK) as gateway:
         before = sockets_on(port_of(gateway))
-        site_of(gateway).pause()
-        resuming = asyncio.ensure_future(site_of(gateway).resume())
+        site_of(gateway).pause("memory")
+        resuming = asyncio.ensure_future(site_of(gateway).resume("memory"))
         await asyncio.sleep(0)
-        site_of(gateway).pause()
+        site_of(gateway).pause("memory")
         await resuming
         assert not site_of(gateway).is_accepting
         assert sockets_on(port_of(gateway)) == before - 1
@@ -97,6 +98,45 @@ async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(m
 
 async def test_new_certificates_do_not_end_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
-        site_of(gateway).pause()
-        await site_of(gateway).renew(None)
+        site_of(gateway).pause("memory")
+        site_of(gateway).renew(None)
+        await site_of(gateway).resume("renewing")
         assert not site_of(gateway).is_accepting
+        await site_of(gateway).resume("memory")
+        assert site_of(gateway).is_accepting
+
+
+async def test_what_was_told_to_stop_is_resumed_by_nobody_else() -> None:
+    """Not by a look at the memory that had begun, nor by a start or a reload under way."""
+    async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
+        listeners = gateway.service.listeners
+        listeners._is_activated = True  # as behind systemd's sockets, which go on to listen
+        listeners.hold()
+        await gateway.service.relief.look(listeners.sites)
+        await listeners.go()
+        await listeners.renewed()
+        assert [site.is_accepting for site in listeners.sites] == [False, False]
+
+
+async def test_a_listener_that_cannot_take_new_certificates_up_at_once_does_so_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of them have the new ones, or accept nobody: none goes on with the old ones, and no reload is half done."""
+    async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
+        loop, (first, second) = asyncio.get_running_loop(), gateway.service.listeners.sites
+        create, tls = loop.create_server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+
+        async def no_second_descriptor(*args: Any, **named: Any) -> Any:
+            if first.is_accepting:
+                raise OSError(24, "Too many open files")
+            return await create(*args, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "create_server", no_second_descriptor)
+            gateway.service.listeners.renew(tls)
+            assert (first.is_accepting, second.is_accepting) == (False, False)
+            await gateway.service.listeners.renewed()
+        assert (first.is_accepting, second.is_accepting) == (True, False)
+        assert (first._tls, second._tls) == (tls, tls)
+        await gateway.service.relief.look(gateway.service.listeners.sites)
+        assert second.is_accepting

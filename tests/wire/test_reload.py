@@ -21,7 +21,7 @@ from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.latecomer import Latecomer
-from support.raw import answered, connected, post, read_answer
+from support.raw import answered, connected, post, read_answer, read_to_end
 from support.until import until
 from support.wiring import DESK, backend
 
@@ -309,6 +309,39 @@ async def test_a_listener_that_others_reach_never_loses_its_keys(tmp_path: Path)
         with pytest.raises(SettingsError, match="can be reached from other machines"):
             await reload(gateway, **DESK)  # which would listen on loopback alone, from the next start on
         assert await answered_status(gateway, SAY) == 401
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        (("CLIENT_CA_FILE",), "CLIENT_CA_FILE: it is gone, and 0.0.0.0:.* would ask nobody for a certificate"),
+        (("CLIENT_CA_FILE", "CERT_FILE", "KEY_FILE"), "CERT_FILE: it is gone, and 0.0.0.0:.* would go on without TLS"),
+    ],
+)
+@pytest.mark.parametrize("unauthenticated", [True, False])
+async def test_a_listener_that_others_reach_never_loses_its_tls(
+    tmp_path: Path, lost: tuple[str, ...], told: str, unauthenticated: bool
+) -> None:
+    path, pem, ca = tmp_path / "keys.json", tmp_path / "server.pem", tmp_path / "ca.pem"
+    write_keys(path, {"ada": Key(sha256=hash_of("a" * SECRET_CHARS))})
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    authority.cert_pem.write_to_path(str(ca))
+    files = {"CERT_FILE": pem, "KEY_FILE": pem, "CLIENT_CA_FILE": ca}
+    tls = {name: f"{file}" for name, file in files.items()}
+    world = DESK | {"GATEWAY_LISTEN": "0.0.0.0:0", "GATEWAY_ALLOWED_HOSTS": "localhost"}
+    world |= {"GATEWAY_ALLOW_UNAUTHENTICATED": "true"} if unauthenticated else {"GATEWAY_KEYS_FILE": str(path)}
+
+    def but(*names: str) -> dict[str, str]:
+        return world | {f"GATEWAY_TLS__{name}": file for name, file in tls.items() if name not in names}
+
+    async with running_gateway(**but()) as gateway:
+        with pytest.raises(SettingsError, match=told):
+            await reload(gateway, **but(*lost))
+        async with connected(gateway.url.replace("0.0.0.0", "127.0.0.1")) as (reader, writer):
+            writer.write(SAY)
+            assert await read_to_end(reader) == b""  # no HTTP without TLS
+        assert "GATEWAY_LISTEN" not in await reload(gateway, **but())
 
 
 async def answered_status(gateway: RunningGateway, asked: bytes) -> int:
