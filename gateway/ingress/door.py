@@ -248,7 +248,7 @@ class _Visit:
             raise GatewayError(f"the backend answered with {what}", code="upstream_bad_response")
         assert self.stream is not None
         self.record.error, self.record.outcome = f"refused with status {result.status}", outcome_of(result.status)
-        await self.reply.abort(self.stream.error(said))
+        await self._abort(self.stream.error(said))
 
     async def _send(
         self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
@@ -322,7 +322,13 @@ class _Visit:
 
     async def _beat(self, stream: Streamed) -> None:
         await self._begin()
-        await self.reply.write(stream.heartbeat())
+        beat = stream.heartbeat()
+        self.record.bytes_out += len(beat)
+        await self.reply.write(beat)
+
+    async def _abort(self, data: bytes) -> None:
+        self.record.bytes_out += len(data)
+        await self.reply.abort(data)
 
     async def _patiently(self, asked: Awaitable[Answer]) -> Answer:
         """Wait for the answer, with a comment to the client every HEARTBEAT_S."""
@@ -350,7 +356,7 @@ class _Visit:
         body = envelope(error, record.request_id)
         try:
             if self.has_begun and self.stream is not None:
-                await self.reply.abort(self.stream.error(body))
+                await self._abort(self.stream.error(body))
             else:
                 await self._send_error(error, msgspec.json.encode(body))
         except ConnectionError:

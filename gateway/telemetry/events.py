@@ -57,7 +57,7 @@ REQUEST_KEYS: Mapping[str, str] = {
     "attempts": "how many backends were asked",
     "items": "units of work in the request",
     "bytes_in": "size of the request's body, bytes",
-    "bytes_out": "size of the answer's body, bytes",
+    "bytes_out": "size of the answer's body, bytes; of a stream with its comments, and the error it ended in",
     "candidates": "per backend `{t_ms, j}`, its prediction and score, or `{refused}`, why not",
     "predicted_ms": "predicted time from decision to last byte; of a stream, to first content",
     "prediction_error_ratio": "|predicted - actual| / actual",

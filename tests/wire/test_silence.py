@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 
+import aiohttp
 import pytest
 
 from gateway.ingress import door
@@ -50,6 +52,27 @@ async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.Mo
         events, is_whole = await all_events(reader)
     assert (status, is_whole) == (200, False)
     assert json.loads(events[-1][6:])["error"]["code"] == "upstream_bad_response"
+
+
+async def test_comments_and_the_error_at_the_end_count_as_bytes_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard = asyncio.Event()
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await answer(status=500, json={"error": {"message": "no"}})(talk)
+
+    async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), gateway.session() as session:
+        body, got = {"model": "gpt", "stream": True, "messages": [{"role": "user", "content": "x"}]}, b""
+        async with session.post(f"{gateway.url}/v1/chat/completions", json=body) as response:
+            with suppress(aiohttp.ClientPayloadError):
+                async for piece in response.content.iter_any():
+                    got += piece
+                    heard.set()
+        line = await gateway.line()
+    assert got.startswith(b": keep-alive")
+    assert b'"error"' in got
+    assert line["bytes_out"] == len(got)
 
 
 async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pytest.MonkeyPatch) -> None:
