@@ -162,7 +162,9 @@ EVENTS: Mapping[str, Event] = {
         {"request_id": "of the request", "backend": "whose plugin", "where": "file and line it waits at, or null"},
     ),
     "egress.sent": Event(
-        "A request's body is handed to a backend off this site: the audit trail of what leaves.",
+        "A request's body is handed to a backend off this site: the audit trail of what may have left. Written before "
+        "the first byte goes out, once for each attempt: also where then nobody could be reached, and not again where "
+        "a stale connection makes `http` send it anew.",
         {
             "request_id": "of the request",
             "parent_id": "of a subtask: the request it belongs to",

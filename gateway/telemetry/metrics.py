@@ -145,5 +145,5 @@ SHED = Counter("shed_total", "Requests refused to protect the rest.", ("reason",
 LOOP_STALL = Histogram("loop_stall_seconds", "How late the event loop ran a timer.")
 STALLS = Counter("loop_stalls_total", "Times the loop stood still for 0.1 s, by whose code held it.", ("backend",))
 LEAKED = Gauge("tasks_leaked", "Cancelled attempts that do not end.", ("backend",))
-EGRESS = Counter("egress_bytes_total", "Request bytes that left the site.", ("backend",))
+EGRESS = Counter("egress_bytes_total", "Bytes of bodies handed to backends off the site.", ("backend",))
 BUILD = Gauge("build_info", "Always 1; the labels tell what runs.", ("version", "python"))

@@ -14,7 +14,8 @@ import aiohttp
 import pytest
 
 from gateway.dispatch import patience
-from gateway.plugin import TERMS
+from gateway.lanes import Work
+from gateway.plugin import TERMS, TaskRefused
 from gateway.testing import RunningGateway, running_gateway
 from support.tcp_delay_proxy import DelayProxy
 from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cuts, stall, whole
@@ -182,6 +183,25 @@ async def test_what_certainly_did_not_begin_is_served_by_the_next_even_where_it_
         await gone.__aexit__()
         status, said, headers = await call(gateway)
     assert (status, said, headers["x-gateway-backend"]) == (200, SUM, "good")
+
+
+@pytest.mark.parametrize("code", ["overloaded", "unavailable"])
+async def test_what_found_no_place_in_line_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Its line is full, or was closed, since the choice was made."""
+    both = backend("one", "support.desk:Desk") | backend("two", "support.desk:Desk")
+    async with running_gateway(**both) as gateway:
+        submit, refused = gateway.service.lanes.submit, list[str]()
+
+        def refuse_once(work: Work, name: str) -> None:
+            if not refused:
+                refused.append(name)
+                raise TaskRefused("no place", code=code)
+            submit(work, name)
+
+        monkeypatch.setattr(gateway.service.lanes, "submit", refuse_once)
+        status, answered, headers = await call(gateway, "/v1/tasks/say", 1)
+        assert (status, answered) == (200, {"result": 1})
+        assert [headers["x-gateway-backend"], *refused] in (["one", "two"], ["two", "one"])
 
 
 async def test_an_upstream_that_hangs_is_given_up_in_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from gateway.ingress.access import must_stay
 from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
+from support.broker import free_port
 from support.canary import Canary, CanarySettings
 from support.configurations import only
 from support.raw import answered, post
@@ -99,6 +100,16 @@ async def test_every_body_that_leaves_is_counted_and_has_its_line(keys: str) -> 
     assert [(line["backend"], line["bytes"], line["parent_id"]) for line in lines] == [("far", 7, None)] * 3
     assert {line["request_id"] for line in lines} == ids
     assert metrics.EGRESS.values[("far",)] - before.get(("far",), 0) == 21
+
+
+async def test_a_body_has_its_line_before_anybody_knows_whether_its_backend_can_be_reached() -> None:
+    world = cloud(f"http://127.0.0.1:{free_port()}", MODELS="m")
+    async with running_gateway(**world) as gateway:
+        body = chat("m")
+        assert (await answered(gateway.url, post("/v1/chat/completions", body))).status == 503
+        lines, request = gateway.lines.of("egress.sent"), await gateway.line()
+    assert {(line["request_id"], line["bytes"]) for line in lines} == {(request["request_id"], len(body))}
+    assert len(lines) == request["attempts"]
 
 
 async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check(
