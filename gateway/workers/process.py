@@ -138,16 +138,16 @@ class Process:
         async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
             return await self._inbox.get()
 
-    async def drain(self, deadline: float) -> None:
-        """Tell it that nobody waits any more; return when it is idle again, or killed because of `deadline`."""
+    async def drain(self, end: float) -> None:
+        """Tell it that nobody waits any more; return when it is idle again, or was killed at `end`."""
         self._inbox, self._is_draining = asyncio.Queue(), True
         self._channel.read_on(True)
         try:
             self._channel.send(wire.Cancel())
             while self.is_busy:
-                await self.answer(deadline)
+                await self.answer(end)
         except TimeoutError:
-            self.kill("a cancelled task did not end before its deadline")
+            self.kill("a cancelled task did not end in time")
             await self.gone()
         except BackendUnavailable:
             await self.gone()
