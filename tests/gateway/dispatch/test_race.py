@@ -38,7 +38,7 @@ async def test_a_rescue_into_a_full_line_is_declined_and_raises_nothing_into_the
     race.start()
     assert race._rescue("box") is False
     assert len(race.attempts) == 1
-    assert [line._closed for line in race.watch.children] == [False, True]  # an open one keeps the account from being packed
+    assert [line._closed for line in race.watch.children] == [False, True]  # an open one keeps it from being packed
     assert house.lanes.waiting()["box"] == 1
     await asyncio.gather(*race.attempts.values())
 
