@@ -1,7 +1,7 @@
 """Counts attempts that were told to stop and do not: each holds a slot, and whatever its plugin holds.
 
 A plugin in the gateway's loop has LEAKED_S to let its cancellation through. One in a worker computes on until its
-deadline, where its process is killed; it is late only after that.
+deadline, or for `drain_s`, and then its process is killed; it is late only after that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Leaks:
         self._told &= self._cancelled_at.keys()
         for task, since in self._cancelled_at.items():
             member = attempts[task].member
-            if member is not None and now - since >= LEAKED_S and _is_late(attempts[task], member, now):
+            if member is not None and now >= _ends_at(attempts[task], member, since) + LEAKED_S:
                 found[id(member)] += 1
                 self._tell(task, attempts[task], member.name)
         for name, member in members.items():
@@ -49,5 +49,6 @@ class Leaks:
             log.error("dispatch.leaked", request_id=attempt.task.id, backend=backend, where=where)
 
 
-def _is_late(attempt: Attempt, member: Member, now: float) -> bool:
-    return not member.is_pool or now >= attempt.task.deadline + LEAKED_S
+def _ends_at(attempt: Attempt, member: Member, cancelled_at: float) -> float:
+    """By when its backend should have let go of it."""
+    return max(cancelled_at, min(attempt.task.deadline, cancelled_at + member.drain_s))

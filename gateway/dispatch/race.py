@@ -80,7 +80,11 @@ class Race:
         if len(self.plan.decision.order) > 1 and work.repeatable and not self.attempts:
             work.duplicate = self._rescue
         work.moved = self._moved
-        self._lanes.submit(work, backend)
+        try:
+            self._lanes.submit(work, backend)
+        except BaseException:
+            watch.stop()  # else its line stays open, and the account of a long stream elsewhere is never put together
+            raise
         watch.enter("queue", at=self.watch.leave())
         self.attempts[attempt] = running = self._spawn(attempt)
         running.add_done_callback(lambda _: attempt.release())
@@ -90,7 +94,7 @@ class Race:
         if self.winner is not None or len(self.attempts) > 1:
             return False
         stalled = next(iter(self.attempts))
-        work = replace(self.plan.work, allowed=(backend,), duplicate=None, arrived=None)
+        work = replace(self.plan.work, allowed=(backend,), duplicate=None)
         try:
             self._enter(work, backend)
         except TaskRefused:  # its line is full; the lanes' own timer, which asks, must not hear of it

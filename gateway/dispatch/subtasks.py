@@ -44,6 +44,8 @@ class BackendServices:
     async def dispatch(self, task: Task) -> Result:
         """Serve a subtask like any request. Its account is laid over its parent's; its line is written."""
         dispatcher = self._dispatcher
+        if task.parent_id is not None and (whole := dispatcher.served(task.parent_id)) is not None:
+            task = task.replace(deadline=whole.deadline, may_leave=whole.may_leave)  # it may be made by hand
         if task.depth > MAX_DEPTH:
             raise BackendFailed(f"subtasks are nested more than {MAX_DEPTH} deep")
         parent = task.terms

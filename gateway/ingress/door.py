@@ -300,17 +300,19 @@ class _Visit:
         if not data:
             return
         await self._begin()
-        began = time.monotonic()
         if self.record.content_at is None:
-            self.watch.first_byte_at = self.record.content_at = began
+            self.watch.first_byte_at = self.record.content_at = time.monotonic()
         self.record.bytes_out += len(data)
+        await self._push(data)
+
+    async def _push(self, data: bytes) -> None:
+        began = time.monotonic()
         try:
             await self.reply.write(data)
         finally:
-            if time.monotonic() - began > WAITED_S:
+            if self.answer is not None and time.monotonic() - began > WAITED_S:
                 self.watch.enter("write", at=began)
-                if self.answer is not None:
-                    self.watch.enter(_working(self.answer))
+                self.watch.enter(_working(self.answer))
 
     async def _begin(self) -> None:
         if not self.has_begun:
@@ -324,7 +326,7 @@ class _Visit:
         await self._begin()
         beat = stream.heartbeat()
         self.record.bytes_out += len(beat)
-        await self.reply.write(beat)
+        await self._push(beat)
 
     async def _abort(self, data: bytes) -> None:
         self.record.bytes_out += len(data)

@@ -191,12 +191,16 @@ class Said:
         return task.replace(body=msgspec.json.encode(members))
 
     def joined(self, part: Part) -> Iterator[Part]:
-        """What the client lacks of a part. Raises BackendUnavailable where the answer goes another way."""
+        """What the client lacks of a part. Raises BackendUnavailable where the answer goes another way.
+
+        Event by event: what has been noted as said is on its way to the client when a later one cannot be read.
+        """
         try:
-            missing = [self._missing(self._chunk(value)) for value in self._values(part)]
+            for value in self._values(part):
+                if (chunk := self._missing(self._chunk(value))) is not None:
+                    yield Part(chunk)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, LookupError, TypeError) as exc:
             raise _differs("has a chunk that cannot be read") from exc
-        yield from (Part(chunk) for chunk in missing if chunk is not None)
 
     def ended(self) -> Iterator[Part]:
         """What was held back, as the last part."""

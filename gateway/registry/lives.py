@@ -45,6 +45,12 @@ class Lives:
         if member.life is not None:
             await asyncio.wait({member.life}, timeout=CLOSE_S)
 
+    def give_up(self, member: Member) -> None:
+        """Close it; its start, where that still goes on, is cancelled: it may never end."""
+        member.stopping.set()
+        if member.state == "starting" and member.life is not None:
+            member.life.cancel()
+
     async def end(self) -> None:
         """Close them all; one that will not within CLOSE_S is cancelled, and left behind CANCEL_S later."""
         for member in self._lives.values():
@@ -83,6 +89,9 @@ class Lives:
             self._board.add(member.name, remote=member.is_remote)  # it may tell of its network while it opens
             await member.backend.__aenter__()
         except BaseException as exc:
+            if member.stopping.is_set() and is_told_to_stop(exc):
+                member.state = "closed"  # nobody wants it any more; that is no failure
+                raise
             member.fail(exc)
             log.error("backend.failed_to_open", backend=member.name, plugin=member.plugin, error=member.cause)
             changed(member)

@@ -71,6 +71,11 @@ class Member:
         return isinstance(self.backend, WorkerBackend)
 
     @property
+    def drain_s(self) -> float:
+        """Seconds a cancelled task has to end in, before its process is killed; 0 where there is none to kill."""
+        return self.backend.drain_s() if isinstance(self.backend, WorkerBackend) else 0.0
+
+    @property
     def is_remote(self) -> bool:
         """Whether a network lies between the gateway and it."""
         declared = self.backend.remote if self.backend else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -77,9 +78,14 @@ def _state_of(path: Path) -> tuple[int, int] | None:
     return (found.st_mtime_ns, found.st_size)
 
 
-def build(cls: type[Backend[Any]], settings: BackendSettings, services: Services) -> Backend[Any]:
-    """The backend, not yet open; in worker processes where it, or the operator, wants that."""
+def build(
+    cls: type[Backend[Any]], settings: BackendSettings, services: Services, drain_s: Callable[[], float]
+) -> Backend[Any]:
+    """The backend, not yet open; in worker processes where it, or the operator, wants that.
+
+    drain_s: seconds a cancelled task has there to end in.
+    """
     isolation = settings.isolation or cls.isolation
     if isolation == "process":
-        return WorkerBackend(cls, settings, services, slots=settings.slots or cls.slots)
+        return WorkerBackend(cls, settings, services, slots=settings.slots or cls.slots, drain_s=drain_s)
     return cls(settings, services)

@@ -19,10 +19,14 @@ from gateway.registry.member import Member, describe
 from gateway.registry.plugins import BackendConfig, build, fingerprint
 from gateway.registry.succession import Ground, Succession
 from gateway.telemetry import guarded, log
+from gateway.workers import DRAIN_S
 
 
 class Registry(Directory):
-    """All configured backends, from their configuration to their end."""
+    """All configured backends, from their configuration to their end.
+
+    drain_s: seconds a cancelled task has to end in, before its worker process is killed.
+    """
 
     def __init__(
         self,
@@ -30,11 +34,12 @@ class Registry(Directory):
         services_for: Callable[[str], Services],
         board: Board,
         *,
+        drain_s: Callable[[], float] = lambda: DRAIN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self._lives = Lives(board, clock)
-        self._clock, self._services_for = clock, services_for
+        self._clock, self._services_for, self._drain_s = clock, services_for, drain_s
         self.packages: dict[str, str] = {}
         self._succession = Succession(self.members, self._lives, self._member)
         for config in configs:
@@ -47,7 +52,7 @@ class Registry(Directory):
         if config.cls is not None and cause is None:
             self.packages.setdefault(config.cls.__module__.partition(".")[0], config.name)
             try:
-                backend = build(config.cls, settings, self._services_for(config.name))
+                backend = build(config.cls, settings, self._services_for(config.name), self._drain_s)
             except BaseException as exc:  # nothing is awaited here: whatever it is, it is the plugin's
                 error, cause = describe(exc), f"{type(exc).__name__}: {words_of(exc)}"
         return Member(

@@ -93,7 +93,7 @@ class Succession:
         if (move := self._moves.pop(name, None)) is not None:
             move.cancel()
         if (heir := self._heirs.pop(name, None)) is not None:
-            heir.stopping.set()
+            self._lives.give_up(heir)
 
     # ── the ways ─────────────────────────────────────────────────────────────────────────────────
 

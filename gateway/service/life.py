@@ -60,7 +60,9 @@ class Service:
         self.lanes = Lanes(self.board, self.policy, time.monotonic)
         self._backends = Backends(self.lanes, self.board, self._forgotten, lambda: DRAIN_S)
         self._services: dict[str, BackendServices] = {}
-        self.registry = Registry(backends.values(), self._services_for, self.board)
+        self.registry = Registry(
+            backends.values(), self._services_for, self.board, drain_s=lambda: self.settings.deadline_s
+        )
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
         self._join()
         self.door = Door(self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate)

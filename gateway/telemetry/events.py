@@ -316,8 +316,13 @@ EVENTS: Mapping[str, Event] = {
         },
     ),
     "worker.output": Event(
-        "A worker process printed a line.",
-        {"backend": "its name", "pid": "of the worker", "line": "at most 500 characters of it"},
+        "A worker process printed a line. Rate-limited.",
+        {
+            "backend": "its name",
+            "pid": "of the worker",
+            "line": "at most 500 characters of it",
+            "suppressed": "lines left out since the last one",
+        },
     ),
     "mqtt.connected": Event(
         "Connected to the broker and subscribed; requests are taken.",

@@ -14,6 +14,6 @@ task its size and estimate are still asked, so those are answered here, by an in
 entered: a backend's constructor must be cheap, and loads nothing.
 """
 
-from gateway.workers.pool import WorkerBackend
+from gateway.workers.pool import DRAIN_S, WorkerBackend
 
-__all__ = ["WorkerBackend"]
+__all__ = ["DRAIN_S", "WorkerBackend"]

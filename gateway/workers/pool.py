@@ -5,14 +5,14 @@ try waits 0.1 s, then twice as long each time up to 10 s. While every slot is in
 unavailable at once, rather than at each request's deadline.
 
 A task ends here only when its process is free again: a cancelled one is drained first, because a warm model is
-dear, and killed only when the task's deadline comes.
+dear, and killed only when the task's deadline comes, or `drain_s` have passed: a stream's deadline is a day away.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -38,6 +38,7 @@ from gateway.workers.process import Process
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 10.0
+DRAIN_S = 300.0  # as much as a whole request has, where nobody says otherwise
 
 State = Literal["starting", "failing", "idle", "busy"]
 
@@ -69,9 +70,20 @@ class Slot:
 
 
 class WorkerBackend(Backend[BackendSettings]):
-    """`cls` in `slots` worker processes. Its site, names and kinds are mirrored; None while nobody has told them."""
+    """`cls` in `slots` worker processes. Its site, names and kinds are mirrored; None while nobody has told them.
 
-    def __init__(self, cls: type[Backend[Any]], settings: BackendSettings, services: Services, *, slots: int) -> None:
+    drain_s: seconds a cancelled task has to end in.
+    """
+
+    def __init__(
+        self,
+        cls: type[Backend[Any]],
+        settings: BackendSettings,
+        services: Services,
+        *,
+        slots: int,
+        drain_s: Callable[[], float] = lambda: DRAIN_S,
+    ) -> None:
         super().__init__(settings, services)
         self._start = wire.Start(_path_of(cls), _plain(settings), services.name)
         self._unopened = cls(settings, services)
@@ -79,7 +91,7 @@ class WorkerBackend(Backend[BackendSettings]):
         self.kinds, self.models, self.tasks = self._unopened.kinds, None, None
         self.isolation = "process"
         self.describe: dict[str, str] = {}
-        self.slots = slots
+        self.slots, self.drain_s = slots, drain_s
         self._slots = [Slot() for _ in range(slots)]
         self._keepers: list[asyncio.Task[None]] = []
         self._idle: list[Process] = []
@@ -215,13 +227,14 @@ class WorkerBackend(Backend[BackendSettings]):
     async def _release(self, process: Process, deadline: float) -> None:
         if not process.is_busy:
             return self._give_back(process)
-        drain = asyncio.create_task(self._drain(process, deadline))
+        end = min(deadline, time.monotonic() + self.drain_s())
+        drain = asyncio.create_task(self._drain(process, end))
         self._drains.add(drain)
         drain.add_done_callback(self._drains.discard)
         await asyncio.shield(drain)  # a second cancellation may leave, the draining goes on
 
-    async def _drain(self, process: Process, deadline: float) -> None:
-        await process.drain(deadline)
+    async def _drain(self, process: Process, end: float) -> None:
+        await process.drain(end)
         self._give_back(process)
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────

@@ -3,13 +3,14 @@
     starting ─ hello ─▶ idle ─ begin ─▶ busy ─ last frame ─▶ idle …; from each of them ─▶ gone
 
 `gone` is reached when the process has been waited for, its socket and its output are closed and read to the
-end. What it prints goes to the log line by line.
+end. What it prints goes to the log line by line, and what it prints without end is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,8 +23,10 @@ from gateway.plugin import BackendUnavailable, Log, Task
 from gateway.workers import wire
 
 STOP_S = 2.0  # how long a worker may take to stop when asked
-ANSWERS_AHEAD = 64  # parts kept for a slow reader before the worker has to wait
+ANSWERS_AHEAD, BYTES_AHEAD = 64, 1 << 18  # kept for a slow reader before the worker has to wait
 OUTPUT_LINE_CHARS = 500
+OUTPUT_LINES, OUTPUT_LINES_PER_S = 200, 10.0  # at once, as a crash says all it has to say, and on average
+_LINE_END = re.compile(rb"[\r\n]")  # a progress bar knows no other end than \r
 _LAST_OUTPUT_S = 0.2  # a grandchild may hold the pipe open; the worker's own words are in it by then
 
 
@@ -36,9 +39,11 @@ class Process:
         self._channel = wire.Channel(wire.FromWorker, self._received, self._lost)
         self._output = _Lines(self._printed)
         self._inbox: asyncio.Queue[wire.FromWorker | None] = asyncio.Queue()
+        self._bytes_ahead = 0
         self._has_hung_up = self._is_stopping = self._is_draining = False
         self._killed_because: str | None = None
         self._last_line = ""
+        self._bucket, self._suppressed = _Bucket(OUTPUT_LINES, OUTPUT_LINES_PER_S), 0
         self._proc: asyncio.subprocess.Process
         self._gone: asyncio.Task[None]
         self.hello: wire.Hello
@@ -117,13 +122,14 @@ class Process:
     def begin(self, task: Task) -> None:
         """Give it `task`. Raises BackendFailed where the task is too long to travel."""
         self._channel.send(wire.frame_task(task))
-        self._inbox, self._is_draining = asyncio.Queue(), False
+        self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, False
         self.task_id, self.was_used = task.id, True
 
     async def answer(self, deadline: float) -> wire.FromWorker:
         """Its next frame about the task. Raises TimeoutError at `deadline`, BackendUnavailable when it is gone."""
         frame = await self._next(deadline)
         if self._inbox.empty():
+            self._bytes_ahead = 0
             self._channel.read_on(True)
         if isinstance(frame, wire.Piece) and time.monotonic() >= deadline:
             raise TimeoutError
@@ -138,16 +144,16 @@ class Process:
         async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
             return await self._inbox.get()
 
-    async def drain(self, deadline: float) -> None:
-        """Tell it that nobody waits any more; return when it is idle again, or killed because of `deadline`."""
-        self._inbox, self._is_draining = asyncio.Queue(), True
+    async def drain(self, end: float) -> None:
+        """Tell it that nobody waits any more; return when it is idle again, or was killed at `end`."""
+        self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, True
         self._channel.read_on(True)
         try:
             self._channel.send(wire.Cancel())
             while self.is_busy:
-                await self.answer(deadline)
+                await self.answer(end)
         except TimeoutError:
-            self.kill("a cancelled task did not end before its deadline")
+            self.kill("a cancelled task did not end in time")
             await self.gone()
         except BackendUnavailable:
             await self.gone()
@@ -161,7 +167,8 @@ class Process:
         elif self._is_draining:
             return
         self._inbox.put_nowait(frame)
-        if self._inbox.qsize() >= ANSWERS_AHEAD:
+        self._bytes_ahead += wire.size_of(frame)
+        if self._inbox.qsize() >= ANSWERS_AHEAD or self._bytes_ahead >= BYTES_AHEAD:
             self._channel.read_on(False)
 
     def _lost(self) -> None:
@@ -170,7 +177,11 @@ class Process:
 
     def _printed(self, line: str) -> None:
         self._last_line = line
-        self._log.info("worker.output", pid=self.pid, line=line)
+        if not self._bucket.take():
+            self._suppressed += 1
+            return
+        self._log.info("worker.output", pid=self.pid, line=line, suppressed=self._suppressed)
+        self._suppressed = 0
 
     # ── its end ──────────────────────────────────────────────────────────────────────────────────
 
@@ -207,6 +218,23 @@ class Process:
         self.task_id = None
 
 
+class _Bucket:
+    """`most` at once, `per_s` on average. (`telemetry.Limited` would bring all of telemetry into the worker.)"""
+
+    def __init__(self, most: int, per_s: float) -> None:
+        self._most, self._per_s = most, per_s
+        self._left, self._at = float(most), time.monotonic()
+
+    def take(self) -> bool:
+        """Whether there is one."""
+        now = time.monotonic()
+        self._left, self._at = min(self._most, self._left + (now - self._at) * self._per_s), now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class _Lines(asyncio.Protocol):
     """Reads a pipe and calls `printed` for each line, cut to a bearable length."""
 
@@ -220,11 +248,14 @@ class _Lines(asyncio.Protocol):
         self._transport = cast(asyncio.ReadTransport, transport)
 
     def data_received(self, data: bytes) -> None:
-        first, *more = data.split(b"\n")
-        self._line += first[: OUTPUT_LINE_CHARS * 4]
+        first, *more = _LINE_END.split(data)
+        self._add(first)
         for piece in more:
             self._flush()
-            self._line += piece[: OUTPUT_LINE_CHARS * 4]
+            self._add(piece)
+
+    def _add(self, piece: bytes) -> None:
+        self._line += piece[: OUTPUT_LINE_CHARS * 4 - len(self._line)]
 
     def _flush(self) -> None:
         line = self._line.decode(errors="replace").rstrip()

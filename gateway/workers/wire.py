@@ -194,6 +194,11 @@ def part_of(frame: Piece) -> Part:
     return Part(frame.data, frame.raw)
 
 
+def size_of(frame: FromWorker) -> int:
+    """How many bytes of content are in it, where it is a part."""
+    return len(frame.json or frame.data or frame.raw or b"") if isinstance(frame, Piece) else 0
+
+
 def frame_result(result: Result) -> Answer:
     """The frame for `result`. Raises BackendFailed where it is not JSON."""
     return Answer(

@@ -2,7 +2,8 @@
 
 A server that streams token by token may send an emoji as its two UTF-16 halves, U+D83D in one event and U+DE00 in
 the next, escaped. Python's and JavaScript's parsers take that; stricter ones, and what reads events after us, do not.
-The first half waits for the event that brings the second one; a half that stays alone is U+FFFD.
+The first half waits for the event that brings the second one; a half that stays alone is U+FFFD. One whose text has
+ended (a limit of tokens fell between the two) is half of nothing, and is left out.
 """
 
 from __future__ import annotations

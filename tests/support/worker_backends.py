@@ -77,6 +77,10 @@ class Tool(Backend[ToolSettings]):
         yield Part(b"\x00")
         yield Part(raw=b"data: x\n\n")
 
+    async def large_parts(self, task: Task) -> AsyncIterator[Part]:
+        for _ in range(8):
+            yield Part(raw=bytes(1 << 20))
+
     async def endless(self, task: Task) -> AsyncIterator[Part]:
         n = 0
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from gateway.testing import RunningGateway, running_gateway
 from support import faulty
 from support.faulty import Faulty
 from support.raw import answered, connected, post
+from support.until import until
 from support.wiring import backend
 
 FAULTY = backend("bad", "support.faulty:Faulty")
@@ -150,3 +152,14 @@ async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.Monk
             await Faulty.ignoring.wait()
         await running.line(outcome="cancelled")
     Faulty.may_end.set()
+
+
+async def test_a_stream_that_hangs_in_a_worker_holds_its_slot_no_longer_than_a_whole_request() -> None:
+    hangs = backend("slow", "support.worker_backends:Stubborn", MODELS="m", SLOTS="1")
+    chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, "seconds": 600}
+    async with running_gateway(**hangs, GATEWAY_FIRST_BYTE_S="0.2", GATEWAY_DEADLINE_S="0.3") as gateway:
+        answer = await answered(gateway.url, post("/v1/chat/completions", json.dumps(chat).encode()))
+        assert answer.status == 504
+        (died,) = await gateway.lines.wait("worker.died")
+        assert died["how"] == "was killed because a cancelled task did not end in time"
+        await until(lambda: not gateway.service.dispatcher.is_stuck)

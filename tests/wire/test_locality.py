@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,20 @@ async def test_a_body_has_its_line_before_anybody_knows_whether_its_backend_can_
         lines, request = gateway.lines.of("egress.sent"), await gateway.line()
     assert {(line["request_id"], line["bytes"]) for line in lines} == {(request["request_id"], len(body))}
     assert len(lines) == request["attempts"]
+
+
+@pytest.mark.parametrize("says_so", [False, True])
+async def test_a_task_that_a_plugin_makes_itself_has_no_more_freedom_and_time_than_its_parent(
+    keys: str, says_so: bool
+) -> None:
+    makes = backend("maker", "support.canary:Maker")
+    locality = ["x-gateway-locality: edge-only"] if says_so else []
+    async with running_gateway(**world(keys, edge_fails=False), **makes) as gateway:
+        lines = [f"x-api-key: egw_any_{SECRET}", "x-gateway-deadline-ms: 60000", *locality]
+        assert (await answered(gateway.url, post("/v1/tasks/made", b"{}", *lines))).status == 200
+    ((site, task),) = Canary.given
+    assert site == ("edge" if says_so else "cloud")
+    assert task.deadline <= time.monotonic() + 60.0
 
 
 async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check(

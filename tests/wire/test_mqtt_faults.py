@@ -28,6 +28,7 @@ from support.mqtt_backend import TALLY, Tally
 from support.mqtt_clients import device, sturdy_client
 from support.mqtt_proxy import Proxy, proxy_to
 from support.programs import needs
+from support.until import until
 
 pytestmark = [needs("mosquitto", "mosquitto_passwd"), pytest.mark.timeout(600)]
 
@@ -114,6 +115,24 @@ async def test_a_way_that_is_cut_costs_no_request_and_no_second_run(broker: Brok
         await client.until_answered({f"{time}-{n}".encode() for time in range(times) for n in range(5)})
         assert set(Tally.runs.values()) == {1}
         assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"served"}
+
+
+async def test_who_stops_while_the_way_is_cut_answers_what_it_has_all_the_same(broker: Broker, proxy: Proxy) -> None:
+    async with serving(proxy.url) as gateway, sturdy_client(broker.port) as client:
+        mqtt = gateway.service.mqtt
+        assert mqtt is not None
+        await client.send("/v1/tasks/hold", {"id": "a"}, b"a")
+        await Tally.held.wait()
+        mqtt.backoff = Backoff(first_s=0.2, most_s=0.2)
+        proxy.cut()
+        await until(lambda: mqtt._connection is None)
+        stopping = asyncio.create_task(mqtt.stop(20.0))
+        await asyncio.sleep(0)
+        Tally.open.set()
+        await client.until_answered({b"a"})
+        await stopping
+        assert Tally.runs["a"] == 1
+        assert [line["outcome"] for line in gateway.lines.of("request.finished")] == ["served"]
 
 
 async def test_a_stream_that_was_cut_off_goes_on_when_the_way_is_there_again(broker: Broker, proxy: Proxy) -> None:

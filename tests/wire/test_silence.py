@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import suppress
+import time
 
 import aiohttp
 import pytest
 
 from gateway.ingress import door
+from gateway.ingress.framing import HEARTBEAT
+from gateway.ingress.http_reply import HttpReply
 from gateway.testing import running_gateway
 from support.desk import Desk
 from support.raw import read_head
-from support.streamed import FINISH, all_events, chatting, contents, next_event, said, streaming
-from support.upstream import LAST_CHUNK, Talk, answer, by_path, sse_bytes
+from support.streamed import FINISH, all_events, chatting, contents, event, next_event, said, streaming
+from support.upstream import LAST_CHUNK, Talk, answer, by_path, chunk, sse_bytes
 from support.wiring import DESK, relaying
 
 
@@ -124,3 +127,33 @@ async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatc
         events, is_whole = await all_events(reader)
     assert not is_whole
     assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
+
+
+async def test_what_a_client_takes_for_a_comment_is_its_time_and_not_the_backends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    heard, write = asyncio.Event(), HttpReply.write
+    took_s: list[float] = []
+
+    async def reads_comments_slowly(reply: HttpReply, data: bytes) -> None:
+        began = time.monotonic()
+        if data == HEARTBEAT:
+            await asyncio.sleep(0.02)
+            took_s.append(time.monotonic() - began)
+        await write(reply, data)
+
+    async def pauses(talk: Talk) -> None:
+        await talk.send(sse_bytes(said("one"), done=False))
+        await heard.wait()
+        await talk.send(event(said(" two")) + event(FINISH) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+
+    monkeypatch.setattr(HttpReply, "write", reads_comments_slowly)
+    async with relaying(chatting(pauses), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
+        await read_head(reader)
+        assert [await next_event(reader) for _ in range(4)][2:] == [": keep-alive"] * 2
+        heard.set()
+        _, is_whole = await all_events(reader)
+        line = await gateway.line()
+    assert is_whole
+    assert line["t_write_ms"] >= 1000 * sum(took_s[1:])  # the first may be before there is an answer

@@ -183,19 +183,21 @@ async def test_what_is_asked_from_an_upstream_is_known_before_the_new_one_has_th
         await is_at_rest(gateway)
 
 
-async def test_settings_taken_back_before_the_new_one_has_opened_leave_the_old_one() -> None:
+async def test_settings_taken_back_before_the_new_one_has_opened_leave_the_old_one_and_cancel_that() -> None:
     old_late = backend("late", "support.latecomer:Latecomer", SITE="cloud", OPENS_AT_ONCE="true")
     new_late = backend("late", "support.latecomer:Latecomer", SITE="cloud")
     async with running_gateway(**old_late) as gateway:
         old, opened_before = gateway.service.registry.members["late"], Latecomer.may_open
+        lives = gateway.service.registry._lives._lives
         await reload(gateway, **new_late)
         await until(lambda: Latecomer.may_open is not opened_before)
+        assert len(lives) == 2
         await reload(gateway, **old_late)
-        Latecomer.may_open.set()
-        await Latecomer.closed.wait()
+        await until(lambda: len(lives) == 1)  # though it would never have opened
         await is_at_rest(gateway)
         assert gateway.service.registry.members["late"] is old
         assert (old.state, await status(gateway, LATE)) == ("serving", 200)
+        assert gateway.lines.of("backend.failed_to_open") == []
 
 
 async def test_one_that_cannot_open_takes_the_name_nonetheless_for_its_settings_are_what_was_asked_for() -> None:

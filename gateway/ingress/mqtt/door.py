@@ -98,7 +98,7 @@ class MqttDoor:
     async def stop(self, within_s: float) -> None:
         """Take nothing more; answer what is being served, within so many seconds; leave. The session stays."""
         self._is_taking = False
-        if self._serving and self._connection is not None:
+        if self._serving:  # whether there is a connection just now, or another one is being made
             await asyncio.wait(self._serving, timeout=within_s)
         await _cancel(*self._serving)
         self._stopping.set()

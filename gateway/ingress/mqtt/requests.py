@@ -16,7 +16,7 @@ def headers_of(message: Message, waited_s: float = 0.0) -> dict[str, str]:
     if message.content_type is not None:
         headers["content-type"] = message.content_type
     if message.expiry_s is not None:
-        headers[DEADLINE] = _sooner(headers.get(DEADLINE), round((message.expiry_s - waited_s) * 1000))
+        headers[DEADLINE] = _sooner(headers.get(DEADLINE), max(1, round((message.expiry_s - waited_s) * 1000)))
     return headers
 
 

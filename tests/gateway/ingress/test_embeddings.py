@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.ingress import embeddings
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import to_base64, to_floats
 from gateway.ingress.render import Wanted
+from gateway.ingress.vectors import Cut
 from gateway.plugin import BackendUnavailable, Result
 
 VECTOR = [0.5, -1.25, 3.0]
@@ -137,3 +139,70 @@ def test_what_32_bits_do_not_hold_is_the_backends_failure() -> None:
             rendered(Result(body=relayed(base64.b64encode(struct.pack("<f", number)).decode())), asked="float")
     with pytest.raises(BackendUnavailable, match="too large"):
         rendered(Result(body=relayed([1e39])), asked="base64")
+
+
+def _cut(body: bytes) -> Cut | None:
+    return asyncio.run(Cut.made(body, "data"))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(alphabet='a"\\[]{},:\u00e9'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["data", "a", '"', "\\"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=3), values, max_size=3)), values, values, st.booleans())
+def test_whatever_stands_in_it_an_object_is_cut_where_decoding_would(
+    data: list[Any], before: Any, after: Any, indented: bool
+) -> None:
+    told = {"before": before, "data": data, "after": after}
+    cut = _cut(json.dumps(told, indent=1 if indented else None).encode())
+    assert cut is not None
+    assert [json.loads(bytes(member)) for member in cut.members()] == data
+    assert json.loads(cut.rest) == told | {"data": []}
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"data":{}}', b'{"d\\u0061ta":[{}]}', b'[{"data":[]}]', b'{"data":[{}'])
+def test_what_has_no_such_list_in_sight_is_not_cut(body: bytes) -> None:
+    assert _cut(body) is None
+
+
+@pytest.mark.parametrize("body", [b'{"data":[1,2]}', b'{"data":[{}{}]}', b'{"data":[{},]}', b'{"data":[{},1,{}]}'])
+def test_between_the_members_there_are_commas_only(body: bytes) -> None:
+    cut = _cut(body)
+    assert cut is not None
+    with pytest.raises(ValueError, match="something else"):
+        cut.members()
+
+
+@pytest.mark.parametrize("asked", ["float", "base64"])
+def test_a_long_answer_is_rendered_as_a_short_one_would_be_and_lets_others_run(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = relayed(*[VECTOR, PACKED] * 2000)
+    short = rendered(Result(body=body), asked=asked, items=4000)
+    monkeypatch.setattr(embeddings, "AT_ONCE_BYTES", 0)
+    turns: list[None] = []
+    pause = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        turns.append(None)
+        await pause(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", counted)
+    assert rendered(Result(body=body), asked=asked, items=4000) == short
+    assert len(turns) >= len(body) // 65_536
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [(b'"usage": {', b'"usage": ['), (b'"extra": 1', b'"extra": 01'), (b'"embedding": [0.5', b'"embedding": [,0.5')],
+)
+def test_a_long_answer_that_is_no_json_is_the_backends_failure_too(
+    sound: bytes, damaged: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "AT_ONCE_BYTES", 0)
+    body = relayed(VECTOR, VECTOR).replace(sound, damaged)
+    with pytest.raises(BackendUnavailable):
+        rendered(Result(body=body), asked="float", items=2)

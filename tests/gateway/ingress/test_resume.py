@@ -133,6 +133,17 @@ def test_of_other_kinds_nothing_is_kept(kind: Any) -> None:
     assert continuation(draft(kind)) is None
 
 
+def test_what_was_said_before_an_event_that_cannot_be_read_has_reached_the_client() -> None:
+    said = heard(raw("Once "))
+    said.resumed(task(), "prefill")
+    sent: list[Part] = []
+    with pytest.raises(BackendUnavailable, match="cannot be read"):
+        sent += said.joined(Part(raw=(raw("upon a time ").raw or b"") + b"data: {\n\n"))
+    third = said.resumed(task(), "prefill")
+    assert third is not None
+    assert third.json["messages"][-1]["content"] == "Once " + text_of(sent)
+
+
 def test_the_rest_comes_under_the_first_ones_name_and_says_its_role_no_more() -> None:
     first = Part(raw=raw("one ").raw.replace(b'"b"', b'"a"'))  # type: ignore[union-attr]
     said = heard(first)

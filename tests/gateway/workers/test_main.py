@@ -101,7 +101,21 @@ async def test_a_slow_reader_makes_the_worker_wait(tool: WorkerBackend) -> None:
         held = process._inbox.qsize()
         await tool.health()
         assert process._inbox.qsize() - held < 20_000  # one read's worth at most
+        assert process._channel._transport is not None
+        assert not process._channel._transport.is_reading()
         assert [await anext(stream) for _ in range(5000)] == [Part(n) for n in range(1, 5001)]
+
+
+async def test_large_parts_make_the_worker_wait_sooner(tool: WorkerBackend) -> None:
+    async with aclosing(tool.run(a_task("large_parts"))) as stream:
+        await anext(stream)
+        process = tool._slots[0].process
+        assert process is not None
+        await until(lambda: process._inbox.qsize() > 0)
+        assert process._channel._transport is not None
+        assert not process._channel._transport.is_reading()
+        assert process._inbox.qsize() == 1
+        assert len([part async for part in stream]) == 7
 
 
 async def test_a_backend_that_cleans_up_slowly_is_idle_only_then(tool: WorkerBackend) -> None:

@@ -109,8 +109,27 @@ async def test_a_worker_that_computes_is_killed_two_seconds_after_it_was_asked_t
 async def test_output_is_logged_by_the_line_and_cut(tool: WorkerBackend) -> None:
     await answer(tool, a_task("talk"))
     one, two = await logged(tool, "worker.output", 2)
-    assert one == {"pid": pids(tool)[0], "line": "to standard output"}
+    assert one == {"pid": pids(tool)[0], "line": "to standard output", "suppressed": 0}
     assert two["line"] == "x" * 500
+
+
+async def test_what_is_printed_without_end_is_cut_and_counted(tool: WorkerBackend) -> None:
+    process = tool._slots[0].process
+    assert process is not None
+    pipe = process._output
+    pipe.data_received(b"\r 1 %\r 2 %\r 3 %")
+    assert [line["line"] for line in events(tool, "worker.output")] == [" 1 %", " 2 %"]
+    for _ in range(100):
+        pipe.data_received(b"=" * 65_536)
+    assert len(pipe._line) <= 4 * 500
+    process._bucket._left = 2.5
+    process._bucket._per_s = 0.0
+    pipe.data_received(b"\none\n\ntwo\nthree\n")
+    process._bucket._left = 1.0
+    pipe.data_received(b"four\n")
+    *_, last, four = events(tool, "worker.output")
+    assert last["line"] == "one"
+    assert (four["line"], four["suppressed"]) == ("four", 2)
 
 
 async def test_what_a_plugin_logs_in_a_worker_reaches_the_log(tool: WorkerBackend) -> None:

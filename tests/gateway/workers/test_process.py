@@ -143,8 +143,20 @@ async def test_a_cancelled_task_that_does_not_end_is_killed_at_the_deadline() ->
             await job
         assert is_gone(pid)
         assert (await logged(backend, "worker.died"))[0]["how"] == (
-            "was killed because a cancelled task did not end before its deadline"
+            "was killed because a cancelled task did not end in time"
         )
+
+
+async def test_a_cancelled_stream_that_does_not_end_is_killed_long_before_its_deadline() -> None:
+    async with of(Stubborn) as backend:
+        backend.drain_s = lambda: 0.2
+        (pid,) = pids(backend)
+        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=86_400)))
+        await until(lambda: backend.workers[0]["state"] == "busy")
+        job.cancel()
+        await asyncio.wait([job], timeout=10)
+        assert job.done()
+        assert is_gone(pid)
 
 
 async def test_a_second_cancellation_leaves_at_once_and_the_draining_goes_on(tool: WorkerBackend) -> None:

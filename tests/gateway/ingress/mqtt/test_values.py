@@ -31,6 +31,11 @@ def test_a_message_s_expiry_is_a_deadline(asked: str | None, expiry_s: int | Non
     assert headers_of(message(user=user, expiry_s=expiry_s))["x-gateway-deadline-ms"] == deadline_ms
 
 
+@pytest.mark.parametrize("waited_s", [0.9996, 1.0, 1.5])
+def test_what_is_left_of_a_message_s_life_is_never_nothing_which_would_be_no_deadline(waited_s: float) -> None:
+    assert headers_of(message(expiry_s=1), waited_s)["x-gateway-deadline-ms"] == "1"
+
+
 def test_a_body_larger_than_the_limit_is_refused_with_it() -> None:
     assert body_of(message(), 4, is_too_many=False) == b"body"
     with pytest.raises(GatewayError, match="larger than 3 bytes") as caught:
