@@ -69,7 +69,7 @@ class Planner:
         return self.lanes.candidates(plan.work, {name: plan.decision.refused.get(name) for name in plan.offer.names})
 
     def explain(self, task: Task, *, client_deadline: bool = False) -> dict[str, Any]:
-        """What would be decided, and every figure it rests on; seconds, dollars, joules. Errors of `plan` and `check`."""
+        """What would be decided, and every figure it rests on; seconds, dollars, joules. Errors as for a request."""
         plan = self.plan(task, client_deadline=client_deadline)
         self._check_somebody(plan, task)
         query = self._query(task, plan.offer, client_deadline)

@@ -62,7 +62,8 @@ class Wanted:
         wants a stream, an answer is only looked at: whether it can be made into one.
         """
         with _readable(self._stamp):
-            found = self._gathered.result() if result is None else spoken(result, self._stamp.backend, self._stamp.request_id)
+            found = self._gathered.result() if result is None else result
+            found = spoken(found, self._stamp.backend, self._stamp.request_id)
             if self._draft.stream:
                 self._check(found)
                 return found
