@@ -15,7 +15,6 @@ import io
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway.errors import is_told_to_stop, words_of
+from gateway.errors import frames_of, is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -122,11 +121,10 @@ class Program:
 
     def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
         if not isinstance(exc, GatewayError):
-            trace = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
             keys = {
                 "request_id": task.id if task else None,
                 "error": type(exc).__name__ if task else f"{type(exc).__name__}: {words_of(exc)}",
-                "traceback": trace[-TRACEBACK_CHARS:],
+                "traceback": "\n".join(frames_of(exc))[-TRACEBACK_CHARS:],
             }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))
         return wire.frame_error(exc, who)
