@@ -148,7 +148,7 @@ class Tool(Backend[ToolSettings]):
         yield Result(json="said")
 
     async def environment(self, task: Task) -> AsyncIterator[Result]:
-        oom = int(Path("/proc/self/oom_score_adj").read_text())  # noqa: ASYNC240
+        oom = int(Path("/proc/self/oom_score_adj").read_text())
         yield Result(json={"oom": oom, "fds": os.listdir("/proc/self/fd"), "aiohttp": "aiohttp" in sys.modules})
 
 
@@ -217,6 +217,26 @@ class OnceBroken(Backend[ToolSettings]):
         if task.name == "die":
             os._exit(1)
         return Result(json=os.getpid())
+
+
+class Patient(Backend[ToolSettings]):
+    """Its health is what the file `broken_until` says: nothing, or what is wrong, or `raise`, or `wait`."""
+
+    tasks = ("echo", "block")
+
+    async def health(self) -> str | None:
+        said = self.settings.broken_until.read_text() if self.settings.broken_until else ""
+        if said == "raise":
+            raise KeyError("pulse")
+        if said == "wait":
+            await asyncio.Event().wait()
+        return said or None
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        if task.name == "block":
+            yield Part("blocked")
+            time.sleep(60)  # noqa: ASYNC251
+        yield Result(json=os.getpid())
 
 
 class Buggy(Quick):
