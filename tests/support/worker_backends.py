@@ -148,7 +148,7 @@ class Tool(Backend[ToolSettings]):
         yield Result(json="said")
 
     async def environment(self, task: Task) -> AsyncIterator[Result]:
-        oom = int(Path("/proc/self/oom_score_adj").read_text())
+        oom = int(Path("/proc/self/oom_score_adj").read_text())  # noqa: ASYNC240
         yield Result(json={"oom": oom, "fds": os.listdir("/proc/self/fd"), "aiohttp": "aiohttp" in sys.modules})
 
 
