@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 
 # What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
 PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
@@ -21,6 +22,12 @@ def words_of(exc: BaseException) -> str:
         return str(exc)[:MOST_WORDS]
     except BaseException as worse:  # its own __str__
         return f"its text raised {type(worse).__name__}"
+
+
+def frames_of(exc: BaseException) -> list[str]:
+    """Where `exc` came from, for a log: `FILE:LINE FUNCTION` of each frame, the innermost last; no line of a file."""
+    frames = traceback.walk_tb(exc.__traceback__)
+    return [f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}" for frame, line in frames]
 
 
 class GatewayError(Exception):

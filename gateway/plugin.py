@@ -28,7 +28,15 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, get
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, GatewayError, TaskInvalid, TaskRefused
+from gateway.errors import (
+    BackendFailed,
+    BackendUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    TaskInvalid,
+    TaskRefused,
+    frames_of,
+)
 
 __all__ = [
     "TERMS",
@@ -51,6 +59,7 @@ __all__ = [
     "Terms",
     "Upload",
     "View",
+    "frames_of",
 ]
 
 Kind = Literal["chat", "completion", "embeddings", "transcription", "task", "models", "other"]

@@ -36,8 +36,9 @@ class Watch:
     """Writes one line of intervals. Implements `gateway.plugin.Terms`; forks for work that runs beside it.
 
     Times given and returned are seconds on `clock`. `on_cloud`, where set, is called when `cloud` is entered,
-    that is, when a request's last byte is on its way. After `close` nothing changes any more: a straggler's
-    writing is ignored.
+    that is, when a request's last byte is on its way. `rtt_s`, where known, is what of the last wait for the cloud
+    is the network's, unless it was said where the cloud's figure came from. After `close` nothing changes any
+    more: a straggler's writing is ignored.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Watch:
         "cloud_source",
         "first_byte_at",
         "on_cloud",
+        "rtt_s",
         "worked",
     )
 
@@ -71,6 +73,7 @@ class Watch:
         self._since = self.began
         self._only = only
         self.on_cloud: Callable[[], None] | None = None
+        self.rtt_s = 0.0
         self._closed = False
         self.children: list[Watch] = []
         self.cloud_source: CloudSource | None = None
@@ -124,14 +127,7 @@ class Watch:
         """Give `seconds` of the last closed interval of `term` to `into`, half at either end, at most all of it."""
         if self._closed or self._only:
             return
-        for index in range(len(self._intervals) - 1, -1, -1):
-            name, start, end = self._intervals[index]
-            if name == term:
-                half = min(max(seconds, 0.0), end - start) / 2
-                self._intervals[index : index + 1] = [
-                    (into, start, start + half), (term, start + half, end - half), (into, end - half, end),
-                ]  # fmt: skip
-                return
+        _divide(self._intervals, term, seconds, into)
 
     def note_cloud_source(self, source: CloudSource) -> None:
         """Remember where the cloud's figure came from."""
@@ -174,11 +170,16 @@ class Watch:
         source = self._collect(self.began, ended, intervals, worked)
         total = round((ended - self.began) * 1e6)
         first = None if self.first_byte_at is None else round((self.first_byte_at - self.began) * 1e6)
+        if source is None and any(term == "cloud" for term, _, _ in intervals):
+            source = "estimated"
         return balance(intervals, total, worked=worked, cloud_source=source, first_byte_us=first)
 
     def _collect(self, began: float, ended: float, out: list[Interval], worked: dict[str, int]) -> CloudSource | None:
         open_now = [(self._term, self._since, ended)] if self._term is not None and not self._closed else []
-        for term, start, end in [*self._intervals, *open_now]:
+        spans = [*self._intervals, *open_now]
+        if self.cloud_source is None and self.rtt_s:
+            _divide(spans, "cloud", self.rtt_s, "network")
+        for term, start, end in spans:
             a, b = round((max(start, began) - began) * 1e6), round((min(end, ended) - began) * 1e6)
             if b > a:
                 out.append((term, a, b))
@@ -188,6 +189,18 @@ class Watch:
         for child in self.children:
             source = child._collect(began, ended, out, worked) or source
         return source
+
+
+def _divide(spans: list[tuple[str, float, float]], term: str, seconds: float, into: str) -> None:
+    """Of the last span of `term`, give `seconds` to `into`, half at either end, at most all of it."""
+    for index in range(len(spans) - 1, -1, -1):
+        name, start, end = spans[index]
+        if name == term:
+            half = min(max(seconds, 0.0), end - start) / 2
+            spans[index : index + 1] = [
+                (into, start, start + half), (term, start + half, end - half), (into, end - half, end),
+            ]  # fmt: skip
+            return
 
 
 _ORDER = {term: index for index, term in enumerate(TERMS)}

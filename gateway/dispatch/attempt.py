@@ -107,6 +107,7 @@ class Attempt:
         inner = self.watch.fork(only="edge" if site == "edge" else None)
         inner.enter(_FIRST_TERM[site], at=self.watch.leave())
         inner.on_cloud = lambda: self._lanes.sent(self.work, member.name)
+        inner.rtt_s = self._lanes.board.rtt_s(member.name) if member.is_remote else 0.0
         self.began = True
         if member.is_off_site:
             metrics.EGRESS.inc(len(task.body), backend=member.name)

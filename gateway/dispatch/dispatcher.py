@@ -7,6 +7,7 @@ import random
 import time
 from functools import partial
 
+from gateway.decide.policy import Decision
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.budget import RetryBudget
 from gateway.dispatch.call import Call, until_of
@@ -93,12 +94,17 @@ class Dispatcher:
             call.watch.enter("decide")
 
     def _plan(self, call: Call) -> Plan:
-        if call.task.deadline <= time.monotonic():
-            raise call.failure or DeadlineExceeded("the deadline had passed before work could start")
         try:
-            return self.planner.plan(call.task, client_deadline=call.expected.client_deadline, tried=call.tried)
+            plan = self.planner.plan(call.task, client_deadline=call.expected.client_deadline, tried=call.tried)
+            if call.failure is None:
+                self._note_decision(call.record, plan.decision)  # before it is refused: the line says why
+            if call.task.deadline <= time.monotonic():
+                raise DeadlineExceeded("the deadline had passed before work could start")
+            is_to_be_feasible = call.expected.client_deadline and not call.tried
+            self.planner.check(plan, call.task, client_deadline=is_to_be_feasible)
         except GatewayError as exc:
             raise call.failure or exc from None
+        return plan
 
     def _pause_s(self, call: Call) -> float | None:
         """How long to wait before asking the only one again; None where that may not be, or is of no use."""
@@ -117,13 +123,14 @@ class Dispatcher:
         is_in_time = time.monotonic() + pause_s + (call.record.predicted_s or 0.0) < call.until
         return pause_s if pause_s <= MOST_PAUSE_S and is_in_time and self._budget.take() else None
 
+    def _note_decision(self, record: Record, decision: Decision) -> None:
+        record.candidates, record.predicted_s = decision.candidates, decision.predicted_s
+        record.queue, record.load = self.lanes.waiting(), self.board.load()
+        record.decided_at, record.reason = time.monotonic(), decision.reason
+
     def _note_plan(self, call: Call, plan: Plan) -> None:
         record, decision = call.record, plan.decision
-        if call.failure is None:
-            record.candidates, record.predicted_s = decision.candidates, decision.predicted_s
-            record.queue, record.load = self.lanes.waiting(), self.board.load()
-            record.decided_at, record.reason = time.monotonic(), decision.reason
-        else:
+        if call.failure is not None:
             record.reason = "resumed" if call.how else "asked-again" if call.asked_again else "fell-back"
             log.warning(
                 "dispatch.resumed" if call.how else "dispatch.fell_back",

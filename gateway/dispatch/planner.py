@@ -41,16 +41,9 @@ class Planner:
         lanes.usable = self.unusable
 
     def plan(self, task: Task, *, client_deadline: bool = False, tried: Mapping[str, str] | None = None) -> Plan:
-        """Decide where `task` should go. `tried` names backends that failed it already, and how.
-
-        Raises GatewayError where nobody serves it, the rules leave nobody, or nobody has done it in the client's time.
-        """
-        plan = self._decided(task, client_deadline, tried or {})
-        if client_deadline and not tried:
-            self.feasibility.check(task, self._standing(plan), task.deadline - time.monotonic())
-        return plan
-
-    def _decided(self, task: Task, client_deadline: bool, tried: Mapping[str, str]) -> Plan:
+        """Decide where `task` should go; the order may be empty, see `check`. `tried` names backends that failed it
+        already, and how. Raises GatewayError where nobody serves it at all."""
+        tried = tried or {}
         offer = self._offer(task)
         work = self._work(task, offer, client_deadline)
         refused = {name: tried.get(name) or self._refusal(name, task, offer) for name in offer.names}
@@ -58,18 +51,27 @@ class Planner:
         decision = self.lanes.choose(work, query, refused)
         if not decision.order:
             decision = self.lanes.choose(work, query, self._last_resort(refused))
-        if not decision.order:
-            raise _nobody(decision, self._is_by_rule(offer, task))
         work.allowed = decision.order
         return Plan(offer, work, decision)
+
+    def check(self, plan: Plan, task: Task, *, client_deadline: bool = False) -> None:
+        """Raises GatewayError where the plan leaves nobody, or nobody has done such work in the client's time."""
+        self._check_somebody(plan, task)
+        if client_deadline:
+            self.feasibility.check(task, self._standing(plan), task.deadline - time.monotonic())
+
+    def _check_somebody(self, plan: Plan, task: Task) -> None:
+        if not plan.decision.order:
+            raise _nobody(plan.decision, self._is_by_rule(plan.offer, task))
 
     def _standing(self, plan: Plan) -> list[Candidate]:
         """Each backend as it stands after the decision."""
         return self.lanes.candidates(plan.work, {name: plan.decision.refused.get(name) for name in plan.offer.names})
 
     def explain(self, task: Task, *, client_deadline: bool = False) -> dict[str, Any]:
-        """What `plan` would decide, and every figure it rests on; seconds, dollars, joules. Same errors."""
-        plan = self._decided(task, client_deadline, {})
+        """What would be decided, and every figure it rests on; seconds, dollars, joules. Errors as for a request."""
+        plan = self.plan(task, client_deadline=client_deadline)
+        self._check_somebody(plan, task)
         query = self._query(task, plan.offer, client_deadline)
         candidates = self._standing(plan)
         if client_deadline and (refusal := too_slow(candidates, query.slack_s)) is not None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gateway.plugin import GatewayError
+import msgspec
+
+from gateway.plugin import GatewayError, Result
 
 
 class Row(NamedTuple):
@@ -59,6 +62,19 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
             "retryable": row.retryable,
         }
     }
+
+
+_REFUSED = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_encoding"}
+
+
+def spoken(result: Result, backend: str, request_id: str) -> Result:
+    """The same; a refusal that came without a word is given our envelope, under the status it came with."""
+    if result.status < 400 or result.body or result.json is not None:
+        return result
+    why = f"backend {backend} refused the request (status {result.status}) and gave no reason that can be passed on"
+    error = GatewayError(why, code=_REFUSED.get(result.status, "bad_request"))
+    body = msgspec.json.encode(envelope(error, request_id))
+    return dataclasses.replace(result, body=body, content_type="application/json")
 
 
 def error_headers(error: GatewayError, attempts: int) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import Any
 
 from aiohttp import HttpVersion10, HttpVersion11, web
 from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.ingress.access import CREDENTIAL_HEADERS
 from gateway.ingress.door import Door, report_bug
@@ -41,13 +42,32 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class _Connection(RequestHandler):
     """aiohttp's connection, answering in our envelope what it would have answered in its own words."""
 
-    __slots__ = ("_has_part",)
+    __slots__ = ("_fed", "_has_part")
+    _fed: StreamReader | None  # the body the parser is at, or was at last
 
     def data_received(self, data: bytes) -> None:
-        """Note whether what has come while nobody was served is the part of a head, for `force_close`."""
+        """Note whether what has come while nobody was served is the part of a head, for `force_close`.
+
+        And tell whoever reads a body that its framing has broken: aiohttp only queues that, behind the request.
+        """
         was_idle, count = self._waiter is not None and not self._waiter.done(), self._request_count
         super().data_received(data)
-        self._has_part = was_idle and self._request_count == count
+        is_part = self._request_count == count
+        self._has_part = was_idle and is_part
+        if not is_part:
+            message, payload = self._messages[-1]
+            if isinstance(message, _ErrInfo):
+                _break(self._fed)
+            else:
+                self._fed = payload
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """From here on nobody reads its body but to throw it away, and need not hear of its framing."""
+        if request.content is self._fed:
+            self._fed = None
+        return await super().finish_response(request, resp, start_time)
 
     def force_close(self) -> None:
         """The end of an idle connection: aiohttp's keep-alive timeout. Whose head is half there is told why."""
@@ -66,6 +86,7 @@ class _Connection(RequestHandler):
             goodbye.connection_made(transport)
             return
         bound_unread(transport)
+        self._fed = None
         super().connection_made(transport)
 
     def handle_error(
@@ -88,6 +109,12 @@ class _Connection(RequestHandler):
         response = error_response(error, request_id)
         response.force_close()
         return response
+
+
+def _break(body: StreamReader | None) -> None:
+    if body is not None and not body.is_eof():
+        body.set_exception(web.RequestPayloadError("its chunks are malformed"))
+        body.feed_eof()  # there is no more of it
 
 
 def _reject(why: str, peer: Any) -> None:
@@ -348,7 +375,8 @@ async def _read(request: web.BaseRequest, reply: HttpReply, limit: int, reading:
             code="request_timeout",
         ) from None
     except web.RequestPayloadError as exc:
-        raise TaskInvalid(f"the body's framing is broken: {type(exc).__name__}") from exc
+        reply.close_after = True  # where the next request would begin, nobody knows
+        raise TaskInvalid("the body's framing is broken: check the lengths of its chunks and their line ends") from exc
     finally:
         reply.body_is_read = request.content.is_eof()
     return b"".join(pieces)

@@ -16,6 +16,7 @@ from gateway.ingress.chunks import Merger, Shape, chunk_of
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import embeddings_answer
+from gateway.ingress.errors import spoken
 from gateway.ingress.framing import JSON, Stamp, encode_json, events_of, renamed, renamed_within
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.ingress.streams import (
@@ -57,11 +58,12 @@ class Wanted:
     async def whole(self, result: Result | None) -> Result:
         """The answer: `result`, or what the parts make. Raises BackendUnavailable for what is none.
 
-        A refusal of the backend (status 400 and up) passes untouched. For a client that wants a stream, it is
-        only looked at: whether it can be made into one.
+        A refusal of the backend (status 400 and up) passes untouched, unless it says nothing. For a client that
+        wants a stream, an answer is only looked at: whether it can be made into one.
         """
         with _readable(self._stamp):
             found = self._gathered.result() if result is None else result
+            found = spoken(found, self._stamp.backend, self._stamp.request_id)
             if self._draft.stream:
                 self._check(found)
                 return found

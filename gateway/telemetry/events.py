@@ -276,7 +276,7 @@ EVENTS: Mapping[str, Event] = {
             "backend": "its name",
             "request_id": "of the request",
             "error": "the exception's type",
-            "traceback": "its end, without the exception's text",
+            "traceback": "its end: file, line and function of each frame, the innermost last; no text of either",
             "suppressed": "how many of the same place were left out since the last line: there is one a minute",
         },
     ),
@@ -312,7 +312,7 @@ EVENTS: Mapping[str, Event] = {
             "backend": "its name",
             "request_id": "of the request; null while starting",
             "error": "the exception's type; while starting, its text too",
-            "traceback": "its end, without the exception's text",
+            "traceback": "its end: file, line and function of each frame, the innermost last; no text of either",
         },
     ),
     "worker.output": Event(

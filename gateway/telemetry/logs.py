@@ -12,13 +12,14 @@ import logging
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Literal
 
 import msgspec
 import structlog
+
+from gateway.errors import frames_of
 
 Format = Literal["auto", "console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -105,8 +106,8 @@ def raised(exc: BaseException | None) -> dict[str, str | None]:
     """What a line may say of an exception nobody expected: its type and its place. Its text might quote a request."""
     if exc is None:
         return {"error": None, "where": None}
-    frames = traceback.extract_tb(exc.__traceback__)
-    return {"error": type(exc).__name__, "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None}
+    frames = frames_of(exc)
+    return {"error": type(exc).__name__, "where": frames[-1].rpartition(" ")[0] if frames else None}
 
 
 class Limited:

@@ -1,6 +1,7 @@
 """The bench a backend is put on: how it is built, opened, asked, and looked after when it is closed.
 
-A check raises `Fault` for a promise that is not kept and `Skipped` where there is nothing to check.
+A check raises `Fault` for a promise that is not kept, `Advice` for what is worth mending all the same, and `Skipped`
+where there is nothing to check.
 """
 
 from __future__ import annotations
@@ -36,7 +37,18 @@ Dispatch = Callable[[Task], Awaitable[Result]]
 
 
 class Fault(AssertionError):
-    """A promise that a backend does not keep: what is wrong, and what to do about it."""
+    """A promise that a backend does not keep: what is wrong, and what to do about it.
+
+    raised: the type's name, where it raised what is no error of `gateway.plugin`.
+    """
+
+    def __init__(self, message: str, fix: str, raised: str = "") -> None:
+        super().__init__(message)
+        self.message, self.fix, self.raised = message, fix, raised
+
+
+class Advice(Exception):
+    """No broken promise, but clients or operators would be better served: by what, and how to do it."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -44,7 +56,11 @@ class Fault(AssertionError):
 
 
 class Skipped(Exception):
-    """There is nothing to check; the message says why."""
+    """There is nothing to check: why, and what to do to have it checked, where that can be."""
+
+    def __init__(self, message: str, fix: str = "") -> None:
+        super().__init__(message)
+        self.message, self.fix = message, fix
 
 
 class KitLog:

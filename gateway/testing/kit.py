@@ -9,13 +9,14 @@ The same checks run over first-party plugins, over anybody else's, and by `edge-
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gateway.plugin import Backend, BackendSettings, Task
 from gateway.testing import census, life, work
-from gateway.testing.bench import Bench, Dispatch, Fault, Skipped, hand_back, named
+from gateway.testing.bench import Advice, Bench, Dispatch, Fault, Skipped, hand_back, named
 from gateway.testing.network import FakeNetwork
 
 Check = Callable[[Bench], Awaitable[None]]
@@ -42,10 +43,10 @@ _NEEDED = ("declaration", "construction", "start and stop", "site")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one check: `kept`, `broken` (with what is wrong and a fix), or `skipped` (with why)."""
+    """What came of one check: `kept`, `broken` or `advised` (with what is wrong and a fix), or `skipped` (with why)."""
 
     check: str
-    state: Literal["kept", "broken", "skipped"]
+    state: Literal["kept", "broken", "advised", "skipped"]
     message: str = ""
     fix: str = ""
 
@@ -61,14 +62,19 @@ async def check_backend(
     network: FakeNetwork | None = None,
     dispatch: Dispatch = hand_back,
 ) -> None:
-    """Check that a backend keeps every promise the gateway relies on. Raises AssertionError that names each fault.
+    """Check that a backend keeps every promise the gateway relies on. Raises AssertionError that names each fault,
+    and warns of what is none and worth mending.
 
     settings: the operator's, `{"isolation": "process"}` for one. tasks: requests it should answer, or their JSON by
     task or model; without them the class's `examples`, and for models a usual request of each of its kinds.
     network: the service that it asks, so that it is also seen with each of that network's FAULTS. dispatch: what
     answers its subtasks. It is started and stopped many times, and its requests are run dozens of times.
     """
-    broken = [o async for o in examine(cls, settings, tasks, network, dispatch) if o.state == "broken"]
+    outcomes = [outcome async for outcome in examine(cls, settings, tasks, network, dispatch)]
+    for outcome in outcomes:
+        if outcome.state == "advised":
+            warnings.warn(f"{cls.__name__}: {outcome}", stacklevel=2)
+    broken = [outcome for outcome in outcomes if outcome.state == "broken"]
     if broken:
         faults = "\n".join(f"  {outcome}" for outcome in broken)
         raise AssertionError(f"{cls.__name__} does not keep {len(broken)} of its promises:\n{faults}")
@@ -103,8 +109,10 @@ async def _outcome(name: str, check: Awaitable[None]) -> Outcome:
         await check
     except Fault as fault:
         return Outcome(name, "broken", fault.message, fault.fix)
+    except Advice as advice:
+        return Outcome(name, "advised", advice.message, advice.fix)
     except Skipped as why:
-        return Outcome(name, "skipped", str(why))
+        return Outcome(name, "skipped", why.message, why.fix)
     except Exception as exc:
         return Outcome(name, "broken", f"it raised {named(exc)}", "see the message")
     return Outcome(name, "kept")

@@ -15,7 +15,6 @@ import io
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway.errors import is_told_to_stop, words_of
+from gateway.errors import frames_of, is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -51,14 +50,16 @@ class Program:
         self._backend: Backend[Any] | None = None
         self._is_open = False
         self._job: asyncio.Task[None] | None = None
+        self._asked: asyncio.Task[None] | None = None  # how the backend is
 
     async def serve(self, sock: socket.socket) -> None:
         """Work until the socket closes."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
-        if self._job is not None:
-            self._job.cancel()
-            await asyncio.wait([self._job])
+        if running := [task for task in (self._job, self._asked) if task is not None]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
         if self._backend is not None and self._is_open:
             await self._backend.__aexit__(None, None, None)
 
@@ -71,6 +72,9 @@ class Program:
                 self._job.cancel()
         elif isinstance(frame, wire.Start):
             self._job = asyncio.create_task(self._open(frame))
+        elif isinstance(frame, wire.AskHealth):
+            if self._asked is None or self._asked.done():
+                self._asked = asyncio.create_task(self._tell_health())
         else:
             self._job = asyncio.create_task(self._work(wire.task_of(frame)))
             self._job.add_done_callback(self._ended)
@@ -92,6 +96,16 @@ class Program:
             self._stopping.set()
             if is_told_to_stop(exc):
                 raise
+
+    async def _tell_health(self) -> None:
+        try:
+            said = await cast(Backend[Any], self._backend).health()
+        except BaseException as exc:
+            if is_told_to_stop(exc):
+                raise
+            what = exc.message if isinstance(exc, GatewayError) else type(exc).__name__
+            said = f"its health check raised {what}"
+        self._channel.send(wire.Health(None if said is None else str(said)))
 
     async def _work(self, task: Task) -> None:
         last = await self._last_frame(task)
@@ -122,11 +136,10 @@ class Program:
 
     def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
         if not isinstance(exc, GatewayError):
-            trace = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
             keys = {
                 "request_id": task.id if task else None,
                 "error": type(exc).__name__ if task else f"{type(exc).__name__}: {words_of(exc)}",
-                "traceback": trace[-TRACEBACK_CHARS:],
+                "traceback": "\n".join(frames_of(exc))[-TRACEBACK_CHARS:],
             }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))
         return wire.frame_error(exc, who)

@@ -248,8 +248,11 @@ class WorkerBackend(Backend[BackendSettings]):
         return self._unopened.estimate(task, view)
 
     async def health(self) -> str | None:
-        """None while a worker is alive or being replaced, else what is wrong."""
-        return self._why_down()
+        """What is wrong where no worker starts; else what an idle one says of its backend. A busy pool is well."""
+        idle = next((process for process in reversed(self._idle) if process.is_alive), None)
+        if idle is None or type(self._unopened).health is Backend.health:
+            return self._why_down()
+        return await idle.health()
 
     @property
     def workers(self) -> list[dict[str, Any]]:

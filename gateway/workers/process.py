@@ -47,6 +47,7 @@ class Process:
         self._proc: asyncio.subprocess.Process
         self._gone: asyncio.Task[None]
         self.hello: wire.Hello
+        self._health: asyncio.Future[str | None] | None = None
         self.task_id: str | None = None
         self.was_used = False
 
@@ -124,6 +125,7 @@ class Process:
         self._channel.send(wire.frame_task(task))
         self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, False
         self.task_id, self.was_used = task.id, True
+        self._told_health(None)  # it may have no time to say so now
 
     async def answer(self, deadline: float) -> wire.FromWorker:
         """Its next frame about the task. Raises TimeoutError at `deadline`, BackendUnavailable when it is gone."""
@@ -158,7 +160,21 @@ class Process:
         except BackendUnavailable:
             await self.gone()
 
+    async def health(self) -> str | None:
+        """What its backend says of itself; None, too, once it is given work, or is gone."""
+        if self._health is None or self._health.done():
+            self._health = asyncio.get_running_loop().create_future()
+            self._channel.send(wire.AskHealth())
+        return await asyncio.shield(self._health)  # who asks may lose patience: the answer is still to come
+
+    def _told_health(self, said: str | None) -> None:
+        if self._health is not None and not self._health.done():
+            self._health.set_result(said)
+
     def _received(self, frame: wire.FromWorker) -> None:
+        if isinstance(frame, wire.Health):
+            self._told_health(frame.said)
+            return
         if isinstance(frame, wire.LogLine):
             getattr(self._log, frame.level)(frame.event, **frame.keys)
             return
@@ -173,6 +189,7 @@ class Process:
 
     def _lost(self) -> None:
         self._has_hung_up = True
+        self._told_health(None)
         self._inbox.put_nowait(None)
 
     def _printed(self, line: str) -> None:

@@ -3,7 +3,8 @@
 A frame is four bytes of length, big-endian, and a msgpack map. The gateway sends `Start` once, then for each
 task one `Work` and perhaps a `Cancel`; a closed socket means stop. The worker sends `Hello` once it can work,
 then for each task any number of `Piece`s and exactly one of `Answer`, `Failure`, `Ended`; `LogLine`s at any time.
-A worker has one task at a time, so frames need no numbers: a `Cancel` that comes late finds nothing to cancel.
+A worker has one task at a time, so frames need no numbers: a `Cancel` that comes late finds nothing to cancel. Beside
+its tasks it is asked now and then how its backend is, by `AskHealth`, and says so in a `Health` when it can.
 
 JSON values travel as JSON: what arrives is what the client would see, integers of any size included. A task
 travels without its `terms`, and without the body of a multipart request, whose parts travel instead.
@@ -81,6 +82,10 @@ class Cancel(msgspec.Struct, tag=True, frozen=True):
     """Nobody waits for the task any more."""
 
 
+class AskHealth(msgspec.Struct, tag=True, frozen=True):
+    """How is the backend? Asked of an idle worker."""
+
+
 # ── frames from the worker ───────────────────────────────────────────────────────────────────────
 
 
@@ -132,6 +137,12 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
     """The stream is complete, or the task was cancelled."""
 
 
+class Health(msgspec.Struct, tag=True, frozen=True):
+    """How the backend is: None when well, else what is wrong."""
+
+    said: str | None
+
+
 class LogLine(msgspec.Struct, tag=True, frozen=True):
     """An event for the gateway's log."""
 
@@ -140,8 +151,8 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     keys: dict[str, Any]
 
 
-ToWorker: TypeAlias = Start | Work | Cancel
-FromWorker: TypeAlias = Hello | Piece | Answer | Failure | Ended | LogLine
+ToWorker: TypeAlias = Start | Work | Cancel | AskHealth
+FromWorker: TypeAlias = Hello | Piece | Answer | Failure | Ended | Health | LogLine
 Frame: TypeAlias = ToWorker | FromWorker
 
 LAST_FRAMES = (Answer, Failure, Ended)

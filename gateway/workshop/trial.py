@@ -69,6 +69,6 @@ async def report(config: BackendConfig, tasks: Mapping[str, Any] | None) -> Asyn
 
 
 def _line(outcome: Outcome) -> str:
-    word = {"kept": "ok", "broken": "FAIL", "skipped": "skip"}[outcome.state]
+    word = {"kept": "ok", "broken": "FAIL", "advised": "note", "skipped": "skip"}[outcome.state]
     line = f"{word:4}  {outcome.check:{WIDTH}}  {outcome.message}".rstrip()
     return f"{line}\n{'':{WIDTH + 8}}fix: {outcome.fix}" if outcome.fix else line

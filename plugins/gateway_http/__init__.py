@@ -80,6 +80,7 @@ class Http(Backend[HttpSettings]):
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         """Parts for an SSE answer, else one Result."""
+        task.terms.enter("connect", at=-math.inf)  # nothing of the way there is the cloud's
         self._check(task)
         exchange = await self._ask(task)
         watchdog = _close_at(task.deadline, exchange)

@@ -78,12 +78,8 @@ def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
 
 
 async def _refusal(exchange: Exchange) -> Result:
-    status = exchange.response.status
     body = await _error_body(exchange)
-    if not is_json(body):
-        said = f"the upstream refused the request (status {status})"
-        body = body_of({"message": said, "type": "invalid_request_error", "code": None})
-    return _refused(exchange, status, body)
+    return _refused(exchange, exchange.response.status, body if is_json(body) else b"")  # the door has words for it
 
 
 async def _error_body(exchange: Exchange) -> bytes:

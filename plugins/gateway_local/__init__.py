@@ -14,14 +14,23 @@ import math
 import os
 import re
 import time
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, closing
 from typing import ClassVar, Self
 
 from pydantic import DirectoryPath, Field, field_validator
 
-from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Part, Result, Services, Task
+from gateway.plugin import (
+    Backend,
+    BackendSettings,
+    BackendUnavailable,
+    GatewayError,
+    Part,
+    Result,
+    Services,
+    Task,
+    frames_of,
+)
 from gateway_local.calling import Callee, as_json
 from gateway_local.loading import load_folder, load_named
 
@@ -106,14 +115,14 @@ class Local(Backend[LocalSettings]):
     def _tell(self, task: Task, exc: Exception) -> None:
         """Once a minute of each place: clients can cause it."""
         what = type(exc).__name__
-        frames = traceback.format_tb(exc.__traceback__)  # without its text, which may quote the request
+        frames = frames_of(exc)
         key, now = (task.name, what, frames[-1]), time.monotonic()
         told_at, left_out = self._told.get(key, (-math.inf, 0))
         if now - told_at < TELL_EVERY_S:
             self._told[key] = (told_at, left_out + 1)
             return
         self._told[key] = (now, 0)
-        where = "".join(frames)[-TRACEBACK_CHARS:]
+        where = "\n".join(frames)[-TRACEBACK_CHARS:]
         self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where, suppressed=left_out)
 
     async def _called(self, task: Task) -> AsyncGenerator[Part | Result, None]:

@@ -171,6 +171,37 @@ def test_a_wait_is_divided_between_the_network_at_both_ends_and_the_cloud() -> N
     assert account.terms_us["cloud"] == 60_000
 
 
+def test_a_wait_that_ended_without_an_answer_is_estimated_as_any_other() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    lost, won = watch.fork(), watch.fork()
+    lost.rtt_s = won.rtt_s = 0.04
+    lost.enter("upload")
+    clock.now += 0.1
+    lost.enter("cloud")
+    clock.now += 0.1
+    so_far, account = watch.so_far(), watch.close()
+    assert (account.terms_us["network"], account.terms_us["cloud"]) == (40_000, 60_000)
+    assert account.cloud_source == "estimated"
+    assert so_far.terms_us == account.terms_us
+
+
+def test_what_the_cloud_claimed_is_not_overruled_by_who_heard_nothing() -> None:
+    clock = Clock()
+    watch = Watch(clock)
+    won, lost = watch.fork(), watch.fork()
+    for each in (won, lost):
+        each.rtt_s = 0.04
+        each.enter("cloud")
+        clock.now += 0.1
+        each.leave()
+    won.divide("cloud", 0.09, into="network")
+    won.note_cloud_source("header")
+    account = watch.close()
+    assert account.cloud_source == "header"
+    assert account.terms_us["network"] == 90_000 + 40_000
+
+
 def test_an_unknown_term_is_refused_by_name() -> None:
     with pytest.raises(KeyError, match="lunch"):
         Watch().enter("lunch")

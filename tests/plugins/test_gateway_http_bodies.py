@@ -188,10 +188,7 @@ async def test_a_refusal_is_an_answer_however_long_it_is(status: int, size: int)
         async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
             got = await result(backend, chat())
         assert got.status == status
-        if size == 200_000:
-            assert got.body == body
-        else:
-            assert f"status {status}" in got.value()["error"]["message"]
+        assert got.body == (body if size == 200_000 else b"")  # the door has words for it
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------

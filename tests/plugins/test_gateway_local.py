@@ -126,6 +126,8 @@ async def test_what_raises_again_at_the_same_place_is_told_once_a_minute(
                 await call(local, "confused", {"text": "x"})
         told = [keys for event, keys in local.services.log.events if event == "local.raised"]
     assert [keys["suppressed"] for keys in told] == [0, 2]
+    assert told[0]["traceback"].splitlines()[-1].endswith(".py:18 confused")
+    assert "len(5)" not in str(told)  # what the file says, a password say, is in no log
 
 
 async def test_functions_are_named_by_themselves_or_by_a_map() -> None:

@@ -127,6 +127,13 @@ class Untranslated(Sound):
         return Result(json={"result": task.json["text"].upper()})
 
 
+class Raises(Sound):
+    async def run(self, task: Task) -> Any:
+        if task.body != b'{"text":"hello"}':
+            raise RuntimeError("no text")
+        return Result(json={"result": "HELLO"})
+
+
 class SharesState(Sound):
     slots = 4
     tasks: Any = ("say", "shout")
@@ -155,6 +162,10 @@ class OneName(Sound):
 
 class NothingToAsk(Sound):
     examples: ClassVar[Any] = {}
+
+
+class NamesNothing(Sound):
+    tasks: Any = ()
 
 
 class ForgetsItself(Sound):

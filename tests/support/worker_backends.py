@@ -223,6 +223,26 @@ class OnceBroken(Backend[ToolSettings]):
         return Result(json=os.getpid())
 
 
+class Patient(Backend[ToolSettings]):
+    """Its health is what the file `broken_until` says: nothing, or what is wrong, or `raise`, or `wait`."""
+
+    tasks = ("echo", "block")
+
+    async def health(self) -> str | None:
+        said = self.settings.broken_until.read_text() if self.settings.broken_until else ""
+        if said == "raise":
+            raise KeyError("pulse")
+        if said == "wait":
+            await asyncio.Event().wait()
+        return said or None
+
+    async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        if task.name == "block":
+            yield Part("blocked")
+            time.sleep(60)  # noqa: ASYNC251
+        yield Result(json=os.getpid())
+
+
 class Buggy(Quick):
     """Starts, and raises at every task."""
 

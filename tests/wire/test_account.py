@@ -14,14 +14,15 @@ from statistics import median
 from typing import Any
 
 import aiohttp
+import pytest
 
-from gateway.plugin import TERMS
+from gateway.plugin import TERMS, LinkSample
 from gateway.telemetry.events import COMMON_KEYS, REQUEST_KEYS
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
-from support.raw import connected, post, read_answer
-from support.upstream import Talk, Upstream, answer, by_path, sends_and_cuts, sse, sse_bytes
-from support.wiring import DESK, backend, cloud
+from support.raw import answered, connected, post, read_answer
+from support.upstream import Talk, Upstream, answer, by_path, sends_and_cuts, sse, sse_bytes, stall
+from support.wiring import ADD, DESK, backend, cloud, relaying
 
 REQUESTS = 500
 AT_ONCE = 25
@@ -277,3 +278,47 @@ async def test_a_streams_last_comment_says_what_the_line_says() -> None:
     assert all(key in line for key in told)
     assert abs(told["t_edge_ms"] - line["t_edge_ms"]) < 0.01
     assert told["t_total_ms"] <= line["t_total_ms"]
+
+
+# ── the cloud's part ─────────────────────────────────────────────────────────────────────────────
+
+
+async def test_the_clouds_time_is_what_it_claims_and_none_of_our_own() -> None:
+    async with relaying(slow_add, TASKS=ADD) as (gateway, _), gateway.session() as http:
+        for _ in range(3):
+            async with http.post(f"{gateway.url}/v1/tasks/add", json={}) as got:
+                assert got.status == 200
+            line = await gateway.line(request_id=got.headers["x-request-id"])
+            assert line["t_cloud_ms"] == pytest.approx(0.05, abs=0.002)
+            assert line["t_cloud_source"] == "server-timing"
+            check(line)
+
+
+async def test_who_leaves_or_is_late_before_the_answer_begins_leaves_an_estimate() -> None:
+    asked = asyncio.Event()
+
+    async def silent(talk: Talk) -> None:
+        asked.set()
+        await stall()(talk)
+
+    async with relaying(silent, TASKS=ADD) as (gateway, _):
+        gateway.service.board.observe("cloud", LinkSample(rtt_s=0.001))
+        late = await answered(gateway.url, post("/v1/tasks/add", b"{}", "x-gateway-deadline-ms: 200"))
+        assert late.status == 504
+        asked.clear()
+        async with connected(gateway.url) as (_, writer):
+            writer.write(post("/v1/tasks/add", b"{}"))
+            await asked.wait()
+        await gateway.line(outcome="cancelled")
+        for line in await gateway.lines.wait("request.finished", 2):
+            assert line["t_cloud_source"] == ("estimated" if line["t_cloud_ms"] else None)
+            assert line["t_cloud_ms"] + line["t_network_ms"] > 0
+            check(line)
+        assert gateway.lines.of("request.finished")[0]["t_network_ms"] > 0
+
+
+async def test_who_could_not_be_connected_to_has_spent_nothing_at_the_cloud() -> None:
+    async with running_gateway(**cloud("http://127.0.0.1:9", TASKS=ADD)) as gateway:
+        failed = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
+        line = await gateway.line(request_id=failed.headers["x-request-id"])
+    assert (line["t_cloud_ms"], line["t_network_ms"], line["t_cloud_source"]) == (0, 0, None)

@@ -108,7 +108,7 @@ async def test_a_batch_is_shared_and_its_account_closes() -> None:
     assert line["r_path"] == "parallel"
     assert line["t_overlap_ms"] > 0
     assert line["t_edge_ms"] > 0
-    assert line["t_cloud_ms"] > 0
+    assert line["t_cloud_ms"] + line["t_network_ms"] > 0
     assert line["items"] == COUNT
     assert asked(upstream) == sum(part["site"] == "cloud" for part in parts)
 
@@ -190,7 +190,7 @@ async def test_a_cascade_says_who_answered_and_how_sure_the_edge_was() -> None:
         line = await gateway.line(request_id=headers["x-request-id"])
         check_account(line)
         assert line["t_edge_ms"] > 0
-        assert line["t_cloud_ms"] > 0
+        assert line["t_cloud_ms"] + line["t_network_ms"] > 0
         upstream.script = reset()
         _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.25})
         assert (value["result"], headers["x-gateway-cascade"]) == ("edge", "edge-kept")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 import time
+from contextlib import suppress
 
 import aiohttp
 import pytest

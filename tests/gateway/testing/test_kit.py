@@ -43,12 +43,12 @@ FAULTS = [
     (broken.WrongType, "`run` gave a dict, which is neither Result nor Part"),
     (broken.NotAsync, "declaration: `run` is a plain function"),
     (broken.NotJson, "its answer cannot be written as JSON"),
-    (broken.Untranslated, "errors: `say` with the body '{}': `run` raised KeyError: 'text'"),
+    (broken.Raises, "errors: `say` with the body '{}': `run` raised RuntimeError: no text"),
     (broken.SharesState, "among 4 at once it got another answer than alone"),
     (broken.MadSize, "questions: `size` is nan"),
     (broken.FragileSize, "questions: `size` raised KeyError: 'text' for `say` with the body '{}'"),
     (broken.OneName, "declaration: tasks is the text 'say'"),
-    (broken.NothingToAsk, "run: no request is known that it should answer, for the task `say`"),
+    (broken.NamesNothing, "run: it names no models and no tasks"),
     (broken.ForgetsItself, "start and stop: `__aenter__` gave None, not the backend itself"),
     (broken.HangsInStop, "start and stop: `__aexit__` was not done after"),
     (broken.MixesPartsAndResult, "`run` yielded a Result after 1 Part"),
@@ -77,8 +77,22 @@ async def test_what_a_network_does_must_be_translated() -> None:
 
 
 async def test_a_fault_in_a_worker_is_named_like_one_in_the_loop() -> None:
-    with pytest.raises(AssertionError, match=r"errors: .* raised KeyError: 'text'"):
-        await check_backend(broken.Untranslated, settings={"isolation": "process"})
+    with pytest.raises(AssertionError, match=r"errors: .* raised RuntimeError: no text"):
+        await check_backend(broken.Raises, settings={"isolation": "process"})
+
+
+@pytest.mark.parametrize("isolation", ["loop", "process"])
+async def test_who_reads_what_is_not_there_is_advised(isolation: str) -> None:
+    with pytest.warns(
+        UserWarning, match=r"Untranslated: errors: `say` with the body '\{\}': `run` raised KeyError: 'text'"
+    ):
+        await check_backend(broken.Untranslated, settings={"isolation": isolation})
+
+
+async def test_what_no_example_is_known_for_is_skipped_and_says_what_to_add() -> None:
+    outcomes = {outcome.check: outcome async for outcome in examine(broken.NothingToAsk)}
+    assert {outcome.state for outcome in outcomes.values()} == {"kept", "skipped"}
+    assert 'examples = {"say": {…}}' in outcomes["run"].fix
 
 
 async def test_in_worker_processes_a_backend_may_block() -> None:

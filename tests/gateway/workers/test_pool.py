@@ -18,7 +18,7 @@ from gateway.plugin import (
 )
 from gateway.workers import WorkerBackend
 from gateway.workers.process import Process
-from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Quick
+from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Patient, Quick
 from support.workers import (
     a_task,
     answer,
@@ -68,6 +68,40 @@ async def test_starts_that_fail_back_off_and_recover(tmp_path: Path) -> None:
         await logged(backend, "worker.ready", 2)
         assert await answer(backend, a_task("echo")) == pids(backend)[0]
         assert await backend.health() is None
+
+
+async def test_an_idle_worker_is_asked_how_its_backend_is(tmp_path: Path) -> None:
+    pulse = tmp_path / "pulse"
+    pulse.touch()
+    async with of(Patient, broken_until=pulse) as backend:
+        assert await backend.health() is None
+        pulse.write_text("the lamp is out")
+        assert await backend.health() == "the lamp is out"
+        pulse.write_text("raise")
+        assert await backend.health() == "its health check raised KeyError"
+        pulse.write_text("")
+        assert await backend.health() is None
+        assert not events(backend, "worker.died")
+
+
+async def test_a_busy_pool_is_well_and_not_disturbed(tmp_path: Path) -> None:
+    pulse = tmp_path / "pulse"
+    pulse.write_text("the lamp is out")
+    async with of(Patient, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
+        assert await backend.health() is None
+
+
+async def test_work_does_not_wait_for_the_answer_to_a_health_check(tmp_path: Path) -> None:
+    pulse = tmp_path / "pulse"
+    pulse.write_text("wait")
+    async with of(Patient, broken_until=pulse) as backend:
+        asked = asyncio.ensure_future(backend.health())
+        await asyncio.sleep(0)
+        assert await answer(backend, a_task("echo")) == pids(backend)[0]
+        assert await asked is None
+        with pytest.raises(TimeoutError):  # who asks decides how long to wait for it
+            await asyncio.wait_for(backend.health(), 0.01)
+        assert await answer(backend, a_task("echo")) == pids(backend)[0]
 
 
 async def test_a_stopped_backend_leaves_no_process_and_refuses() -> None:

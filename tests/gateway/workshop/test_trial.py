@@ -33,19 +33,29 @@ def test_an_installed_plugin_is_tried_and_each_promise_is_told(capsys: pytest.Ca
 
 
 def test_a_broken_promise_is_told_with_what_to_fix_and_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
-    code, lines, _ = run(capsys, "support.broken_backends:Untranslated")
+    code, lines, _ = run(capsys, "support.broken_backends:Raises")
     assert code == 1
     at = next(n for n, line in enumerate(lines) if line.startswith("FAIL  errors"))
-    assert "`run` raised KeyError: 'text'" in lines[at]
+    assert "`run` raised RuntimeError: no text" in lines[at]
     assert lines[at + 1].strip().startswith("fix: raise TaskInvalid")
     assert lines[-1] == "13 of 14 promises kept"
 
 
+def test_advice_is_told_with_what_to_do_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    code, lines, _ = run(capsys, "support.broken_backends:Untranslated")
+    assert code == 0
+    at = next(n for n, line in enumerate(lines) if line.startswith("note  errors"))
+    assert "`run` raised KeyError: 'text'" in lines[at]
+    assert lines[at + 1].strip().startswith("fix: raise TaskInvalid")
+
+
 def test_a_request_can_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     name = "support.broken_backends:NothingToAsk"
-    assert run(capsys, name)[0] == 1
+    code, lines, _ = run(capsys, name)
+    assert (code, sum(line.startswith("skip") for line in lines)) == (0, 8)
     (tmp_path / "say.json").write_text('{"text": "from a file"}')
-    assert run(capsys, name, "--task", f"say=@{tmp_path}/say.json")[0] == 0
+    code, lines, _ = run(capsys, name, "--task", f"say=@{tmp_path}/say.json")
+    assert (code, lines[-1]) == (0, "14 of 14 promises kept")
 
 
 @pytest.mark.parametrize(
