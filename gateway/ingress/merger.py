@@ -52,8 +52,8 @@ class _Text:
     def add(self, raw: msgspec.Raw) -> None:
         self._inside += memoryview(raw)[1:-1]
 
-    def json(self) -> bytes:
-        return b'"' + self._inside + b'"'
+    def raw(self) -> msgspec.Raw:
+        return msgspec.Raw(b"".join((b'"', self._inside, b'"')))
 
 
 class _List:
@@ -88,8 +88,9 @@ class _List:
             self._pieces.append(known)
         return known
 
-    def json(self) -> bytes:
-        return b"[%b]" % b",".join(_json(piece) if isinstance(piece, dict) else piece for piece in self._pieces)
+    def raw(self) -> msgspec.Raw:
+        pieces = (piece if isinstance(piece, bytearray) else msgspec.json.encode(_raw(piece)) for piece in self._pieces)
+        return msgspec.Raw(b"".join((b"[", b",".join(pieces), b"]")))
 
 
 class Merger:
@@ -122,7 +123,7 @@ class Merger:
         return told | {"choices": choices}
 
     def _grow(self, whole: dict[str, Any], delta: Members, levels: int) -> None:
-        self._count(len(delta.keys() - whole.keys()))
+        self._count(sum(name not in whole for name in delta))
         for name, raw in delta.items():
             kind = bytes(memoryview(raw)[:1])
             if kind == b"n":
@@ -193,12 +194,11 @@ def _whole(choice: dict[str, Any], shape: Shape) -> dict[str, Any]:
             calls.unnumber()
         whole["message"] = {"role": "assistant", "content": None, "refusal": None, **said}
         whole["finish_reason"] = choice.get("finish_reason") or reason_to_finish(bool(calls))
-    return {name: msgspec.Raw(_json(value)) for name, value in whole.items()}
+    return {name: _raw(value) for name, value in whole.items()}
 
 
-def _json(whole: Any) -> bytes:
-    return msgspec.json.encode(whole, enc_hook=_grown)
-
-
-def _grown(value: _Text | _List) -> msgspec.Raw:
-    return msgspec.Raw(value.json())
+def _raw(value: Any) -> Any:
+    """What grew, as it is now: copied once, because it may be long."""
+    if isinstance(value, dict):
+        return {name: _raw(inner) for name, inner in value.items()}
+    return value.raw() if isinstance(value, _Text | _List) else value
