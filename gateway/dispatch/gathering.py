@@ -13,6 +13,7 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded, Part, Result
 
 MOST_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
 MOST_EMPTY_BYTES = 4 << 20  # before the first content: some repeat the whole request in there
+AT_ONCE = 64  # parts taken without a pause, where so many are there
 PART_BYTES = 100  # about what Python needs for a part beside what is in it
 
 
@@ -25,6 +26,8 @@ async def gathered(part: Part, more: AsyncIterator[Any], renderer: Renderer, exp
             async for item in more:
                 if gathering.add(item):
                     stall.reschedule(loop.time() + stall_s)
+                if gathering.parts % AT_ONCE == 0:
+                    await asyncio.sleep(0)  # who has many parts ready must not keep others waiting
     except TimeoutError:
         if not stall.expired():
             raise
@@ -37,12 +40,13 @@ class _Gathering:
 
     def __init__(self, renderer: Renderer, expected: Expectations) -> None:
         self._renderer, self._is_content = renderer, expected.is_content
-        self._bytes = 0
+        self.parts = self._bytes = 0
 
     def add(self, part: Any) -> bool:
         """One more; whether it is content. Raises BackendUnavailable where it is one too many."""
         if not isinstance(part, Part):
             raise no_answer(part)
+        self.parts += 1
         self._bytes += size_of(part)
         if self._bytes > MOST_GATHERED_BYTES:
             raise too_much(self._bytes, "to a client that wants one answer")

@@ -1,8 +1,4 @@
-"""Chunks of OpenAI's streams: made from a backend's parts, taken from a whole answer, put back together.
-
-What `chunks_of` takes apart, `Merger` makes the answer again. A delta grows what is there: texts are joined, lists of
-numbered entries (tool calls) grow entry by entry, and what names a thing is said once and stands.
-"""
+"""Chunks of OpenAI's streams: made from a backend's parts, or of a whole answer. `merger.py` puts them together."""
 
 from __future__ import annotations
 
@@ -14,11 +10,6 @@ from gateway.plugin import BackendUnavailable
 
 Shape = Literal["chat", "completion"]
 Chunk = dict[str, Any]
-
-# A server that repeats these in every chunk means the same thing again, not more of it.
-_SAID_ONCE = frozenset(
-    {"content_filter_results", "finish_reason", "id", "index", "name", "prompt_filter_results", "role", "type"}
-)
 
 
 def chunk_of(stamp: Stamp, value: Any, shape: Shape) -> Chunk:
@@ -89,104 +80,8 @@ def finishes(chunk: Chunk) -> bool:
     return any(choice.get("finish_reason") for choice in chunk["choices"])
 
 
-# ── putting them back together ───────────────────────────────────────────────────────────────────
-
-
-class Merger:
-    """Puts chunks together as they come, in time linear in them."""
-
-    def __init__(self, stamp: Stamp, shape: Shape) -> None:
-        self._stamp, self._shape = stamp, shape
-        self._rest: dict[str, Any] = {}
-        self._choices: dict[int, dict[str, Any]] = {}
-
-    def add(self, chunk: Chunk) -> None:
-        """The next chunk. Raises BackendUnavailable on an error event."""
-        if chunk.get("error"):
-            raise broken_off(self._stamp, chunk)
-        self._rest |= {k: v for k, v in chunk.items() if v is not None and k not in ("choices", "object")}
-        for choice in chunk.get("choices") or ():
-            _grow(self._choices.setdefault(choice.get("index") or 0, {}), choice)
-
-    def answer(self) -> dict[str, Any]:
-        """All of it as one."""
-        choices = [_whole(_plain(self._choices[index]), self._shape) for index in sorted(self._choices)]
-        return self._rest | {"choices": choices}
-
-
 def broken_off(stamp: Stamp, chunk: Chunk) -> BackendUnavailable:
     """What an upstream's error event means: its stream will not be completed."""
     error = chunk.get("error")
     message = error.get("message", error) if isinstance(error, dict) else error
     return stamp.failure("broke off its stream", said=str(message)[:500])
-
-
-def _whole(choice: dict[str, Any], shape: Shape) -> dict[str, Any]:
-    if shape == "completion":
-        return {"logprobs": None, **choice, "finish_reason": choice.get("finish_reason") or "stop"}
-    said = choice.pop("delta", {})
-    calls = said.get("tool_calls") or []
-    if calls:
-        said["tool_calls"] = [{k: v for k, v in call.items() if k != "index"} for call in calls]
-    message = {"role": "assistant", "content": None, "refusal": None, **said}
-    reason = choice.get("finish_reason") or reason_to_finish(bool(calls))
-    return {"logprobs": None, **choice, "message": message, "finish_reason": reason}
-
-
-class _Text:
-    """A text that grows: its pieces, joined at the end."""
-
-    __slots__ = ("pieces",)
-
-    def __init__(self, piece: str) -> None:
-        self.pieces = [piece]
-
-
-def _plain(value: Any) -> Any:
-    """The value with all texts joined."""
-    if isinstance(value, _Text):
-        return "".join(value.pieces)
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _grow(whole: dict[str, Any], delta: dict[str, Any]) -> None:
-    for key, new in delta.items():
-        old = whole.get(key)
-        if key in _SAID_ONCE:
-            whole[key] = old if new is None else new
-        elif isinstance(new, dict):
-            whole[key] = old if isinstance(old, dict) else {}
-            _grow(whole[key], new)
-        elif isinstance(new, list):
-            whole[key] = _grown_list(old if isinstance(old, list) else [], new)
-        elif isinstance(new, str):
-            if isinstance(old, _Text):
-                old.pieces.append(new)
-            else:
-                whole[key] = _Text(new)
-        elif new is not None or key not in whole:
-            whole[key] = new
-
-
-def _grown_list(old: list[Any], new: list[Any]) -> list[Any]:
-    """Entries with an `index` grow the entry of that index; others are appended."""
-    grown = list(old)
-    by_index = {entry["index"]: entry for entry in grown if _is_numbered(entry)}
-    for entry in new:
-        if not isinstance(entry, dict):
-            grown.append(entry)
-            continue
-        known = by_index.get(entry["index"]) if _is_numbered(entry) else None
-        if known is None:
-            known = {}
-            grown.append(known)
-        _grow(known, entry)
-        if _is_numbered(entry):
-            by_index[entry["index"]] = known
-    return grown
-
-
-def _is_numbered(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("index"), int)

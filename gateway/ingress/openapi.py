@@ -29,8 +29,8 @@ OpenAI's endpoints are answered without the leading `/v1`, too, and GET endpoint
 A Content-Type is never required. On a stream, what is known at its end precedes `[DONE]` as the comment `: timing {…}`.
 """
 
-# An upstream's own refusals reach the client with their status; 409 and 422 come from nowhere else.
-_PASSED_ON = {409: "an upstream's refusal, as it came", 422: "an upstream's refusal, as it came"}
+# An upstream's own refusals and failures reach the client with their status; some come from nowhere else.
+_PASSED_ON = ("409", "422", "4XX", "5XX")
 _EVENTS: Schema = {"type": "string", "description": "server-sent events, the last `data: [DONE]`"}
 _JSON_REQUESTS: dict[str, type[msgspec.Struct]] = {
     "create_chat_completion": ChatRequest,
@@ -114,19 +114,21 @@ def _responses(route: Route) -> dict[str, Any]:
     if route.needs_body:
         good["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in _RESPONSE_HEADERS}
     responses: dict[str, Any] = {"200": good}
+    if route.needs_body:
+        responses["2XX"] = good | {"description": "the answer of an upstream that calls it created, accepted, …"}
     if route.operation == "readyz":
         responses["503"] = {"description": "it drains", "content": _content({"application/json": {"type": "object"}})}
-    return responses | {str(status): _ref("Error", "responses") for status in _statuses(route)}
+    return responses | {status: _ref("Error", "responses") for status in _statuses(route)}
 
 
-def _statuses(route: Route) -> list[int]:
+def _statuses(route: Route) -> list[str]:
     """Every status an error of this route can have."""
-    all_of_them = {row.status for row in ERRORS.values()}
+    all_of_them = {str(row.status) for row in ERRORS.values()}
     if route.needs_body:
-        return sorted(all_of_them | _PASSED_ON.keys())
+        return sorted(all_of_them.union(_PASSED_ON))
     if route.is_health:
-        return [400, 405, 421]
-    absent = {413, 415, 502, 504} if route.kind in ("models", "task") else {413, 415, 502, 503, 504}
+        return ["400", "403", "405", "408", "421"]
+    absent = {"413", "415", "502", "504"} | (set() if route.kind in ("models", "task") else {"503"})
     return sorted(all_of_them - absent)
 
 
@@ -141,7 +143,9 @@ def _answer(route: Route) -> dict[str, Schema]:
     if route.kind == "embeddings":
         return {"application/json": _ref("Embeddings")}
     answer = {"chat": "ChatCompletion", "completion": "Completion", "transcription": "Transcript"}[route.kind]
-    plain: dict[str, Schema] = {"text/plain": {"type": "string"}} if route.kind == "transcription" else {}
+    plain: dict[str, Schema] = {}
+    if route.kind == "transcription":
+        plain = {"text/plain": _STRING, "*/*": {"description": "text or subtitles, as an upstream labels them"}}
     return {"application/json": _ref(answer), "text/event-stream": _EVENTS} | plain
 
 
@@ -228,7 +232,10 @@ def _error_schema() -> Schema:
 
 def _error_response() -> dict[str, Any]:
     rows = "\n".join(f"- {row.status} `{code}`: {row.when}" for code, row in ERRORS.items())
-    passed = "An upstream's own 400, 404, 409, 413 and 422 pass with body and status, in the upstream's shape."
+    passed = (
+        "An upstream's own 400, 404, 409, 413, 422 and most other 4xx pass with body and status, in the upstream's "
+        "shape; its 429 and 5xx keep their status."
+    )
     schema = {"anyOf": [_ref("Error"), {"description": "an upstream's refusal, as it came"}]}
     return {"description": f"{rows}\n\n{passed}", "content": _content({"application/json": schema})}
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
-from gateway.ingress.chunks import Merger, Shape, chunk_of
+from gateway.ingress.chunks import Shape, chunk_of
 from gateway.ingress.content import has_content
 from gateway.ingress.drafts import Draft
 from gateway.ingress.embeddings import embeddings_answer
 from gateway.ingress.errors import spoken
 from gateway.ingress.framing import JSON, Stamp, encode_json, events_of, renamed, renamed_within
+from gateway.ingress.merger import Merger
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.ingress.streams import (
     ChunkStream,
@@ -158,7 +159,11 @@ class Gathered:
             return
         for _, data in events_of(part.raw):
             if data.strip() != b"[DONE]":
-                self.take(_decoded(self.stamp, data))
+                self.hear(data)
+
+    def hear(self, data: bytes) -> None:
+        """The next event of an upstream's."""
+        self.take(_decoded(self.stamp, data))
 
     def take(self, value: Any) -> None:
         """The next value."""
@@ -176,8 +181,11 @@ class _Chunks(Gathered):
         super().__init__(stamp)
         self.merger = Merger(stamp, self.shape)
 
+    def hear(self, data: bytes) -> None:
+        self.merger.add(data)
+
     def take(self, value: Any) -> None:
-        self.merger.add(chunk_of(self.stamp, value, self.shape))
+        self.merger.add(encode_json(chunk_of(self.stamp, value, self.shape)))
 
     def result(self) -> Result:
         answer = self.merger.answer()
@@ -193,11 +201,16 @@ class _Texts(_Chunks):
 class _Transcript(Gathered):
     """The transcript's text: of its last event if that has it all, else what was heard piece by piece."""
 
+    text: str | None = None
+
+    def take(self, value: Any) -> None:
+        if isinstance(value, dict) and value.get("type") == "transcript.text.done":
+            self.text = str(as_transcript(self.stamp, value)["text"])
+        else:
+            self.values.append(_piece(self.stamp, value))
+
     def result(self) -> Result:
-        for piece in self.values:
-            if isinstance(piece, dict) and piece.get("type") == "transcript.text.done":
-                return Result(json={"text": str(as_transcript(self.stamp, piece)["text"])})
-        return Result(json={"text": "".join(_piece(self.stamp, piece) for piece in self.values)})
+        return Result(json={"text": "".join(self.values) if self.text is None else self.text})
 
 
 _GATHERED: dict[Kind, type[Gathered]] = {

@@ -16,6 +16,7 @@ from gateway.dispatch import Continuation, How
 from gateway.ingress.chunks import Chunk, Shape, chunk_of, chunks_of
 from gateway.ingress.drafts import Draft
 from gateway.ingress.framing import Stamp, encode_json, events_of
+from gateway.ingress.logprobs import first_offset, of_the_rest
 from gateway.ingress.openai import chat_answer, completion_answer
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
@@ -99,6 +100,7 @@ class Said:
         self._shape: Shape = shape
         self._text = bytearray()  # UTF-8; a list of tokens takes twenty times the memory
         self._chars = self._pieces = 0
+        self._first_offset: int | None = None  # where a continued text begins, as its first backend counts
         self._head: dict[str, Any] | None = None
         self._is_plain = True
         self._unfinished: dict[int, bool] = {}
@@ -131,6 +133,8 @@ class Said:
         if self._head is not None and self._note_plain(data):
             return
         chunk = _CHUNK.decode(data)
+        if self._first_offset is None and (offset := first_offset(data)) is not None:
+            self._first_offset = offset - self._chars
         if self._head is None and chunk.choices:
             members = _RAW_OBJECT.decode(data)
             self._head = {name: members[name] for name in _HEAD if name in members}
@@ -185,7 +189,8 @@ class Said:
         if begun is None:
             return None
         if self._shape == "chat":
-            self._overlap = Overlap(begun["messages"][-1]["content"], how=how)  # with what the client itself began
+            own = _text_in(begun["messages"][-1]["content"]) or ""
+            self._overlap = Overlap(own, how=how)  # with what the client itself began
         members = _RAW_OBJECT.decode(task.body)
         members |= {name: msgspec.Raw(msgspec.json.encode(new)) for name, new in begun.items()}
         return task.replace(body=msgspec.json.encode(members))
@@ -239,6 +244,9 @@ class Said:
         new = self._overlap.interrupted() if text is None else self._overlap.new(text)
         if heard.finish_reason:
             new += self._overlap.end()
+        if choice.get("logprobs"):
+            begins_at = (self._first_offset or 0) + self._chars
+            choice["logprobs"] = of_the_rest(choice["logprobs"], text or "", new, self._shape, begins_at=begins_at)
         self._note_end(heard)
         self._keep(new)
         if self._shape == "completion":
@@ -270,7 +278,8 @@ def _begun(body: bytes, text: str, shape: Shape, pieces: int) -> dict[str, Any] 
 
 
 def _begun_text(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
-    prompt = msgspec.json.decode(members["prompt"])
+    asked = msgspec.json.decode(members["prompt"])
+    prompt = asked[0] if isinstance(asked, list) and len(asked) == 1 else asked
     if not isinstance(prompt, str):
         return None
     if not msgspec.json.decode(members.get("echo", b"false")):
@@ -283,10 +292,26 @@ def _begun_turn(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | 
     last = messages[-1]
     if last.get("role") != "assistant":
         return {"messages": [*messages, {"role": "assistant", "content": text}]}
-    own = last.get("content")  # the client's own beginning; nobody takes two turns in a row
-    if not isinstance(own, str):
+    begun = _begun_content(last.get("content"), text)  # the client's own beginning; nobody takes two turns in a row
+    return None if begun is None else {"messages": [*messages[:-1], last | {"content": begun}]}
+
+
+def _begun_content(content: Any, text: str) -> Any:
+    own = _text_in(content)
+    if own is None:
         return None
-    return {"messages": [*messages[:-1], last | {"content": text if text.startswith(own) else own + text}]}
+    whole = text if text.startswith(own) else own + text
+    if isinstance(content, str):
+        return whole
+    return [*content[:-1], content[-1] | {"text": content[-1]["text"] + whole[len(own) :]}]
+
+
+def _text_in(content: Any) -> str | None:
+    """The text of a turn, which may be in parts; None where there is none, or something else in it."""
+    if isinstance(content, str):
+        return content
+    texts = [part.get("text") for part in content if part.get("type") == "text"] if content else []
+    return "".join(texts) if texts and len(texts) == len(content) else None
 
 
 def _differs(how: str) -> BackendUnavailable:

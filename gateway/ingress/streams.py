@@ -119,6 +119,7 @@ class ChunkStream(Streamed):
         self.wants_done = True
         self.has_begun = self.has_finished = self.has_called_tools = False
         self.usage: Any = None
+        self.account = b""  # an upstream's event that tells usage and nothing else
         self.head = head(stamp, self.id_prefix, self.object_name)
 
     def relay(self, framed: bytes, data: bytes) -> bytes:
@@ -126,12 +127,17 @@ class ChunkStream(Streamed):
             raise broken_off(self.stamp, reported)
         self.has_begun = True
         changed = renamed(data, self.stamp)
-        return framed if changed is data else reframed(framed, changed)
+        told = framed if changed is data else reframed(framed, changed)
+        if not _is_account(data):
+            return told
+        self.account = told  # comes last: if the stream is cut, whoever goes on gives account of it all
+        return b""
 
     def data(self, value: Any) -> bytes:
         if value == "":
             return b""
         self.has_relayed = False  # from here on it is for us to say why it ended
+        self.account = b""
         chunk = chunk_of(self.stamp, value, self.shape)
         if chunk.get("usage"):
             self.usage = chunk["usage"]
@@ -166,6 +172,7 @@ class ChunkStream(Streamed):
             yield self._framed({"choices": [choice]})
         if self.usage and self.draft.include_usage:
             yield event(encode_json(self.head | {"choices": [], "usage": self.usage}))
+        yield self.account
 
 
 class CompletionStream(ChunkStream):
@@ -207,6 +214,25 @@ def _decoded(data: bytes) -> dict[str, Any]:
         return msgspec.json.decode(data, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {"error": "an error event that cannot be read"}
+
+
+class _Account(msgspec.Struct):
+    usage: dict[str, msgspec.Raw] | None = None
+    choices: list[msgspec.Raw] | None = None
+
+
+_ACCOUNT = msgspec.json.Decoder(_Account)
+
+
+def _is_account(data: bytes) -> bool:
+    """Whether a chunk has no choices, and tells usage."""
+    if b'"usage"' not in data:
+        return False
+    try:
+        chunk = _ACCOUNT.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return bool(chunk.usage) and not chunk.choices
 
 
 def _with_role(choice: dict[str, Any]) -> dict[str, Any]:

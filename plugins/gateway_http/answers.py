@@ -18,6 +18,7 @@ from gateway.plugin import BackendUnavailable, Result, Task
 from .body import NotJson, read
 from .exchange import Exchange
 from .faults import bad_response
+from .halves import without_halves
 from .refusals import Error, Said, body_of, code_of, error_as, error_in, is_answer, message_of
 from .shapes import check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
 from .walk import BOM
@@ -68,7 +69,7 @@ async def _body(task: Task, exchange: Exchange, content_type: str) -> bytes:
         body = await read(exchange, max_bytes(task), walk)
     except NotJson as exc:
         raise not_json(task, content_type) from exc
-    return body if walk is None else body.removeprefix(BOM)
+    return body if walk is None else without_halves(body.removeprefix(BOM))
 
 
 def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 A server that streams token by token may send an emoji as its two UTF-16 halves, U+D83D in one event and U+DE00 in
 the next, escaped. Python's and JavaScript's parsers take that; stricter ones, and what reads events after us, do not.
-The first half waits for the event that brings the second one; a half that stays alone is U+FFFD. One whose text has
-ended (a limit of tokens fell between the two) is half of nothing, and is left out.
+The first half waits for the event that brings the second one; a half that stays alone is U+FFFD, in a whole answer too.
+One whose text has ended (a limit of tokens fell between the two) is half of nothing, and is left out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from .sse import Event
 
 MAX_BYTES = 64 << 10  # larger events are no tokens; a half in one is left as it is
 MAX_HELD = 256
+MAX_WHOLE_BYTES = 1 << 20  # larger answers are no texts with a character missing
+MAX_ALONE = 4096
 ALONE = "\ufffd"
 
 _HIGH, _LOW, _DIGITS = rb"\\u[dD][89abAB]", rb"\\u[dD][c-fC-F]", rb"[0-9a-fA-F]{2}"
-_HALF = re.compile(_HIGH + _DIGITS + rb"(?!" + _LOW + rb")|(?<!" + _HIGH + rb"..)" + _LOW)
+_HALF = re.compile(_HIGH + _DIGITS + rb"(?!" + _LOW + rb")|(?<!" + _HIGH + rb"..)" + _LOW + _DIGITS)
+# A backslash that is itself escaped begins nothing: those before the half come in pairs.
+_ALONE = re.compile(rb"(?<!\\)((?:\\\\)*)(?:" + _HALF.pattern + rb")")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 Path = tuple[object, ...]
@@ -60,3 +64,10 @@ class Halves:
             if "\ud800" <= text[-1] <= "\udbff" and len(self._held) < MAX_HELD:
                 text, self._held[path] = text[:-1], text[-1]
         return _SURROGATE.sub(ALONE, text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass"))
+
+
+def without_halves(body: bytes) -> bytes:
+    """The same JSON, with U+FFFD for every half that stands alone in it."""
+    if len(body) > MAX_WHOLE_BYTES or b"\\ud" not in body.lower():
+        return body
+    return _ALONE.sub(rb"\1\\ufffd", body, MAX_ALONE)

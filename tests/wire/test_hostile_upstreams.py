@@ -16,7 +16,7 @@ from gateway.testing import running_gateway
 from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, talking
 from support.hostile import STREAMS, WHOLE_ANSWERS
 from support.measured import Cost, MeasuredGateway, measured_gateway
-from support.upstream import CHUNKED, JSON, Script, Talk, Upstream, chunk, head
+from support.upstream import CHUNKED, JSON, Script, Talk, Upstream, chunk, head, sse
 from support.wiring import cloud
 
 MAX_GROWTH_BYTES = 16 << 20
@@ -36,6 +36,10 @@ HOSTILE: dict[str, tuple[Script, bool]] = {
     **{name: (script, False) for name, script in WHOLE_ANSWERS.items()},
     **{name: (script, True) for name, script in STREAMS.items()},
     "a slow drip": (drips, False),
+    "a flood of calls": (
+        sse(*({"choices": [{"delta": {"tool_calls": [{"index": i}]}}]} for i in range(10_000))),
+        False,
+    ),
 }
 
 

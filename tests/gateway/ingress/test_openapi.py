@@ -59,6 +59,20 @@ def test_work_can_end_in_every_status_of_the_error_table() -> None:
             assert "x-gateway-reason" in operation["responses"]["200"]["headers"]
 
 
+def test_what_an_upstream_answers_passes_with_any_status() -> None:
+    for method, _, operation in operations():
+        assert ({"2XX", "4XX", "5XX"} <= operation["responses"].keys()) == (method == "POST")
+
+
+def test_a_page_that_may_not_use_the_gateway_is_refused_everywhere() -> None:
+    assert all("403" in operation["responses"] for _, _, operation in operations())
+
+
+def test_subtitles_have_the_label_that_an_upstream_gives_them() -> None:
+    answer = DOCUMENT["paths"]["/v1/audio/transcriptions"]["post"]["responses"]["200"]
+    assert "*/*" in answer["content"]
+
+
 def test_every_error_code_is_in_the_envelopes_schema() -> None:
     codes = DOCUMENT["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
     assert set(codes) == set(ERRORS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.ingress.drafts import Draft, read
+from gateway.ingress.render import streamed
 from gateway.ingress.resume import MAX_TEXT_CHARS, REPEATED_CHARS, Overlap, Said, continuation
 from gateway.ingress.routes import match
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
@@ -32,6 +34,11 @@ def raw(text: str | None = None, **choice: Any) -> Part:
     delta = {} if text is None else {"content": text}
     chunk = {"id": "b", "model": "other", "choices": [{"index": 0, "delta": delta, **choice}]}
     return Part(raw=b"data: %s\n\n" % json.dumps(chunk).encode())
+
+
+def said_on(text: str, **choice: Any) -> Part:
+    """A chunk of a continued text."""
+    return Part(raw=b"data: %s\n\n" % json.dumps({"choices": [{"index": 0, "text": text, **choice}]}).encode())
 
 
 def heard(*parts: Part, kind: Any = "chat") -> Said:
@@ -103,9 +110,26 @@ def test_a_beginning_that_the_client_gave_itself_is_gone_on_with() -> None:
     assert resumed.json["messages"] == [*MESSAGES, {"role": "assistant", "content": "zero one "}]
 
 
+@pytest.mark.parametrize("first", ["one ", "zero half one "])
+def test_a_beginning_in_parts_is_gone_on_with_in_its_last_one(first: str) -> None:
+    parts = [{"type": "text", "text": "zero "}, {"type": "text", "text": "half ", "cache_control": {}}]
+    said = heard(raw(first))
+    resumed = said.resumed(task([*MESSAGES, {"role": "assistant", "content": parts}]), "prefill")
+    assert resumed is not None
+    assert resumed.json["messages"][-1]["content"] == [parts[0], parts[1] | {"text": "half one "}]
+    assert text_of([*said.joined(raw("zero half one two"))]) == "two"
+
+
+def test_one_prompt_in_a_list_is_gone_on_with() -> None:
+    resumed = heard(said_on("upon "), kind="completion").resumed(task(prompt=["once "]), "prefill")
+    assert resumed is not None
+    assert resumed.json["prompt"] == "once upon "
+
+
 def test_nobody_can_be_given_a_beginning_that_is_no_text() -> None:
-    own = [*MESSAGES, {"role": "assistant", "content": [{"type": "text", "text": "zero"}]}]
-    assert heard(raw("one ")).resumed(task(own), "prefill") is None
+    for content in ([{"type": "refusal", "refusal": "no"}], [], None):
+        own = [*MESSAGES, {"role": "assistant", "content": content}]
+        assert heard(raw("one ")).resumed(task(own), "prefill") is None
     assert heard(raw("one "), kind="completion").resumed(task(prompt=[1, 2]), "prefill") is None
 
 
@@ -153,6 +177,76 @@ def test_the_rest_comes_under_the_first_ones_name_and_says_its_role_no_more() ->
         "id": "a", "model": "other", "choices": [{"index": 0, "delta": {"content": "two"}}]
     }  # fmt: skip
     assert list(said.joined(raw(delta={"role": "assistant", "content": ""}))) == []
+
+
+def test_what_is_said_again_is_not_counted_again_among_the_logprobs() -> None:
+    def likely(*tokens: str) -> dict[str, Any]:
+        return {"logprobs": {"content": [{"token": token} for token in tokens]}}
+
+    said = heard(raw("Hel", **likely("Hel")), raw("lo ", **likely("lo ")))
+    said.resumed(task(), "restart")
+    parts = [
+        *said.joined(raw("Hello wide ", **likely("Hello ", "wide "))),
+        *said.joined(raw("world", **likely("world"))),
+    ]
+    assert [part.data["choices"][0]["logprobs"] for part in parts] == [likely("wide ")["logprobs"],
+                                                                       likely("world")["logprobs"]]  # fmt: skip
+
+
+@pytest.mark.parametrize(("how", "again", "offset"), [("restart", "upon ", 0), ("prefill", "", 9)])
+def test_the_rests_tokens_begin_where_the_clients_text_ends(how: Any, again: str, offset: int) -> None:
+    def likely(*offsets: int) -> dict[str, Any]:
+        tokens = ["upon ", "a"][-len(offsets) :]
+        return {"logprobs": {"tokens": tokens, "text_offset": list(offsets)}}
+
+    said = heard(said_on("upon ", **likely(4)), kind="completion")
+    said.resumed(task(prompt="once"), how)
+    (part,) = said.joined(said_on(again + "a", **(likely(4, 9) if again else likely(offset))))
+    assert part.data["choices"][0]["text"] == "a"
+    assert part.data["choices"][0]["logprobs"] == {"tokens": ["a"], "text_offset": [9]}
+
+
+# ── usage ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def account(total: int) -> Part:
+    return Part(raw=b'data: {"choices":[],"usage":{"total_tokens":%d}}\n\n' % total)
+
+
+def streamed_to_the_end(*parts: Part) -> bytes:
+    stream = streamed(replace(draft(), include_usage=True), request_id="r", served_as="m")
+    return b"".join(map(stream.part, parts)) + stream.end()
+
+
+def test_usage_told_before_the_break_is_told_once_by_whoever_finishes() -> None:
+    first = [raw("one "), account(3)]
+    said = heard(*first)
+    said.resumed(task(), "prefill")
+    rest = [missing for part in (raw("two"), raw(finish_reason="stop"), account(5)) for missing in said.joined(part)]
+    told = streamed_to_the_end(*first, *rest)
+    assert told.count(b'"usage"') == 1
+    assert b'"total_tokens":5' in told
+
+
+def test_usage_of_an_answer_that_did_not_end_is_not_told_for_all_of_it() -> None:
+    said = heard(raw("one "), account(3))
+    said.resumed(task(), "prefill")
+    told = streamed_to_the_end(raw("one "), account(3), *said.joined(raw("two", finish_reason="stop")))
+    assert b'"usage"' not in told
+
+
+def test_usage_stays_the_last_word_byte_for_byte_where_nothing_breaks() -> None:
+    end, done = raw(finish_reason="stop"), Part(raw=b"data: [DONE]\n\n")
+    usual = [raw("one"), end, account(3), done]
+    assert streamed_to_the_end(*usual) == b"".join(part.raw or b"" for part in usual)
+    assert streamed_to_the_end(raw("one"), account(3), end, done) == streamed_to_the_end(*usual)
+
+
+def test_usage_in_every_chunk_is_relayed_as_it_comes() -> None:
+    chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"total_tokens":3}}\n\n'
+    filters = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
+    stream = streamed(draft(), request_id="r", served_as="m")
+    assert [stream.part(Part(raw=each)) for each in (filters, chunk)] == [filters, chunk]
 
 
 def test_a_whole_answer_goes_on_too() -> None:
