@@ -32,7 +32,7 @@ from gateway.service.parts import mqtt_door, policy_of, rules_of, tls_of
 from gateway.settings import Loaded, Settings
 from gateway.settings.live import waiting_for_restart
 from gateway.stalls import StallWatch
-from gateway.telemetry import guarded, log, metrics, watched
+from gateway.telemetry import flush, guarded, log, metrics, watched
 
 START_S = 5.0
 DRAIN_S = 30.0
@@ -209,7 +209,7 @@ class Service:
             await asyncio.sleep(due - loop.time())
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
             ticks += 1
-            for step in (systemd.feed_watchdog, self.lanes.tick, self.dispatcher.look_for_leaks):
+            for step in (systemd.feed_watchdog, flush, self.lanes.tick, self.dispatcher.look_for_leaks):
                 with guarded("the tick"):
                     step()
             if ticks % LOAD_EVERY_TICKS == 0:
