@@ -120,5 +120,6 @@ def _ask(asked: asyncio.Future[str], name: str) -> None:
 
 
 def unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """The loop's exception handler."""
-    broke(str(context.get("message")), context.get("exception"))
+    """The loop's exception handler. asyncio's words on a callback show its arguments, so they are not taken."""
+    what = "an exception in a callback" if "handle" in context else str(context.get("message"))
+    broke(what, context.get("exception"))

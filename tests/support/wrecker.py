@@ -21,7 +21,7 @@ class Loose:
         raise LookupError(SECRET)
 
 
-def fail() -> None:
+def fail(*_: str) -> None:
     raise LookupError(SECRET)
 
 
@@ -33,7 +33,7 @@ class Wrecker(Backend[BackendSettings]):
     tasks = (
         *("exit_0", "exit_78", "exit_in_a_callback", "interrupt", "stop_the_loop"),
         *("thread", "executor", "default_executor", "idle_executor"),
-        *("raise_in_a_thread", "raise_when_collected", "warn"),
+        *("raise_in_a_thread", "raise_when_collected", "raise_in_a_callback", "warn"),
     )
 
     async def run(self, task: Task) -> Result:
@@ -76,6 +76,9 @@ class Wrecker(Backend[BackendSettings]):
 
     def _raise_when_collected(self) -> None:
         Loose()
+
+    def _raise_in_a_callback(self) -> None:
+        asyncio.get_running_loop().call_soon(fail, SECRET)
 
     def _warn(self) -> None:
         warnings.warn(SECRET, stacklevel=1)

@@ -70,6 +70,7 @@ async def test_plugins_that_fill_asyncios_threads_keep_no_new_settings_from_bein
     [
         ("raise_in_a_thread", "service.unhandled", "the thread `failing` has ended: LookupError"),
         ("raise_when_collected", "service.unhandled", "`Loose.__del__`: LookupError"),
+        ("raise_in_a_callback", "service.unhandled", "an exception in a callback: LookupError"),
         ("warn", "library.logged", "UserWarning"),
     ],
 )
@@ -82,4 +83,26 @@ async def test_what_python_would_print_is_a_line_without_what_it_quotes(
         (told,) = it.lines(event)
         assert told["error"] == error
         assert wrecker.__file__ in (told.get("where") or told["message"])
+        assert wrecker.SECRET not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("raise_in_a_thread", "the thread `failing` has ended: LookupError at "),
+        ("raise_when_collected", "`Loose.__del__`: LookupError at "),
+        ("raise_in_a_callback", "an exception in a callback: LookupError at "),
+        ("warn", ": UserWarning"),
+    ],
+)
+async def test_in_a_worker_it_is_a_line_of_its_output_without_what_it_quotes(
+    how: str, said: str, tmp_path: Path
+) -> None:
+    with gateway(tmp_path, **WRECKER, GATEWAY_BACKENDS__BAD__ISOLATION="process") as it:
+        await until(lambda: len(it.lines("worker.ready")) >= 2)  # one of each backend, at least
+        assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
+        await until(lambda: it.lines("worker.output"))
+        line = it.lines("worker.output")[0]["line"]
+        assert said in line
+        assert wrecker.__file__ in line
         assert wrecker.SECRET not in (tmp_path / "log").read_text()
