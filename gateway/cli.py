@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from gateway import __version__
 
@@ -47,9 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _checked(args)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `config | head`: nobody reads on, and Python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `config | head`: nobody reads on
+        _give_up(sys.stdout)
         return FAILED
+
+
+def _give_up(stream: TextIO) -> None:
+    """What it holds cannot be written; Python would try once more at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _checked(args: argparse.Namespace) -> int:
@@ -142,7 +147,12 @@ def _load_or_tell(env_file: Path | None, out: Any = None) -> Loaded | None:
     try:
         return load(os.environ, env_file)
     except SettingsError as exc:
-        _tell(exc.problems, out or sys.stderr)
+        try:
+            _tell(exc.problems, out or sys.stderr)
+        except OSError:
+            if out is not None:
+                raise
+            _give_up(sys.stderr)  # a full disk, say: the exit status says it, too
         return None
 
 

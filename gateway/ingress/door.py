@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -43,6 +43,16 @@ PRESSED_RETRY_S = 2.0
 WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
 
 
+STOPPED = "the gateway stopped before this was done"
+STOPPED_RETRY_S = 1.0
+
+
+class GatewayStops(GatewayError):
+    """It could not be finished in the time that a stop allows."""
+
+    code = "unavailable"
+
+
 class Door:
     """Serves requests. is_pressed: memory is short, and new work is refused before it takes any."""
 
@@ -58,6 +68,8 @@ class Door:
         self.gate = gate or Gate()
         self.is_pressed = False
         self.room = Room()
+        self.open: set[_Visit] = set()
+        self.has_given_up = False
         self.openapi = msgspec.json.encode(openapi.build(version))
 
     def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
@@ -81,6 +93,15 @@ class Door:
         names = (name, *self.dispatcher.registry.auto_off_site(draft.kind)) if is_auto else (name,)
         return must_stay(self.rules.edge_only, names, draft.path.partition("?")[0], topic)
 
+    def give_up(self) -> None:
+        """The gateway stops: answer what is open, and whatever comes now, that it will not be done.
+
+        Not what came by MQTT: that is not acknowledged, and comes again.
+        """
+        self.has_given_up = True
+        for visit in self.open:
+            visit.give_up()
+
     async def serve(self, incoming: Incoming, reply: Reply) -> None:
         """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
         watch = Watch()
@@ -88,7 +109,7 @@ class Door:
         try:
             await visit.run()
         except asyncio.CancelledError:
-            visit.record.outcome = "cancelled"
+            visit.note_cancelled()
             raise
         finally:
             visit.close()
@@ -106,7 +127,14 @@ class _Visit:
         self.caller: Caller = ANYBODY
         self.answer: Answer | None = None
         self.stream: Streamed | None = None
-        self.has_begun = False
+        self.has_begun = self.is_answering = self.is_given_up = False
+        self.task = cast("asyncio.Task[None]", asyncio.current_task())
+
+    def note_cancelled(self) -> None:
+        """The client has left, or so much of the gateway has stopped that there is no answer any more."""
+        self.record.outcome = "cancelled"
+        if self.incoming.door == "mqtt":  # nobody but ourselves cancels those
+            self.record.outcome, self.record.error = "failed", STOPPED
 
     def close(self) -> None:
         self.caller.leave()
@@ -115,7 +143,7 @@ class _Visit:
 
     async def run(self) -> None:
         try:
-            await self._serve()
+            await self._serve_until_given_up()
         except GatewayError as exc:
             await self._refuse(exc)
         except ConnectionError:
@@ -123,6 +151,29 @@ class _Visit:
         except Exception as exc:
             report_bug(exc, self.record.request_id)
             await self._refuse(GatewayError("the gateway failed on this request; its log says where"))
+
+    async def _serve_until_given_up(self) -> None:
+        """In the way of asyncio.timeout, at a part of its cost. Raises GatewayStops."""
+        if self.incoming.door == "mqtt":
+            await self._serve()
+            return
+        if self.door.has_given_up:
+            raise GatewayStops(STOPPED, retry_after_s=STOPPED_RETRY_S)
+        cancelled_before = self.task.cancelling()
+        self.door.open.add(self)
+        try:
+            await self._serve()
+        except asyncio.CancelledError:
+            if not self.is_given_up or self.task.uncancel() > cancelled_before:
+                raise
+            raise GatewayStops(STOPPED, retry_after_s=STOPPED_RETRY_S) from None
+        finally:
+            self.door.open.discard(self)
+
+    def give_up(self) -> None:
+        """Have it answered that the gateway stops."""
+        self.is_given_up = True
+        self.task.cancel()
 
     async def _serve(self) -> None:
         self.watch.enter("admit")
@@ -258,6 +309,7 @@ class _Visit:
         out = {"Content-Type": content_type} if content_type else {}
         out |= {**(headers or {}), **self._headers()}
         self.watch.first_byte_at = self.watch.enter("write")
+        self.is_answering = True
         await self.reply.whole(status, out, body)
         self.watch.leave()
 
@@ -353,6 +405,10 @@ class _Visit:
         record.error, record.reason = error.message, error.code
         record.status = 200 if self.has_begun else status  # what the client was told
         record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else outcome_of(status)
+        if isinstance(error, GatewayStops):
+            record.outcome = "failed"
+            if self.is_answering:  # to one who reads slowly; the connection goes in a moment
+                return
         if isinstance(error, TaskRefused):
             metrics.SHED.inc(reason=error.code)
         body = envelope(error, record.request_id)

@@ -38,7 +38,7 @@ ERRORS: Mapping[str, Row] = {
     "upstream_tls_error": Row(502, "upstream_error", False, "the upstream's certificate does not hold"),
     "upstream_auth": Row(502, "upstream_error", False, "the upstream refuses the gateway's key"),
     "overloaded": Row(503, "server_error", True, "too many requests wait; `Retry-After` is computed"),
-    "unavailable": Row(503, "server_error", True, "nobody who serves this can be reached"),
+    "unavailable": Row(503, "server_error", True, "nobody who serves this can be reached, or the gateway stops"),
     "no_backend": Row(503, "server_error", False, "the rules leave nobody; each refusal is named"),
     "deadline_exceeded": Row(504, "timeout_error", True, "a time limit passed before the first content"),
 }

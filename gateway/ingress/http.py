@@ -158,6 +158,11 @@ class Server(web.Server):
         )
 
 
+def time_left(until: float) -> float:
+    """Seconds until then, of the loop's time."""
+    return until - asyncio.get_running_loop().time()
+
+
 def check_parser() -> None:
     """Refuse aiohttp's pure-Python parser: it lets pass what the compiled one does not."""
     if HttpRequestParser is HttpRequestParserPy:
@@ -233,11 +238,25 @@ class HttpDoor:
         """Other hosts and origins from now on."""
         self._hosts, self._origins = hosts, origins
 
-    async def drain(self, within_s: float) -> None:
-        """Close each connection after its answer; returns when what is being served now is done, or after so long."""
+    async def drain(self, until: float) -> None:
+        """Close each connection after its answer; returns when what is being served now is done.
+
+        until: the loop's time at which what is not done is told that it will not be.
+        """
         self.is_draining = True
+        await self._wait(until)
+        if time_left(until) <= 0:
+            self._door.give_up()
+
+    async def finish(self, until: float) -> None:
+        """The same for all who came meanwhile, when nobody can come any more."""
+        while self._serving and time_left(until) > 0:
+            await self._wait(until)
+        self._door.give_up()
+
+    async def _wait(self, until: float) -> None:
         if self._serving:
-            await asyncio.wait(set(self._serving), timeout=within_s)
+            await asyncio.wait(set(self._serving), timeout=max(0.0, time_left(until)))
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""

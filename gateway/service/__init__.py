@@ -6,6 +6,7 @@ parts.py       settings, as each room wants them
 listeners.py   what it listens on, and whom it lets in
 learned.py     what was learned, over a restart
 main.py        the process around it: signals, what systemd hears, its exit status
+loop.py        the event loop that plugins cannot end, and the end of the process
 """
 
 from gateway.service.life import DRAIN_S, Service

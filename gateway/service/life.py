@@ -2,7 +2,7 @@
 
 Start: listeners first, so that nobody is refused; then the backends, all at once. `/readyz` and systemd's
 READY wait until each has opened or failed, or START_S have passed. Stop: `/readyz` says no, new work
-still comes in on open connections and is served, what is in flight has DRAIN_S to finish.
+still comes in and is served; what is not done FAREWELL_S before DRAIN_S have passed is told so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 
 from gateway import __version__, systemd
 from gateway.admit import Gate, Key
@@ -32,10 +33,11 @@ from gateway.service.parts import mqtt_door, policy_of, rules_of, tls_of
 from gateway.settings import Loaded, Settings
 from gateway.settings.live import waiting_for_restart
 from gateway.stalls import StallWatch
-from gateway.telemetry import guarded, log, metrics, watched
+from gateway.telemetry import flush, guarded, log, metrics, watched
 
 START_S = 5.0
 DRAIN_S = 30.0
+FAREWELL_S = 2.0
 TICK_S = 0.25
 LOAD_EVERY_TICKS = 2
 SAVE_S = 300.0
@@ -127,23 +129,24 @@ class Service:
         A step that fails is told, and skips none of the others.
         """
         self.is_ready = False
+        until = asyncio.get_running_loop().time() + max(0.0, DRAIN_S - FAREWELL_S)
         for step in (
-            self._close_doors,
-            self.listeners.close,
+            partial(self._close_doors, until),
+            partial(self.listeners.close, until),
             self._stop_watching,
             self.dispatcher.close,
             self.registry.close_all,
         ):
-            with guarded(f"stopping, `{step.__qualname__}`"):
+            with guarded(f"stopping, `{getattr(step, 'func', step).__qualname__}`"):
                 await step()
         self._learned.save()
         log.info("service.stopped")
 
-    async def _close_doors(self) -> None:
+    async def _close_doors(self, until: float) -> None:
         self.listeners.hold()
-        doors = [self.listeners.drain(DRAIN_S)]
+        doors = [self.listeners.drain(until)]
         if self.mqtt is not None:
-            doors.append(self.mqtt.stop(DRAIN_S))
+            doors.append(self.mqtt.stop(until - asyncio.get_running_loop().time()))
         await all_of("draining a door", *doors)
 
     async def _stop_watching(self) -> None:
@@ -218,7 +221,7 @@ class Service:
             await asyncio.sleep(due - loop.time())
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
             ticks += 1
-            for step in (systemd.feed_watchdog, self.lanes.tick, self.dispatcher.look_for_leaks):
+            for step in (systemd.feed_watchdog, flush, self.lanes.tick, self.dispatcher.look_for_leaks):
                 with guarded("the tick"):
                     step()
             if ticks % LOAD_EVERY_TICKS == 0:

@@ -21,7 +21,7 @@ from gateway.settings import Settings
 from gateway.sockets import bind, host_of, name_of, refuse_less_tls, refuse_public
 from gateway.telemetry import broke, guarded
 
-FINISH_S = 2.0  # for who came while it drained
+FINISH_S = 1.0  # for the last answers to leave; who does not read theirs has it twice
 ADMIN_CONNECTIONS = 64
 
 
@@ -118,13 +118,17 @@ class Listeners:
             for site in self.sites:
                 site.pause("stopping")
 
-    async def drain(self, within_s: float) -> None:
-        """Finish what is in flight; connections are closed after their present answer."""
+    async def drain(self, until: float) -> None:
+        """Finish what is in flight; connections are closed after their present answer. until: of the loop's time."""
         if self.http is not None:
-            await self.http.drain(within_s)
+            await self.http.drain(until)
 
-    async def close(self) -> None:
-        """Listen no more, and break off who is left."""
+    async def close(self, until: float) -> None:
+        """Listen no more, finish what came meanwhile, and break off who is left."""
+        for site in self.sites:
+            site.pause()
+        if self.http is not None:
+            await self.http.finish(until)
         await all_of("closing a listener", *(runner.cleanup() for runner in self._runners))
 
 

@@ -6,45 +6,59 @@ import asyncio
 import gc
 import os
 import signal
-import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gateway import systemd
 from gateway.errors import is_told_to_stop
 from gateway.plugin import GatewayError
+from gateway.service import loop
 from gateway.service.life import Service
 from gateway.settings import Loaded, SettingsError, load
-from gateway.telemetry import broke, configure, log, raised, watched
+from gateway.telemetry import broke, configure, log, raised, speak_for_python, watched
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
 
 
-def serve(loaded: Loaded, env_file: Path | None = None) -> int:
-    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; the process's exit status."""
+_reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
+
+
+def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
+    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
+    speak_for_python()
+    loop.leave(_status(loaded, env_file))
+
+
+def _status(loaded: Loaded, env_file: Path | None) -> int:
     try:
-        return asyncio.run(_run(loaded, env_file))
+        loop.run(_run(loaded, env_file))
     except SettingsError as exc:
         log.error("service.failed", error=str(exc))
         return CONFIGURATION
     except (OSError, RuntimeError, GatewayError) as exc:
         log.error("service.failed", error=str(exc))
         return 1
+    except BaseException as exc:  # also SystemExit: systemd does not start again what ends with 0 or 78
+        found = raised(exc)
+        log.error("service.failed", error=f"{found['error']} at {found['where']}")
+        return 1
+    return 0
 
 
-async def _run(loaded: Loaded, env_file: Path | None) -> int:
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(unhandled)
-    asked: asyncio.Future[str] = loop.create_future()
+async def _run(loaded: Loaded, env_file: Path | None) -> None:
+    here = asyncio.get_running_loop()
+    here.set_exception_handler(unhandled)
+    asked: asyncio.Future[str] = here.create_future()
     for name in ("SIGTERM", "SIGINT"):
-        loop.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
+        here.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
     told = asyncio.Event()  # while it starts, too; one that comes before this line is ignored
-    loop.add_signal_handler(signal.SIGHUP, told.set)
+    here.add_signal_handler(signal.SIGHUP, told.set)
     service = Service(loaded.settings, loaded.backends, loaded.keys)
     starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
     either: list[asyncio.Future[Any]] = [starting, asked]
@@ -64,11 +78,10 @@ async def _run(loaded: Loaded, env_file: Path | None) -> int:
         starting.cancel()
         await asyncio.wait({starting})
     await service.stop()
-    if service.dispatcher.is_stuck or service.registry.stuck():  # asyncio would wait for it for ever
-        log.error("service.abandoned", backends=sorted({*service.dispatcher.stuck(), *service.registry.stuck()}))
-        sys.stderr.flush()
-        os._exit(0)
-    return 0
+    threads = loop.threads_left()
+    if threads or service.dispatcher.is_stuck or service.registry.stuck():
+        backends = sorted({*service.dispatcher.stuck(), *service.registry.stuck()})
+        log.error("service.abandoned", backends=backends, threads=threads)
 
 
 async def _reload_when_told(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
@@ -89,7 +102,7 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
 async def reload(service: Service, env_file: Path | None) -> None:
     """Read everything again; where anything is wrong with it, all stays as it is."""
     try:
-        loaded = await asyncio.to_thread(load, os.environ, env_file)
+        loaded = await asyncio.get_running_loop().run_in_executor(_reader, load, os.environ, env_file)
         waiting = await service.reload(loaded)
     except SettingsError as exc:
         log.error("service.reload_failed", problems=[str(problem) for problem in exc.problems])
@@ -107,5 +120,6 @@ def _ask(asked: asyncio.Future[str], name: str) -> None:
 
 
 def unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """The loop's exception handler."""
-    broke(str(context.get("message")), context.get("exception"))
+    """The loop's exception handler. asyncio's words on a callback show its arguments, so they are not taken."""
+    what = "an exception in a callback" if "handle" in context else str(context.get("message"))
+    broke(what, context.get("exception"))

@@ -7,7 +7,18 @@ metrics.REQUESTS.inc(door="http", kind="chat", backend="cloud", outcome="served"
 """
 
 from gateway.telemetry import metrics
-from gateway.telemetry.guards import broke, guarded, watched
-from gateway.telemetry.logs import Limited, configure, log, raised
+from gateway.telemetry.guards import broke, guarded, speak_for_python, watched
+from gateway.telemetry.logs import Limited, configure, flush, log, raised
 
-__all__ = ["Limited", "broke", "configure", "guarded", "log", "metrics", "raised", "watched"]
+__all__ = [
+    "Limited",
+    "broke",
+    "configure",
+    "flush",
+    "guarded",
+    "log",
+    "metrics",
+    "raised",
+    "speak_for_python",
+    "watched",
+]

@@ -102,11 +102,14 @@ EVENTS: Mapping[str, Event] = {
         {"problems": "each with its variable and a fix"},
     ),
     "service.abandoned": Event(
-        "The gateway ends though a plugin's task, or its start or stop, does not: it ignored that it was told to.",
-        {"backends": "whose"},
+        "The gateway ends though a plugin's task, its start or stop, or a thread does not.",
+        {
+            "backends": "whose task, start or stop ignored that it was told to end",
+            "threads": "each by its name and its place: `NAME at FILE:LINE`",
+        },
     ),
     "service.stopped": Event("Everything is closed.", {}),
-    "service.failed": Event("The gateway could not start.", {"error": "why"}),
+    "service.failed": Event("The gateway could not start, or go on.", {"error": "why"}),
     "service.state_unreadable": Event(
         "What was learned before could not be read; the gateway starts afresh.", {"path": "which file", "error": "why"}
     ),
@@ -131,6 +134,10 @@ EVENTS: Mapping[str, Event] = {
         {"ratio": "used, of the limit"},
     ),
     "memory.accepting_again": Event("Connections are accepted again.", {"ratio": "used, of the limit"}),
+    "log.dropped": Event(
+        "Lines of this log are missing: for a while they could not be written, and more came than are kept (1 MiB).",
+        {"lines": "how many"},
+    ),
     "library.logged": Event(
         "A library's warning; rate-limited.",
         {

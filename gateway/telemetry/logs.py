@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Literal
+from functools import cache
+from typing import IO, Any, BinaryIO, Literal
 
 import msgspec
 import structlog
 
 from gateway.errors import frames_of
+from gateway.telemetry.sink import Sink
 
 Format = Literal["auto", "console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
@@ -46,15 +48,18 @@ def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
     return _encode(event)
 
 
-def _prefix(_: Any, level: str, line: Any) -> Any:
+def _prefix(_: Any, level: str, line: bytes) -> bytes:
     """sd-daemon(3): the journal takes a line's priority from its head, and takes the head away."""
-    head = f"<{PRIORITIES.get(level, INFO)}>"
-    return head.encode() + line if isinstance(line, bytes) else head + line
+    return b"<%d>%s" % (PRIORITIES.get(level, INFO), line)
 
 
-def is_journal(stream: BinaryIO, named: str) -> bool:
+def _as_bytes(_: Any, __: str, line: str) -> bytes:
+    return line.encode(errors="backslashreplace")
+
+
+def is_journal(stream: IO[Any] | None, named: str) -> bool:
     """Whether the stream is the journal's. named: `$JOURNAL_STREAM`, its device and inode (systemd.exec(5))."""
-    if not named:
+    if not named or stream is None:
         return False
     try:
         found = os.fstat(stream.fileno())
@@ -63,22 +68,41 @@ def is_journal(stream: BinaryIO, named: str) -> bool:
     return named == f"{found.st_dev}:{found.st_ino}"
 
 
+@cache
+def _standard_error() -> Sink:
+    """The one sink of the process; nowhere, where it was started with standard error closed."""
+    if sys.stderr is not None:
+        return Sink(sys.stderr.fileno(), _tell_dropped)
+    with open(os.devnull, "wb") as nowhere:
+        return Sink(nowhere.fileno(), _tell_dropped)
+
+
+def _tell_dropped(count: int) -> None:
+    log.warning("log.dropped", lines=count)
+
+
+def flush(within_s: float = 0.0) -> None:
+    """Write lines that wait, which takes no time; or, at the end, at most so long."""
+    _standard_error().flush_within(within_s)
+
+
 def configure(form: Format = "auto", level: Level = "info", stream: BinaryIO | None = None) -> None:
     """Set up logging for the process. `auto` is console on a terminal, JSON otherwise.
 
-    Where the stream is the journal's, each line says its priority too, which `journalctl -p` goes by.
+    stream: for tests, which read there what else goes to standard error, by way of a `Sink`.
+    Where standard error is the journal's, each line says its priority too, which `journalctl -p` goes by.
     What libraries log by the standard module is passed on from warning up, as event `library.logged`
     without tracebacks, so that a stranger's bytes cannot fill the disk.
     """
-    out = stream or sys.stderr.buffer
-    console = form == "console" or (form == "auto" and sys.stderr.isatty())
-    processors: list[Any] = [_stamp, structlog.dev.ConsoleRenderer()] if console else [_stamp, _render]
-    if is_journal(out, os.environ.get("JOURNAL_STREAM", "")):
+    out = structlog.BytesLogger(stream) if stream else _standard_error()
+    is_console = form == "console" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
+    processors: list[Any] = [_stamp, structlog.dev.ConsoleRenderer(), _as_bytes] if is_console else [_stamp, _render]
+    if is_journal(stream or sys.stderr, os.environ.get("JOURNAL_STREAM", "")):
         processors.append(_prefix)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr) if console else structlog.BytesLoggerFactory(out),
+        logger_factory=lambda *_: out,
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()

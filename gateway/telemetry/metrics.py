@@ -146,4 +146,5 @@ LOOP_STALL = Histogram("loop_stall_seconds", "How late the event loop ran a time
 STALLS = Counter("loop_stalls_total", "Times the loop stood still for 0.1 s, by whose code held it.", ("backend",))
 LEAKED = Gauge("tasks_leaked", "Cancelled attempts that do not end.", ("backend",))
 EGRESS = Counter("egress_bytes_total", "Bytes of bodies handed to backends off the site.", ("backend",))
+LOG_DROPPED = Counter("log_dropped_lines_total", "Lines of the log that could neither be written nor kept.")
 BUILD = Gauge("build_info", "Always 1; the labels tell what runs.", ("version", "python"))

@@ -35,6 +35,7 @@ from gateway.plugin import (
     names_of,
 )
 from gateway.workers import wire
+from gateway.workers.spoken import speak_for_python, unhandled
 
 TRACEBACK_CHARS = 8000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -54,7 +55,9 @@ class Program:
 
     async def serve(self, sock: socket.socket) -> None:
         """Work until the socket closes."""
-        await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=sock)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(unhandled)
+        await loop.create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
         if running := [task for task in (self._job, self._asked) if task is not None]:
             for task in running:
@@ -214,6 +217,7 @@ def harden() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()
+    speak_for_python()
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     with suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
+from .lookup import SystemResolver
 from .settings import HttpSettings, is_private
 from .wire import Connector, Response
 
@@ -136,7 +136,7 @@ async def open_session(settings: HttpSettings, *, slots: int, only_private: bool
         limit=slots + PROBES_BESIDE_SLOTS,
         keepalive_timeout=IDLE_S,
         ssl=context,
-        resolver=Resolver(ThreadedResolver()),
+        resolver=Resolver(SystemResolver()),
         use_dns_cache=False,
         socket_factory=socket_factory(only_private=only_private),
     )

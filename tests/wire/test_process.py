@@ -9,85 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from support.documents import ROOT, free_port
-from support.notify import NotifySocket
+from support.documents import ROOT
 from support.raw import answered, connected, post, read_answer
-
-SERVE = [sys.executable, "-P", "-m", "gateway.cli", "serve"]
-JOBS = """
-import time
-
-def slow(seconds: float) -> str:
-    time.sleep(seconds)
-    return "done"
-
-def held(fifo: str) -> str:
-    with open(fifo) as gate:  # returns when somebody opens it for writing, and they hear of it so
-        gate.read()
-    return "done"
-"""
-# What systemd does before it starts a service that has a socket: descriptor 3, and who it is meant for.
-ACTIVATE = (
-    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
-    "os.execv(sys.argv[2], sys.argv[2:])"
-)
-
-
-class Gateway:
-    """A running process, its log and its environment file."""
-
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path, port: int, notify: NotifySocket) -> None:
-        self.process, self.folder, self.notify = process, folder, notify
-        self.url = f"http://127.0.0.1:{port}"
-
-    def lines(self, event: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in (self.folder / "log").read_text().splitlines())
-        return [line for line in lines if line["event"] == event]
-
-
-@contextmanager
-def gateway(
-    folder: Path, *, listener: socket.socket | None = None, await_ready: bool = True, **more: str
-) -> Iterator[Gateway]:
-    """A process that serves; `listener` is handed to it as systemd would."""
-    port = free_port()
-    (folder / "jobs.py").write_text(JOBS)
-    env_file = folder / "gateway.env"
-    env_file.write_text(f"GATEWAY_BACKENDS__HERE__PLUGIN=local\nGATEWAY_BACKENDS__HERE__TASKS_DIR={folder}\n")
-    with NotifySocket(folder / "notify") as notify, (folder / "log").open("wb") as log:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]),
-            "NOTIFY_SOCKET": str(notify.path),
-            "GATEWAY_LISTEN": f"127.0.0.1:{port}",
-            "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
-            "GATEWAY_STATE_DIR": str(folder / "state"),
-            **more,
-        }
-        handed = [] if listener is None else [sys.executable, "-c", ACTIVATE, str(listener.fileno())]
-        process = subprocess.Popen(
-            [*handed, *SERVE, "--env-file", str(env_file)],
-            env=environ,
-            stderr=log,
-            pass_fds=() if listener is None else (listener.fileno(),),
-        )
-        try:
-            if await_ready:
-                notify.wait_for("READY=1")
-            yield Gateway(process, folder, port, notify)
-        finally:
-            process.kill()
-            process.wait()
-
-
-async def until(check: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
-        while not check():
-            await asyncio.to_thread(os.sched_yield)
+from support.serving import ACTIVATE, SERVE, gateway, until
 
 
 async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_that_it_drains(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""The event loop of a process that plugins live in: what they raise to end it, ends it not.
+
+asyncio lets SystemExit and KeyboardInterrupt out of a callback, or a task, through `run_forever`, and a plugin may stop
+the loop. It is then as it was, and can be run on: whoever raised has lost their task or callback, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import thread as executors
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from gateway.telemetry import broke, flush
+
+LAST_S = 1.0  # for tasks nobody has ended, then for what is still to be written
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run `main` to its end, then cancel what else runs; threads are waited for by nobody. Raises what `main` does."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    task = loop.create_task(_with_an_end(main))
+    task.add_done_callback(lambda _: loop.stop())
+    while not task.done():
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as exc:
+            broke("something beside requests would have ended the gateway", exc)
+        else:
+            if not task.done():
+                broke("something would have stopped the event loop", None)
+    return task.result()
+
+
+async def _with_an_end(main: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await main
+    finally:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=LAST_S)
+
+
+def threads_left() -> list[str]:
+    """Threads that would keep the process from ending, each with its place."""
+    return sorted(_threads_left())
+
+
+def _threads_left() -> Iterator[str]:
+    frames = sys._current_frames()
+    for thread in threading.enumerate():
+        frame = frames.get(thread.ident or 0)
+        if not thread.daemon and thread is not threading.main_thread() and frame and not _waits_for_work(frame):
+            yield f"{thread.name} at {frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _waits_for_work(frame: FrameType) -> bool:
+    """Whether it is an executor's thread that has nothing to do: it would end if it was told to."""
+    return frame.f_code.co_filename == executors.__file__ and frame.f_code.co_name == "_worker"
+
+
+def leave(status: int) -> NoReturn:
+    """End the process now. Python would wait for every thread, and run exit handlers, which may do the same."""
+    flush(LAST_S)
+    printer = threading.Thread(target=_flush_printed, daemon=True)  # nobody may read it
+    printer.start()
+    printer.join(LAST_S)
+    os._exit(status)
+
+
+def _flush_printed() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # a plugin may have put anything there, or closed it
+            continue

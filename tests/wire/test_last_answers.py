@@ -1,0 +1,113 @@
+"""The end of a stop: what is not done in time is told so, and what came while the gateway drained is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.testing import RunningGateway, running_gateway
+from support.broker import running_broker
+from support.desk import Desk
+from support.mqtt_backend import TALLY, Tally
+from support.mqtt_clients import device
+from support.programs import needs
+from support.raw import connected, post, read_answer, read_head
+from support.streamed import all_events, next_event
+from support.until import until
+from support.wiring import DESK
+
+WAIT = post("/v1/tasks/wait", b"{}")
+
+
+@asynccontextmanager
+async def to_be_stopped(**environ: str) -> AsyncIterator[RunningGateway]:
+    """A gateway that the test stops itself."""
+    async with running_gateway(**environ) as gateway:
+        yield gateway
+        gateway.service.stop = _nothing  # type: ignore[method-assign]
+
+
+async def _nothing() -> None:
+    """It has stopped."""
+
+
+@pytest.fixture
+def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in flight at a stop has no time left."""
+    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+
+
+@pytest.mark.usefixtures("in_no_time")
+async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -> None:
+    async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(WAIT)
+        await Desk.waiting.wait()
+        await gateway.service.stop()
+        answer = await read_answer(reader)
+        assert (answer.status, answer.json["error"]["code"]) == (503, "unavailable")
+        assert answer.json["error"]["retryable"] is True
+        assert (answer.headers["connection"], answer.headers["retry-after"]) == ("close", "1")
+        line = await gateway.line()
+        assert (line["status"], line["outcome"], line["reason"]) == (503, "failed", "unavailable")
+
+
+@pytest.mark.usefixtures("in_no_time")
+async def test_a_stream_that_is_not_done_in_time_ends_in_an_error_never_as_if_it_were_whole() -> None:
+    async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/pause", b"{}"))
+        status, _ = await read_head(reader)
+        first = await next_event(reader)
+        await gateway.service.stop()
+        (said,), is_whole = await all_events(reader)
+        assert (status, first, is_whole) == (200, 'data: {"part":1}', False)
+        assert '"code":"unavailable"' in said
+        line = await gateway.line()
+        assert (line["status"], line["outcome"]) == (200, "failed")
+
+
+async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_the_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.service.listeners.FINISH_S", 0.0)
+    async with (
+        to_be_stopped(**DESK, **TALLY) as gateway,
+        connected(gateway.url) as (first, to_first),
+        connected(gateway.url) as (late, to_late),
+    ):
+        to_first.write(post("/v1/tasks/wait", b'{"who":"first"}'))
+        await Desk.callers["first"].wait()
+        stopping = asyncio.create_task(gateway.service.stop())
+        http = gateway.service.listeners.http
+        await until(lambda: http is not None and http.is_draining)
+        to_late.write(post("/v1/tasks/hold", b'{"id":"late"}'))
+        await Tally.held.wait()
+        Desk.open.set()
+        assert (await read_answer(first)).status == 200
+        await until(lambda: not gateway.service.listeners.sites[0].is_accepting)
+        for _ in range(10):  # that what would break it off now could have begun
+            await asyncio.sleep(0)
+        Tally.open.set()
+        assert (await read_answer(late)).status == 200
+        await stopping
+
+
+@pytest.mark.usefixtures("in_no_time")
+@needs("mosquitto")
+async def test_what_came_by_mqtt_and_is_not_done_in_time_is_not_answered_and_comes_again() -> None:
+    async with running_broker() as broker, device(broker.port) as lamp:
+        with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
+        async with to_be_stopped(**with_broker) as gateway:
+            await gateway.line("mqtt.connected")
+            await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
+            await Tally.held.wait()
+            await gateway.service.stop()
+            line = await gateway.line()
+            assert (line["status"], line["outcome"]) == (None, "failed")
+            assert lamp.heard == []
+        async with running_gateway(**with_broker):
+            await Tally.held.wait()
+            Tally.open.set()
+            await lamp.until(lambda heard: [answer.correlation for answer in heard] == [b"a"])
