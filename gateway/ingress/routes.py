@@ -11,7 +11,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from gateway.plugin import GatewayError, Kind, TaskInvalid
 
@@ -19,6 +19,7 @@ from gateway.plugin import GatewayError, Kind, TaskInvalid
 NEAREST_LOOKS_AT_CHARS = 120
 
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PLAIN = ":@!$&'()*+,;="  # RFC 3986 §3.3: what a segment holds as it is; an escaped slash stays one
 _CONTROL_OR_SURROGATE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -59,7 +60,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A route, and the request's path as a backend shall see it: with `/v1`, escapes untouched; and its query."""
+    """A route, and the request's path as a backend shall see it: with `/v1`, in the one spelling; and its query.
+
+    What may be spelt in many ways is judged once, here: rules and upstreams see the same.
+    """
 
     route: Route
     path: str
@@ -128,9 +132,9 @@ def match(method: str, target: str) -> Match:
     """
     path, _, query = target.partition("?")
     segments = tuple(_decoded(segment) for segment in _segments(path))
-    found, canonical = _find(segments), path
+    found = _find(segments)
     if found is None and (aliased := _find(("v1", *segments))) and _all_openai(aliased[0]):
-        found, canonical = aliased, "/v1" + path
+        found, segments = aliased, ("v1", *segments)
     if found is None or not path.startswith("/"):
         raise GatewayError(_unknown(method, path), code="not_found")
     routes, rest = found
@@ -138,7 +142,7 @@ def match(method: str, target: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
-    return Match(route=route, path=canonical, query=query, params=params)
+    return Match(route=route, path="".join("/" + quote(each, _PLAIN) for each in segments), query=query, params=params)
 
 
 def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route], str] | None:

@@ -24,14 +24,10 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the operator set for every request. Times in seconds, sizes in bytes.
-
-    edge_only: models, tasks and paths whose data never leaves the site; a `*` at the end stands for any rest.
-    """
+    """What the operator set for every request. Times in seconds, sizes in bytes."""
 
     deadline_s: float = 300.0
     max_body_bytes: int = 33_554_432
-    edge_only: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
 
