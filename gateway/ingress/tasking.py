@@ -37,6 +37,8 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
     if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
         travelling.pop("traceparent", None)
     whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, _patience_s(headers) * ANSWER_SHARE)
+    client_s = _client_deadline_s(headers)
+    may_come_in_parts = draft.kind in ("task", "other") and not draft.stream  # that is seen when it comes
     return Task(
         id=request_id,
         kind=draft.kind,
@@ -49,7 +51,8 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
         files=draft.files,
         items=draft.items,
         stream=draft.stream,
-        deadline=began + min(whole_s, _client_deadline_s(headers)),
+        deadline=began + min(whole_s, client_s),
+        stream_deadline=began + min(STREAM_DEADLINE_S, client_s) if may_come_in_parts else None,
         may_leave=_may_leave(headers),
     )
 

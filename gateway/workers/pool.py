@@ -5,7 +5,7 @@ try waits 0.1 s, then twice as long each time up to 10 s. While every slot is in
 unavailable at once, rather than at each request's deadline.
 
 A task ends here only when its process is free again: a cancelled one is drained first, because a warm model is
-dear, and killed only when the task's deadline comes.
+dear, and killed only when the task's deadline comes (or LAST_PART_S have passed, where a stream had outlived that).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from gateway.workers.process import Process
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 10.0
+LAST_PART_S = 3.0  # a stream that went on beyond the deadline of a whole answer has so long to hear that nobody listens
 
 State = Literal["starting", "failing", "idle", "busy"]
 
@@ -190,11 +191,13 @@ class WorkerBackend(Backend[BackendSettings]):
         Ends only when the worker is idle again or gone. Raises DeadlineExceeded at the task's deadline (the
         worker is killed), BackendUnavailable when the worker dies, and what the backend itself raised.
         """
-        process = await self._take_by(task.deadline)
+        deadline = task.deadline
+        process = await self._take_by(deadline)
         try:
             process.begin(task)
-            while not isinstance(frame := await process.answer(task.deadline), wire.Ended):
+            while not isinstance(frame := await process.answer(deadline), wire.Ended):
                 yield _item_of(frame)
+                deadline = task.parts_deadline
                 if isinstance(frame, wire.Answer):
                     break
         except TimeoutError:
@@ -203,7 +206,7 @@ class WorkerBackend(Backend[BackendSettings]):
                 await process.gone()
             raise DeadlineExceeded(f"`{task.name}` was not done within the time allowed and was stopped") from None
         finally:
-            await self._release(process, task.deadline)
+            await self._release(process, min(deadline, max(task.deadline, time.monotonic() + LAST_PART_S)))
 
     async def _take_by(self, deadline: float) -> Process:
         try:
