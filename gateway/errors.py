@@ -37,6 +37,7 @@ class GatewayError(Exception):
     `began` is False where the work certainly never started, so that even what must not run twice may be
     tried elsewhere. `again` is False where the same backend would only fail the same way again. `detail` is for the
     client alone: what may quote its request, such as the text of an exception, and so belongs in no log.
+    `is_of_subtask`, which only the gateway sets: a subtask ended in it, so who dispatched that only passes it on.
     """
 
     code = "plugin_error"
@@ -62,6 +63,7 @@ class GatewayError(Exception):
         self.began = began
         self.again = again
         self.detail = detail
+        self.is_of_subtask = False
 
 
 class TaskInvalid(GatewayError):

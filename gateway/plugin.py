@@ -37,6 +37,7 @@ from gateway.errors import (
     TaskRefused,
     frames_of,
 )
+from gateway.values import decode_json
 
 __all__ = [
     "TERMS",
@@ -249,6 +250,7 @@ class Task:
     headers: those of the client's headers that may travel, lower-cased; never credentials.
     items: how many units of work it holds (embedding inputs, list items), for the rates.
     deadline: the instant, on the monotonic clock in seconds, at which the answer is worthless.
+    stream_deadline: the same once its first part is there, where that is another one.
     may_leave: whether its data may leave the site. stream: the client asked for parts.
     parent_id: of a subtask, the request it belongs to. terms: where its time is accounted for.
     pin: the one backend that may serve it. depth: 0 for a request, 1 for its subtasks, and so on.
@@ -271,11 +273,17 @@ class Task:
     terms: Terms = field(default_factory=_NoTerms, repr=False, compare=False)
     pin: str | None = None
     depth: int = 0
+    stream_deadline: float | None = None
     _decoded: Any = field(default=_UNDECODED, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.items < 1:
             raise ValueError(f"a task holds at least one item, not {self.items}")
+
+    @property
+    def parts_deadline(self) -> float:
+        """By when the answer must have ended where it comes in parts."""
+        return self.deadline if self.stream_deadline is None else self.stream_deadline
 
     @property
     def json(self) -> Any:
@@ -306,6 +314,7 @@ class Task:
             name=self.name if name is None else name,
             items=items,
             stream=False,
+            stream_deadline=None,
             parent_id=self.id,
             pin=backend,
             depth=self.depth + 1,
@@ -320,22 +329,12 @@ class Task:
     def replace(self, **changes: Any) -> Task:
         """This task with some fields changed; the deadline only ever shrinks, `may_leave` only turns off."""
         if "deadline" in changes:
-            changes["deadline"] = min(changes["deadline"], self.deadline)
+            changes |= {"deadline": min(changes["deadline"], self.deadline), "stream_deadline": None}
         if "may_leave" in changes:
             changes["may_leave"] = changes["may_leave"] and self.may_leave
         if "body" in changes:
             changes.setdefault("_decoded", _UNDECODED)
         return dataclasses.replace(self, **changes)
-
-
-def decode_json(body: bytes) -> Any:
-    """JSON, strictly: UTF-8, no NaN, bounded depth. Raises TaskInvalid."""
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise TaskInvalid(f"the body is not valid JSON: {exc}") from exc
-    except RecursionError:
-        raise TaskInvalid("the body is nested too deeply") from None
 
 
 # ── what a plugin gives back ─────────────────────────────────────────────────────────────────────

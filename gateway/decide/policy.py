@@ -23,7 +23,10 @@ OPTIMISM_SLACK = 2.0  # a doubtful backend is tried only with this many predicte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The operator's weights: seconds per dollar, per joule, per second of lateness; and switches."""
+    """The operator's weights: seconds per dollar, per joule, per second of lateness; and switches.
+
+    edge_only: models, tasks and paths whose data never leaves the site; a `*` at the end stands for any rest.
+    """
 
     usd: float = 0.0
     joule: float = 0.0
@@ -33,6 +36,7 @@ class Policy:
     rebind: float = 0.8
     price: float = 0.5
     routes: Mapping[str, str] = field(default_factory=dict)
+    edge_only: tuple[str, ...] = ()
 
 
 class Query(NamedTuple):

@@ -58,10 +58,12 @@ class Attempt:
         self.is_settled = False
         self._lanes, self._expected, self._put = lanes, expected, put
         self._empty_bytes = 0
+        self._inner: Watch | None = None
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self, members: Mapping[str, Member]) -> None:
+    async def run(self, members: Mapping[str, Member], handed: Callable[[Task, str, str], Task]) -> None:
         """Wait for the grant, and run. Cancelling it means that nobody waits any more; `release` when it has ended."""
+        self._handed = handed
         try:
             self.member = _found(members, await self._granted, self.offer)
             await self._produce(self.member)
@@ -104,7 +106,7 @@ class Attempt:
         if not member.breaker.allows(pinned=self.offer.pinned == member.name):
             raise BackendUnavailable(f"the breaker of {member.name} is open: {member.breaker.why_open}", began=False)
         assert member.backend is not None
-        inner = self.watch.fork(only="edge" if site == "edge" else None)
+        self._inner = inner = self.watch.fork(only="edge" if site == "edge" else None)
         inner.enter(_FIRST_TERM[site], at=self.watch.leave())
         inner.on_cloud = lambda: self._lanes.sent(self.work, member.name)
         inner.rtt_s = self._lanes.board.rtt_s(member.name) if member.is_remote else 0.0
@@ -115,7 +117,7 @@ class Attempt:
                 "egress.sent", request_id=task.id, parent_id=task.parent_id, backend=member.name, bytes=len(task.body)
             )
         name = self.offer.names[member.name]
-        produced = member.backend.run(task.replace(name=name, terms=inner))
+        produced = member.backend.run(self._handed(task, member.name, name).replace(terms=inner))
         renderer = self._expected.renderer(member.name, name) if self._expected.renderer else None
         if isinstance(produced, AsyncIterator):
             await self._relay(produced, renderer)
@@ -203,10 +205,18 @@ class Attempt:
     def _blame(self, error: GatewayError) -> None:
         """The client's mistakes are not held against a backend, nor is a bug that some argument meets."""
         assert self.member is not None
-        if isinstance(error, TaskInvalid) or error.code == "plugin_error":
+        if isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_below(error):
             self.member.breaker.ignored()  # its code failed on this task; that says nothing of the next one
         else:
             self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
+
+    def _is_from_below(self, error: GatewayError) -> bool:
+        """Whether its subtasks ended so, or were not done in time: those they were given to have been blamed for it.
+
+        What is refused there (a rule that holds for this request, a full line) would otherwise shut it for everybody.
+        """
+        is_waiting = self._inner is not None and bool(self._inner.children)
+        return error.is_of_subtask or (isinstance(error, DeadlineExceeded) and is_waiting)
 
     def outrun(self) -> None:
         """It stalled, and one that was asked later has answered: it takes longer than that, if it answers at all."""

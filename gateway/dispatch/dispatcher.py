@@ -47,7 +47,7 @@ class Dispatcher:
 
         What is learned on the way goes into `record`, the time into `watch`. Raises GatewayError.
         """
-        expected = expected or Expectations()
+        task, expected = self.planner.kept(task), expected or Expectations()
         self._budget.note_request()
         call = Call(task=task, watch=watch, record=record, expected=expected, until=until_of(task, expected))
         answer = await self._served(call)
@@ -182,7 +182,7 @@ class Dispatcher:
     # ── the tasks that own slots ─────────────────────────────────────────────────────────────────
 
     def _spawn(self, attempt: Attempt) -> asyncio.Task[None]:
-        task = asyncio.create_task(attempt.run(self.registry.members))
+        task = asyncio.create_task(attempt.run(self.registry.members, self.planner.handed))
         self._attempts[task] = attempt
         task.add_done_callback(self._attempts.pop)
         return task

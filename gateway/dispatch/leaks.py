@@ -51,4 +51,4 @@ class Leaks:
 
 def _ends_at(attempt: Attempt, member: Member, cancelled_at: float) -> float:
     """By when its backend should have let go of it."""
-    return max(cancelled_at, min(attempt.task.deadline, cancelled_at + member.drain_s))
+    return max(cancelled_at, min(attempt.task.parts_deadline, cancelled_at + member.drain_s))

@@ -10,11 +10,12 @@ from typing import Any
 
 from gateway.decide.policy import Candidate, Decision, Policy, Query, cost_s
 from gateway.dispatch.feasible import Feasibility, too_slow
+from gateway.dispatch.staying import must_stay
 from gateway.errors import PLUGIN_FAULTS
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
-from gateway.plugin import Backend, BackendUnavailable, GatewayError, Task
-from gateway.registry import Member, Offer, Registry
+from gateway.plugin import Backend, BackendUnavailable, GatewayError, Kind, Task
+from gateway.registry import AUTO, Member, Offer, Registry
 
 EDGE_ONLY = "edge-only: its data would leave the site"
 
@@ -90,7 +91,7 @@ class Planner:
     def _plan_of(self, name: str, task: Task, offer: Offer) -> dict[str, Any]:
         backend = self.registry.members[name].backend
         with suppress(Exception):  # as with its guesses
-            planned = backend.plan(task.replace(name=offer.names[name]), self) if backend else None
+            planned = backend.plan(self.handed(task, name, offer.names[name]), self) if backend else None
             return {"plan": dict(planned)} if planned else {}
         return {}
 
@@ -136,7 +137,7 @@ class Planner:
             if backend is None or type(backend).estimate is Backend.estimate:
                 continue
             with suppress(Exception):  # a plugin's guess must never cost the request
-                seconds = backend.estimate(task.replace(name=offer.names[member.name]), self)
+                seconds = backend.estimate(self.handed(task, member.name, offer.names[member.name]), self)
                 if seconds is not None:
                     out[member.name] = float(seconds)
         return out
@@ -169,6 +170,22 @@ class Planner:
             return EDGE_ONLY
         return self.unusable(name, pinned=offer.pinned == name)
 
+    def keeps(self, kind: Kind, name: str, places: Iterable[str] = ()) -> bool:
+        """Whether the operator keeps `name` on the site, under each name that it may become, or one of `places`."""
+        is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
+        names = (name, *self.registry.auto_off_site(kind)) if is_auto else (name,)
+        return must_stay(self.lanes.policy.edge_only, names, places)
+
+    def kept(self, task: Task) -> Task:
+        """The task as it may travel: what a hybrid calls its subtasks by is under the operator's rules, too."""
+        name = task.name if task.pin is None else f"{task.pin}/{task.name}"
+        return task.replace(may_leave=False) if task.may_leave and self.keeps(task.kind, name) else task
+
+    def handed(self, task: Task, backend: str, own: str) -> Task:
+        """The task as `backend` gets it, by its own name. A hybrid's own names are others' here, with their rules."""
+        member, task = self.registry.members.get(backend), task.replace(name=own)
+        return self.kept(task) if member is not None and member.site == "hybrid" else task
+
     def _is_by_rule(self, offer: Offer, task: Task) -> bool:
         return not task.may_leave and all(self.registry.members[n].is_off_site for n in offer.names)
 
@@ -187,6 +204,7 @@ class Planner:
     def _candidate(self, backend: str, task: Task) -> Candidate | None:
         member = self.registry.members.get(backend)
         own = member.serves(task.kind, task.name) if member else None
+        task = self.kept(task)
         if own is None or self._refusal(backend, task, Offer({}, None)):
             return None
         work = self._work(task, Offer({backend: own}, backend), False)

@@ -185,7 +185,7 @@ class Race:
     async def _soon(self, silent_s: float) -> tuple[Attempt, Item] | None:
         """What comes next; None when it is time for a QUIET. Raises DeadlineExceeded after too long without content."""
         now, quiet_s = time.monotonic(), self.expected.quiet_s
-        stall_at = min(self.task.deadline, now + self.expected.limits.stall_s + self._look_s - silent_s)
+        stall_at = min(self.task.parts_deadline, now + self.expected.limits.stall_s + self._look_s - silent_s)
         pause_at = stall_at if quiet_s is None else min(stall_at, now + quiet_s - silent_s % quiet_s)
         try:
             return await self._next(pause_at)

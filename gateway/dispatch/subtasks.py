@@ -72,6 +72,7 @@ async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Recor
     except GatewayError as exc:
         record.error, record.reason = exc.message, exc.code
         record.outcome = "timed_out" if isinstance(exc, DeadlineExceeded) else "failed"
+        exc.is_of_subtask = True
         raise
     except asyncio.CancelledError:
         record.outcome = "cancelled"

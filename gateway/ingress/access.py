@@ -6,11 +6,10 @@ client has shown a certificate, its name may stand for a key that says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import unquote
 
 from gateway.admit import Caller, Gate
-from gateway.admit.keys import matches
 from gateway.ingress.routes import Match
 from gateway.plugin import GatewayError
 
@@ -43,15 +42,13 @@ def check_route(caller: Caller, found: Match) -> None:
         caller.check("task", found.params["task"])
 
 
-def must_stay(edge_only: tuple[str, ...], names: Iterable[str], path: str, topic: str | None) -> bool:
-    """Whether the operator keeps one of these models or tasks, this path or this MQTT topic on the site.
+def places_of(path: str, target: str, topic: str | None) -> tuple[str, ...]:
+    """Where a request came in, as the operator may have named it: by its path, by its MQTT topic.
 
-    names: as the client wrote it, pinned or not, and what it may become.
+    A topic counts as it is written, and as it is routed: with `/v1`, without escapes, without a query.
     """
-    if not edge_only:
-        return False
-    spelt = [each for name in names for each in (name, name.partition("/")[2])]
-    return any(matches(edge_only, each) for each in (*spelt, unquote(path), *((topic,) if topic else ())))
+    routed = unquote(path.partition("?")[0])
+    return (routed,) if topic is None else (routed, topic, topic.removesuffix(target) + routed)
 
 
 def check_admin(gate: Gate, headers: Mapping[str, str]) -> None:

@@ -22,7 +22,7 @@ import msgspec
 from gateway.admit import ANYBODY, Caller, Gate
 from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, forget
 from gateway.ingress import openai, openapi, tasks
-from gateway.ingress.access import caller_of, check_route, must_stay, presented
+from gateway.ingress.access import caller_of, check_route, places_of, presented
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.framing import encode_json
@@ -83,15 +83,13 @@ class Door:
         draft = read(found, headers.get("content-type", ""), body)
         caller.check(draft.kind, draft.name or AUTO)
         task = task_of(draft, headers, self.rules, request_id=new_id(), began=time.monotonic())
-        task = task.replace(may_leave=caller.may_leave and not self.keeps(draft))
+        task = task.replace(may_leave=caller.may_leave and not self.keeps(draft, target))
         return self.dispatcher.planner.explain(task, client_deadline="x-gateway-deadline-ms" in headers)
 
-    def keeps(self, draft: Draft, topic: str | None = None) -> bool:
-        """Whether the operator keeps what the draft asks for on the site, under each name that it may become."""
-        name = draft.name or AUTO
-        is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
-        names = (name, *self.dispatcher.registry.auto_off_site(draft.kind)) if is_auto else (name,)
-        return must_stay(self.rules.edge_only, names, draft.path.partition("?")[0], topic)
+    def keeps(self, draft: Draft, target: str, topic: str | None = None) -> bool:
+        """Whether the operator keeps on the site what the draft asks for, or what comes in where it did."""
+        places = places_of(draft.path, target, topic)
+        return self.dispatcher.planner.keeps(draft.kind, draft.name or AUTO, places)
 
     def give_up(self) -> None:
         """The gateway stops: answer what is open, and whatever comes now, that it will not be done.
@@ -199,7 +197,8 @@ class _Visit:
         self.caller.check(draft.kind, draft.name or AUTO)
         headers = self.incoming.headers
         task = task_of(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
-        task = task.replace(may_leave=self.caller.may_leave and not self.door.keeps(draft, self.incoming.topic))
+        stays = self.door.keeps(draft, self.incoming.target, self.incoming.topic)
+        task = task.replace(may_leave=self.caller.may_leave and not stays)
         if "traceparent" in task.headers:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
         await self._dispatch(task, draft)

@@ -28,6 +28,7 @@ _NOT_OF_A_PATH, _NOT_OF_A_QUERY = (
     re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]") for allowed in (_OF_A_PATH, _OF_A_QUERY)
 )
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: what a segment holds as it is; an escaped slash stays one
 _CONTROL_OR_SURROGATE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -68,7 +69,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A route, and the request's path as a backend shall see it: with `/v1`, in ASCII, escapes untouched; its query."""
+    """A route, and the request's path as a backend shall see it: with `/v1`, in the one ASCII spelling; and its query.
+
+    What may be spelt in many ways is judged once, here: rules and upstreams see the same.
+    """
 
     route: Route
     path: str
@@ -139,9 +143,9 @@ def match(method: str, target: str) -> Match:
     _check(path, _NOT_OF_A_PATH, "path")
     _check(query, _NOT_OF_A_QUERY, "query")
     segments = tuple(_decoded(segment) for segment in _segments(path))
-    found, canonical = _find(segments), path
+    found = _find(segments)
     if found is None and (aliased := _find(("v1", *segments))) and _all_openai(aliased[0]):
-        found, canonical = aliased, "/v1" + path
+        found, segments = aliased, ("v1", *segments)
     if found is None or not path.startswith("/"):
         raise GatewayError(_unknown(method, path), code="not_found")
     routes, rest = found
@@ -149,9 +153,7 @@ def match(method: str, target: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
-    # RFC 3987 §3.1: what is beyond ASCII is written as the escapes of its UTF-8
-    ascii_path = canonical if canonical.isascii() else quote(canonical, safe=_OF_A_PATH)
-    return Match(route=route, path=ascii_path, query=query, params=params)
+    return Match(route=route, path="".join("/" + quote(each, _PLAIN) for each in segments), query=query, params=params)
 
 
 def _check(text: str, wrong: re.Pattern[str], what: str) -> None:

@@ -24,14 +24,10 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What the operator set for every request. Times in seconds, sizes in bytes.
-
-    edge_only: models, tasks and paths whose data never leaves the site; a `*` at the end stands for any rest.
-    """
+    """What the operator set for every request. Times in seconds, sizes in bytes."""
 
     deadline_s: float = 300.0
     max_body_bytes: int = 33_554_432
-    edge_only: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
 
@@ -41,6 +37,8 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
     if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
         travelling.pop("traceparent", None)
     whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, _patience_s(headers) * ANSWER_SHARE)
+    client_s = _client_deadline_s(headers)
+    may_come_in_parts = draft.kind in ("task", "other") and not draft.stream  # that is seen when it comes
     return Task(
         id=request_id,
         kind=draft.kind,
@@ -53,7 +51,8 @@ def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_i
         files=draft.files,
         items=draft.items,
         stream=draft.stream,
-        deadline=began + min(whole_s, _client_deadline_s(headers)),
+        deadline=began + min(whole_s, client_s),
+        stream_deadline=began + min(STREAM_DEADLINE_S, client_s) if may_come_in_parts else None,
         may_leave=_may_leave(headers),
     )
 

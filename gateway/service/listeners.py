@@ -126,7 +126,7 @@ class Listeners:
     async def close(self, until: float) -> None:
         """Listen no more, finish what came meanwhile, and break off who is left."""
         for site in self.sites:
-            site.pause()
+            site.pause("stopping")
         if self.http is not None:
             await self.http.finish(until)
         await all_of("closing a listener", *(runner.cleanup() for runner in self._runners))

@@ -25,7 +25,6 @@ def rules_of(settings: Settings) -> Rules:
     return Rules(
         deadline_s=settings.deadline_s,
         max_body_bytes=settings.max_body_bytes,
-        edge_only=settings.policy.edge_only,
         limits=Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s),
     )
 

@@ -202,11 +202,13 @@ class WorkerBackend(Backend[BackendSettings]):
         Ends only when the worker is idle again or gone. Raises DeadlineExceeded at the task's deadline (the
         worker is killed), BackendUnavailable when the worker dies, and what the backend itself raised.
         """
-        process = await self._take_by(task.deadline)
+        deadline = task.deadline
+        process = await self._take_by(deadline)
         try:
             process.begin(task)
-            while not isinstance(frame := await process.answer(task.deadline), wire.Ended):
+            while not isinstance(frame := await process.answer(deadline), wire.Ended):
                 yield _item_of(frame)
+                deadline = task.parts_deadline
                 if isinstance(frame, wire.Answer):
                     break
         except TimeoutError:
@@ -215,7 +217,7 @@ class WorkerBackend(Backend[BackendSettings]):
                 await process.gone()
             raise DeadlineExceeded(f"`{task.name}` was not done within the time allowed and was stopped") from None
         finally:
-            await self._release(process, task.deadline)
+            await self._release(process, deadline)
 
     async def _take_by(self, deadline: float) -> Process:
         try:

@@ -76,6 +76,7 @@ class Work(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     parent_id: str | None
     pin: str | None
     depth: int
+    stream_deadline: float | None
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True):
@@ -181,6 +182,7 @@ def frame_task(task: Task) -> Work:
         parent_id=task.parent_id,
         pin=task.pin,
         depth=task.depth,
+        stream_deadline=task.stream_deadline,
     )
 
 

@@ -83,10 +83,11 @@ class Http(Backend[HttpSettings]):
         task.terms.enter("connect", at=-math.inf)  # nothing of the way there is the cloud's
         self._check(task)
         exchange = await self._ask(task)
-        watchdog = _close_at(task.deadline, exchange)
         is_stream, has_begun = _is_stream(task, exchange.response), False
+        deadline = task.parts_deadline if is_stream else task.deadline
+        watchdog = _close_at(deadline, exchange)
         try:
-            with self._translated(task):
+            with self._translated(deadline):
                 if is_stream:
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
                     async with aclosing(relay(task, exchange)) as events:
@@ -126,7 +127,7 @@ class Http(Backend[HttpSettings]):
     async def _ask(self, task: Task) -> Exchange:
         what = outgoing(task, self._base)
         try:
-            with self._translated(task):
+            with self._translated(task.deadline):
                 async with asyncio.timeout_at(task.deadline):
                     return await ask(
                         self._session, task, what, rtt_s=self._upstream.rtt_s, may_repeat=self._may_repeat(task)
@@ -140,8 +141,8 @@ class Http(Backend[HttpSettings]):
         said = self.settings.repeatable
         return task.kind != "task" if said is None else said
 
-    def _translated(self, task: Task) -> Translated:
-        return Translated(self._base.netloc, task.deadline, self._link_failed)
+    def _translated(self, deadline: float) -> Translated:
+        return Translated(self._base.netloc, deadline, self._link_failed)
 
     def _link_failed(self, why: str) -> None:
         self._observe(LinkSample(failed=why))

@@ -48,8 +48,8 @@ def outgoing(task: Task, base: Base) -> Outgoing:
 def _headers(task: Task) -> dict[str, str]:
     headers = {name: value for name, value in task.headers.items() if name not in NOT_FORWARDED}
     headers["x-request-id"] = task.id
-    if math.isfinite(task.deadline):
-        left_ms = int((task.deadline - time.monotonic()) * 1000)
+    if math.isfinite(task.parts_deadline):  # a peer's answer may be a stream, which only this may cut short
+        left_ms = int((task.parts_deadline - time.monotonic()) * 1000)
         headers["x-gateway-deadline-ms"] = str(max(left_ms, 1))
     if not task.may_leave:
         headers["x-gateway-locality"] = "edge-only"  # a peer on this site has a cloud of its own

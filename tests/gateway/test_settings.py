@@ -40,7 +40,7 @@ def test_one_backend_is_enough_and_the_rest_has_the_defaults_of_the_contract() -
 
 
 def test_the_policy_has_the_defaults_of_the_room_that_decides() -> None:
-    assert Policy().model_dump(exclude={"edge_only", "probe_s"}) == {
+    assert Policy().model_dump(exclude={"probe_s"}) == {
         field.name: getattr(Weights(), field.name) for field in fields(Weights)
     }
 

@@ -170,6 +170,15 @@ class Quick(Backend[BackendSettings]):
         return Result(json={"result": task.json})
 
 
+class Lingers(Quick):
+    """Streams, and has more to say when the time of a whole answer is over."""
+
+    async def run(self, task: Task) -> AsyncIterator[Part]:  # type: ignore[override]
+        yield Part("in time")
+        await asyncio.sleep(max(task.deadline - time.monotonic(), 0) + 0.01)
+        yield Part("after that")
+
+
 class Stubborn(Quick):
     """Does not let itself be cancelled for a while."""
 

@@ -15,6 +15,7 @@ import pytest
 
 from gateway.plugin import TERMS
 from gateway.testing import RunningGateway, running_gateway
+from support.faulty import Faulty
 from support.upstream import Script, Talk, Upstream, answer, by_path, reset
 from support.wiring import backend, cloud
 
@@ -226,3 +227,44 @@ async def test_a_late_edge_is_helped_by_the_cloud_and_freed() -> None:
     assert took_s < edge_s  # nobody waited for the edge
     check_account(line)
     assert line["r_path"] == "parallel"
+
+
+def over(mode: str, edge: dict[str, str], **settings: str) -> dict[str, str]:
+    """A hybrid over an edge that fails and a far side that answers."""
+    far = backend("far", "echo", SITE="cloud", MODELS='{"bird":"echo"}', TASKS='{"hang_on":"echo"}')
+    return edge | far | backend("both", "hybrid", MODE=mode, EDGE="near", CLOUD="far", **settings)
+
+
+def shut(gateway: RunningGateway) -> set[str]:
+    return {line["backend"] for line in gateway.lines.of("breaker.opened")}
+
+
+@pytest.mark.parametrize("mode", ["hedge", "cascade"])
+async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_for_nobody(mode: str) -> None:
+    ill = backend("near", "support.canary:Canary", FAILS="true", REPEATABLE="true")
+    body = {"model": "duet", "messages": HELLO}
+    async with running_gateway(**over(mode, ill, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
+        for _ in range(12):
+            assert (await post(gateway, http, "/v1/chat/completions", body, **EDGE_ONLY))[0] == 503
+        status, _, headers = await post(gateway, http, "/v1/chat/completions", body)
+        assert (status, headers["x-gateway-backend"]) == (200, "both")
+        assert shut(gateway) == {"near"}
+
+
+async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
+    slow = backend("near", "echo", DELAY_S="0.2", SLOTS="1", QUEUE="0", MODELS='{"bird":"echo"}')
+    body = {"model": "duet", "messages": HELLO}
+    async with running_gateway(**over("hedge", slow, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
+        asked_at_once = [post(gateway, http, "/v1/chat/completions", body, **EDGE_ONLY) for _ in range(10)]
+        assert {status for status, *_ in await asyncio.gather(*asked_at_once)} == {200, 503}
+        assert shut(gateway) == set()
+
+
+async def test_a_side_that_is_not_done_in_time_is_to_blame_and_not_the_hybrid_that_waits_for_it() -> None:
+    stuck = backend("near", "support.faulty:Faulty", TASKS='{"hang_on":"hang_on"}')
+    environ = over("hedge", stuck, TASKS='{"wait":"hang_on"}') | {"GATEWAY_DEADLINE_S": "0.1"}
+    async with running_gateway(**environ) as gateway, gateway.session() as http:
+        for _ in range(6):
+            assert (await post(gateway, http, "/v1/tasks/wait", {}, **EDGE_ONLY))[0] in (503, 504)
+        Faulty.may_end.set()
+        assert shut(gateway) == {"near"}

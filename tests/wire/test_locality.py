@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.ingress.access import must_stay
+from gateway.dispatch.staying import must_stay
+from gateway.ingress.access import places_of
+from gateway.ingress.routes import match
 from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
@@ -213,7 +215,51 @@ def test_no_chain_of_subtasks_and_changes_ever_lets_a_task_leave_again(
 @given(st.sampled_from("abc/*"), st.text("abc/*", max_size=6), st.text("abc/", max_size=6))
 def test_a_rule_keeps_its_name_itself_pinned_or_not(first: str, rest: str, backend_name: str) -> None:
     name = first + rest
-    assert must_stay((name,), (name,), "", None)
-    assert must_stay((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",), "", None)
-    assert must_stay((name,), ("another",), "", name)
-    assert not must_stay((), (name,), name, name)
+    assert must_stay((name,), (name,))
+    assert must_stay((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",))
+    assert must_stay((name,), ("another",), (name,))
+    assert not must_stay((), (name,), (name,))
+
+
+TOPIC = "edge-gateway/req/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/chat/completions",
+        "/chat/completions",
+        "/v1/ch%61t/completions",
+        "/v1/chat/completions?x=1",
+        "/ch%61t/completions",
+    ],
+)
+def test_a_topic_is_judged_as_it_is_routed_and_as_it_is_written(target: str) -> None:
+    found = match("POST", target)
+    topic = f"edge-gateway/req{target}"
+    places = places_of(found.path, target, topic)
+    assert must_stay((TOPIC,), (), places)
+    assert must_stay(("edge-gateway/req/v1/chat/*",), (), places)
+    assert must_stay((topic,), (), places)
+    assert must_stay(("/v1/chat/*",), (), places)
+    assert not must_stay(("edge-gateway/call/*",), (), places)
+
+
+@pytest.mark.parametrize("edge_fails", [False, True])
+@pytest.mark.parametrize("mode", ["scatter", "cascade", "hedge"])
+async def test_a_name_that_stays_stays_under_whatever_name_a_hybrid_offers_it(
+    keys: str, mode: str, edge_fails: bool
+) -> None:
+    names = {"TASKS": '{"choir":"hum"}', "MODELS": '{"duet":"wren"}'}
+    names |= {"THRESHOLD": "1"} if mode == "cascade" else {}  # the edge is never sure enough
+    both = backend("both", "hybrid", MODE=mode, EDGE="near", CLOUD="far", **names)
+    async with running_gateway(**{**world(keys, edge_fails=edge_fails), **both}) as gateway:
+        for path, body in (
+            ("/v1/tasks/choir", b'{"items":[1,2,3]}'),
+            ("/v1/chat/completions", chat("duet")),
+            ("/v1/chat/completions", chat("both/duet")),
+        ):
+            await answered(gateway.url, post(path, body, f"x-api-key: egw_any_{SECRET}"))
+        assert {site for site, _ in Canary.given} == {"edge"}
+        assert gateway.lines.of("egress.sent") == gateway.lines.of("egress.refused") == []
+        assert all("far" not in line["error"] for line in gateway.lines.of("request.finished") if line["error"])

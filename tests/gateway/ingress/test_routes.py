@@ -50,6 +50,21 @@ def test_a_model_name_may_hold_slashes_and_escapes(path: str, name: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("path", "routed"),
+    [
+        ("/v1/ch%61t/completions", "/v1/chat/completions"),
+        ("/ch%61t/c%6Fmpletions", "/v1/chat/completions"),
+        ("/v1/tasks/h%75m%2Ea", "/v1/tasks/hum.a"),
+        ("/v1/tasks/a%2fb%20c", "/v1/tasks/a%2Fb%20c"),
+        ("/v1/tasks/llama3.2:3b@x", "/v1/tasks/llama3.2:3b@x"),
+        ("/v1/images/caf%c3%a9?size=1", "/v1/images/caf%C3%A9"),
+    ],
+)
+def test_a_path_goes_on_in_the_one_spelling_that_was_judged(path: str, routed: str) -> None:
+    assert match("POST", path).path == routed
+
+
+@pytest.mark.parametrize(
     ("path", "nearest"),
     [
         ("/v1/chat/completion", "/v1/chat/completions"),

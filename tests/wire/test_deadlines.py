@@ -1,0 +1,65 @@
+"""What the deadline of a whole answer bounds, and what it does not: a task that answers in parts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gateway.testing import running_gateway
+from support.raw import answered, connected, post, read_to_end
+from support.until import until
+from support.wiring import backend, cloud
+
+ASKED = post("/v1/tasks/echo", b"1", "Connection: close")
+WHOLE = [b'data: {"part":"in time"}', b'data: {"part":"after that"}', b"data: [DONE]"]
+
+
+def lingering(deadline_s: float, isolation: str = "loop") -> dict[str, str]:
+    lingers = backend("slow", "support.worker_backends:Lingers", ISOLATION=isolation)
+    return lingers | {"GATEWAY_DEADLINE_S": str(deadline_s)}
+
+
+def said(body: bytes) -> list[bytes]:
+    return [line for line in body.splitlines() if line.startswith(b"data: ")]
+
+
+@pytest.mark.parametrize("isolation", ["loop", "process"])
+async def test_a_task_that_streams_may_go_on_when_the_time_of_a_whole_answer_is_over(isolation: str) -> None:
+    async with running_gateway(**lingering(0.3, isolation)) as gateway:
+        answer = await answered(gateway.url, ASKED)
+        line = await gateway.line(kind="task")
+    assert said(answer.body) == WHOLE
+    assert line["outcome"] == "served"
+
+
+async def test_so_may_one_that_an_upstream_streams() -> None:
+    async with running_gateway(**lingering(0.6)) as peer:
+        front = cloud(peer.url, TASKS='{"echo":"/v1/tasks/echo"}') | {"GATEWAY_DEADLINE_S": "0.3"}
+        async with running_gateway(**front) as gateway:
+            answer = await answered(gateway.url, ASKED)
+    assert said(answer.body) == WHOLE
+
+
+async def test_what_the_client_itself_allows_bounds_its_stream_too() -> None:
+    async with running_gateway(**lingering(30)) as gateway, connected(gateway.url) as (reader, writer):
+        writer.write(post("/v1/tasks/echo", b"1", "x-gateway-deadline-ms: 100"))
+        told = await read_to_end(reader)
+    assert b"in time" in told
+    assert b"deadline_exceeded" in told
+    assert b"[DONE]" not in told
+
+
+async def test_a_worker_whose_stream_nobody_hears_any_more_is_free_again_though_its_deadline_has_passed() -> None:
+    environ = lingering(0.05, "process") | backend("slow", "support.worker_backends:Tool", SLOTS="1")
+    async with running_gateway(**environ) as gateway:
+        async with connected(gateway.url) as (reader, writer):
+            writer.write(post("/v1/tasks/endless", b"1"))
+            while b'"part":' not in await reader.read(4096):
+                pass
+            (attempt,) = gateway.service.dispatcher._attempts.values()
+            while time.monotonic() < attempt.task.deadline:
+                await reader.read(4096)
+        await until(lambda: gateway.service.dispatcher.lanes.busy()["slow"] == 0)
+        assert (await answered(gateway.url, post("/v1/tasks/json", b"1"))).json == 1
+        assert gateway.lines.of("worker.died") == []
