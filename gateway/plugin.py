@@ -37,7 +37,7 @@ from gateway.errors import (
     TaskRefused,
     frames_of,
 )
-from gateway.values import decode_json
+from gateway.values import Upload, decode_json
 
 __all__ = [
     "TERMS",
@@ -197,15 +197,6 @@ class View(Protocol):
     def slots(self, backend: str) -> int:
         """How many tasks `backend` works on at once; 0 where there is no such backend."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """One uploaded file of a multipart request."""
-
-    data: bytes
-    filename: str = ""
-    content_type: str = "application/octet-stream"
 
 
 class _NoTerms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,3 +18,12 @@ def decode_json(body: bytes) -> Any:
         raise TaskInvalid(f"the body is not valid JSON: {exc}") from exc
     except RecursionError:
         raise TaskInvalid("the body is nested too deeply") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One uploaded file of a multipart request."""
+
+    data: bytes
+    filename: str = ""
+    content_type: str = "application/octet-stream"

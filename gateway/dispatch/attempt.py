@@ -72,6 +72,7 @@ class Attempt:
             if is_told_to_stop(exc):
                 raise
             error = self._translated(exc)
+            _forget_way(error)
             self.failed(error)
             await self._put(self, error)
 
@@ -229,6 +230,11 @@ class Attempt:
             self.is_settled = True
             if self.began:
                 self.member.breaker.ignored()
+
+
+def _forget_way(error: GatewayError) -> None:
+    """How it came about: that would keep alive all that was at hand there, such as an answer read so far."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
 def _found(members: Mapping[str, Member], backend: str, offer: Offer) -> Member:

@@ -58,17 +58,27 @@ class Dispatcher:
         return answer
 
     async def _served(self, call: Call) -> Answer:
-        while True:
-            call.watch.enter("decide")
-            plan = await self._next_plan(call)
-            race = Race(call.task, plan, call.expected, call.watch, self.lanes, self._spawn)
-            try:
-                return await self._run(race, plan, call)
-            except GatewayError as exc:
-                if not self._may_try_elsewhere(exc, race, plan, call.until):
-                    raise
-                call.failure = exc
-                call.tried |= dict.fromkeys(race.asked or plan.decision.order[:1], exc.message)
+        try:
+            while (answer := await self._attempted(call)) is None:
+                pass
+        except GatewayError:
+            call.failure = None  # it is on its way up, and its traceback holds this call
+            raise
+        return answer
+
+    async def _attempted(self, call: Call) -> Answer | None:
+        """What whoever is next answers; None where somebody else may be asked after that."""
+        call.watch.enter("decide")
+        plan = await self._next_plan(call)
+        race = Race(call.task, plan, call.expected, call.watch, self.lanes, self._spawn)
+        try:
+            return await self._run(race, plan, call)
+        except GatewayError as exc:
+            if not self._may_try_elsewhere(exc, race, plan, call.until):
+                raise
+            call.failure = exc.with_traceback(None)
+            call.tried |= dict.fromkeys(race.asked or plan.decision.order[:1], exc.message)
+            return None
 
     # ── who is next ──────────────────────────────────────────────────────────────────────────────
 

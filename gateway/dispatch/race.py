@@ -126,20 +126,41 @@ class Race:
         """
         self._until, self._until_rescued = until, until_rescued
         ahead: list[tuple[Attempt, Part]] = []
-        failed = 0
-        while True:
-            attempt, item = await self._next(self._until)
-            if isinstance(item, GatewayError):
+        failed: dict[Attempt, Item] = {}
+        while len(failed) < len(self.attempts) and (heard := await self._next_or_refusal(failed)) is not None:
+            attempt, item = heard
+            if _is_no_good(item):
                 attempt.watch.stop()
-                failed += 1
-                if failed == len(self.attempts):
-                    raise item
+                failed[attempt] = item
                 continue
             if isinstance(item, Part):
                 ahead.append((attempt, item))
                 if not self.expected.is_content(item):
                     continue
             return self._won(attempt, item, [part for who, part in ahead if who is attempt])
+        return self._lost(failed)
+
+    async def _next_or_refusal(self, failed: Mapping[Attempt, Item]) -> tuple[Attempt, Item] | None:
+        """What comes next; None when the time is up, and one of those that failed has at least refused."""
+        try:
+            return await self._next(self._until)
+        except DeadlineExceeded:
+            if any(isinstance(item, Result) for item in failed.values()):
+                return None
+            raise
+
+    def _lost(self, failed: dict[Attempt, Item]) -> Answer:
+        """A refusal, where there is one: who was asked first knows best. Else raises what came last."""
+        for attempt in self.attempts:
+            if isinstance(item := failed.get(attempt), Result):
+                return self._won(attempt, item, [])
+        _, last = failed.popitem()
+        failed.clear()
+        assert isinstance(last, GatewayError)
+        try:
+            raise last
+        finally:
+            del last  # its traceback holds this frame, and with it the whole request
 
     def _won(self, attempt: Attempt, item: Item, ahead: list[Part]) -> Answer:
         assert attempt.member is not None
@@ -234,3 +255,8 @@ class Race:
     def asked(self) -> Mapping[str, Attempt]:
         """Who was granted this, by backend."""
         return {attempt.member.name: attempt for attempt in self.attempts if attempt.member}
+
+
+def _is_no_good(item: Item) -> bool:
+    """Whether it is a failure, or a refusal: the answer only where nobody has a better one."""
+    return isinstance(item, GatewayError) or (isinstance(item, Result) and item.status >= 400)

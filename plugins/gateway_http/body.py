@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from io import BytesIO
 
 from gateway.plugin import BackendUnavailable
@@ -26,27 +27,35 @@ class NotJson(Exception):
 
 async def read(exchange: Exchange, cap: int, walk: Walk | None = None) -> bytes:
     """All of it, unpacked. Raises NotJson where `walk` says so, BackendUnavailable, and what aiohttp raises."""
+    with BytesIO() as held:  # gives its bytes away without a copy; a failure, which may be kept, does not keep them
+        async with aclosing(pieces(exchange, cap)) as found:
+            async for piece in found:
+                if walk is not None and not walk.feed(piece):
+                    raise NotJson
+                held.write(piece)
+        if walk is not None and not walk.is_over:
+            raise NotJson
+        return held.getvalue()
+
+
+async def pieces(exchange: Exchange, cap: int) -> AsyncGenerator[bytes, None]:
+    """The same piece by piece, as it arrives."""
     declared = exchange.response.content_length
     if declared is not None and declared > cap:
         raise too_large(cap)
-    inflater = _inflater(exchange)
-    held = BytesIO()  # gives its bytes away without a copy
+    inflater, size = _inflater(exchange), 0
     while chunk := await exchange.read():
         if max(exchange.received, exchange.response.wire.received if declared is None else 0) > cap:
             raise too_large(cap)
         for piece in inflater.feed(chunk) if inflater else _pieces(chunk):
-            if held.tell() + len(piece) > cap:
+            size += len(piece)
+            if size > cap:
                 raise too_large(cap)
-            if walk is not None and not walk.feed(piece):
-                raise NotJson
-            held.write(piece)
+            yield piece
             if len(chunk) > STEP_BYTES or len(piece) == STEP_BYTES:
                 await asyncio.sleep(0)
     if inflater and exchange.received:
         inflater.finish()
-    if walk is not None and not walk.is_over:
-        raise NotJson
-    return held.getvalue()
 
 
 def too_large(cap: int) -> BackendUnavailable:

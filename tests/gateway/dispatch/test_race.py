@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from typing import cast
 
 import pytest
 
 from gateway.decide.policy import Decision
 from gateway.dispatch import Expectations
-from gateway.dispatch.attempt import Attempt
+from gateway.dispatch.attempt import Attempt, Item
 from gateway.dispatch.planner import Plan
 from gateway.dispatch.race import Race
-from gateway.plugin import Task, TaskRefused
-from gateway.registry import Offer
+from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, TaskRefused
+from gateway.registry import Member, Offer
 from gateway.timing import Watch
 from support.lane_house import House
 
@@ -62,3 +64,78 @@ async def test_who_is_refused_a_place_in_line_leaves_no_line_of_the_account_open
     with pytest.raises(TaskRefused):
         race.start()
     assert [line._closed for line in race.watch.children] == [True]
+
+
+# ── two at work, of which one refuses ────────────────────────────────────────────────────────────
+
+
+class Named:
+    """As much of a member as is looked at here."""
+
+    site, breaker = "edge", None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Rescued:
+    """A race of two whose attempts say what the test says."""
+
+    def __init__(self) -> None:
+        house = House()
+        self.running: list[asyncio.Task[None]] = []
+        decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
+        plan = Plan(Offer({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
+        task = Task(kind="task", name="add", deadline=math.inf)
+        self.race = Race(task, plan, Expectations(), Watch(), house.lanes, self._spawn)
+        self.race.start()
+        assert self.race._rescue("box")
+        self.first, self.second = self.race.attempts
+        for attempt, name in ((self.first, "cloud"), (self.second, "box")):
+            attempt.member, attempt.is_settled = cast("Member", Named(name)), True
+
+    def _spawn(self, attempt: Attempt) -> asyncio.Task[None]:
+        self.running.append(asyncio.create_task(asyncio.Event().wait()))  # type: ignore[arg-type]
+        return self.running[-1]
+
+    async def answer(self, *said: tuple[Attempt, Item], until: float = math.inf) -> tuple[str, Result | None]:
+        """Who won, and with what."""
+        for attempt, item in said:
+            await self.race._put(attempt, item)
+        try:
+            answer = await self.race.first(until, lambda: until)
+            return answer.backend, answer.result
+        finally:
+            self.race.close()
+            await asyncio.gather(*self.running, return_exceptions=True)
+
+
+NO, WORSE, YES, LOST = Result(status=400), Result(status=422), Result(status=200), BackendUnavailable("it is gone")
+
+
+async def test_a_refusal_does_not_beat_the_good_answer_of_one_that_still_works() -> None:
+    it = Rescued()
+    assert await it.answer((it.second, NO), (it.first, YES)) == ("cloud", YES)
+    it = Rescued()
+    assert await it.answer((it.first, NO), (it.second, YES)) == ("box", YES)
+
+
+async def test_a_refusal_is_the_answer_where_nobody_has_a_better_one() -> None:
+    it = Rescued()
+    assert await it.answer((it.second, WORSE), (it.first, LOST)) == ("box", WORSE)
+    it = Rescued()
+    assert await it.answer((it.second, WORSE), (it.first, NO)) == ("cloud", NO)
+
+
+async def test_a_refusal_is_the_answer_where_the_time_is_up_for_the_other() -> None:
+    it = Rescued()
+    assert await it.answer((it.second, NO), until=0.0) == ("box", NO)
+
+
+async def test_where_all_fail_the_last_failure_counts() -> None:
+    it, late = Rescued(), BackendUnavailable("it is gone, too")
+    with pytest.raises(BackendUnavailable) as raised:
+        await it.answer((it.second, LOST), (it.first, late))
+    assert raised.value is late
+    with pytest.raises(DeadlineExceeded):
+        await Rescued().answer(until=0.0)
