@@ -22,10 +22,12 @@ from gateway.plugin import GatewayError, Kind, TaskInvalid
 NEAREST_LOOKS_AT_CHARS = 120
 
 # RFC 3986 §3.3, §3.4. `;` begins a parameter of a path segment, which some servers drop before they look for the path.
+# Of what has no place in a query, browsers escape only some (URL Standard, query percent-encode set): we do the rest.
 _OF_A_QUERY = "-._~!$&'()*+,;=:@/?%"
 _OF_A_PATH = _OF_A_QUERY.replace(";", "").replace("?", "")
+_RAW_IN_A_QUERY = "[]{}|^`\\"
 _NOT_OF_A_PATH, _NOT_OF_A_QUERY = (
-    re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]") for allowed in (_OF_A_PATH, _OF_A_QUERY)
+    re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]") for allowed in (_OF_A_PATH, _OF_A_QUERY + _RAW_IN_A_QUERY)
 )
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: what a segment holds as it is; an escaped slash stays one
@@ -153,7 +155,8 @@ def match(method: str, target: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
-    return Match(route=route, path="".join("/" + quote(each, _PLAIN) for each in segments), query=query, params=params)
+    path = "".join("/" + quote(each, _PLAIN) for each in segments)
+    return Match(route=route, path=path, query=quote(query, _OF_A_QUERY) if query.isascii() else query, params=params)
 
 
 def _check(text: str, wrong: re.Pattern[str], what: str) -> None:
