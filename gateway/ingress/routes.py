@@ -27,7 +27,8 @@ _OF_A_QUERY = "-._~!$&'()*+,;=:@/?%"
 _OF_A_PATH = _OF_A_QUERY.replace(";", "").replace("?", "")
 _RAW_IN_A_QUERY = "[]{}|^`\\"
 _NOT_OF_A_PATH, _NOT_OF_A_QUERY = (
-    re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]") for allowed in (_OF_A_PATH, _OF_A_QUERY + _RAW_IN_A_QUERY)
+    re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]")
+    for allowed in (_OF_A_PATH, _OF_A_QUERY + _RAW_IN_A_QUERY)
 )
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: what a segment holds as it is; an escaped slash stays one
