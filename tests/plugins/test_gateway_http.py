@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 import time
 from typing import Any
 
@@ -163,12 +163,8 @@ def test_settings_that_cannot_be_meant_are_refused_without_telling_secrets(setti
 
 async def test_an_edge_upstream_whose_name_leads_elsewhere_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened("http://rebound.test", site="edge") as (backend, _):
-        loop = asyncio.get_running_loop()
-
-        async def elsewhere(*_: object, **__: object) -> list[Any]:
-            return [(2, 1, 6, "", ("192.0.2.7", 80))]
-
-        monkeypatch.setattr(loop, "getaddrinfo", elsewhere)
+        elsewhere = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 80))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: elsewhere)
         with pytest.raises(BackendUnavailable, match=r"192\.0\.2\.7 is not a loopback or private address"):
             await result(backend, chat())
 
