@@ -103,6 +103,13 @@ async def device(
             await asyncio.gather(one.listening, return_exceptions=True)
 
 
+async def streamed(lamp: Device, path: str, body: Any, **more: Any) -> list[Answer]:
+    """The parts of a stream; its correlation is `s`."""
+    await lamp.send(path, body, b"s", **more)
+    heard = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+    return [part for part in heard if part.correlation == b"s"]
+
+
 async def run(name: str, *args: str) -> bytes:
     """A client program's standard output. Fails where it says it failed."""
     process = await asyncio.create_subprocess_exec(program(name), *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
