@@ -20,6 +20,8 @@ from typing import Any, BinaryIO, Literal
 import msgspec
 import structlog
 
+from gateway import plugin, values
+
 Format = Literal["auto", "console", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -101,12 +103,17 @@ class _Forward(logging.Handler):
         )
 
 
+# Where a value of a plugin's is refused; whoever gave it stands above.
+_CHECKS = frozenset({"<string>", values.__file__, plugin.__file__})
+
+
 def raised(exc: BaseException | None) -> dict[str, str | None]:
     """What a line may say of an exception nobody expected: its type and its place. Its text might quote a request."""
     if exc is None:
         return {"error": None, "where": None}
     frames = traceback.extract_tb(exc.__traceback__)
-    return {"error": type(exc).__name__, "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None}
+    at = [f"{frame.filename}:{frame.lineno}" for frame in frames if frame.filename not in _CHECKS]
+    return {"error": type(exc).__name__, "where": at[-1] if at else None}
 
 
 class Limited:

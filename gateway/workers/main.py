@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway.errors import is_told_to_stop, words_of
+from gateway.errors import PluginRaised, is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -33,8 +33,8 @@ from gateway.plugin import (
     Result,
     Task,
     View,
-    names_of,
 )
+from gateway.values import names_of
 from gateway.workers import wire
 
 TRACEBACK_CHARS = 8000
@@ -51,13 +51,14 @@ class Program:
         self._backend: Backend[Any] | None = None
         self._is_open = False
         self._job: asyncio.Task[None] | None = None
+        self._is_job_stopped = False
 
     async def serve(self, sock: socket.socket) -> None:
         """Work until the socket closes."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
         if self._job is not None:
-            self._job.cancel()
+            self._stop_job()
             await asyncio.wait([self._job])
         if self._backend is not None and self._is_open:
             await self._backend.__aexit__(None, None, None)
@@ -67,13 +68,19 @@ class Program:
 
     def _received(self, frame: wire.ToWorker) -> None:
         if isinstance(frame, wire.Cancel):
-            if self._job is not None:
-                self._job.cancel()
+            self._stop_job()
         elif isinstance(frame, wire.Start):
             self._job = asyncio.create_task(self._open(frame))
         else:
+            self._is_job_stopped = False
             self._job = asyncio.create_task(self._work(wire.task_of(frame)))
             self._job.add_done_callback(self._ended)
+
+    def _stop_job(self) -> None:
+        """A cancellation that does not come from here is the plugin's own, and a fault."""
+        if self._job is not None:
+            self._is_job_stopped = True
+            self._job.cancel()
 
     def _ended(self, job: asyncio.Task[None]) -> None:
         if job.cancelled():  # before its first step, or it would have said so itself
@@ -104,7 +111,8 @@ class Program:
         try:
             return await self._run(task)
         except BaseException as exc:
-            return wire.Ended() if is_told_to_stop(exc) else self._failure(exc, f"`{task.name}`", task)
+            is_ours = self._is_job_stopped and is_told_to_stop(exc)
+            return wire.Ended() if is_ours else self._failure(exc, f"`{task.name}`", task)
 
     async def _run(self, task: Task) -> wire.Answer | wire.Ended:
         """Send the parts, return what comes last: the next task is sent as soon as that is read."""
@@ -121,11 +129,12 @@ class Program:
         return wire.Ended()
 
     def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
-        if not isinstance(exc, GatewayError):
+        if isinstance(exc, PluginRaised) or not isinstance(exc, GatewayError):
             trace = "".join(traceback.format_tb(exc.__traceback__))  # without its text, which may quote the request
+            what = exc.raised if isinstance(exc, PluginRaised) else type(exc).__name__
             keys = {
                 "request_id": task.id if task else None,
-                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {words_of(exc)}",
+                "error": what if task else f"{what}: {words_of(exc)}",
                 "traceback": trace[-TRACEBACK_CHARS:],
             }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))
