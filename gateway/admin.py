@@ -17,8 +17,8 @@ from gateway.dispatch import Dispatcher
 from gateway.ingress.access import check_admin
 from gateway.ingress.door import Door
 from gateway.ingress.errors import envelope, error_headers, status_of
-from gateway.ingress.http import check_framing, check_host, headers_of, read_body
-from gateway.ingress.http_reply import HttpReply
+from gateway.ingress.http import check_framing, check_host, check_origin, headers_of, read_body
+from gateway.ingress.http_reply import SERVER, HttpReply
 from gateway.ingress.routes import MethodNotAllowed
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import Member
@@ -30,6 +30,7 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
 MOST_EXPLAINED_BYTES = 33_554_432
+NO_ORIGINS: frozenset[str] = frozenset()  # a page in a browser has no business here, whoever made it
 
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
@@ -51,9 +52,15 @@ class Admin:
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
+        response = await self._answered(request)
+        response.headers.update(SERVER)
+        return response
+
+    async def _answered(self, request: web.BaseRequest) -> web.Response:
         try:
             check_framing(request)
             check_host(request, self._hosts)
+            check_origin(request, NO_ORIGINS)
             if self._gate is not None:
                 check_admin(self._gate, headers_of(request))
             return await self._page(request)(request)

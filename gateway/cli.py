@@ -264,6 +264,8 @@ def _keys_create(path: Path, args: argparse.Namespace) -> int:
     from gateway import keyring
 
     print(keyring.create(path, args))
+    if args.burst is not None and args.requests_per_minute is None:
+        print("edge-gateway: --burst does nothing without --requests-per-minute", file=sys.stderr)
     print(
         f"This is shown once; {path} holds only its hash. A running gateway reads it when told: "
         "systemctl reload edge-gateway",
@@ -288,9 +290,9 @@ def _keys_revoke(path: Path, args: argparse.Namespace) -> int:
     print(f"{args.id} is out of {path}; until it is told (systemctl reload edge-gateway), a running gateway serves it")
     if was_last_admin:
         print(
-            f"edge-gateway: no key in {path} has `admin` any more. Where others can reach GATEWAY_ADMIN_LISTEN, the "
-            "gateway will refuse this configuration, and go on with the old keys until it is restarted. "
-            "Fix: `edge-gateway keys create NAME --admin` before you reload",
+            f"edge-gateway: no key in {path} that is still good has `admin`. Where others can reach "
+            "GATEWAY_ADMIN_LISTEN, the gateway will refuse this configuration, and go on with the old keys until it is "
+            "restarted. Fix: `edge-gateway keys create NAME --admin` before you reload",
             file=sys.stderr,
         )
     return OK

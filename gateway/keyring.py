@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from gateway.admit.keyfile import changing_keys
-from gateway.admit.keys import ID, Key, KeysInvalid, Names, hash_of, new_secret
+from gateway.admit.keys import ID, Key, KeysInvalid, Names, hash_of, may_administer, new_secret
 
 _DAYS = re.compile(r"([0-9]{1,5})d")
 
@@ -51,13 +52,26 @@ def _key(secret: str, args: argparse.Namespace) -> Key:
         expires=_expiry(args.expires, now),
         allow_cloud=not args.edge_only,
         admin=args.admin,
-        certificate=args.certificate,
+        certificate=_certificate(args.certificate),
         created=now,
     )
 
 
 def _names(text: str | None) -> Names | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+    return None if text is None else tuple(name.strip() for name in _plain("a name", text).split(",") if name.strip())
+
+
+def _certificate(name: str | None) -> str | None:
+    if name is not None and (name.strip() in ("", "*") or name != name.strip()):
+        raise KeysInvalid(f"--certificate {name!r} is no certificate's name; no `*` stands for others here")
+    return None if name is None else _plain("--certificate", name)
+
+
+def _plain(what: str, text: str) -> str:
+    """Raises KeysInvalid for what is no text: bytes of another encoding, control characters."""
+    if not text.isprintable():
+        raise KeysInvalid(f"{what} holds control characters, or is not UTF-8: {text[:80]!a}")
+    return text
 
 
 def _expiry(text: str | None, now: datetime) -> datetime | None:
@@ -73,12 +87,16 @@ def _expiry(text: str | None, now: datetime) -> datetime | None:
 
 
 def revoke(path: Path, name: str) -> bool:
-    """Take a key out of the file; whether it was the last with `admin`. Raises KeysInvalid where it is not in it."""
+    """Take a key out of the file; whether it was the last that may use its `admin`.
+
+    Raises KeysInvalid where it is not in it.
+    """
     with changing_keys(path) as keys:
         if name not in keys:
             raise KeysInvalid(f"there is no key {name!r} in {path}")
         gone = keys.pop(name)
-        return gone.admin and not any(key.admin for key in keys.values())
+        now_s = time.time()
+        return may_administer([gone], now_s) and not may_administer(keys.values(), now_s)
 
 
 def listing(keys: Mapping[str, Key]) -> Iterator[str]:
@@ -104,4 +122,4 @@ def _rules(key: Key) -> Iterator[str]:
     if key.certificate is not None:
         yield f"certificate {key.certificate}"
     if key.expires is not None:
-        yield f"{'expired' if key.expires <= datetime.now(UTC) else 'expires'} {key.expires.isoformat()}"
+        yield f"{'expired' if key.has_expired(time.time()) else 'expires'} {key.expires.isoformat()}"

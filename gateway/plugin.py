@@ -17,7 +17,6 @@ Time is float seconds on the system's monotonic clock (`time.monotonic`), sizes 
 from __future__ import annotations
 
 import dataclasses
-import json as stdlib_json
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
@@ -28,6 +27,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, get
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gateway import values
 from gateway.errors import (
     BackendFailed,
     BackendUnavailable,
@@ -37,7 +37,7 @@ from gateway.errors import (
     TaskRefused,
     frames_of,
 )
-from gateway.values import Upload, decode_json
+from gateway.values import Upload
 
 __all__ = [
     "TERMS",
@@ -280,7 +280,7 @@ class Task:
     def json(self) -> Any:
         """The body decoded (or a multipart body's fields); decoded once. Raises TaskInvalid."""
         if self._decoded is _UNDECODED:
-            decoded = self.fields if self.fields is not None else decode_json(self.body)
+            decoded = self.fields if self.fields is not None else values.decode_json(self.body)
             object.__setattr__(self, "_decoded", decoded)
         return self._decoded
 
@@ -335,8 +335,10 @@ class Task:
 class Result:
     """A whole answer: `json` (any JSON value, rendered as the client asked), or `body` bytes, sent as they are.
 
-    status: an HTTP status, 200 but for an upstream's own refusal. confidence: 0 to 1, where the backend
-    knows how sure it is. backend, site: who answered, filled in by the gateway for answers to subtasks.
+    A wrong type is refused when it is made, as `plugin_error`, here as in a worker. status: an HTTP status from 200 to
+    599, 200 but for an upstream's own refusal. headers: framing is the gateway's, and left out. confidence: 0 to 1,
+    where the backend knows how sure it is. backend, site: who answered, filled in by the gateway for answers to
+    subtasks.
     """
 
     json: Any = None
@@ -347,6 +349,10 @@ class Result:
     confidence: float | None = None
     backend: str | None = None
     site: Site | None = None
+
+    def __post_init__(self) -> None:
+        for name, check in values.OF_RESULT.items():
+            object.__setattr__(self, name, check(getattr(self, name)))
 
     def value(self) -> Any:
         """The answer as a JSON value, whichever way it was given. Raises BackendFailed when it is none."""
@@ -365,20 +371,12 @@ class Part:
     data: Any = None
     raw: bytes | None = None
 
+    def __post_init__(self) -> None:
+        if self.raw is not None:
+            object.__setattr__(self, "raw", values.checked_bytes("Part", "raw", self.raw))
+
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def names_of(value: Any) -> Any:
-    """`a,b`, `["a","b"]`, `("a",)` or `{"a":"b"}` as a map from the client's name to the backend's."""
-    if isinstance(value, str):
-        text = value.strip()
-        value = stdlib_json.loads(text) if text[:1] in ("[", "{") else [n.strip() for n in text.split(",") if n.strip()]
-    if isinstance(value, Mapping):
-        return {str(k): str(v) for k, v in value.items()}
-    if isinstance(value, Iterable):
-        return {str(n): str(n) for n in value}
-    return value
 
 
 class BackendSettings(BaseModel):
@@ -407,7 +405,7 @@ class BackendSettings(BaseModel):
     @field_validator("models", "tasks", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return names_of(value)
+        return values.names_of(value)
 
 
 S = TypeVar("S", bound=BackendSettings)

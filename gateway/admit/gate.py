@@ -117,7 +117,7 @@ class Gate:
         key = (self._keys or {}).get(key_id)
         if key is None:
             raise _unauthorized(f"there is no API key {key_id!r}")
-        if key.expires is not None and key.expires.timestamp() <= self._wall():
+        if key.has_expired(self._wall()):
             raise _unauthorized(f"the API key {key_id} has expired")
         return Caller(key_id, key, self._used.setdefault(key_id, _Usage()))
 

@@ -57,13 +57,15 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
     """Write beside it, then rename: a reader, or a power cut, finds the old file or the new.
 
-    Who may read it stays as it was, and a symbolic link stays one: what it points to is written.
+    Who may read it stays as it was, and a symbolic link stays one: what it points to is written. Raises KeysInvalid.
     """
+    data = render_keys(keys)
+    parse_keys(data)  # what nobody could read again is not written
     path = path.resolve()
     fd, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(render_keys(keys))
+            file.write(data)
             file.flush()
             _keep_access(path, file.fileno())
             os.fsync(file.fileno())

@@ -11,7 +11,7 @@ import hmac
 import re
 import secrets
 import string
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -58,6 +58,10 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     certificate: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     created: datetime | None = None
 
+    def has_expired(self, now_s: float) -> bool:
+        """Whether its time was over, `now_s` seconds after 1970."""
+        return self.expires is not None and self.expires.timestamp() <= now_s
+
     def allows(self, kind: Kind, name: str) -> bool:
         """Whether it may ask for the task, or the model, of this name."""
         return matches(self.tasks if kind == "task" else self.models, name)
@@ -79,6 +83,11 @@ def matches(names: Names | None, name: str) -> bool:
     if names is None:
         return True
     return any(name.startswith(each[:-1]) if each.endswith("*") else name == each for each in names)
+
+
+def may_administer(keys: Iterable[Key], now_s: float) -> bool:
+    """Whether any of them may still read the admin listener."""
+    return any(key.admin and not key.has_expired(now_s) for key in keys)
 
 
 def new_secret() -> str:
@@ -119,6 +128,9 @@ def parse_keys(data: bytes) -> dict[str, Key]:
 
 
 def render_keys(keys: Mapping[str, Key]) -> bytes:
-    """The file that holds these keys."""
+    """The file that holds these keys. Raises KeysInvalid where a name is no text."""
     plain: Any = {"keys": dict(sorted(keys.items()))}
-    return msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
+    try:
+        return msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
+    except UnicodeEncodeError:
+        raise KeysInvalid("a name in it is not UTF-8") from None

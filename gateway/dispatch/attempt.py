@@ -56,6 +56,7 @@ class Attempt:
         self.member: Member | None = None
         self.began = False
         self.is_settled = False
+        self._is_stopped = False
         self._lanes, self._expected, self._put = lanes, expected, put
         self._empty_bytes = 0
         self._inner: Watch | None = None
@@ -69,8 +70,9 @@ class Attempt:
             await self._produce(self.member)
             await self._put(self, End)
         except BaseException as exc:
-            if is_told_to_stop(exc):
+            if self._is_stopped and is_told_to_stop(exc):
                 raise
+            _carry_on()
             error = self._translated(exc)
             _forget_way(error)
             self.failed(error)
@@ -158,9 +160,11 @@ class Attempt:
 
     def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
-            # A worker's plugin; its process has logged it. Anybody else's only passes on what a subtask met.
-            if isinstance(exc, PluginRaised) and self.member is not None and self.member.is_pool:
+            if isinstance(exc, PluginRaised) and self.member is not None and not exc.is_of_subtask:
                 self.member.quarantine.raised(exc.raised)
+                if not self.member.is_pool:  # a worker's own process has logged it
+                    where = raised(exc) | {"error": exc.raised}
+                    log.error("dispatch.raised", request_id=self.task.id, backend=self.member.name, **where)
             return exc
         name, what = self.member.name if self.member else "none", type(exc).__name__
         log.error("dispatch.raised", request_id=self.task.id, backend=name, **raised(exc))
@@ -219,6 +223,11 @@ class Attempt:
         is_waiting = self._inner is not None and bool(self._inner.children)
         return error.is_of_subtask or (isinstance(error, DeadlineExceeded) and is_waiting)
 
+    def stop(self, running: asyncio.Task[None]) -> None:
+        """Cancel it. A cancellation that does not come from here is the plugin's own, and a fault."""
+        self._is_stopped = True
+        running.cancel()
+
     def outrun(self) -> None:
         """It stalled, and one that was asked later has answered: it takes longer than that, if it answers at all."""
         self.failed(DeadlineExceeded("it was silent, and another was sooner"))
@@ -235,6 +244,13 @@ class Attempt:
 def _forget_way(error: GatewayError) -> None:
     """How it came about: that would keep alive all that was at hand there, such as an answer read so far."""
     error.__traceback__ = error.__cause__ = error.__context__ = None
+
+
+def _carry_on() -> None:
+    """A plugin that has cancelled the task it runs in has not cancelled us."""
+    me = asyncio.current_task()
+    while me is not None and me.cancelling():
+        me.uncancel()
 
 
 def _found(members: Mapping[str, Member], backend: str, offer: Offer) -> Member:

@@ -216,7 +216,7 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Cancel what still runs, and wait until it has stopped, or CLOSE_S have passed."""
-        for task in self._attempts:
-            task.cancel()
+        for task, attempt in self._attempts.items():
+            attempt.stop(task)
         if self._attempts:
             await asyncio.wait(set(self._attempts), timeout=CLOSE_S)

@@ -170,7 +170,7 @@ class Race:
             other.watch.stop()
             if other is not attempt:
                 other.outrun() if other is first else other.abandoned()
-                running.cancel()
+                other.stop(running)
         name = attempt.member.name
         answer = Answer(backend=name, site=attempt.member.site, served_as=self.plan.offer.names[name], race=self)
         if isinstance(item, Result):
@@ -244,7 +244,7 @@ class Race:
         for attempt, running in self.attempts.items():
             attempt.abandoned()
             attempt.watch.stop()
-            running.cancel()
+            attempt.stop(running)
 
     @property
     def began(self) -> bool:

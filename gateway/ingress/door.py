@@ -26,6 +26,7 @@ from gateway.ingress.access import caller_of, check_route, places_of, presented
 from gateway.ingress.drafts import Draft, read
 from gateway.ingress.errors import envelope, error_headers, status_of
 from gateway.ingress.framing import encode_json
+from gateway.ingress.given import together
 from gateway.ingress.incoming import Incoming, Reply
 from gateway.ingress.render import Streamed, Wanted, has_content, streamed, wants_whole
 from gateway.ingress.resume import continuation
@@ -305,11 +306,10 @@ class _Visit:
     ) -> None:
         self.record.status, self.record.bytes_out = status, len(body)
         self.record.outcome = outcome_of(status)
-        out = {"Content-Type": content_type} if content_type else {}
-        out |= {**(headers or {}), **self._headers()}
+        kind = {"Content-Type": content_type} if content_type else {}
         self.watch.first_byte_at = self.watch.enter("write")
         self.is_answering = True
-        await self.reply.whole(status, out, body)
+        await self.reply.whole(status, together(headers or {}, kind, self._headers()), body)
         self.watch.leave()
 
     def _headers(self) -> dict[str, str]:
@@ -370,7 +370,7 @@ class _Visit:
             assert self.stream is not None
             whole = self.answer.result if self.answer is not None else None
             given = whole.headers if whole is not None else {}
-            await self.reply.begin(200, {**given, **self.stream.headers, **self._headers()})
+            await self.reply.begin(200, together(given, self.stream.headers, self._headers()))
             self.has_begun, self.record.status = True, 200
 
     async def _beat(self, stream: Streamed) -> None:

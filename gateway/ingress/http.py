@@ -189,6 +189,15 @@ def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
         )
 
 
+def check_origin(request: web.BaseRequest, allowed: frozenset[str]) -> None:
+    """Raises GatewayError for a browser's page of an origin that may not ask."""
+    origin = request.headers.get("Origin")
+    if origin is not None and origin not in allowed:
+        raise GatewayError(
+            f"pages of {origin[:80]!r} may not use this gateway; see GATEWAY_ALLOWED_ORIGINS", code="forbidden"
+        )
+
+
 def headers_of(request: web.BaseRequest) -> dict[str, str]:
     """Its headers by lower-cased name; those of one that came twice are one list (RFC 9110 §5.3)."""
     headers: dict[str, str] = {}
@@ -306,14 +315,7 @@ class HttpDoor:
         except GatewayError:
             reply.close_after = True  # who mixes up whose request it is, is not to go on with the connection
             raise
-        self._check_origin(request)
-
-    def _check_origin(self, request: web.BaseRequest) -> None:
-        origin = request.headers.get("Origin")
-        if origin is not None and origin not in self._origins:
-            raise GatewayError(
-                f"pages of {origin[:80]!r} may not use this gateway; see GATEWAY_ALLOWED_ORIGINS", code="forbidden"
-            )
+        check_origin(request, self._origins)
 
     def _cors(self, request: web.BaseRequest) -> dict[str, str]:
         origin = request.headers.get("Origin")

@@ -28,7 +28,7 @@ MOST_UNSENT_BYTES = 131_072  # in the kernel, per connection; its own limit is m
 LAST_WORDS_S = 0.2  # for an error to leave the kernel before the reset that throws away what has not
 NEVER_WAITS_BYTES = 32_768  # what is less than asyncio's high-water mark is taken at once
 
-_OURS = {"Server": "edge-gateway"}  # not the versions of what we are made of
+SERVER = {"Server": "edge-gateway"}  # not the versions of what we are made of
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -86,7 +86,7 @@ class HttpReply:
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete answer."""
-        everything = {**_OURS, **self._headers, **headers}
+        everything = {**SERVER, **self._headers, **headers}
         is_large = len(body) > PIECE_BYTES and self._request.method != "HEAD"
         if is_large:
             everything["Content-Length"] = str(len(body))
@@ -110,7 +110,7 @@ class HttpReply:
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The head of a stream."""
-        self.response = web.StreamResponse(status=status, headers={**_OURS, **self._headers, **headers})
+        self.response = web.StreamResponse(status=status, headers={**SERVER, **self._headers, **headers})
         if self.close_after or self._draining():
             self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
@@ -180,5 +180,5 @@ def error_response(error: GatewayError, request_id: str) -> web.Response:
         status=status_of(error),
         body=msgspec.json.encode(envelope(error, request_id)),
         content_type="application/json",
-        headers={**_OURS, "x-request-id": request_id, **error_headers(error, 0)},
+        headers={**SERVER, "x-request-id": request_id, **error_headers(error, 0)},
     )

@@ -19,6 +19,7 @@ STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its
 # The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
 TRAVELLING = ("traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta")
 
+NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)  # float() takes `١٢`, `1_0` and `nan`
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -100,8 +101,5 @@ def _client_deadline_s(headers: Mapping[str, str]) -> float:
 
 
 def _seconds(text: str | None) -> float | None:
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        return None
+    value = float(text) if text is not None and NUMBER.fullmatch(text) else 0.0
     return value if 0 < value < float("inf") else None

@@ -10,8 +10,9 @@ from typing import Any, Literal, TypeVar, get_args
 from gateway.decide.breaker import Breaker
 from gateway.decide.quarantine import Quarantine
 from gateway.errors import words_of
-from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site, names_of
+from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
 from gateway.telemetry import log
+from gateway.values import names_of
 from gateway.workers import WorkerBackend
 
 AUTO = "auto"

@@ -25,7 +25,7 @@ class Learned:
             self._board.restore(msgspec.json.decode(self.path.read_bytes()), self._hashes())
         except FileNotFoundError:
             pass
-        except (OSError, msgspec.DecodeError) as exc:
+        except (OSError, msgspec.DecodeError, RecursionError) as exc:
             log.warning("service.state_unreadable", path=str(self.path), error=str(exc))
 
     def save(self) -> None:

@@ -64,7 +64,7 @@ def parse_host(text: str) -> str:
     if name.count(":") > 1:
         return _v6(text, name)
     name, _, port = name.partition(":")
-    if not _NAME.fullmatch(name) or (port and not port.isdecimal()):
+    if not _NAME.fullmatch(name) or (port and not (port.isascii() and port.isdecimal())):
         raise ValueError(
             f"{text!r} is no host name or address; write names only, such as box.example (for its address 10.0.0.1 or "
             "[::1]); a name with other letters as browsers send it, xn--…"

@@ -8,6 +8,7 @@ be imported is no error here: its backend is left out by name while the others s
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from gateway.admit import Key, KeysInvalid
 from gateway.admit.keyfile import read_keys
+from gateway.admit.keys import may_administer
 from gateway.errors import PLUGIN_FAULTS
 from gateway.plugin import Backend, BackendSettings
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
@@ -133,10 +135,10 @@ def _across(
             f"{', '.join(public)} can be reached from other machines, and nobody would be asked for a key",
             f"set {PREFIX}KEYS_FILE, listen on 127.0.0.1, or accept it with {PREFIX}ALLOW_UNAUTHENTICATED=true",
         )
-    if not settings.admin_listen.is_local and not any(key.admin for key in keys.values()):
+    if not settings.admin_listen.is_local and not may_administer(keys.values(), time.time()):
         yield Problem(
             f"{PREFIX}ADMIN_LISTEN",
-            f"{settings.admin_listen} can be reached from other machines, and no key has `admin`",
+            f"{settings.admin_listen} can be reached from other machines, and no key that has not expired has `admin`",
             f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or make such a key and set {PREFIX}KEYS_FILE",
         )
     yield from _twice(settings)

@@ -231,11 +231,11 @@ EVENTS: Mapping[str, Event] = {
         },
     ),
     "dispatch.raised": Event(
-        "A plugin raised something that is not one of the gateway's errors.",
+        "A plugin raised something that is not one of the gateway's errors, or gave an answer of a wrong type.",
         {
             "request_id": "of the request",
             "backend": "whose plugin",
-            "error": "the exception's type; its text might quote the request",
+            "error": "the exception's type (its text might quote the request), or the field that is wrong",
             "where": "file and line",
         },
     ),
@@ -318,7 +318,7 @@ EVENTS: Mapping[str, Event] = {
         {
             "backend": "its name",
             "request_id": "of the request; null while starting",
-            "error": "the exception's type; while starting, its text too",
+            "error": "the exception's type, or the field that is wrong; while starting, its text too",
             "traceback": "its end: file, line and function of each frame, the innermost last; no text of either",
         },
     ),

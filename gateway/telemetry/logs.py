@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, Literal
 import msgspec
 import structlog
 
+from gateway import plugin, values
 from gateway.errors import frames_of
 from gateway.telemetry.sink import Sink
 
@@ -126,12 +127,17 @@ class _Forward(logging.Handler):
         )
 
 
+# Where a value of a plugin's is refused; whoever gave it stands above.
+_CHECKS = frozenset({"<string>", values.__file__, plugin.__file__})
+
+
 def raised(exc: BaseException | None) -> dict[str, str | None]:
     """What a line may say of an exception nobody expected: its type and its place. Its text might quote a request."""
     if exc is None:
         return {"error": None, "where": None}
-    frames = frames_of(exc)
-    return {"error": type(exc).__name__, "where": frames[-1].rpartition(" ")[0] if frames else None}
+    at = [each.rpartition(" ")[0] for each in frames_of(exc)]
+    at = [place for place in at if place.rpartition(":")[0] not in _CHECKS]
+    return {"error": type(exc).__name__, "where": at[-1] if at else None}
 
 
 class Limited:

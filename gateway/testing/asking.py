@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gateway.plugin import Backend, Kind, Task, Upload, names_of
+from gateway.plugin import Backend, Kind, Task, Upload
 from gateway.plugin import new_id as fresh_id
+from gateway.values import names_of
 
 PATHS: Mapping[Kind, str] = {
     "chat": "/v1/chat/completions",

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway.errors import frames_of, is_told_to_stop, words_of
+from gateway.errors import PluginRaised, frames_of, is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -32,8 +32,8 @@ from gateway.plugin import (
     Result,
     Task,
     View,
-    names_of,
 )
+from gateway.values import names_of
 from gateway.workers import wire
 from gateway.workers.spoken import speak_for_python, unhandled
 
@@ -51,6 +51,7 @@ class Program:
         self._backend: Backend[Any] | None = None
         self._is_open = False
         self._job: asyncio.Task[None] | None = None
+        self._is_job_stopped = False
         self._asked: asyncio.Task[None] | None = None  # how the backend is
 
     async def serve(self, sock: socket.socket) -> None:
@@ -59,9 +60,10 @@ class Program:
         loop.set_exception_handler(unhandled)
         await loop.create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
+        self._stop_job()
+        if self._asked is not None:
+            self._asked.cancel()
         if running := [task for task in (self._job, self._asked) if task is not None]:
-            for task in running:
-                task.cancel()
             await asyncio.wait(running)
         if self._backend is not None and self._is_open:
             await self._backend.__aexit__(None, None, None)
@@ -71,16 +73,22 @@ class Program:
 
     def _received(self, frame: wire.ToWorker) -> None:
         if isinstance(frame, wire.Cancel):
-            if self._job is not None:
-                self._job.cancel()
+            self._stop_job()
         elif isinstance(frame, wire.Start):
             self._job = asyncio.create_task(self._open(frame))
         elif isinstance(frame, wire.AskHealth):
             if self._asked is None or self._asked.done():
                 self._asked = asyncio.create_task(self._tell_health())
         else:
+            self._is_job_stopped = False
             self._job = asyncio.create_task(self._work(wire.task_of(frame)))
             self._job.add_done_callback(self._ended)
+
+    def _stop_job(self) -> None:
+        """A cancellation that does not come from here is the plugin's own, and a fault."""
+        if self._job is not None:
+            self._is_job_stopped = True
+            self._job.cancel()
 
     def _ended(self, job: asyncio.Task[None]) -> None:
         if job.cancelled():  # before its first step, or it would have said so itself
@@ -121,7 +129,8 @@ class Program:
         try:
             return await self._run(task)
         except BaseException as exc:
-            return wire.Ended() if is_told_to_stop(exc) else self._failure(exc, f"`{task.name}`", task)
+            is_ours = self._is_job_stopped and is_told_to_stop(exc)
+            return wire.Ended() if is_ours else self._failure(exc, f"`{task.name}`", task)
 
     async def _run(self, task: Task) -> wire.Answer | wire.Ended:
         """Send the parts, return what comes last: the next task is sent as soon as that is read."""
@@ -138,10 +147,11 @@ class Program:
         return wire.Ended()
 
     def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
-        if not isinstance(exc, GatewayError):
+        if isinstance(exc, PluginRaised) or not isinstance(exc, GatewayError):
+            what = exc.raised if isinstance(exc, PluginRaised) else type(exc).__name__
             keys = {
                 "request_id": task.id if task else None,
-                "error": type(exc).__name__ if task else f"{type(exc).__name__}: {words_of(exc)}",
+                "error": what if task else f"{what}: {words_of(exc)}",
                 "traceback": "\n".join(frames_of(exc))[-TRACEBACK_CHARS:],
             }
             self._channel.send(wire.LogLine("error", "worker.raised", keys))

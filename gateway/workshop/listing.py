@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from gateway.plugin import Backend, names_of
+from gateway.plugin import Backend
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
 from gateway.testing.bench import KitServices, hand_back
+from gateway.values import names_of
 
 COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
 

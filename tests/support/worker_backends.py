@@ -179,6 +179,19 @@ class Lingers(Quick):
         yield Part("after that")
 
 
+class Wrong(Quick):
+    """Gives answers that are none: the task's JSON says what."""
+
+    async def run(self, task: Task) -> Result:
+        given = {name: bytearray(b"x") if value == "bytearray" else value for name, value in task.json.items()}
+        if "own" in given:
+            me = asyncio.current_task()
+            assert me is not None
+            me.cancel()
+            await asyncio.sleep(0)
+        return Result(**({"json": 1} | given))
+
+
 class Stubborn(Quick):
     """Does not let itself be cancelled for a while."""
 

@@ -210,3 +210,19 @@ async def test_a_bug_of_ours_is_500_in_the_envelope_and_a_line_that_says_where(
     assert got.headers["x-request-id"] == said["error"]["request_id"] == line["request_id"]
     assert "admin.py" in line["where"]
     assert desk.lines.of("http.rejected") == []
+
+
+async def test_pages_in_a_browser_have_no_business_on_the_admin_listener(desk: RunningGateway) -> None:
+    for asked in (
+        b"GET /status HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\nConnection: close\r\n\r\n",
+        post("/explain?path=/v1/tasks/say", b"1", "Origin: null", "Connection: close"),
+        post("/explain?path=/v1/tasks/say", b"", "Origin: https://e.example", "Connection: close", length=30_000_000),
+    ):
+        told = await answered(desk.admin_url, asked)
+        assert (told.status, told.json["error"]["code"]) == (403, "forbidden")
+
+
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/none"])
+async def test_the_admin_listener_does_not_say_what_it_is_made_of(desk: RunningGateway, path: str) -> None:
+    _, _, got = await get(f"{desk.admin_url}{path}")
+    assert got.headers["Server"] == "edge-gateway"

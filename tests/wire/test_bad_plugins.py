@@ -13,7 +13,7 @@ from gateway.decide import quarantine
 from gateway.dispatch import leaks
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
-from support import faulty
+from support import faulty, worker_backends
 from support.faulty import Faulty
 from support.raw import answered, connected, post
 from support.until import until
@@ -163,3 +163,62 @@ async def test_a_stream_that_hangs_in_a_worker_holds_its_slot_no_longer_than_a_w
         (died,) = await gateway.lines.wait("worker.died")
         assert died["how"] == "was killed because a cancelled task did not end in time"
         await until(lambda: not gateway.service.dispatcher.is_stuck)
+
+
+WRONG = [
+    ({"status": "200"}, "`status` is str"),
+    ({"status": None}, "`status` is None"),
+    ({"status": True}, "`status` is bool"),
+    ({"status": 0}, "`status` is 0, not 200 to 599"),
+    ({"status": 100}, "`status` is 100, not 200 to 599"),
+    ({"status": 999}, "`status` is 999, not 200 to 599"),
+    ({"body": "text"}, "`body` is str, not bytes"),
+    ({"content_type": None}, "`content_type` is None"),
+    ({"content_type": "a\r\nx-in: b"}, "`content_type` holds a control character"),
+    ({"headers": {"x": 5}}, "`headers` maps str to int"),
+    ({"headers": ["x"]}, "`headers` is list"),
+    ({"headers": {"x": "a\r\nx-in: b"}}, "`headers` holds what cannot be a header"),
+    ({"headers": {"x y": "a"}}, "`headers` holds what cannot be a header"),
+    ({"confidence": "high"}, "`confidence` is str"),
+    ({"own": "cancellation"}, "raised CancelledError"),
+]
+
+
+@pytest.mark.parametrize("isolation", ["loop", "process"])
+async def test_an_answer_of_a_wrong_type_is_the_plugins_error_and_names_the_field_wherever_it_runs(
+    isolation: str,
+) -> None:
+    async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION=isolation)) as gateway:
+        for given, why in WRONG:
+            answer = await answered(gateway.url, post("/v1/tasks/echo", json.dumps(given).encode()))
+            assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error"), given
+            assert why in answer.json["error"]["message"]
+            told = gateway.lines.of("worker.raised" if isolation == "process" else "dispatch.raised")[-1]
+            assert told["error"] == "CancelledError" if "own" in given else f"Result.{next(iter(given))}"
+            if isolation == "loop" and "own" not in given:
+                assert told["where"].startswith(worker_backends.__file__)
+        right = await answered(gateway.url, post("/v1/tasks/echo", b'{"body":"bytearray","confidence":1,"status":201}'))
+        assert (right.status, right.body) == (201, b"x")
+        assert gateway.lines.of("worker.died") == gateway.lines.of("breaker.opened") == []
+
+
+async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> None:
+    given = {
+        "Content-Length": "5", "TRANSFER-encoding": "chunked", "Connection": "keep-alive, X-Hop", "x-hop": "1",
+        "Upgrade": "h2c", "Content-Type": "text/html", "X-Gateway-Backend": "another", "X-Kept": "é",
+    }  # fmt: skip
+    async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION="loop")) as gateway:
+        for body in ([1], ["x" * 100_000]):
+            asked = post("/v1/tasks/echo", json.dumps({"headers": given, "json": body}).encode())
+            async with connected(gateway.url) as (reader, writer):
+                for _ in range(2):  # the connection goes on: nothing was left over
+                    writer.write(asked)
+                    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                    names = [line.partition(":")[0] for line in head.split("\r\n")[1:-2]]
+                    assert len(names) == len(set(names))
+                    assert not {"transfer-encoding", "connection", "x-hop", "upgrade"} & set(names)
+                    assert {"x-gateway-backend: wrong", "content-type: application/json", "x-kept: é"} <= set(
+                        head.split("\r\n")
+                    )
+                    size = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+                    assert json.loads(await reader.readexactly(size)) == body

@@ -84,6 +84,12 @@ CASES = [
         "milliseconds",
         param="x-gateway-deadline-ms",
     ),
+    *(
+        Case(f"a deadline that float() alone takes for a number: {text}",
+             post("/v1/tasks/say", b"{}", f"x-gateway-deadline-ms: {text}"),
+             "bad_request", "milliseconds", param="x-gateway-deadline-ms")
+        for text in ("\u0661\u0662".encode().decode("latin-1"), "1_000", "nan", "+5", "0x10")
+    ),
     Case("what the plugin calls invalid", post("/v1/tasks/invalid"), "bad_request", "colour", 1, "colour"),
     Case("no upload", post("/v1/audio/transcriptions", NO_UPLOAD, FORM), "bad_request", "no file", param="file"),
     Case("an upload that is cut", post("/v1/audio/transcriptions", NO_UPLOAD[:-4], FORM), "bad_request", "boundary"),

@@ -88,6 +88,14 @@ async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path:
         await answered(f"http://{service.bound[0]}", post("/v1/tasks/say", b"1"))
 
 
+async def test_what_was_learned_is_let_go_where_it_cannot_be_read(tmp_path: Path) -> None:
+    for nothing in (b"{", b"[" * 100_000 + b"]" * 100_000, b"\xff"):
+        (tmp_path / "learned.json").write_bytes(nothing)
+        async with running_gateway(**DESK, GATEWAY_STATE_DIR=str(tmp_path)) as gateway:
+            assert len(gateway.lines.of("service.state_unreadable")) == 1
+            assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
+
+
 @needs("mosquitto", "mosquitto_passwd")
 async def test_a_bug_in_the_connection_to_the_broker_is_told_and_it_connects_again(
     monkeypatch: pytest.MonkeyPatch,

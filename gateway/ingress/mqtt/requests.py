@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.ingress.mqtt.values import Message
+from gateway.ingress.tasking import NUMBER
 from gateway.plugin import GatewayError, TaskRefused
 
 # The request headers of the contract that mean something here; other user properties are nobody's business.
@@ -22,10 +23,9 @@ def headers_of(message: Message, waited_s: float = 0.0) -> dict[str, str]:
 
 def _sooner(asked: str | None, expiry_ms: int) -> str:
     """The smaller of both; what is no number stays, for the door to refuse."""
-    try:
-        return asked if asked is not None and not float(asked) > expiry_ms else str(expiry_ms)
-    except ValueError:
-        return asked or ""
+    if asked is not None and NUMBER.fullmatch(asked) is None:
+        return asked
+    return asked if asked is not None and not float(asked) > expiry_ms else str(expiry_ms)
 
 
 def body_of(message: Message, limit: int, *, is_too_many: bool) -> bytes:

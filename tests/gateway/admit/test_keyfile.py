@@ -24,6 +24,16 @@ def made(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str
     return capsys.readouterr().out.strip()
 
 
+def test_what_nobody_could_read_again_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    write_keys(path, {"good": Key(sha256=HASH)})
+    for wrong in (Key(sha256=HASH, certificate=""), Key(sha256="x"), Key(sha256=HASH, models=("\udcff",))):
+        with pytest.raises(KeysInvalid):
+            write_keys(path, {"good": Key(sha256=HASH), "lamp": wrong})
+    assert set(read_keys(path)) == {"good"}
+    assert [each.name for each in tmp_path.iterdir()] == ["keys.json"]
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -176,6 +186,7 @@ def test_who_revokes_the_last_key_that_has_admin_is_warned(tmp_path: Path, capsy
     path = tmp_path / "keys.json"
     for name in ("ada", "bob"):
         made(path, capsys, name, "--admin")
+    made(path, capsys, "old", "--admin", "--expires", "2020-01-31")
     made(path, capsys, "cyd")
     warned = []
     for name in ("ada", "bob", "cyd"):
@@ -192,6 +203,11 @@ def test_who_revokes_the_last_key_that_has_admin_is_warned(tmp_path: Path, capsy
         ["x", "--burst", "0"],
         ["x", "--requests-per-minute", "nan"],
         ["x", "--requests-per-minute", "inf"],
+        ["x", "--certificate", ""],
+        ["x", "--certificate", " "],
+        ["x", "--certificate", "*"],
+        ["x", "--certificate", "a\nb"],
+        ["x", "--models", "\udcff"],
     ],
 )
 def test_what_makes_no_sense_makes_no_key(

@@ -24,7 +24,14 @@ def test_of_a_request_s_user_properties_only_the_contract_s_headers_count() -> N
 
 @pytest.mark.parametrize(
     ("asked", "expiry_s", "deadline_ms"),
-    [(None, 2, "2000"), ("500", 2, "500"), ("5000", 2, "2000"), ("500", None, "500"), ("soon", 2, "soon")],
+    [
+        (None, 2, "2000"),
+        ("500", 2, "500"),
+        ("5000", 2, "2000"),
+        ("500", None, "500"),
+        ("soon", 2, "soon"),
+        ("1_0", 2, "1_0"),
+    ],
 )
 def test_a_message_s_expiry_is_a_deadline(asked: str | None, expiry_s: int | None, deadline_ms: str) -> None:
     user = (("x-gateway-deadline-ms", asked),) if asked else ()
