@@ -18,7 +18,7 @@ from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server
 from gateway.ingress.listening import Site, most_connections, raise_descriptor_limit
 from gateway.settings import Settings
-from gateway.sockets import bind, host_of, name_of, refuse_public
+from gateway.sockets import bind, file_of, host_of, name_of, refuse_public, remove
 from gateway.telemetry import broke
 
 FINISH_S = 2.0  # for who came while it drained
@@ -40,6 +40,7 @@ class Listeners:
         self._admin: Admin | None = None
         self._is_activated = False
         self._sockets: list[socket.socket] = []
+        self._files: list[tuple[str, int]] = []
         self._bound_to: list[str] = []
         self._runners: list[web.BaseRunner] = []
 
@@ -50,6 +51,8 @@ class Listeners:
         refuse_public(passed, settings)
         self._sockets = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
         admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
+        own = [admin] if passed else [*self._sockets, admin]
+        self._files = [file for sock in own if (file := file_of(sock)) is not None]
         self.bound, self.admin_bound = [name_of(sock) for sock in self._sockets], [name_of(admin)]
         self._bound_to = [host_of(sock) for sock in [*self._sockets, admin]]
         hosts = own_hosts(self._bound_to)
@@ -116,7 +119,9 @@ class Listeners:
             await self.http.drain(within_s)
 
     async def close(self) -> None:
-        """Listen no more, and break off who is left."""
+        """Listen no more, and break off who is left. Sockets that systemd passed keep their files."""
+        for file in self._files:
+            remove(file)
         await all_of("closing a listener", *(runner.cleanup() for runner in self._runners))
 
 
