@@ -152,7 +152,7 @@ class Log(Protocol):
 
 
 class Services(Protocol):
-    """What the gateway does for a backend. In a worker process only `name` and `log` work."""
+    """What the gateway does for a backend. In a worker process `name`, `log` and `dispatch` work."""
 
     @property
     def name(self) -> str:
