@@ -68,20 +68,9 @@ Isolation = Literal["loop", "process"]
 
 # The terms a request's time is charged to, in the order a simple request meets them.
 TERMS: tuple[str, ...] = (
-    "read",
-    "admit",
-    "decide",
-    "queue",
-    "split",
-    "edge",
-    "connect",
-    "upload",
-    "network",
-    "cloud",
-    "download",
-    "aggregate",
-    "write",
-)
+    "read", "admit", "decide", "queue", "split", "edge", "connect", "upload", "network", "cloud", "download",
+    "aggregate", "write",
+)  # fmt: skip
 MODEL_KINDS: frozenset[Kind] = frozenset({"chat", "completion", "embeddings", "transcription", "other"})
 
 
