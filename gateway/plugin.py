@@ -69,20 +69,9 @@ Isolation = Literal["loop", "process"]
 
 # The terms a request's time is charged to, in the order a simple request meets them.
 TERMS: tuple[str, ...] = (
-    "read",
-    "admit",
-    "decide",
-    "queue",
-    "split",
-    "edge",
-    "connect",
-    "upload",
-    "network",
-    "cloud",
-    "download",
-    "aggregate",
-    "write",
-)
+    "read", "admit", "decide", "queue", "split", "edge", "connect", "upload", "network", "cloud", "download",
+    "aggregate", "write",
+)  # fmt: skip
 MODEL_KINDS: frozenset[Kind] = frozenset({"chat", "completion", "embeddings", "transcription", "other"})
 
 
@@ -153,7 +142,7 @@ class Log(Protocol):
 
 
 class Services(Protocol):
-    """What the gateway does for a backend. In a worker process only `name` and `log` work."""
+    """What the gateway does for a backend. In a worker process `name`, `log` and `dispatch` work."""
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gateway.ingress.listening import BACKLOG
@@ -90,6 +91,21 @@ def _remove_stale(path: str) -> None:
             Path(path).unlink(missing_ok=True)
         except FileNotFoundError:
             pass
+
+
+def file_of(sock: socket.socket) -> tuple[str, int] | None:
+    """The path and inode of the file a socket of our own making is bound to; None where there is none."""
+    path = sock.getsockname()
+    return (path, os.lstat(path).st_ino) if sock.family == socket.AF_UNIX else None
+
+
+def remove(file: tuple[str, int]) -> None:
+    """Take the file away, unless it is another's by now. Do it while the socket still listens: who finds nobody
+    there puts a file of their own in its place."""
+    path, inode = file
+    with suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
 
 
 def name_of(sock: socket.socket) -> str:

@@ -18,7 +18,7 @@ from gateway.ingress.hosts import own_hosts
 from gateway.ingress.http import HttpDoor, Server
 from gateway.ingress.listening import Site, most_connections, most_handshakes, raise_descriptor_limit
 from gateway.settings import Settings
-from gateway.sockets import bind, host_of, name_of, refuse_less_tls, refuse_public
+from gateway.sockets import bind, file_of, host_of, name_of, refuse_less_tls, refuse_public, remove
 from gateway.telemetry import broke, guarded
 
 FINISH_S = 1.0  # for the last answers to leave; who does not read theirs has it twice
@@ -40,6 +40,7 @@ class Listeners:
         self._admin: Admin | None = None
         self._is_activated = False
         self._sockets: list[socket.socket] = []
+        self._files: list[tuple[str, int]] = []
         self._bound_to: list[str] = []
         self._runners: list[web.BaseRunner] = []
 
@@ -50,6 +51,8 @@ class Listeners:
         refuse_public(passed, settings)
         self._sockets = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
         admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
+        own = [admin] if passed else [*self._sockets, admin]
+        self._files = [file for sock in own if (file := file_of(sock)) is not None]
         self.bound, self.admin_bound = [name_of(sock) for sock in self._sockets], [name_of(admin)]
         self._bound_to = [host_of(sock) for sock in [*self._sockets, admin]]
         hosts = own_hosts(self._bound_to)
@@ -124,9 +127,11 @@ class Listeners:
             await self.http.drain(until)
 
     async def close(self, until: float) -> None:
-        """Listen no more, finish what came meanwhile, and break off who is left."""
+        """Listen no more, finish what came meanwhile, and break off who is left. systemd's sockets keep their files."""
         for site in self.sites:
             site.pause("stopping")
+        for file in self._files:
+            remove(file)
         if self.http is not None:
             await self.http.finish(until)
         await all_of("closing a listener", *(runner.cleanup() for runner in self._runners))

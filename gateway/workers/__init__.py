@@ -6,6 +6,7 @@ a worker, a crash included, ends as an error of `gateway.plugin` for one request
 
     pool.py      the stand-in: who is idle, who is replaced, when it gives up
     process.py   one worker process as the gateway sees it
+    errands.py   subtasks that a worker's backend dispatches
     main.py      the worker program (`python -m gateway.workers.main FD`)
     wire.py      the frames between the two
 

@@ -12,6 +12,7 @@ import ctypes
 import faulthandler
 import importlib
 import io
+import itertools
 import signal
 import socket
 import sys
@@ -37,6 +38,7 @@ from gateway.values import names_of
 from gateway.workers import wire
 from gateway.workers.spoken import speak_for_python, unhandled
 
+MOST_SUBTASKS = 16
 TRACEBACK_CHARS = 8000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OOM_SCORE_STEP = 500  # of 1000: when memory runs out, a worker goes before the gateway
@@ -47,6 +49,7 @@ class Program:
 
     def __init__(self) -> None:
         self._channel = wire.Channel(wire.ToWorker, self._received, self._hung_up)
+        self._errands = Errands(self._channel)
         self._stopping = asyncio.Event()
         self._backend: Backend[Any] | None = None
         self._is_open = False
@@ -76,6 +79,8 @@ class Program:
             self._stop_job()
         elif isinstance(frame, wire.Start):
             self._job = asyncio.create_task(self._open(frame))
+        elif isinstance(frame, wire.Told):
+            self._errands.told(frame)
         elif isinstance(frame, wire.AskHealth):
             if self._asked is None or self._asked.done():
                 self._asked = asyncio.create_task(self._tell_health())
@@ -98,7 +103,7 @@ class Program:
         try:
             cls = load_class(start.path)
             settings = cls.Settings.model_validate(start.settings)
-            self._backend = cls(settings, WorkerServices(start.backend, self._channel))
+            self._backend = cls(settings, WorkerServices(start.backend, self._channel, self._errands))
             await self._backend.__aenter__()
             self._is_open = True
             self._channel.send(hello_of(self._backend))
@@ -158,23 +163,54 @@ class Program:
         return wire.frame_error(exc, who)
 
 
-class WorkerServices:
-    """`gateway.plugin.Services` in a worker: the name and the log; no network to tell of, nobody to dispatch to."""
+class Errands:
+    """Subtasks that the gateway serves meanwhile: MOST_SUBTASKS at once, so that their answers' bytes are bounded."""
 
-    def __init__(self, name: str, channel: wire.Channel) -> None:
+    def __init__(self, channel: wire.Channel) -> None:
+        self._channel = channel
+        self._room = asyncio.Semaphore(MOST_SUBTASKS)
+        self._numbers = itertools.count()
+        self._waiting: dict[int, asyncio.Future[wire.Told]] = {}
+
+    async def run(self, task: Task) -> Result:
+        """Ask for it and wait. Raises what it ended in."""
+        async with self._room:
+            number = next(self._numbers)
+            self._channel.send(wire.Ask(number, wire.frame_task(task)))
+            answer = self._waiting[number] = asyncio.get_running_loop().create_future()
+            try:
+                return wire.outcome_of(await answer)
+            except asyncio.CancelledError:
+                self._channel.send(wire.Forget(number))
+                raise
+            finally:
+                del self._waiting[number]
+
+    def told(self, frame: wire.Told) -> None:
+        """One has ended."""
+        answer = self._waiting.get(frame.number)
+        if answer is not None and not answer.done():
+            answer.set_result(frame)
+
+
+class WorkerServices:
+    """`gateway.plugin.Services` in a worker: the name, the log, subtasks; no network to tell of."""
+
+    def __init__(self, name: str, channel: wire.Channel, errands: Errands) -> None:
         self.name = name
         self.log = WorkerLog(channel)
+        self._errands = errands
 
     async def dispatch(self, task: Task) -> Result:
-        """Not from here: subtasks are the gateway's, so a backend that divides work has isolation `loop`."""
-        raise BackendFailed("a backend in a worker process cannot dispatch subtasks; give it isolation = 'loop'")
+        """As in the gateway; what it answers comes over the wire."""
+        return await self._errands.run(task)
 
     def observe(self, sample: LinkSample) -> None:
         """Nothing: a worker's network is not measured."""
 
     @property
     def view(self) -> View:
-        """Not from here either."""
+        """Not from here."""
         raise BackendFailed("a backend in a worker process does not see the others; give it isolation = 'loop'")
 
 

@@ -138,7 +138,7 @@ class WorkerBackend(Backend[BackendSettings]):
             await asyncio.sleep(slot.retry_s)
             began = time.monotonic()
             try:
-                process = await Process.start(self._start, self.services.log)
+                process = await Process.start(self._start, self.services.log, self.services.dispatch)
             except GatewayError as exc:
                 self._note_failed_start(slot, exc.message, exc.words if isinstance(exc, PluginRaised) else exc.detail)
                 continue

@@ -21,6 +21,7 @@ from typing import IO, cast
 
 from gateway.plugin import BackendUnavailable, Log, Task
 from gateway.workers import wire
+from gateway.workers.errands import Dispatch, Errands
 
 STOP_S = 2.0  # how long a worker may take to stop when asked
 ANSWERS_AHEAD, BYTES_AHEAD = 64, 1 << 18  # kept for a slow reader before the worker has to wait
@@ -33,7 +34,7 @@ _LAST_OUTPUT_S = 0.2  # a grandchild may hold the pipe open; the worker's own wo
 class Process:
     """A live worker process. Start one with `await Process.start(…)`; after `await gone()` nothing of it is left."""
 
-    def __init__(self, log: Log, backend: str) -> None:
+    def __init__(self, log: Log, backend: str, dispatch: Dispatch) -> None:
         self._log = log
         self._backend = backend
         self._channel = wire.Channel(wire.FromWorker, self._received, self._lost)
@@ -48,13 +49,18 @@ class Process:
         self._gone: asyncio.Task[None]
         self.hello: wire.Hello
         self._health: asyncio.Future[str | None] | None = None
+        self._errands = Errands(dispatch, lambda frame: self._channel.send(frame))
+        self._task: Task | None = None
         self.task_id: str | None = None
         self.was_used = False
 
     @classmethod
-    async def start(cls, start: wire.Start, log: Log) -> Process:
-        """Run the worker program and wait until its backend is open. Raises BackendUnavailable with its reason."""
-        process = cls(log, start.backend)
+    async def start(cls, start: wire.Start, log: Log, dispatch: Dispatch) -> Process:
+        """Run the worker program and wait until its backend is open. Raises BackendUnavailable with its reason.
+
+        dispatch: serves the subtasks its backend asks for.
+        """
+        process = cls(log, start.backend, dispatch)
         await process._spawn()
         try:
             process._channel.send(start)
@@ -124,7 +130,7 @@ class Process:
         """Give it `task`. Raises BackendFailed where the task is too long to travel."""
         self._channel.send(wire.frame_task(task))
         self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, False
-        self.task_id, self.was_used = task.id, True
+        self._task, self.task_id, self.was_used = task, task.id, True
         self._told_health(None)  # it may have no time to say so now
 
     async def answer(self, deadline: float) -> wire.FromWorker:
@@ -149,6 +155,7 @@ class Process:
     async def drain(self, end: float) -> None:
         """Tell it that nobody waits any more; return when it is idle again, or was killed at `end`."""
         self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, True
+        self._end_errands()
         self._channel.read_on(True)
         try:
             self._channel.send(wire.Cancel())
@@ -167,6 +174,10 @@ class Process:
             self._channel.send(wire.AskHealth())
         return await asyncio.shield(self._health)  # who asks may lose patience: the answer is still to come
 
+    def _end_errands(self) -> None:
+        self._task = None
+        self._errands.end()
+
     def _told_health(self, said: str | None) -> None:
         if self._health is not None and not self._health.done():
             self._health.set_result(said)
@@ -175,11 +186,18 @@ class Process:
         if isinstance(frame, wire.Health):
             self._told_health(frame.said)
             return
+        if isinstance(frame, wire.Ask):
+            self._errands.run(frame, self._task)
+            return
+        if isinstance(frame, wire.Forget):
+            self._errands.forget(frame.number)
+            return
         if isinstance(frame, wire.LogLine):
             getattr(self._log, frame.level)(frame.event, **frame.keys)
             return
         if isinstance(frame, wire.LAST_FRAMES):
             self.task_id = None
+            self._end_errands()
         elif self._is_draining:
             return
         self._inbox.put_nowait(frame)
@@ -190,6 +208,7 @@ class Process:
     def _lost(self) -> None:
         self._has_hung_up = True
         self._told_health(None)
+        self._end_errands()
         self._inbox.put_nowait(None)
 
     def _printed(self, line: str) -> None:

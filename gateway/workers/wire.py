@@ -3,8 +3,9 @@
 A frame is four bytes of length, big-endian, and a msgpack map. The gateway sends `Start` once, then for each
 task one `Work` and perhaps a `Cancel`; a closed socket means stop. The worker sends `Hello` once it can work,
 then for each task any number of `Piece`s and exactly one of `Answer`, `Failure`, `Ended`; `LogLine`s at any time.
-A worker has one task at a time, so frames need no numbers: a `Cancel` that comes late finds nothing to cancel. Beside
-its tasks it is asked now and then how its backend is, by `AskHealth`, and says so in a `Health` when it can.
+A worker has one task at a time, so frames need no numbers: a `Cancel` that comes late finds nothing to cancel. While it
+works on one it may `Ask` for subtasks, which are numbered; each is answered by a `Told`, unless it sends a `Forget`.
+Beside its tasks it is asked now and then how its backend is, by `AskHealth`, and says so in a `Health` when it can.
 
 JSON values travel as JSON: what arrives is what the client would see, integers of any size included. A task
 travels without its `terms`, and without the body of a multipart request, whose parts travel instead.
@@ -13,6 +14,7 @@ travels without its `terms`, and without the body of a multipart request, whose 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import struct
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, cast
@@ -28,6 +30,7 @@ from gateway.plugin import (
     Kind,
     Part,
     Result,
+    Site,
     Task,
     TaskInvalid,
     TaskRefused,
@@ -134,6 +137,29 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     words: str = ""
 
 
+class Told(msgspec.Struct, tag=True, frozen=True):
+    """To the worker: how the subtask of that number ended. backend, site: who answered."""
+
+    number: int
+    answer: Answer | None = None
+    failure: Failure | None = None
+    backend: str | None = None
+    site: Site | None = None
+
+
+class Ask(msgspec.Struct, tag=True, frozen=True):
+    """Serve this subtask of the task at hand; the answer is a `Told` of this number."""
+
+    number: int
+    task: Work
+
+
+class Forget(msgspec.Struct, tag=True, frozen=True):
+    """Nobody waits for the subtask of that number any more."""
+
+    number: int
+
+
 class Ended(msgspec.Struct, tag=True, frozen=True):
     """The stream is complete, or the task was cancelled."""
 
@@ -152,8 +178,8 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     keys: dict[str, Any]
 
 
-ToWorker: TypeAlias = Start | Work | Cancel | AskHealth
-FromWorker: TypeAlias = Hello | Piece | Answer | Failure | Ended | Health | LogLine
+ToWorker: TypeAlias = Start | Work | Cancel | Told | AskHealth
+FromWorker: TypeAlias = Hello | Piece | Answer | Failure | Ended | Ask | Forget | Health | LogLine
 Frame: TypeAlias = ToWorker | FromWorker
 
 LAST_FRAMES = (Answer, Failure, Ended)
@@ -236,8 +262,18 @@ def result_of(frame: Answer) -> Result:
     )
 
 
-def frame_error(exc: BaseException, who: str) -> Failure:
-    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised of its type."""
+def outcome_of(frame: Told) -> Result:
+    """What came of a subtask. Raises what it ended in."""
+    if frame.answer is None:
+        raise error_of(frame.failure) if frame.failure is not None else BackendFailed("a subtask got no answer")
+    return dataclasses.replace(result_of(frame.answer), backend=frame.backend, site=frame.site)
+
+
+def frame_error(exc: BaseException, who: str, *, is_own: bool = True) -> Failure:
+    """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised of its type.
+
+    is_own: whether it is for the one whose code that was; to anybody else a PluginRaised is a BackendUnavailable.
+    """
     if not isinstance(exc, GatewayError):
         what = type(exc).__name__
         exc = PluginRaised(f"{who} raised {what}", raised=what, words=words_of(exc))
@@ -251,8 +287,8 @@ def frame_error(exc: BaseException, who: str) -> Failure:
         detail=exc.detail,
         began=exc.began,
         again=exc.again,
-        raised=exc.raised if isinstance(exc, PluginRaised) else None,
-        words=exc.words if isinstance(exc, PluginRaised) else "",
+        raised=exc.raised if isinstance(exc, PluginRaised) and is_own else None,
+        words=exc.words if isinstance(exc, PluginRaised) and is_own else "",
     )
 
 

@@ -69,6 +69,10 @@ class HybridSettings(BackendSettings):
     def _two_sides(self) -> Self:
         if self.edge == self.cloud:
             raise ValueError(f"EDGE and CLOUD are both {self.edge!r}; name two different backends")
+        if self.isolation == "process":
+            raise ValueError(
+                "ISOLATION=process: a hybrid looks at its sides as they stand, from the gateway's own loop"
+            )
         if not self.models and not self.tasks:
             raise ValueError("it offers nothing; name models and tasks that both sides serve in MODELS, TASKS or both")
         return self

@@ -269,6 +269,11 @@ def test_one_backend_cannot_be_both_sides() -> None:
         hybrid(TwoSides(), cloud="here")
 
 
+def test_it_cannot_be_put_into_worker_processes() -> None:
+    with pytest.raises(ValidationError, match="ISOLATION=process: a hybrid looks at its sides"):
+        hybrid(TwoSides(), isolation="process")
+
+
 @pytest.mark.parametrize("missing", ["edge", "cloud", "tasks"])
 def test_both_sides_and_the_tasks_must_be_named(missing: str) -> None:
     given = {"edge": "here", "cloud": "there", "tasks": ["squares"]}

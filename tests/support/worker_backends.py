@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import dataclasses
 import os
 import sys
 import time
@@ -13,7 +14,17 @@ from typing import Any, Self
 
 from pydantic import SecretStr
 
-from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Part, Result, Task, TaskInvalid, TaskRefused
+from gateway.plugin import (
+    Backend,
+    BackendSettings,
+    BackendUnavailable,
+    GatewayError,
+    Part,
+    Result,
+    Task,
+    TaskInvalid,
+    TaskRefused,
+)
 
 
 class ToolSettings(BackendSettings):
@@ -263,6 +274,54 @@ class Patient(Backend[ToolSettings]):
             yield Part("blocked")
             time.sleep(60)  # noqa: ASYNC251
         yield Result(json=os.getpid())
+
+
+class Sends(Backend[BackendSettings]):
+    """Has its task's parts done by others."""
+
+    tasks = ("one", "many", "again", "later", "gives_up", "leaves", "strays", "whole")
+    kinds = frozenset({"chat"})
+    models = ("m",)
+
+    async def run(self, task: Task) -> Any:
+        name = task.name if task.kind == "task" else "whole"
+        return await getattr(self, name)(task)
+
+    async def one(self, task: Task) -> Result:
+        part = task.subtask(json={"a": 1}, name="add", backend="there").replace(headers={"x": "y"})
+        got = await self.services.dispatch(part)
+        return Result(json=[got.value(), got.status, got.backend, got.site, got.confidence])
+
+    async def many(self, task: Task) -> Result:
+        parts = (task.subtask(json=n) for n in range(task.json))
+        return Result(json=[got.value() for got in await asyncio.gather(*map(self.services.dispatch, parts))])
+
+    async def again(self, task: Task) -> Result:
+        try:
+            await self.services.dispatch(task.subtask())
+        except GatewayError as exc:
+            return Result(json=[type(exc).__name__, exc.message, exc.code, exc.retry_after_s, exc.began])
+        raise AssertionError("it was to fail")
+
+    async def gives_up(self, task: Task) -> Result:
+        try:
+            async with asyncio.timeout(0.05):
+                await self.services.dispatch(task.subtask())
+        except TimeoutError:
+            return Result(json="gave up")
+        raise AssertionError("it was to take too long")
+
+    async def leaves(self, task: Task) -> Result:
+        self._left = asyncio.create_task(self.services.dispatch(task.subtask()))
+        await asyncio.sleep(0)
+        return Result(json="left")
+
+    async def strays(self, task: Task) -> Result:
+        stray = dataclasses.replace(task.subtask(), parent_id="another")
+        return Result(json=(await self.services.dispatch(stray)).value())
+
+    async def whole(self, task: Task) -> Result:
+        return Result(json=(await self.services.dispatch(task.subtask())).value())
 
 
 class Buggy(Quick):

@@ -176,28 +176,6 @@ def test_every_code_of_the_table_is_produced_by_some_test() -> None:
     assert {case.code for case in CASES} | TOLD_ELSEWHERE == set(ERRORS)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize(
-    ("status", "code"),
-    [(400, "bad_request"), (404, "not_found"), (409, "bad_request"), (413, "body_too_large"), (422, "bad_request")],
-)
-async def test_an_upstreams_refusal_that_is_no_json_is_our_whole_envelope(status: int, code: str, stream: bool) -> None:
-    page = answer(b"<html>an internal host</html>", status=status, content_type="text/html")
-    asked = json.dumps({"model": "m", "stream": stream, "messages": [{"role": "user", "content": "x"}]}).encode()
-    async with relaying(page, MODELS="m") as (gateway, _):
-        found = await answered(gateway.url, post("/v1/chat/completions", asked))
-        assert found.status == status
-        error = found.json["error"]
-        assert set(error) == MEMBERS
-        assert (error["code"], error["type"], error["param"]) == (code, "invalid_request_error", None)
-        assert error["request_id"] == found.headers["x-request-id"]
-        assert error["retryable"] is False
-        assert f"status {status}" in error["message"]
-        assert "internal host" not in error["message"]
-        line = await gateway.line(request_id=found.headers["x-request-id"])
-    assert (line["status"], line["outcome"], line["attempts"]) == (status, "refused", 1)
-
-
 # ── bytes that are no request ────────────────────────────────────────────────────────────────────
 
 
@@ -233,40 +211,6 @@ async def test_malformed_http_is_told_so_in_the_envelope_and_the_connection_goes
     assert desk.lines.of("request.finished") == []
     assert len(desk.lines.of("http.rejected")) == 1
     assert unhandled == []
-
-
-CHUNKED = b"POST /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "rest", [b"ZZ\r\n\r\n", b"5\r\nabcdeXX\r\n0\r\n\r\n", b"-5\r\nabc\r\n"], ids=["size", "end", "sign"]
-)
-async def test_framing_that_breaks_after_the_head_is_told_at_once_and_the_connection_goes(
-    desk: RunningGateway, rest: bytes, unhandled: list[Any]
-) -> None:
-    async with connected(desk.url) as (reader, writer):
-        writer.write(CHUNKED.replace(b"Host", b"Expect: 100-continue\r\nHost"))
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"2\r\n{}\r\n" + rest)
-        found = await read_answer(reader)
-        assert "framing" in check(found, "bad_request")
-        assert found.headers["connection"] == "close"
-        assert await read_to_end(reader) == b""
-    line = await desk.line()
-    assert (line["outcome"], line["status"]) == ("refused", 400)
-    assert len(desk.lines.of("request.finished")) == 1
-    assert desk.lines.of("http.rejected") == desk.lines.of("library.logged") == unhandled == []
-
-
-async def test_framing_that_breaks_in_a_body_nobody_reads_ends_the_connection_without_a_word_in_the_log(
-    desk: RunningGateway, unhandled: list[Any]
-) -> None:
-    async with connected(desk.url) as (reader, writer):
-        writer.write(CHUNKED.replace(b"Host", b"Content-Encoding: gzip\r\nHost"))
-        assert (await read_answer(reader)).status == 415
-        writer.write(b"ZZ\r\n\r\n")
-        assert await read_to_end(reader) == b""
-    assert desk.lines.of("library.logged") == unhandled == []
 
 
 async def test_a_flood_of_malformed_bytes_writes_few_lines(

@@ -1,0 +1,46 @@
+"""A plugin in worker processes has parts of its task done by others, under the rules of the request they belong to."""
+
+from __future__ import annotations
+
+import json
+
+from gateway.testing import running_gateway
+from support.raw import answered, post
+from support.wiring import DESK, backend
+from wire.test_account import check as check_account
+
+SENDS = backend("sends", "support.worker_backends:Sends", ISOLATION="process", SLOTS="1", TASKS='{"pass_on":"whole"}')
+NEAR = backend("near", "support.desk:Desk", TASKS='{"whole":"say"}')
+FAR = backend("far", "support.desk:Desk", SITE="cloud", TASKS='{"whole":"say"}')
+
+
+async def test_a_part_has_its_line_and_its_time_on_its_parents_account() -> None:
+    async with running_gateway(**SENDS, **NEAR) as gateway:
+        got = await answered(gateway.url, post("/v1/tasks/pass_on", b'{"a":1}'))
+        assert (got.status, got.json) == (200, {"result": {"a": 1}})
+        line = await gateway.line(request_id=got.headers["x-request-id"])
+        part = await gateway.line("subtask.finished", parent_id=line["request_id"])
+    assert (line["backend"], part["backend"], part["outcome"]) == ("sends", "near", "served")
+    assert line["t_edge_ms"] >= part["t_edge_ms"] > 0
+    check_account(line)
+
+
+async def test_a_part_of_what_may_not_leave_stays_too() -> None:
+    async with running_gateway(**SENDS, **FAR) as gateway:
+        got = await answered(gateway.url, post("/v1/tasks/pass_on", b"{}", "x-gateway-locality: edge-only"))
+        assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
+        part = await gateway.line("subtask.finished")
+        assert part["candidates"] == {"far": {"refused": "edge-only: its data would leave the site"}}
+        assert gateway.lines.of("egress.sent") == []
+        free = await answered(gateway.url, post("/v1/tasks/pass_on", b"{}"))
+        assert free.json == {"result": {}}
+
+
+async def test_what_a_parts_plugin_raised_is_not_held_against_who_asked_for_it() -> None:
+    broken = backend("broken", "support.desk:Desk", TASKS='{"whole":"boom"}')
+    async with running_gateway(**SENDS, **broken, **DESK) as gateway:
+        got = await answered(gateway.url, post("/v1/tasks/pass_on", json.dumps({}).encode()))
+        assert (got.status, got.json["error"]["code"]) == (500, "plugin_error")
+        assert "broken" in got.json["error"]["message"]
+        assert gateway.lines.of("worker.raised") == []
+        assert "secret" not in str(gateway.lines.all)
