@@ -125,6 +125,7 @@ def _member_status(member: Member) -> dict[str, Any]:
         "unwell": member.unwell,
         "site": member.site,
         "slots": member.slots,
+        "workers": member.workers,
         "models": member.models,
         "tasks": member.tasks,
         "breaker": {"state": member.breaker.state, "why": member.breaker.why_open},

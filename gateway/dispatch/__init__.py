@@ -4,7 +4,7 @@ Theory of operation. A request is planned (who may serve it, who should), takes 
 own every wait, and becomes a `Race` of attempts: usually one, two where a stalled one is rescued. Each
 `Attempt` is an asyncio task that owns its slot from the grant until the backend has really stopped; the
 request's own task only listens. So a client that leaves ends its request at once while the slot stays taken
-as long as a worker is busy, and a slow client holds no more than a few parts.
+as long as a worker is busy; and a backend is ahead of a slow client by a few parts and by bounded bytes.
 
 Nothing is committed to the client before the first content. Until then another backend may be asked: when
 running twice is harmless, or when the one that failed certainly did not begin. After it, somebody else may go on

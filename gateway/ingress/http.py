@@ -1,8 +1,9 @@
 """The HTTP door, on aiohttp's low-level server.
 
 What aiohttp leaves to us is here: who may call us what (Host), browsers (Origin), framing it lets pass, the limit
-it has not on a body that comes too slowly, and errors of the parser in our envelope instead of its own text. Its
-private parts we lean on are `_Connection` alone. How answers go out is in `http_reply.py`.
+it has not on a body that comes too slowly, and errors of the parser in our envelope instead of its own text. Of its
+private parts we lean on `_waiter`, `_request_count` and `_manager` of a connection (`_Connection`), and on a request's
+`_version`. How answers go out is in `http_reply.py`.
 """
 
 from __future__ import annotations

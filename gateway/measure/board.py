@@ -190,10 +190,6 @@ class Board:
         path_s = found.link.rtt.recent_s
         return Estimate(mean_s + path_s, mean_s * known.to_p95 + path_s, known.samples, optimism, known.hold)
 
-    def p95_s(self, backend: str, kind: str, model: str, x: float) -> float:
-        """The 95th percentile of the same, for hedging."""
-        return self.predict(backend, kind, model, x).p95_s
-
     # ── the device ───────────────────────────────────────────────────────────────────────────────
 
     def sample_load(self) -> None:

@@ -185,7 +185,7 @@ class ServiceTime:
         scale = expected * seconds
         self._doubt_line(math.log(seconds / expected), x, scale)
         a0, a1 = self.p00 + self.p01 * x, self.p01 + self.p11 * x  # P phi
-        doubt = a0 + a1 * x  # the variance of the prediction by what is not known of the line
+        doubt = max(a0 + a1 * x, 0.0)  # the variance of the prediction by what is not known of the line; rounding aside
         noise = min(max(self.variance, LEAST_NOISE), 1.0) * scale
         self._spread(math.log(seconds / expected), noise / (noise + doubt))
         error = min(seconds - expected, CLIP * expected)
@@ -230,7 +230,8 @@ class ServiceTime:
         """Of the logarithm of a sample of size `x` over what is predicted: its own, and the line's."""
         x = min(x, self.beyond) / self.unit
         expected = max(self.w0 + self.w1 * x, SHORTEST_S)
-        return self.variance + (self.p00 + 2 * self.p01 * x + self.p11 * x * x) / (expected * expected)
+        doubt = max(self.p00 + 2 * self.p01 * x + self.p11 * x * x, 0.0)
+        return self.variance + doubt / (expected * expected)
 
     def save(self) -> dict[str, Any]:
         """What is worth keeping over a restart; instants are not."""

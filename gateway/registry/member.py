@@ -72,6 +72,11 @@ class Member:
         return isinstance(self.backend, WorkerBackend)
 
     @property
+    def workers(self) -> list[dict[str, Any]] | None:
+        """Its processes, one for each slot; None where it has none."""
+        return self.backend.workers if isinstance(self.backend, WorkerBackend) else None
+
+    @property
     def drain_s(self) -> float:
         """Seconds a cancelled task has to end in, before its process is killed; 0 where there is none to kill."""
         return self.backend.drain_s() if isinstance(self.backend, WorkerBackend) else 0.0

@@ -252,9 +252,7 @@ def load_class(path: str) -> type[Backend[Any]]:
 
 def hello_of(backend: Backend[Any]) -> wire.Hello:
     """What an open backend says of itself."""
-    return wire.Hello(
-        names_of(backend.models), names_of(backend.tasks), list(backend.kinds), dict(getattr(backend, "describe", {}))
-    )
+    return wire.Hello(names_of(backend.models), names_of(backend.tasks), list(backend.kinds))
 
 
 def harden() -> None:

@@ -90,7 +90,6 @@ class WorkerBackend(Backend[BackendSettings]):
         self.site, self.repeatable = self._unopened.site, self._unopened.repeatable
         self.kinds, self.models, self.tasks = self._unopened.kinds, None, None
         self.isolation = "process"
-        self.describe: dict[str, str] = {}
         self.slots, self.drain_s = slots, drain_s
         self._slots = [Slot() for _ in range(slots)]
         self._keepers: list[asyncio.Task[None]] = []
@@ -130,7 +129,6 @@ class WorkerBackend(Backend[BackendSettings]):
 
     def _mirror(self, hello: wire.Hello) -> None:
         self.models, self.tasks, self.kinds = hello.models, hello.tasks, frozenset(hello.kinds)
-        self.describe = hello.describe
 
     async def _keep(self, slot: Slot) -> None:
         """Fill `slot` with a process, and again whenever that dies."""

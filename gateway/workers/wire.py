@@ -99,7 +99,6 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
     models: dict[str, str] | None
     tasks: dict[str, str] | None
     kinds: list[Kind]
-    describe: dict[str, str]
 
 
 class Piece(msgspec.Struct, tag=True, frozen=True):

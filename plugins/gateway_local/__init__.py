@@ -77,7 +77,6 @@ class Local(Backend[LocalSettings]):
     def __init__(self, settings: LocalSettings, services: Services) -> None:
         super().__init__(settings, services)
         self.tasks = None
-        self.describe: dict[str, str] = {}
         self._callees: dict[str, Callee] = {}
         self._told: dict[tuple[str, str, str], tuple[float, int]] = {}
 
@@ -92,7 +91,6 @@ class Local(Backend[LocalSettings]):
                     raise BackendUnavailable(f"`{name}` is both in TASKS ({named[name]}) and in {settings.tasks_dir}")
                 functions[name] = function
         self._callees = {name: Callee(name, function) for name, function in functions.items()}
-        self.describe = {name: callee.description for name, callee in self._callees.items()}
         self.tasks = {name: name for name in self._callees}
         return self
 

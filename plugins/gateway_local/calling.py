@@ -39,12 +39,6 @@ class Callee:
         bare = [p.replace(annotation=inspect.Parameter.empty) for p in self._signature.parameters.values()]
         return f"{self.name}{inspect.Signature(bare)}"
 
-    @property
-    def description(self) -> str:
-        """How it is called, and the first line of what it says of itself."""
-        doc = (inspect.getdoc(self._function) or "").strip().partition("\n")[0]
-        return f"{self.shape}: {doc}" if doc else self.shape
-
     def call(self, arguments: Any) -> Any:
         """Call it with `arguments`, a JSON object. Raises TaskInvalid for wrong ones, and what it raises."""
         self._check(arguments)

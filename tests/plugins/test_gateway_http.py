@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from gateway.plugin import BackendFailed, BackendUnavailable, Task
 from gateway_http import Http
+from gateway_http.settings import is_private
 from support.http_backend import chat, job, opened, parts, result
 from support.upstream import (
     Upstream,
@@ -159,6 +160,14 @@ def test_settings_that_cannot_be_meant_are_refused_without_telling_secrets(setti
     with pytest.raises(ValidationError) as refused:
         Http.Settings.model_validate(settings)
     assert "secret" not in str(refused.value.errors(include_url=False, include_input=False))
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [("::ffff:10.0.0.1", True), ("::ffff:127.0.0.1", True), ("::ffff:8.8.8.8", False), ("10.0.0.1", True)],
+)
+def test_an_address_of_ipv4_is_private_or_not_however_it_is_written(address: str, private: bool) -> None:
+    assert is_private(address) is private
 
 
 async def test_an_edge_upstream_whose_name_leads_elsewhere_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:

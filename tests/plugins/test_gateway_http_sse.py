@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.sse import Event, EventTooLarge, Parser
+from gateway_http.sse import BOM, Event, EventTooLarge, Parser
 
 CAP = 4096
 
@@ -56,11 +56,12 @@ LINES = st.sampled_from(
     ]
 )
 ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
-STREAMS = st.one_of(
+BODIES = st.one_of(
     st.lists(st.tuples(LINES, ENDS), max_size=30).map(lambda pairs: b"".join(a + b for a, b in pairs)),
     st.binary(max_size=200),
     st.text(alphabet="da:t \r\n\ufeff", max_size=80).map(str.encode),
 )
+STREAMS = st.tuples(st.sampled_from([b"", BOM, BOM[:2]]), BODIES).map(b"".join)
 
 
 @given(STREAMS, st.lists(st.integers(0, 2000), max_size=40))

@@ -152,6 +152,15 @@ async def test_status_tells_what_there_is_to_know() -> None:
     assert (locked["state"], "locked" in locked["error"]) == ("failed", True)
 
 
+async def test_status_tells_of_each_worker_process() -> None:
+    async with running_gateway(**backend("quick", "support.worker_backends:Quick"), **DESK) as gateway:
+        _, status, _ = await get(f"{gateway.admin_url}/status")
+    (worker,) = status["backends"]["quick"]["workers"]
+    assert worker["pid"] > 1
+    assert (worker["state"], worker["restarts"], worker["error"]) == ("idle", 0, None)
+    assert status["backends"]["desk"]["workers"] is None
+
+
 async def test_status_and_metrics_hold_no_secret() -> None:
     secrets = {"API_KEY": "sk-very-secret"}
     async with relaying(by_path({"/add": answer(json={})}), TASKS=ADD, **secrets) as (gateway, upstream):

@@ -314,6 +314,7 @@ async def test_a_browser_of_an_allowed_origin_may_ask_and_read_the_answer() -> N
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", f"Origin: {origin}"))
         assert (found.json, found.headers["access-control-allow-origin"]) == ({"result": 1}, origin)
         assert "x-gateway-backend" in found.headers["access-control-expose-headers"]
+        assert found.headers["vary"] == "Origin"  # or a cache gives one page what another was answered
         wanted = "authorization,x-stainless-read-timeout,traceparent"  # an SDK adds its own
         asks = (
             f"OPTIONS /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n"

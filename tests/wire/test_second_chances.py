@@ -68,6 +68,8 @@ async def test_events_without_content_are_not_kept_for_ever(stream: bool, monkey
     empty = event(ONE.said(delta={"content": ""})) * 20
     async with between(endless(ONE.opening(), empty), SECOND) as (gateway, *_):
         assert await ask(gateway, stream=stream) == TEXT
+        line = await gateway.line("dispatch.fell_back")
+    assert "streams more than" in line["error"]
 
 
 # ── silence ──────────────────────────────────────────────────────────────────────────────────────

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.measure.board import PRIOR_CLOUD_S, Board
@@ -83,6 +83,7 @@ SAMPLES = st.lists(st.tuples(st.floats(0.0, 1e12), st.floats(1e-5, 86_400.0)), m
 
 
 @given(SAMPLES, st.floats(0.0, 1e12))
+@example([(0.0, 0.15625), (314083024365.0, 0.125), (206652809.0, 1.0)], 0.0)  # rounding made a variance negative
 def test_nothing_is_predicted_that_is_far_outside_what_was_seen(
     samples: list[tuple[float, float]], size: float
 ) -> None:

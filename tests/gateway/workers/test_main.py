@@ -38,7 +38,6 @@ async def test_the_stand_in_shows_what_the_worker_serves(tool: WorkerBackend) ->
     assert tool.models == {"gpt": "tiny"}
     assert "pid" in tool.tasks
     assert tool.kinds == {"chat"}
-    assert tool.describe == {"pid": "pid(): who works"}
     assert tool.isolation == "process"
     assert tool.size(a_task("pid")) == 7.0
     assert tool.estimate(a_task("pid"), None) is None  # type: ignore[arg-type]
