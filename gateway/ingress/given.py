@@ -14,9 +14,9 @@ FRAMING = frozenset(
 
 
 def together(given: Mapping[str, str], *ours: Mapping[str, str]) -> dict[str, str]:
-    """The headers of an answer, each once: those given (their names in lower case), less framing, beside `ours`."""
-    theirs = {name.lower(): value for name, value in given.items()}
+    """The headers of an answer, each once, whatever its case: those given, less framing, beside `ours`."""
+    theirs = {name.lower(): (name, value) for name, value in given.items()}
     out = {name: value for headers in ours for name, value in headers.items()}
-    named = {name.strip().lower() for name in theirs.get("connection", "").split(",")}
-    dropped = FRAMING | named | {name.lower() for name in out}
-    return {name: value for name, value in theirs.items() if name not in dropped} | out
+    _, hops = theirs.get("connection", ("", ""))
+    dropped = FRAMING | {name.strip().lower() for name in hops.split(",")} | {name.lower() for name in out}
+    return dict(each for key, each in theirs.items() if key not in dropped) | out
