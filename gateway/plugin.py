@@ -28,7 +28,9 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, get
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.errors import BackendFailed, BackendUnavailable, DeadlineExceeded, GatewayError, TaskInvalid, TaskRefused
+from gateway.errors import (  # isort: skip
+    BackendFailed, BackendUnavailable, DeadlineExceeded, GatewayError, NotServed, TaskInvalid, TaskRefused,
+)  # fmt: skip
 
 __all__ = [
     "TERMS",
@@ -41,6 +43,7 @@ __all__ = [
     "Isolation",
     "Kind",
     "LinkSample",
+    "NotServed",
     "Part",
     "Result",
     "Services",

@@ -25,6 +25,7 @@ from gateway.plugin import (
     DeadlineExceeded,
     GatewayError,
     Kind,
+    NotServed,
     Part,
     Result,
     Task,
@@ -41,7 +42,15 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 ERRORS: dict[str, type[GatewayError]] = {
     error.__name__: error
-    for error in (GatewayError, TaskInvalid, TaskRefused, BackendUnavailable, BackendFailed, DeadlineExceeded)
+    for error in (
+        GatewayError,
+        TaskInvalid,
+        TaskRefused,
+        BackendUnavailable,
+        NotServed,
+        BackendFailed,
+        DeadlineExceeded,
+    )
 }
 
 

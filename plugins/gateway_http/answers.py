@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from gateway.plugin import BackendUnavailable, Result, Task
+from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, NotServed, Result, Task
 
 from .body import NotJson, read
 from .exchange import Exchange
@@ -29,6 +29,9 @@ MAX_RETRY_AFTER_S = 86400.0  # told to the client; how long the gateway itself p
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
 REFUSAL_HEADERS = (*PASSED_HEADERS, "Retry-After", "retry-after-ms", "x-should-retry")
 NOT_SERVED = frozenset({401, 403, 408, 425, 429})
+LACKING = frozenset({404, 405, 501})
+PATH_UNKNOWN = frozenset({"Not Found", "Method Not Allowed"})
+OF_A_PEER = "x-gateway-backend"  # a header of every answer of another edge-gateway
 
 
 async def whole(task: Task, exchange: Exchange) -> Result:
@@ -36,12 +39,16 @@ async def whole(task: Task, exchange: Exchange) -> Result:
     status = exchange.response.status
     if 200 <= status < 300:
         return await _success(task, exchange)
-    if 400 <= status < 500 and status not in NOT_SERVED:
-        return await _refusal(exchange)
     if status < 400:
         where = "redirects, which is never followed" if status >= 300 else "switches protocols"
         raise bad_response(f"{where} (status {status}); check the URL")
-    error = await _error(exchange)
+    body = await _error_body(exchange)
+    if status in LACKING and task.kind != "task" and _is_about_the_path(body):
+        what = f"the upstream has no {task.path.partition('?')[0]} (status {status})"
+        raise NotServed(what, code="not_found", status=status, again=False)
+    if 400 <= status < 500 and status not in NOT_SERVED:
+        return _refusal(exchange, body)
+    error = _error(body)
     if is_answer(error):
         return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
@@ -77,9 +84,8 @@ def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None and value.isprintable()}
 
 
-async def _refusal(exchange: Exchange) -> Result:
+def _refusal(exchange: Exchange, body: bytes) -> Result:
     status = exchange.response.status
-    body = await _error_body(exchange)
     if not is_json(body):
         said = f"the upstream refused the request (status {status})"
         body = body_of({"message": said, "type": "invalid_request_error", "code": None})
@@ -99,7 +105,23 @@ def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
     return Result(body=body, status=status, content_type="application/json", headers=headers)
 
 
-def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
+def _of_a_peer(error: Error, status: int, wait_s: float | None) -> GatewayError | None:
+    """Where a peer gateway's own code says more than the status: what its rules or a time limit forbid is no fault."""
+    code, said = error.get("code"), message_of(error)
+    if code == "no_backend":
+        return NotServed("the peer may give this to nobody", status=status, again=False, detail=said)
+    if code == "deadline_exceeded":
+        return DeadlineExceeded("the peer could not do it within the time allowed", detail=said)
+    if code in ("overloaded", "unavailable"):
+        what = f"the peer is {code}"
+        nothing_ran = code == "overloaded"
+        return BackendUnavailable(
+            what, code=code, status=status, retry_after_s=wait_s, began=not nothing_ran, detail=said
+        )
+    return None
+
+
+def _failure(exchange: Exchange, error: Error) -> GatewayError:
     headers, status = exchange.response.headers, exchange.response.status
     if status in (401, 403):
         return BackendUnavailable(
@@ -111,6 +133,8 @@ def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
     what = f"status {status}{code_of(error)}" + ("" if again else "; it says that trying again is of no use")
     said = message_of(error)
     wait_s = retry_after_s(headers.get("retry-after-ms"), headers.get("Retry-After"))
+    if OF_A_PEER in headers and (failure := _of_a_peer(error, status, wait_s)) is not None:
+        return failure
     if status == 429:
         message = f"the upstream limits its rate ({what})"
         return BackendUnavailable(
@@ -119,10 +143,15 @@ def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
     return bad_response(f"failed ({what})", status=status, retry_after_s=wait_s, again=again, said=said)
 
 
-async def _error(exchange: Exchange) -> Error:
+def _is_about_the_path(body: bytes) -> bool:
+    """Whether a 404 or its like is the web server's own: it is no JSON object, or FastAPI's for a path unknown."""
+    error = _error(body)
+    return not error or (error.get("message") in PATH_UNKNOWN and not error.get("type") and not error.get("code"))
+
+
+def _error(body: bytes) -> Error:
     """What the upstream's error says, or nothing; never a page of HTML."""
     try:
-        body = await _error_body(exchange)
         body.decode()
         said = msgspec.json.decode(body, type=Said)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
