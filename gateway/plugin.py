@@ -364,10 +364,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a stream: `data` (a JSON value, a text delta, bytes), or `raw`, an event already framed."""
+    """A stream's part: `data` (a JSON value, a text, bytes; of a body, with `content_type`), or `raw`, a framed event."""
 
     data: Any = None
     raw: bytes | None = None
+    content_type: str | None = None
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────

@@ -218,7 +218,7 @@ class _Visit:
             quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
             said=continuation(draft) if draft.stream else None,
             renderer=partial(Wanted, draft, self.record.request_id),
-            gathers=partial(wants_whole, draft),
+            gathers=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
@@ -281,6 +281,7 @@ class _Visit:
             await self._write(stream.whole(result))
         else:
             assert answer.parts is not None
+            self.record.is_stream |= stream.draft.kind == "other"  # its first content is what is predicted, and learned
             self.watch.enter(_working(answer))
             async with aclosing(answer.parts) as parts:
                 async for part in parts:
@@ -322,7 +323,8 @@ class _Visit:
 
     async def _beat(self, stream: Streamed) -> None:
         await self._begin()
-        await self.reply.write(stream.heartbeat())
+        if beat := stream.heartbeat():
+            await self.reply.write(beat)
 
     async def _patiently(self, asked: Awaitable[Answer]) -> Answer:
         """Wait for the answer, with a comment to the client every HEARTBEAT_S."""

@@ -103,11 +103,12 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
 
 
 class Piece(msgspec.Struct, tag=True, frozen=True):
-    """A `Part`; one of the three is set."""
+    """A `Part`; one of the first three is set."""
 
     json: bytes | None = None
     data: bytes | None = None
     raw: bytes | None = None
+    content_type: str | None = None
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
@@ -192,7 +193,7 @@ def frame_part(part: Part) -> Piece:
     if part.raw is not None:
         return Piece(raw=part.raw)
     if isinstance(part.data, bytes | bytearray | memoryview):
-        return Piece(data=bytes(part.data))
+        return Piece(data=bytes(part.data), content_type=part.content_type)
     return Piece(json=_json(part.data))
 
 
@@ -200,7 +201,7 @@ def part_of(frame: Piece) -> Part:
     """The part in `frame`."""
     if frame.json is not None:
         return Part(msgspec.json.decode(frame.json))
-    return Part(frame.data, frame.raw)
+    return Part(frame.data, frame.raw, frame.content_type)
 
 
 def frame_result(result: Result) -> Answer:

@@ -32,7 +32,7 @@ from gateway.plugin import (
     TaskInvalid,
 )
 
-from .answers import whole
+from .answers import comes_in_pieces, in_pieces, whole
 from .exchange import Exchange, ask
 from .faults import Translated
 from .lists import Lists, Names
@@ -84,10 +84,17 @@ class Http(Backend[HttpSettings]):
         exchange = await self._ask(task)
         watchdog = _close_at(task.deadline, exchange)
         is_stream, has_begun = _is_stream(task, exchange.response), False
+        is_relayed = is_stream or comes_in_pieces(task, exchange.response)
         try:
             with self._translated(task):
-                if is_stream:
+                if is_relayed:
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
+                if is_relayed and not is_stream:
+                    async with aclosing(in_pieces(task, exchange)) as items:
+                        async for item in items:
+                            has_begun = True
+                            yield item
+                elif is_stream:
                     async with aclosing(relay(task, exchange)) as events:
                         async for raw in events:
                             has_begun = True
@@ -107,7 +114,7 @@ class Http(Backend[HttpSettings]):
             exchange.close()
             task.terms.leave()
             if exchange.is_news:
-                self._observe(exchange.sample(whole=not is_stream))
+                self._observe(exchange.sample(whole=not is_relayed))
 
     def _without_key(self, result: Result) -> Result:
         """An upstream that quotes the key it was shown tells it to us, not to our clients."""

@@ -8,18 +8,29 @@ the backend, and another may be asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, NotServed, Result, Task
+from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, NotServed, Part, Result, Task
 
-from .body import NotJson, read
+from .body import NotJson, pieces, read
 from .exchange import Exchange
 from .faults import bad_response
 from .refusals import Error, Said, body_of, code_of, error_as, error_in, is_answer, message_of
-from .shapes import check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
+from .shapes import (
+    check_media,
+    checked,
+    is_json,
+    is_opaque,
+    max_bytes,
+    may_be_error,
+    needs_content,
+    not_json,
+    walk_for,
+)
 from .walk import BOM
 from .wire import Response
 
@@ -52,6 +63,32 @@ async def whole(task: Task, exchange: Exchange) -> Result:
     if is_answer(error):
         return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
+
+
+def comes_in_pieces(task: Task, response: Response) -> bool:
+    """Whether the answer is relayed as it arrives: sound and the like of unknown length, so it is still being made."""
+    if task.kind != "other" or task.stream or task.parent_id is not None or response.content_length is not None:
+        return False
+    return 200 <= response.status < 300 and response.status != 204 and is_opaque(task, response.content_type)
+
+
+async def in_pieces(task: Task, exchange: Exchange) -> AsyncGenerator[Part | Result, None]:
+    """The answer as it arrives; one Result where it ends as what may be an error and no more. Raises like `whole`."""
+    content_type = _passed(exchange.response, ("Content-Type",)).get("Content-Type", "application/octet-stream")
+    start: bytes | None = b""
+    async with aclosing(pieces(exchange, max_bytes(task))) as found:
+        async for piece in found:
+            if start is None:
+                yield Part(piece, content_type=content_type)
+            elif may_be_error(start := start + piece):
+                continue
+            else:
+                yield Part(start, content_type=content_type)
+                start = None
+    if start is not None:
+        content_type = await checked(task, start, content_type)
+        headers = _passed(exchange.response, PASSED_HEADERS)
+        yield Result(body=start, status=exchange.response.status, content_type=content_type, headers=headers)
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
