@@ -364,7 +364,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stream's part: `data` (a JSON value, a text, bytes; of a body, with `content_type`), or `raw`, a framed event."""
+    """A stream's part: `data` (a JSON value, a text, bytes; of a body, with `content_type`) or `raw`, an event."""
 
     data: Any = None
     raw: bytes | None = None
