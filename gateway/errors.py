@@ -84,6 +84,15 @@ class BackendUnavailable(GatewayError):
     code = "unavailable"
 
 
+class NotServed(BackendUnavailable):
+    """This backend has no such thing, or its own rules forbid it: nothing is wrong with it, and another may be asked.
+
+    With code `not_found` it has no endpoint for the task's path, and is not asked for that for a while.
+    """
+
+    code = "no_backend"
+
+
 class PluginRaised(BackendUnavailable):
     """A plugin raised what is none of these errors: a bug. `raised` is its type's name. No plugin raises this.
 

@@ -33,6 +33,7 @@ from gateway.errors import (
     BackendUnavailable,
     DeadlineExceeded,
     GatewayError,
+    NotServed,
     TaskInvalid,
     TaskRefused,
     frames_of,
@@ -50,6 +51,7 @@ __all__ = [
     "Isolation",
     "Kind",
     "LinkSample",
+    "NotServed",
     "Part",
     "Result",
     "Services",
@@ -355,10 +357,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part of a stream: `data` (a JSON value, a text delta, bytes), or `raw`, an event already framed."""
+    """A stream's part: `data` (a JSON value, a text, bytes; of a body, with `content_type`) or `raw`, an event."""
 
     data: Any = None
     raw: bytes | None = None
+    content_type: str | None = None
 
     def __post_init__(self) -> None:
         if self.raw is not None:

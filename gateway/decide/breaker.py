@@ -58,6 +58,7 @@ class Breaker:
         self._on_change = on_change
         self._state: State = "closed"
         self._why = ""
+        self._is_limit = False
         self._failures = 0
         self._window: deque[bool] = deque(maxlen=WINDOW)
         self._opens_until = -math.inf
@@ -75,6 +76,16 @@ class Breaker:
     def why_open(self) -> str | None:
         """Why it is not closed; None when it is."""
         return None if self.state == "closed" else self._why
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds for which it stays open; 0.0 where it is not, or a try is under way."""
+        return self._opens_until - self._clock() if self.state == "open" else 0.0
+
+    @property
+    def is_rate_limit(self) -> bool:
+        """Whether it is open because too much was asked of the backend."""
+        return self.state == "open" and self._is_limit
 
     def would_allow(self, *, pinned: bool = False) -> bool:
         """Whether a request may pass now, taking nothing."""
@@ -99,9 +110,13 @@ class Breaker:
         if self.state != "closed":
             self._obey("try_succeeded", "it served a request")
 
-    def failed(self, why: str = "it failed", *, retry_after_s: float | None = None) -> None:
-        """It failed by its own fault (5xx, 429, broken connection, time-out); it may have said until when."""
+    def failed(self, why: str = "it failed", *, retry_after_s: float | None = None, is_limit: bool = False) -> None:
+        """It failed by its own fault (5xx, 429, broken connection, time-out); it may have said until when.
+
+        is_limit: that was its limit of rate.
+        """
         self._failures += 1
+        self._is_limit = is_limit
         self._window.append(False)
         asked_s = _bounded(retry_after_s)
         self._paused_until = max(self._paused_until, self._clock() + asked_s)
@@ -127,7 +142,7 @@ class Breaker:
         return seen >= WINDOW_LEAST and self._window.count(False) >= RATIO * seen
 
     def _open_for(self, seconds: float) -> None:
-        self._opens_until = self._clock() + seconds
+        self._opens_until = max(self._clock() + seconds, self._paused_until)
 
     def _obey(self, event: Event, why: str) -> None:
         before, self._state = self._state, TRANSITIONS[self._state][event]

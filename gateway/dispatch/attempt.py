@@ -20,6 +20,7 @@ from gateway.plugin import (
     BackendUnavailable,
     DeadlineExceeded,
     GatewayError,
+    NotServed,
     Part,
     Result,
     Site,
@@ -210,10 +211,19 @@ class Attempt:
     def _blame(self, error: GatewayError) -> None:
         """The client's mistakes are not held against a backend, nor is a bug that some argument meets."""
         assert self.member is not None
-        if isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_below(error):
+        if isinstance(error, NotServed):
+            self._note_lack(error)
+        elif isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_below(error):
             self.member.breaker.ignored()  # its code failed on this task; that says nothing of the next one
         else:
-            self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s)
+            is_limit = error.code == "rate_limited"
+            self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s, is_limit=is_limit)
+
+    def _note_lack(self, error: NotServed) -> None:
+        assert self.member is not None
+        self.member.breaker.ignored()
+        if error.code == "not_found":
+            self.member.lacks.note(self.task.path)
 
     def _is_from_below(self, error: GatewayError) -> bool:
         """Whether its subtasks ended so, or were not done in time: those they were given to have been blamed for it.

@@ -12,6 +12,7 @@ from gateway.dispatch.expectations import Expectations
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Part, Result
 
 MOST_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
+MOST_BODY_BYTES = 65 << 20  # of a body in pieces, which is bounded where it comes from
 MOST_EMPTY_BYTES = 4 << 20  # before the first content: some repeat the whole request in there
 AT_ONCE = 64  # parts taken without a pause, where so many are there
 PART_BYTES = 100  # about what Python needs for a part beside what is in it
@@ -48,7 +49,7 @@ class _Gathering:
             raise no_answer(part)
         self.parts += 1
         self._bytes += size_of(part)
-        if self._bytes > MOST_GATHERED_BYTES:
+        if self._bytes > (MOST_GATHERED_BYTES if part.content_type is None else MOST_BODY_BYTES):
             raise too_much(self._bytes, "to a client that wants one answer")
         self._renderer.add(part)
         return self._is_content(part)

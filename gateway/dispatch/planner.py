@@ -18,6 +18,9 @@ from gateway.plugin import Backend, BackendUnavailable, GatewayError, Kind, Task
 from gateway.registry import AUTO, Member, Offer, Registry
 
 EDGE_ONLY = "edge-only: its data would leave the site"
+LACKS = "it has no such endpoint"
+BY_RULE = (None, EDGE_ONLY)  # why a backend is out, though its time may never come
+AGAIN_S = 1.0  # when to come back, where nobody knows
 
 
 def _nowhere(_: str) -> None:
@@ -63,7 +66,7 @@ class Planner:
 
     def _check_somebody(self, plan: Plan, task: Task) -> None:
         if not plan.decision.order:
-            raise _nobody(plan.decision, self._is_by_rule(plan.offer, task))
+            raise self._nobody(plan.decision, task, plan.offer)
 
     def _standing(self, plan: Plan) -> list[Candidate]:
         """Each backend as it stands after the decision."""
@@ -162,12 +165,14 @@ class Planner:
         return f"unwell: {unwell}" if unwell else None
 
     def _last_resort(self, refused: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Where nobody is left, a backend that only its health check speaks against is asked: its answer says more."""
-        return {name: None if why and why == self._unwell(name) else why for name, why in refused.items()}
+        """Where nobody is left, those are asked that only a hunch speaks against: their answer says more."""
+        return {name: None if why and why in (self._unwell(name), LACKS) else why for name, why in refused.items()}
 
     def _refusal(self, name: str, task: Task, offer: Offer) -> str | None:
         if self.registry.members[name].is_off_site and not task.may_leave:
             return EDGE_ONLY
+        if task.kind != "task" and self.registry.members[name].lacks.has(task.path):
+            return LACKS
         return self.unusable(name, pinned=offer.pinned == name)
 
     def keeps(self, kind: Kind, name: str, places: Iterable[str] = ()) -> bool:
@@ -185,6 +190,17 @@ class Planner:
         """The task as `backend` gets it, by its own name. A hybrid's own names are others' here, with their rules."""
         member, task = self.registry.members.get(backend), task.replace(name=own)
         return self.kept(task) if member is not None and member.site == "hybrid" else task
+
+    def _nobody(self, decision: Decision, task: Task, offer: Offer) -> GatewayError:
+        """No candidate is left: `no_backend` where the rules refuse all, else when one of them may be asked again."""
+        listed = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
+        message = f"no backend may serve this now ({listed})"
+        if self._is_by_rule(offer, task):
+            return GatewayError(message, code="no_backend", began=False)
+        out = [self.registry.members[n].breaker for n in offer.names if self._refusal(n, task, offer) not in BY_RULE]
+        waits_s = [breaker.wait_s for breaker in out if breaker.wait_s > 0]
+        code = "rate_limited" if out and all(breaker.is_rate_limit for breaker in out) else None
+        return BackendUnavailable(message, code=code, retry_after_s=min(waits_s, default=AGAIN_S), began=False)
 
     def _is_by_rule(self, offer: Offer, task: Task) -> bool:
         return not task.may_leave and all(self.registry.members[n].is_off_site for n in offer.names)
@@ -235,11 +251,3 @@ def _size(member: Member, task: Task) -> float:
         return float(member.backend.size(task)) if member.backend else 0.0
     except PLUGIN_FAULTS:  # as above
         return float(len(task.body))
-
-
-def _nobody(decision: Decision, is_by_rule: bool) -> GatewayError:
-    """No candidate is left: `no_backend` where the rules refuse all, `unavailable` where faults do."""
-    message = "no backend may serve this now (" + "; ".join(f"{n}: {why}" for n, why in decision.refused.items()) + ")"
-    if is_by_rule:
-        return GatewayError(message, code="no_backend", began=False)
-    return BackendUnavailable(message, retry_after_s=1.0, began=False)

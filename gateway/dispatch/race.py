@@ -129,6 +129,8 @@ class Race:
         failed: dict[Attempt, Item] = {}
         while len(failed) < len(self.attempts) and (heard := await self._next_or_refusal(failed)) is not None:
             attempt, item = heard
+            if attempt in failed:
+                continue  # the end of its refusal
             if _is_no_good(item):
                 attempt.watch.stop()
                 failed[attempt] = item

@@ -54,6 +54,8 @@ def has_content(draft: Draft, part: Part) -> bool:
     """
     if draft.kind == "task":
         return part.raw is None or any(data.strip() != b"[DONE]" for _, data in events_of(part.raw))
+    if part.content_type is not None:
+        return bool(part.data)
     if part.raw is None:
         return _says_something(draft.kind, part.data)
     in_choices = draft.kind in ("chat", "completion")

@@ -269,7 +269,7 @@ class _Visit:
             quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
             said=continuation(draft) if draft.stream else None,
             renderer=partial(Wanted, draft, self.record.request_id),
-            gathers=partial(wants_whole, draft),
+            gathers=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
@@ -332,6 +332,7 @@ class _Visit:
             await self._write(stream.whole(result))
         else:
             assert answer.parts is not None
+            self.record.is_stream |= stream.draft.kind == "other"  # its first content is what is predicted, and learned
             self.watch.enter(_working(answer))
             async with aclosing(answer.parts) as parts:
                 async for part in parts:
@@ -375,9 +376,9 @@ class _Visit:
 
     async def _beat(self, stream: Streamed) -> None:
         await self._begin()
-        beat = stream.heartbeat()
-        self.record.bytes_out += len(beat)
-        await self._push(beat)
+        if beat := stream.heartbeat():
+            self.record.bytes_out += len(beat)
+            await self._push(beat)
 
     async def _abort(self, data: bytes) -> None:
         self.record.bytes_out += len(data)

@@ -11,6 +11,8 @@ import msgspec
 
 from gateway.plugin import GatewayError, Result
 
+LIMITED_S = 1.0  # when to come back, where an upstream limits its rate and does not say
+
 
 class Row(NamedTuple):
     """One code: its HTTP status, the type OpenAI clients know it by, whether trying again may help, when it comes."""
@@ -83,9 +85,10 @@ def error_headers(error: GatewayError, attempts: int) -> dict[str, str]:
     After tries of our own it should not (`x-should-retry: false`): a client's three times ours would be nine.
     """
     headers: dict[str, str] = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-        headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after_s * 1000)))
+    wait_s = LIMITED_S if error.retry_after_s is None and error.code == "rate_limited" else error.retry_after_s
+    if wait_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+        headers["retry-after-ms"] = str(max(1, math.ceil(wait_s * 1000)))
     if attempts:
         headers["x-should-retry"] = "false"
     if allow := getattr(error, "allow", None):

@@ -139,7 +139,8 @@ class HttpReply:
 
     async def abort(self, data: bytes) -> None:
         """Write `data`, then close without the last chunk, so that nobody takes it for complete."""
-        await self.write(data)
+        if data:  # none would be the last chunk
+            await self.write(data)
         self.response.force_close()
         if self._request.version == HttpVersion10:  # has no chunks: to it, an orderly end is a complete answer
             await asyncio.sleep(LAST_WORDS_S)

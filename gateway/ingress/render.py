@@ -49,7 +49,8 @@ class Wanted:
     def __init__(self, draft: Draft, request_id: str, backend: str, served_as: str | None) -> None:
         self._draft = draft
         self._stamp = Stamp(request_id=request_id, model=draft.name, backend=backend, served_as=served_as)
-        self._gathered = _GATHERED.get(draft.kind, Gathered)(self._stamp)
+        gathered = _Response if _streams_if_asked(draft) else _GATHERED.get(draft.kind, Gathered)
+        self._gathered = gathered(self._stamp)
 
     def add(self, part: Part) -> None:
         """The next part of a backend that streams, for a client that wants a whole. Raises BackendUnavailable."""
@@ -71,7 +72,11 @@ class Wanted:
             return await self._rendered(found)
 
     def _check(self, result: Result) -> None:
-        if result.status < 400 and self._draft.kind != "other":
+        if result.status >= 400:
+            return
+        if _streams_if_asked(self._draft):
+            raise self._stamp.failure("gave a whole answer, though a stream was asked for")
+        if self._draft.kind != "other":
             streamed(self._draft, request_id="", served_as=self._stamp.served_as).whole(result)
 
     async def _rendered(self, result: Result) -> Result:
@@ -137,12 +142,22 @@ def streamed(draft: Draft, *, request_id: str, served_as: str | None = None) -> 
 # ── parts where the client wants a whole ─────────────────────────────────────────────────────────
 
 
-def wants_whole(draft: Draft, first: Part) -> bool:
+def wants_whole(draft: Draft, first: Part, *, takes_pieces: bool = True) -> bool:
     """Whether an answer that begins with this part is to be put together: the client did not ask for parts.
 
-    The events of what is only relayed go on as they are: a client may have asked for them in ways not known here.
+    The events of what is only relayed go on as they are, where a client may have asked for them in ways not known here.
+    takes_pieces: whether it takes a body in pieces.
     """
-    return not draft.stream and (first.raw is None if draft.kind == "other" else draft.kind != "task")
+    if first.content_type is not None:
+        return not takes_pieces
+    if draft.stream or draft.kind == "task":
+        return False
+    return draft.kind != "other" or first.raw is None or _streams_if_asked(draft)
+
+
+def _streams_if_asked(draft: Draft) -> bool:
+    """Whether it is relayed, and `stream` alone says in which form the answer is due."""
+    return draft.kind == "other" and draft.path.partition("?")[0] in ("/v1/responses", "/v1/messages")
 
 
 class Gathered:
@@ -213,10 +228,45 @@ class _Transcript(Gathered):
         return Result(json={"text": "".join(self.values) if self.text is None else self.text})
 
 
+class _Response(Gathered):
+    """Events that nobody asked for: the last one of a Responses stream holds the whole."""
+
+    def take(self, value: Any) -> None:
+        if isinstance(value, dict) and value.get("type") in _WITH_WHOLE and isinstance(value.get("response"), dict):
+            self.values = [value["response"]]
+
+    def result(self) -> Result:
+        if not self.values:
+            raise self.stamp.failure("answered with a stream, though none was asked for")
+        return Result(body=encode_json(self.values[0]), content_type=JSON)
+
+
+class _Relayed(Gathered):
+    """What is relayed: a body's pieces, or values."""
+
+    def __init__(self, stamp: Stamp) -> None:
+        super().__init__(stamp)
+        self.content_type: str | None = None
+
+    def add(self, part: Part) -> None:
+        if part.content_type is None:
+            super().add(part)
+        else:
+            self.content_type = part.content_type
+            self.values.append(part.data)
+
+    def result(self) -> Result:
+        if self.content_type is None:
+            return super().result()
+        return Result(body=b"".join(self.values), content_type=self.content_type)
+
+
+_WITH_WHOLE = frozenset({"response.completed", "response.failed", "response.incomplete"})
 _GATHERED: dict[Kind, type[Gathered]] = {
     "chat": _Chunks,
     "completion": _Texts,
     "transcription": _Transcript,
+    "other": _Relayed,
 }
 
 

@@ -42,7 +42,10 @@ from gateway.plugin import Part, Result
 
 
 class Streamed:
-    """One answer as a stream. Here: `other`, an upstream's events but for the model's name; `[DONE]` if it had one."""
+    """One answer as a stream. Here: `other`, an upstream's events but for the model's name; `[DONE]` if it had one.
+
+    Or a body in pieces, which has nothing else in it, so that it can only be cut where it cannot be completed.
+    """
 
     headers: Mapping[str, str] = STREAM_HEADERS
 
@@ -51,9 +54,13 @@ class Streamed:
         self.stamp = stamp
         self.has_relayed = False
         self.wants_done = False
+        self.is_body = False
 
     def part(self, part: Part) -> bytes:
         """The bytes of one part; none for what the client is not to see. Raises BackendUnavailable."""
+        if part.content_type is not None:
+            self.is_body, self.headers = True, {"Content-Type": part.content_type, "X-Accel-Buffering": "no"}
+            return bytes(part.data)
         if part.raw is None:
             return self.data(part.data)
         events = events_of(part.raw)
@@ -85,16 +92,18 @@ class Streamed:
 
     def end(self, timing: Mapping[str, Any] | None = None) -> bytes:
         """The proper end: what is still to be said, where the time went, `[DONE]`."""
+        if self.is_body:
+            return b""
         told = comment(b"timing " + encode_json(timing)) if timing else b""
         return self.closing() + told + (DONE if self.wants_done else b"")
 
     def error(self, envelope: Mapping[str, Any]) -> bytes:
         """The last event of a stream that cannot be completed; the connection must be aborted after it."""
-        return event(encode_json(envelope))
+        return b"" if self.is_body else event(encode_json(envelope))
 
     def heartbeat(self) -> bytes:
         """Something for the client to see while there is nothing to say."""
-        return HEARTBEAT
+        return b"" if self.is_body else HEARTBEAT
 
 
 class TaskStream(Streamed):

@@ -11,6 +11,7 @@ from gateway.decide.breaker import Breaker
 from gateway.decide.quarantine import Quarantine
 from gateway.errors import words_of
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
+from gateway.registry.lacks import Lacks
 from gateway.telemetry import log
 from gateway.values import names_of
 from gateway.workers import WorkerBackend
@@ -40,6 +41,7 @@ class Member:
     cause: str | None = None
     complaint: str | None = None
     flaws: dict[str, str] = field(default_factory=dict)
+    lacks: Lacks = field(default_factory=Lacks)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     life: asyncio.Task[None] | None = None

@@ -28,6 +28,7 @@ from gateway.plugin import (
     DeadlineExceeded,
     GatewayError,
     Kind,
+    NotServed,
     Part,
     Result,
     Site,
@@ -45,7 +46,15 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 ERRORS: dict[str, type[GatewayError]] = {
     error.__name__: error
-    for error in (GatewayError, TaskInvalid, TaskRefused, BackendUnavailable, BackendFailed, DeadlineExceeded)
+    for error in (
+        GatewayError,
+        TaskInvalid,
+        TaskRefused,
+        BackendUnavailable,
+        NotServed,
+        BackendFailed,
+        DeadlineExceeded,
+    )
 }
 
 
@@ -102,11 +111,12 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
 
 
 class Piece(msgspec.Struct, tag=True, frozen=True):
-    """A `Part`; one of the three is set."""
+    """A `Part`; one of the first three is set."""
 
     json: bytes | None = None
     data: bytes | None = None
     raw: bytes | None = None
+    content_type: str | None = None
 
 
 class Answer(msgspec.Struct, tag=True, frozen=True):
@@ -221,7 +231,7 @@ def frame_part(part: Part) -> Piece:
     if part.raw is not None:
         return Piece(raw=part.raw)
     if isinstance(part.data, bytes | bytearray | memoryview):
-        return Piece(data=bytes(part.data))
+        return Piece(data=bytes(part.data), content_type=part.content_type)
     return Piece(json=_json(part.data))
 
 
@@ -229,7 +239,7 @@ def part_of(frame: Piece) -> Part:
     """The part in `frame`."""
     if frame.json is not None:
         return Part(msgspec.json.decode(frame.json))
-    return Part(frame.data, frame.raw)
+    return Part(frame.data, frame.raw, frame.content_type)
 
 
 def size_of(frame: FromWorker) -> int:

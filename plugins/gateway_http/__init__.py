@@ -32,7 +32,7 @@ from gateway.plugin import (
     TaskInvalid,
 )
 
-from .answers import whole
+from .answers import comes_in_pieces, in_pieces, whole
 from .exchange import Exchange, ask
 from .faults import Translated
 from .lists import Lists, Names
@@ -84,16 +84,17 @@ class Http(Backend[HttpSettings]):
         self._check(task)
         exchange = await self._ask(task)
         is_stream, has_begun = _is_stream(task, exchange.response), False
-        deadline = task.parts_deadline if is_stream else task.deadline
+        is_relayed = is_stream or comes_in_pieces(task, exchange.response)
+        deadline = task.parts_deadline if is_relayed else task.deadline
         watchdog = _close_at(deadline, exchange)
         try:
             with self._translated(deadline):
-                if is_stream:
+                if is_relayed:
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
-                    async with aclosing(relay(task, exchange)) as events:
-                        async for raw in events:
+                    async with aclosing(relay(task, exchange) if is_stream else in_pieces(task, exchange)) as items:
+                        async for item in items:
                             has_begun = True
-                            yield Part(raw=raw)
+                            yield Part(raw=item) if isinstance(item, bytes) else item
                 else:
                     yield self._without_key(await whole(task, exchange))
         except Refused as exc:
@@ -109,7 +110,7 @@ class Http(Backend[HttpSettings]):
             exchange.close()
             task.terms.leave()
             if exchange.is_news:
-                self._observe(exchange.sample(whole=not is_stream))
+                self._observe(exchange.sample(whole=not is_relayed))
 
     def _without_key(self, result: Result) -> Result:
         """An upstream that quotes the key it was shown tells it to us, not to our clients."""

@@ -8,19 +8,30 @@ the backend, and another may be asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from email.utils import parsedate_to_datetime
 
 import msgspec
 
-from gateway.plugin import BackendUnavailable, Result, Task
+from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, NotServed, Part, Result, Task
 
-from .body import NotJson, read
+from .body import NotJson, pieces, read
 from .exchange import Exchange
 from .faults import bad_response
 from .halves import without_halves
 from .refusals import Error, Said, body_of, code_of, error_as, error_in, is_answer, message_of
-from .shapes import check_media, checked, is_json, max_bytes, needs_content, not_json, walk_for
+from .shapes import (
+    check_media,
+    checked,
+    is_json,
+    is_opaque,
+    max_bytes,
+    may_be_error,
+    needs_content,
+    not_json,
+    walk_for,
+)
 from .walk import BOM
 from .wire import Response
 
@@ -30,6 +41,9 @@ MAX_RETRY_AFTER_S = 86400.0  # told to the client; how long the gateway itself p
 PASSED_HEADERS = ("Content-Disposition", "Content-Language", "OpenAI-Processing-Ms", "OpenAI-Version")
 REFUSAL_HEADERS = (*PASSED_HEADERS, "Retry-After", "retry-after-ms", "x-should-retry")
 NOT_SERVED = frozenset({401, 403, 408, 425, 429})
+LACKING = frozenset({404, 405, 501})
+PATH_UNKNOWN = frozenset({"Not Found", "Method Not Allowed"})
+OF_A_PEER = "x-gateway-backend"  # a header of every answer of another edge-gateway
 
 
 async def whole(task: Task, exchange: Exchange) -> Result:
@@ -37,15 +51,45 @@ async def whole(task: Task, exchange: Exchange) -> Result:
     status = exchange.response.status
     if 200 <= status < 300:
         return await _success(task, exchange)
-    if 400 <= status < 500 and status not in NOT_SERVED:
-        return await _refusal(exchange)
     if status < 400:
         where = "redirects, which is never followed" if status >= 300 else "switches protocols"
         raise bad_response(f"{where} (status {status}); check the URL")
-    error = await _error(exchange)
+    body = await _error_body(exchange)
+    if status in LACKING and task.kind != "task" and _is_about_the_path(body):
+        what = f"the upstream has no {task.path.partition('?')[0]} (status {status})"
+        raise NotServed(what, code="not_found", status=status, again=False)
+    if 400 <= status < 500 and status not in NOT_SERVED:
+        return _refusal(exchange, body)
+    error = _error(body)
     if is_answer(error):
         return _refused(exchange, status if status < 500 else 400, body_of(error))
     raise _failure(exchange, error)
+
+
+def comes_in_pieces(task: Task, response: Response) -> bool:
+    """Whether the answer is relayed as it arrives: sound and the like of unknown length, so it is still being made."""
+    if task.kind != "other" or task.stream or task.parent_id is not None or response.content_length is not None:
+        return False
+    return 200 <= response.status < 300 and response.status != 204 and is_opaque(task, response.content_type)
+
+
+async def in_pieces(task: Task, exchange: Exchange) -> AsyncGenerator[Part | Result, None]:
+    """The answer as it arrives; one Result where it ends as what may be an error and no more. Raises like `whole`."""
+    content_type = _passed(exchange.response, ("Content-Type",)).get("Content-Type", "application/octet-stream")
+    start: bytes | None = b""
+    async with aclosing(pieces(exchange, max_bytes(task))) as found:
+        async for piece in found:
+            if start is None:
+                yield Part(piece, content_type=content_type)
+            elif may_be_error(start := start + piece):
+                continue
+            else:
+                yield Part(start, content_type=content_type)
+                start = None
+    if start is not None:
+        content_type = await checked(task, start, content_type)
+        headers = _passed(exchange.response, PASSED_HEADERS)
+        yield Result(body=start, status=exchange.response.status, content_type=content_type, headers=headers)
 
 
 async def _success(task: Task, exchange: Exchange) -> Result:
@@ -78,8 +122,7 @@ def _passed(response: Response, names: Iterable[str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None and value.isprintable()}
 
 
-async def _refusal(exchange: Exchange) -> Result:
-    body = await _error_body(exchange)
+def _refusal(exchange: Exchange, body: bytes) -> Result:
     return _refused(exchange, exchange.response.status, body if is_json(body) else b"")  # the door has words for it
 
 
@@ -96,7 +139,23 @@ def _refused(exchange: Exchange, status: int, body: bytes) -> Result:
     return Result(body=body, status=status, content_type="application/json", headers=headers)
 
 
-def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
+def _of_a_peer(error: Error, status: int, wait_s: float | None) -> GatewayError | None:
+    """Where a peer gateway's own code says more than the status: what its rules or a time limit forbid is no fault."""
+    code, said = error.get("code"), message_of(error)
+    if code == "no_backend":
+        return NotServed("the peer may give this to nobody", status=status, again=False, detail=said)
+    if code == "deadline_exceeded":
+        return DeadlineExceeded("the peer could not do it within the time allowed", detail=said)
+    if code in ("overloaded", "unavailable"):
+        what = f"the peer is {code}"
+        nothing_ran = code == "overloaded"
+        return BackendUnavailable(
+            what, code=code, status=status, retry_after_s=wait_s, began=not nothing_ran, detail=said
+        )
+    return None
+
+
+def _failure(exchange: Exchange, error: Error) -> GatewayError:
     headers, status = exchange.response.headers, exchange.response.status
     if status in (401, 403):
         return BackendUnavailable(
@@ -108,6 +167,8 @@ def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
     what = f"status {status}{code_of(error)}" + ("" if again else "; it says that trying again is of no use")
     said = message_of(error)
     wait_s = retry_after_s(headers.get("retry-after-ms"), headers.get("Retry-After"))
+    if OF_A_PEER in headers and (failure := _of_a_peer(error, status, wait_s)) is not None:
+        return failure
     if status == 429:
         message = f"the upstream limits its rate ({what})"
         return BackendUnavailable(
@@ -116,10 +177,15 @@ def _failure(exchange: Exchange, error: Error) -> BackendUnavailable:
     return bad_response(f"failed ({what})", status=status, retry_after_s=wait_s, again=again, said=said)
 
 
-async def _error(exchange: Exchange) -> Error:
+def _is_about_the_path(body: bytes) -> bool:
+    """Whether a 404 or its like is the web server's own: it is no JSON object, or FastAPI's for a path unknown."""
+    error = _error(body)
+    return not error or (error.get("message") in PATH_UNKNOWN and not error.get("type") and not error.get("code"))
+
+
+def _error(body: bytes) -> Error:
     """What the upstream's error says, or nothing; never a page of HTML."""
     try:
-        body = await _error_body(exchange)
         body.decode()
         said = msgspec.json.decode(body, type=Said)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -103,6 +103,17 @@ def check_media(task: Task, content_type: str) -> None:
         raise bad_response("answered with a web page; is a login page or a proxy in between?")
 
 
+def is_opaque(task: Task, content_type: str) -> bool:
+    """Whether such an answer is neither JSON nor a text: sound, say."""
+    media = _media(content_type)
+    return not (_wants_object(task) or _names_json(media) or media.startswith("text/"))
+
+
+def may_be_error(start: bytes) -> bool:
+    """Whether a body that begins so may turn out to be an error and no more, whatever it is sent as."""
+    return len(start) <= MAX_ERROR_BYTES and start.lstrip()[:1] in (b"", b"{")
+
+
 def max_bytes(task: Task) -> int:
     """How long an answer may be, whether or not it says so: as long as what was asked for ever gets."""
     if task.kind == "embeddings":

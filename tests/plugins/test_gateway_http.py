@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from gateway.plugin import BackendFailed, BackendUnavailable, Task
+from gateway.plugin import BackendFailed, BackendUnavailable, DeadlineExceeded, GatewayError, NotServed, Task
 from gateway_http import Http
 from gateway_http.settings import is_private
 from support.http_backend import chat, job, opened, parts, result
@@ -212,10 +212,48 @@ async def test_a_refusal_says_whether_and_when_to_come_back() -> None:
 
 
 async def test_a_refusal_that_is_not_json_is_left_to_the_door() -> None:
-    page = answer(b"<html>internal host names</html>", status=404, content_type="text/html")
+    page = answer(b"<html>internal host names</html>", status=409, content_type="text/html")
     async with Upstream(page) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
-    assert (got.status, got.body) == (404, b"")
+    assert (got.status, got.body) == (409, b"")
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize("body", [b"404 page not found", b"", b'{"detail":"Not Found"}', b"<html>no</html>"])
+async def test_an_endpoint_that_is_not_there_is_no_answer_and_no_fault(status: int, body: bytes) -> None:
+    async with Upstream(answer(body, status=status)) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(NotServed) as raised:
+            await result(backend, chat(path="/v1/responses?a=b").replace(kind="other"))
+    assert (raised.value.code, raised.value.status, raised.value.again) == ("not_found", status, False)
+    assert raised.value.message == f"the upstream has no /v1/responses (status {status})"
+
+
+@pytest.mark.parametrize("said", [{"error": {"message": "no such model"}}, {"detail": "no such model"}])
+async def test_a_404_that_says_what_is_not_there_is_an_answer(said: Any) -> None:
+    async with Upstream(answer(json=said, status=404)) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, chat())
+    assert (got.status, got.value()) == (404, said)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind", "as_code"),
+    [
+        ("no_backend", 503, NotServed, "no_backend"),
+        ("deadline_exceeded", 504, DeadlineExceeded, "deadline_exceeded"),
+        ("overloaded", 503, BackendUnavailable, "overloaded"),
+        ("unavailable", 503, BackendUnavailable, "unavailable"),
+        ("plugin_error", 500, BackendUnavailable, "upstream_bad_response"),
+        ("rate_limited", 429, BackendUnavailable, "rate_limited"),
+    ],
+)
+async def test_a_peer_gateway_says_more_by_its_code(code: str, status: int, kind: type[Any], as_code: str) -> None:
+    said = {"error": {"message": "in its words", "code": code}}
+    script = answer(json=said, status=status, headers=[("x-gateway-backend", "none")])
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        with pytest.raises(GatewayError) as raised:
+            await result(backend, chat())
+    assert (type(raised.value), raised.value.code) == (kind, as_code)
+    assert "in its words" in raised.value.detail
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,10 @@ def job(name: str = "/add", *, deadline_s: float = 5.0, json: Any = None, **chan
 
 
 async def result(backend: Http, task: Task) -> Result:
-    """The one Result of a task. Fails where it was a stream."""
+    """The one Result of a task, put together where its body came in pieces. Fails where it was a stream."""
     items = [item async for item in backend.run(task)]
+    if isinstance(items[0], Part) and (content_type := items[0].content_type):
+        return Result(body=b"".join(item.data for item in items if isinstance(item, Part)), content_type=content_type)
     assert len(items) == 1
     assert isinstance(items[0], Result)
     return items[0]

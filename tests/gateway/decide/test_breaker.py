@@ -166,3 +166,14 @@ def test_no_history_leaves_the_table_or_shuts_it_for_good(calls: list[str]) -> N
             getattr(breaker, call)()
     clock.now += 70.0
     assert breaker.allows()
+
+
+def test_how_long_it_stays_open_is_told(breaker: Breaker, clock: Clock) -> None:
+    assert breaker.wait_s == 0.0
+    breaker.failed(retry_after_s=40.0, is_limit=True)
+    clock.now += 5.0
+    assert (breaker.wait_s, breaker.is_rate_limit) == (35.0, True)
+    breaker.failed()  # one that was under way says nothing of when; the pause stands
+    assert (breaker.wait_s, breaker.is_rate_limit) == (35.0, False)
+    clock.now += 35.0
+    assert (breaker.wait_s, breaker.is_rate_limit) == (0.0, False)

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.decide.policy import Decision
 from gateway.dispatch import Expectations
-from gateway.dispatch.attempt import Attempt, Item
+from gateway.dispatch.attempt import Attempt, End, Item
 from gateway.dispatch.planner import Plan
 from gateway.dispatch.race import Race
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, TaskRefused
@@ -102,6 +102,8 @@ class Rescued:
         """Who won, and with what."""
         for attempt, item in said:
             await self.race._put(attempt, item)
+            if isinstance(item, Result):
+                await self.race._put(attempt, End)
         try:
             answer = await self.race.first(until, lambda: until)
             return answer.backend, answer.result

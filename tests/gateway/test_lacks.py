@@ -1,0 +1,25 @@
+"""What a backend lacks is believed for a while, and not of too many paths."""
+
+from __future__ import annotations
+
+from gateway.registry.lacks import LACKS_S, MOST_PATHS, Lacks
+from support.clock import Clock
+
+
+def test_a_lack_is_believed_for_a_while_whatever_the_query() -> None:
+    clock = Clock()
+    lacks = Lacks(clock)
+    lacks.note("/v1/responses?a=1")
+    assert lacks.has("/v1/responses?b=2")
+    assert not lacks.has("/v1/messages")
+    clock.now += LACKS_S
+    assert not lacks.has("/v1/responses")
+
+
+def test_the_oldest_of_too_many_is_forgotten() -> None:
+    lacks = Lacks(Clock())
+    for n in range(MOST_PATHS + 1):
+        lacks.note(f"/v1/images/{n}")
+    assert not lacks.has("/v1/images/0")
+    assert lacks.has("/v1/images/1")
+    assert lacks.has(f"/v1/images/{MOST_PATHS}")

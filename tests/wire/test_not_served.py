@@ -1,0 +1,114 @@
+"""Who does not serve this is passed over, and stays well for others; and when to come back is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.testing import RunningGateway, running_gateway
+from support.chats import CHAT, Speaker, talking
+from support.upstream import Script, Upstream, answer, by_path
+from support.wiring import cloud, relaying
+
+RESPONSES = "/v1/responses"
+SAID = {"id": "r", "object": "response", "output": []}
+CHATTY = talking(Speaker())
+
+
+def posts(upstream: Upstream) -> list[str]:
+    return [request.path for request in upstream.requests if request.method == "POST"]
+
+
+@dataclass
+class Got:
+    status: int
+    headers: Mapping[str, str]
+    json: Any
+
+
+async def say(gateway: RunningGateway, path: str = CHAT, **headers: str) -> Got:
+    body = {"model": "gpt", "messages": [{"role": "user", "content": "hello"}], "input": "hello"}
+    async with gateway.session() as http, http.post(gateway.url + path, json=body, headers=headers) as got:
+        return Got(got.status, got.headers, await got.json())
+
+
+@asynccontextmanager
+async def two(first: Script, second: Script) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
+    """The first costs less, so it is asked first."""
+    async with Upstream(first) as one, Upstream(second) as other:
+        both = cloud(one.url, "one", MODELS="gpt") | cloud(other.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
+        async with running_gateway(**both, GATEWAY_POLICY__USD="1") as gateway:
+            yield gateway, one, other
+
+
+# ── an endpoint that one lacks ───────────────────────────────────────────────────────────────────
+
+
+async def test_who_lacks_an_endpoint_is_passed_over_and_asked_for_it_no_more() -> None:
+    first = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY)
+    async with two(first, by_path({RESPONSES: answer(json=SAID)}, CHATTY)) as (gateway, one, other):
+        for attempts in ("2", "1", "1"):
+            got = await say(gateway, RESPONSES)
+            assert (got.status, got.headers["x-gateway-attempts"]) == (200, attempts)
+        assert (posts(one), posts(other)) == ([RESPONSES], [RESPONSES] * 3)
+        assert (await say(gateway)).headers["x-gateway-backend"] == "one"
+        assert not gateway.lines.of("breaker.opened")
+
+
+async def test_where_nobody_has_it_the_404_is_told_every_time() -> None:
+    lacks = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY)
+    async with two(lacks, lacks) as (gateway, *_):
+        for _ in range(7):
+            got = await say(gateway, RESPONSES)
+            assert (got.status, got.json["error"]["code"]) == (404, "not_found")
+        assert (await say(gateway)).status == 200
+
+
+# ── a peer whose rules leave nobody ──────────────────────────────────────────────────────────────
+
+
+async def test_what_a_peer_may_not_do_for_one_is_not_held_against_it() -> None:
+    async with (
+        Upstream(CHATTY) as upstream,
+        running_gateway(**cloud(upstream.url, MODELS="gpt")) as peer,
+        running_gateway(**cloud(peer.url, "peer", MODELS="gpt", SITE="edge")) as gateway,
+    ):
+        for _ in range(6):
+            got = await say(gateway, **{"x-gateway-locality": "edge-only"})
+            assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
+        assert (await say(gateway)).status == 200
+        assert posts(upstream) == [CHAT]
+
+
+# ── when to come back ────────────────────────────────────────────────────────────────────────────
+
+
+def limits(*wait: tuple[str, str]) -> Script:
+    return answer(json={"error": {"message": "slow down"}}, status=429, headers=list(wait))
+
+
+async def test_who_comes_while_the_upstream_pauses_is_told_how_long_that_lasts() -> None:
+    async with relaying(talking(limits(("Retry-After", "40"))), MODELS="gpt") as (gateway, upstream):
+        assert (await say(gateway)).status == 429
+        got = await say(gateway)
+        assert (got.status, got.json["error"]["code"]) == (429, "rate_limited")
+        assert 30 < int(got.headers["retry-after"]) <= 40
+        assert 30_000 < int(got.headers["retry-after-ms"]) <= 40_000
+        assert len(posts(upstream)) == 1
+
+
+async def test_where_one_pauses_and_another_fails_the_sooner_one_is_told() -> None:
+    failing: Any = answer(json={"error": {"message": "no"}}, status=503, headers=[("Retry-After", "20")])
+    async with two(talking(limits(("Retry-After", "40"))), talking(failing)) as (gateway, *_):
+        assert (await say(gateway)).status == 503
+        got = await say(gateway)
+        assert (got.status, got.json["error"]["code"]) == (503, "unavailable")
+        assert 10 < int(got.headers["retry-after"]) <= 20
+
+
+async def test_a_limit_without_a_time_gets_one() -> None:
+    async with relaying(talking(limits()), MODELS="gpt") as (gateway, _):
+        got = await say(gateway)
+        assert (got.status, got.headers["retry-after"], got.headers["retry-after-ms"]) == (429, "1", "1000")
