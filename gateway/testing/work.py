@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from gateway.errors import GatewayError
-from gateway.plugin import Backend, Task
+from gateway.plugin import Backend, NotServed, Task
 from gateway.testing import census
 from gateway.testing.asking import a_task, again, mistaken, shown
 from gateway.testing.bench import CANCEL_S, Advice, Answer, Bench, Fault, Skipped, after_turns, counted, ended, named
@@ -37,8 +37,19 @@ async def run(bench: Bench) -> None:
             f"declare one on the class, examples = {{\"{name}\": {{…}}}}, or give one: --task '{name}={{…}}'",
         )
     async with bench.opened() as backend:
-        for task in bench.tasks:
-            await _answer(bench, backend, again(task))
+        served = [task for task in bench.tasks if await _is_served(bench, backend, task)]
+    if not served:
+        raise Fault("it says of each request that it does not serve such", "give the kit a request that it answers")
+    bench.tasks = served
+
+
+async def _is_served(bench: Bench, backend: Backend[Any], task: Task) -> bool:
+    """Whether it is answered; False where the backend says that it does not serve such, which is a promise kept."""
+    try:
+        await _answer(bench, backend, again(task))
+    except NotServed:
+        return False
+    return True
 
 
 async def _answer(bench: Bench, backend: Backend[Any], task: Task) -> Answer:
@@ -46,7 +57,7 @@ async def _answer(bench: Bench, backend: Backend[Any], task: Task) -> Answer:
     try:
         async with asyncio.timeout_at(asyncio.get_running_loop().time() + 30):
             return await bench.ask(backend, task)
-    except Fault:
+    except (Fault, NotServed):
         raise
     except TimeoutError:
         raise Fault(f"{shown(task)}: no answer within 30 s", "answer, or raise") from None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from gateway.plugin import Backend, BackendSettings, Part, Result, Task
+from gateway.plugin import Backend, BackendSettings, NotServed, Part, Result, Task
 
 PUBLIC = ("203.0.113.7", 80)  # RFC 5737: nobody is there, and nobody will be
 
@@ -166,6 +166,21 @@ class NothingToAsk(Sound):
 
 class NamesNothing(Sound):
     tasks: Any = ()
+
+
+class ServesNothing(Sound):
+    async def run(self, task: Task) -> Any:
+        raise NotServed(f"there is no {task.name}", code="not_found")
+
+
+class ServesSome(Sound):
+    tasks: Any = ("say", "sing")
+    examples: ClassVar[Any] = {"say": {"text": "hello"}, "sing": {"text": "hello"}}
+
+    async def run(self, task: Task) -> Any:
+        if task.name == "sing":
+            raise NotServed("there is no sing", code="not_found")
+        return await super().run(task)
 
 
 class ForgetsItself(Sound):

@@ -114,12 +114,12 @@ async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatc
 
     async def thinks(talk: Talk) -> None:
         await heard.wait()
-        await answer(json={"id": "r", "output": []})(talk)
+        await answer(json={"data": [{"b64_json": "eA=="}]})(talk)
 
-    script = by_path({"/v1/responses": thinks})
+    script = by_path({"/v1/images/generations": thinks})
     async with (
         relaying(script, MODELS="gpt") as (gateway, _),
-        streaming(gateway, "/v1/responses", b'{"model":"gpt","stream":true}') as (reader, _),
+        streaming(gateway, "/v1/images/generations", b'{"model":"gpt","prompt":"x","stream":true}') as (reader, _),
     ):
         await read_head(reader)
         assert await next_event(reader) == ": keep-alive"

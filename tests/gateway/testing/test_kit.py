@@ -29,6 +29,11 @@ async def test_a_sound_backend_keeps_every_promise() -> None:
     assert {outcome.state for outcome in outcomes} == {"kept"}
 
 
+async def test_what_it_says_it_does_not_serve_is_not_asked_again() -> None:
+    outcomes = [outcome async for outcome in examine(broken.ServesSome)]
+    assert {outcome.state for outcome in outcomes} == {"kept"}
+
+
 FAULTS = [
     (broken.LeaksTask, "start and stop: 1 asyncio task left after it was stopped: LeaksTask._tick"),
     (broken.LeaksFile, 'growth: `say` with the body \'{"text":"hello"}\': each run leaves something behind: after 8'),
@@ -49,6 +54,7 @@ FAULTS = [
     (broken.FragileSize, "questions: `size` raised KeyError: 'text' for `say` with the body '{}'"),
     (broken.OneName, "declaration: tasks is the text 'say'"),
     (broken.NamesNothing, "run: it names no models and no tasks"),
+    (broken.ServesNothing, "run: it says of each request that it does not serve such"),
     (broken.ForgetsItself, "start and stop: `__aenter__` gave None, not the backend itself"),
     (broken.HangsInStop, "start and stop: `__aexit__` was not done after"),
     (broken.MixesPartsAndResult, "`run` yielded a Result after 1 Part"),
