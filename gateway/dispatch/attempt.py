@@ -63,7 +63,7 @@ class Attempt:
         self._inner: Watch | None = None
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self, members: Mapping[str, Member], handed: Callable[[Task, str, str], Task]) -> None:
+    async def run(self, members: Mapping[str, Member], handed: Callable[..., Task]) -> None:
         """Wait for the grant, and run. Cancelling it means that nobody waits any more; `release` when it has ended."""
         self._handed = handed
         try:
@@ -121,7 +121,7 @@ class Attempt:
                 "egress.sent", request_id=task.id, parent_id=task.parent_id, backend=member.name, bytes=len(task.body)
             )
         name = self.offer.names[member.name]
-        produced = member.backend.run(self._handed(task, member.name, name).replace(terms=inner))
+        produced = member.backend.run(self._handed(task, member.name, name, terms=inner))
         renderer = self._expected.renderer(member.name, name) if self._expected.renderer else None
         if isinstance(produced, AsyncIterator):
             await self._relay(produced, renderer)

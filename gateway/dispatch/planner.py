@@ -186,9 +186,9 @@ class Planner:
         name = task.name if task.pin is None else f"{task.pin}/{task.name}"
         return task.replace(may_leave=False) if task.may_leave and self.keeps(task.kind, name) else task
 
-    def handed(self, task: Task, backend: str, own: str) -> Task:
+    def handed(self, task: Task, backend: str, own: str, **changes: Any) -> Task:
         """The task as `backend` gets it, by its own name. A hybrid's own names are others' here, with their rules."""
-        member, task = self.registry.members.get(backend), task.replace(name=own)
+        member, task = self.registry.members.get(backend), task.replace(name=own, **changes)
         return self.kept(task) if member is not None and member.site == "hybrid" else task
 
     def _nobody(self, decision: Decision, task: Task, offer: Offer) -> GatewayError:

@@ -32,6 +32,7 @@ _NOT_OF_A_PATH, _NOT_OF_A_QUERY = (
 )
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: what a segment holds as it is; an escaped slash stays one
+_UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")
 _CONTROL_OR_SURROGATE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -156,8 +157,13 @@ def match(method: str, target: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
-    path = "".join("/" + quote(each, _PLAIN) for each in segments)
-    return Match(route=route, path=path, query=quote(query, _OF_A_QUERY) if query.isascii() else query, params=params)
+    return Match(
+        route=route, path=_spelt(segments), query=quote(query, _OF_A_QUERY) if query.isascii() else query, params=params
+    )
+
+
+def _spelt(segments: tuple[str, ...]) -> str:
+    return "".join("/" + (each if _UNRESERVED.fullmatch(each) else quote(each, _PLAIN)) for each in segments)
 
 
 def _check(text: str, wrong: re.Pattern[str], what: str) -> None:
