@@ -17,7 +17,9 @@ ANSWER_SHARE, STALL_SHARE = 0.95, 0.6
 STREAM_DEADLINE_S = 86_400.0  # a stream is bounded by its first content and its gaps, not by its length
 
 # The client's headers that travel on. Everything else stays: credentials, cookies, addresses.
-TRAVELLING = ("traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta")
+TRAVELLING = (
+    "traceparent", "tracestate", "accept-language", "openai-beta", "anthropic-version", "anthropic-beta", "via",
+)  # fmt: skip
 
 NUMBER = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)  # float() takes `١٢`, `1_0` and `nan`
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")

@@ -37,7 +37,7 @@ from .exchange import Exchange, ask
 from .faults import Translated
 from .lists import Lists, Names
 from .network import open_session
-from .outgoing import outgoing
+from .outgoing import outgoing, pseudonym
 from .refusals import Refused, body_of, told
 from .settings import Base, HttpSettings
 from .streams import relay
@@ -60,7 +60,7 @@ class Http(Backend[HttpSettings]):
         self.models = settings.models
         self.tasks = settings.tasks
         self.resumes = settings.resume == "prefill"
-        self._base = Base(str(settings.url))
+        self._base, self._me = Base(str(settings.url)), pseudonym()
 
     async def __aenter__(self) -> Self:
         """Open the pool; the upstream need not be there."""
@@ -126,7 +126,7 @@ class Http(Backend[HttpSettings]):
             raise DeadlineExceeded("the time was up before the request could be sent")
 
     async def _ask(self, task: Task) -> Exchange:
-        what = outgoing(task, self._base)
+        what = outgoing(task, self._base, self._me)
         try:
             with self._translated(task.deadline):
                 async with asyncio.timeout_at(task.deadline):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 import msgspec
 from yarl import URL
 
-from gateway.plugin import Task, Upload
+from gateway.plugin import NotServed, Task, Upload
 
 from .named import form_naming, is_form, json_naming
 from .settings import Base
@@ -25,6 +26,7 @@ NOT_FORWARDED = frozenset(
         "transfer-encoding", "upgrade", "x-api-key", "x-gateway-deadline-ms", "x-gateway-locality", "x-request-id",
     }
 )  # fmt: skip
+_OURS = re.compile(r"edge-gateway-[0-9a-f]{16}")
 MULTIPART_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})  # HTML §4.10.21.8
 
 
@@ -38,11 +40,16 @@ class Outgoing:
     content_type: str
 
 
-def outgoing(task: Task, base: Base) -> Outgoing:
-    """The request that asks the upstream for `task`."""
+def pseudonym() -> str:
+    """What a gateway calls itself in `Via`: it tells two apart, and nothing of either."""
+    return f"edge-gateway-{secrets.token_hex(8)}"
+
+
+def outgoing(task: Task, base: Base, me: str) -> Outgoing:
+    """The request that asks the upstream for `task`. Raises NotServed where it has come by `me` before."""
     url = base.task_url(task.name) if task.kind == "task" else base.url(task.path)
     body, content_type = _body(task)
-    return Outgoing(url, _headers(task), body, content_type)
+    return Outgoing(url, _headers(task) | {"via": _via(task, me)}, body, content_type)
 
 
 def _headers(task: Task) -> dict[str, str]:
@@ -54,6 +61,14 @@ def _headers(task: Task) -> dict[str, str]:
     if not task.may_leave:
         headers["x-gateway-locality"] = "edge-only"  # a peer on this site has a cloud of its own
     return headers
+
+
+def _via(task: Task, me: str) -> str:
+    """RFC 9110 §7.6.3. Peers that name each other would send a request round for ever; others' hops are not told."""
+    before = _OURS.findall(task.headers.get("via", ""))
+    if me in before:
+        raise NotServed("this request has been here before: its peers name each other", code="no_backend", again=False)
+    return ", ".join(f"1.1 {name}" for name in (*before, me))
 
 
 def _body(task: Task) -> tuple[bytes, str]:

@@ -470,7 +470,9 @@ async def test_no_client_header_but_those_that_may_travel_reaches_an_upstream() 
     async with relaying(answer(json={"ok": 1}), TASKS=ADD) as (gateway, upstream):
         secrets = ("Authorization: Bearer s3cret", "x-api-key: s3cret", "api-key: s3cret", "Cookie: s3cret")
         trace = "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01"
-        found = await answered(gateway.url, post("/v1/tasks/add", b"{}", *secrets, trace, "X-Forwarded-For: s3cret"))
+        found = await answered(
+            gateway.url, post("/v1/tasks/add", b"{}", *secrets, trace, "X-Forwarded-For: s3cret", "Via: 1.1 s3cret")
+        )
         line = await gateway.line()
     asked = upstream.requests[-1]
     assert found.json == {"ok": 1}

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.testing import RunningGateway, running_gateway
+from support.broker import free_port
 from support.chats import CHAT, Speaker, talking
+from support.until import until
 from support.upstream import Script, Upstream, answer, by_path
 from support.wiring import cloud, relaying
 
@@ -80,6 +82,22 @@ async def test_what_a_peer_may_not_do_for_one_is_not_held_against_it() -> None:
             assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
         assert (await say(gateway)).status == 200
         assert posts(upstream) == [CHAT]
+
+
+def asked(gateway: RunningGateway) -> list[dict[str, Any]]:
+    return [line for line in gateway.lines.of("request.finished") if line["attempts"]]
+
+
+async def test_peers_that_name_each_other_send_nothing_round() -> None:
+    port = free_port()
+    async with (
+        running_gateway(**cloud(f"http://127.0.0.1:{port}", "there", MODELS="gpt")) as gateway,
+        running_gateway(**cloud(gateway.url, "here", MODELS="gpt"), GATEWAY_LISTEN=f"127.0.0.1:{port}") as other,
+    ):
+        got = await say(gateway, via="1.1 secret.host")
+        assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
+        await until(lambda: got.json["error"]["request_id"] in {line["request_id"] for line in asked(other)})
+        assert len(asked(other)) == 3  # of both: here, there, and here again
 
 
 # ── when to come back ────────────────────────────────────────────────────────────────────────────
