@@ -91,6 +91,13 @@ class Gate:
         self._certified = {key.certificate: name for name, key in (keys or {}).items() if key.certificate is not None}
         self._used = {name: used for name, used in self._used.items() if keys is not None and name in keys}
 
+    def keep(self, there_are: Mapping[str, Key]) -> list[str]:
+        """Keep only the keys that are still there, with the same secret or certificate; the names of the others."""
+        gone = sorted(name for name, key in (self._keys or {}).items() if not _is_same(key, there_are.get(name)))
+        if self._keys is not None and gone:
+            self.replace({name: key for name, key in self._keys.items() if name not in gone})
+        return gone
+
     def known(self, presented: Iterable[str], certified: Iterable[str] = ()) -> Caller:
         """Who these credentials belong to; certified: the names in a client certificate that was checked.
 
@@ -149,3 +156,7 @@ def _unauthorized(message: str) -> GatewayError:
 
 def _too_many(message: str, retry_after_s: float) -> TaskRefused:
     return TaskRefused(message, code="rate_limited", retry_after_s=retry_after_s)
+
+
+def _is_same(key: Key, other: Key | None) -> bool:
+    return other is not None and (key.sha256, key.certificate) == (other.sha256, other.certificate)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gateway import systemd
+from gateway.admit.keyfile import read_keys
+from gateway.admit.keys import KeysInvalid
 from gateway.errors import is_told_to_stop
 from gateway.plugin import GatewayError
 from gateway.service import loop
@@ -100,18 +102,29 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
 
 
 async def reload(service: Service, env_file: Path | None) -> None:
-    """Read everything again; where anything is wrong with it, all stays as it is."""
+    """Read everything again; where anything is wrong with it, all stays as it is, but for keys that are gone."""
     try:
         loaded = await asyncio.get_running_loop().run_in_executor(_reader, load, os.environ, env_file)
         waiting = await service.reload(loaded)
-    except SettingsError as exc:
-        log.error("service.reload_failed", problems=[str(problem) for problem in exc.problems])
-        return
-    except TlsInvalid as exc:
-        log.error("service.reload_failed", problems=[str(exc)])
+    except (SettingsError, TlsInvalid) as exc:
+        problems = exc.problems if isinstance(exc, SettingsError) else [exc]
+        log.error("service.reload_failed", problems=[*map(str, problems), *await _revoked(service)])
         return
     configure(loaded.settings.log.format, loaded.settings.log.level)
     log.info("service.reloaded", backends=sorted(loaded.backends), waiting_for_restart=waiting)
+
+
+async def _revoked(service: Service) -> list[str]:
+    """A key that was taken out of the file is worth nothing from now on, whatever else is wrong there; what to say."""
+    file = service.settings.keys_file
+    if file is None:
+        return []
+    try:
+        there_are = await asyncio.get_running_loop().run_in_executor(_reader, read_keys, file)
+    except KeysInvalid:  # that is among the problems
+        return []
+    gone = service.gate.keep(there_are)
+    return [f"revoked nevertheless: {', '.join(gone)}"] if gone else []
 
 
 def _ask(asked: asyncio.Future[str], name: str) -> None:

@@ -98,8 +98,8 @@ EVENTS: Mapping[str, Event] = {
         {"backends": "names", "waiting_for_restart": "variables that changed and take hold at the next start"},
     ),
     "service.reload_failed": Event(
-        "The configuration was read again and is wrong: the old one stays, all of it.",
-        {"problems": "each with its variable and a fix"},
+        "The configuration was read again and is wrong: the old one stays, but for keys that are gone from their file.",
+        {"problems": "each with its variable and a fix; last, keys that were revoked nevertheless"},
     ),
     "service.abandoned": Event(
         "The gateway ends though a plugin's task, its start or stop, or a thread does not.",

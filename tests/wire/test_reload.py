@@ -58,6 +58,27 @@ async def test_keys_take_hold_at_once_and_go_again(tmp_path: Path) -> None:
         assert await status(gateway) == 200
 
 
+async def test_a_key_that_is_gone_is_revoked_whatever_else_is_wrong(tmp_path: Path) -> None:
+    keys, env_file = tmp_path / "keys.json", tmp_path / "env"
+    write_keys(keys, {name: Key(sha256=hash_of(name[0] * SECRET_CHARS)) for name in ("ada", "bob", "cleo")})
+    env_file.write_text(f"GATEWAY_KEYS_FILE={keys}\nGATEWAY_DEADLINE_S=-1\n")
+    asked = {
+        name: post("/v1/tasks/say", b"1", f"x-api-key: egw_{name}_{name[0] * SECRET_CHARS}")
+        for name in ("ada", "bob", "cleo")
+    }
+    async with running_gateway(**DESK, GATEWAY_KEYS_FILE=str(keys)) as gateway:
+        write_keys(
+            keys, {"ada": Key(sha256=hash_of("a" * SECRET_CHARS)), "cleo": Key(sha256=hash_of("x" * SECRET_CHARS))}
+        )
+        await reload_file(gateway.service, env_file)
+        (line,) = gateway.lines.of("service.reload_failed")
+        assert line["problems"][-1] == "revoked nevertheless: bob, cleo"
+        assert [await status(gateway, each) for each in asked.values()] == [200, 401, 401]
+        keys.write_text("{")
+        await reload_file(gateway.service, env_file)
+        assert [await status(gateway, each) for each in asked.values()] == [200, 401, 401]
+
+
 async def test_limits_hosts_origins_and_the_policy_take_hold() -> None:
     async with running_gateway(**DESK) as gateway:
         new = {"GATEWAY_MAX_BODY_BYTES": "2", "GATEWAY_ALLOWED_HOSTS": "box.example", "GATEWAY_POLICY__USD": "3"}
