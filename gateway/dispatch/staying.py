@@ -11,8 +11,10 @@ def must_stay(edge_only: tuple[str, ...], names: Iterable[str], places: Iterable
     """Whether the operator keeps one of these models or tasks on the site, or what comes by one of these places.
 
     names: as they were asked for, pinned or not, and what they may become. places: the path, and the MQTT topic.
+    In capitals or not: some servers do not tell them apart.
     """
     if not edge_only:
         return False
+    rules = tuple(rule.casefold() for rule in edge_only)
     spelt = [each for name in names for each in (name, name.partition("/")[2])]
-    return any(matches(edge_only, each) for each in (*spelt, *places))
+    return any(matches(rules, each.casefold()) for each in (*spelt, *places))

@@ -125,9 +125,9 @@ class Policy(Group):
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
     edge_only: tuple[Annotated[str, AfterValidator(_stays)], ...] = setting(
         (),
-        "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; `*` at the "
-        "end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may become does, and what a "
-        "hybrid offers where the name it stands for does",
+        "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; in capitals "
+        "or not, with `*` at the end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may "
+        "become does, and what a hybrid offers where the name it stands for does",
     )
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
 

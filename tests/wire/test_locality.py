@@ -218,6 +218,8 @@ def test_a_rule_keeps_its_name_itself_pinned_or_not(first: str, rest: str, backe
     assert must_stay((name,), (name,))
     assert must_stay((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",))
     assert must_stay((name,), ("another",), (name,))
+    assert must_stay((name,), (name.upper(),))
+    assert must_stay((name.upper(),), ("another",), (name,))
     assert not must_stay((), (name,), (name,))
 
 
