@@ -79,6 +79,11 @@ class Attempt:
             self.failed(error)
             await self._put(self, error)
 
+    @property
+    def has_own_limits(self) -> bool:
+        """Whether time that runs out says little of a backend: the client has less of it than the operator gives."""
+        return self._expected.has_own_limits
+
     def release(self) -> None:
         """Give the slot back, or the place in line.
 
@@ -211,10 +216,10 @@ class Attempt:
     def _blame(self, error: GatewayError) -> None:
         """The client's mistakes are not held against a backend, nor is a bug that some argument meets."""
         assert self.member is not None
-        if isinstance(error, NotServed):
-            self._note_lack(error)
-        elif isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_below(error):
+        if isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_below(error):
             self.member.breaker.ignored()  # its code failed on this task; that says nothing of the next one
+        elif isinstance(error, NotServed):
+            self._note_lack(error)
         else:
             is_limit = error.code == "rate_limited"
             self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s, is_limit=is_limit)

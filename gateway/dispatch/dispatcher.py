@@ -201,9 +201,9 @@ class Dispatcher:
         """Find attempts that were cancelled and go on; call it every now and then."""
         self._leaks.look(self._attempts, self.registry.members, time.monotonic())
 
-    def served(self, task_id: str) -> Task | None:
-        """The task of that id, while a backend has it."""
-        return next((attempt.task for attempt in self._attempts.values() if attempt.task.id == task_id), None)
+    def served(self, task_id: str) -> Attempt | None:
+        """Who serves the task of that id, while a backend has it."""
+        return next((attempt for attempt in self._attempts.values() if attempt.task.id == task_id), None)
 
     @property
     def is_stuck(self) -> bool:

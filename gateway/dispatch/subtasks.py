@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from gateway.dispatch.dispatcher import Dispatcher
+from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.race import Answer
 from gateway.journal import Record, finish, outcome_of
 from gateway.measure.board import Board
@@ -43,9 +44,10 @@ class BackendServices:
 
     async def dispatch(self, task: Task) -> Result:
         """Serve a subtask like any request. Its account is laid over its parent's; its line is written."""
-        dispatcher = self._dispatcher
+        dispatcher, expected = self._dispatcher, Expectations()
         if task.parent_id is not None and (whole := dispatcher.served(task.parent_id)) is not None:
-            task = task.replace(deadline=whole.deadline, may_leave=whole.may_leave)  # it may be made by hand
+            expected = Expectations(has_own_limits=whole.has_own_limits)
+            task = task.replace(deadline=whole.task.deadline, may_leave=whole.task.may_leave)  # it may be made by hand
         if task.depth > MAX_DEPTH:
             raise BackendFailed(f"subtasks are nested more than {MAX_DEPTH} deep")
         parent = task.terms
@@ -58,13 +60,13 @@ class BackendServices:
             items=task.items,
             bytes_in=len(task.body),
         )
-        return await _serve(dispatcher, task, watch, record)
+        return await _serve(dispatcher, task, watch, record, expected)
 
 
-async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Record) -> Result:
+async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Record, expected: Expectations) -> Result:
     answer: Answer | None = None
     try:
-        answer = await dispatcher.dispatch(task, watch, record)
+        answer = await dispatcher.dispatch(task, watch, record, expected)
         if answer.result is None:
             raise BackendFailed("a subtask was answered by a stream", code="upstream_bad_response")
         record.status, record.outcome = answer.result.status, outcome_of(answer.result.status)

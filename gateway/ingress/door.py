@@ -33,7 +33,7 @@ from gateway.ingress.resume import continuation
 from gateway.ingress.room import Room
 from gateway.ingress.routes import Match, match
 from gateway.ingress.tasking import Rules, has_own_limits, limits_of, task_of
-from gateway.journal import Record, finish, outcome_of, server_timing, term_keys
+from gateway.journal import Outcome, Record, finish, outcome_of, server_timing, term_keys
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskRefused, new_id
 from gateway.registry import AUTO
 from gateway.telemetry import log, metrics, raised
@@ -133,7 +133,7 @@ class _Visit:
         """The client has left, or so much of the gateway has stopped that there is no answer any more."""
         self.record.outcome = "cancelled"
         if self.incoming.door == "mqtt":  # nobody but ourselves cancels those
-            self.record.outcome, self.record.error = "failed", STOPPED
+            self.record.outcome, self.record.error, self.record.reason = "failed", STOPPED, "unavailable"
 
     def close(self) -> None:
         self.caller.leave()
@@ -398,13 +398,17 @@ class _Visit:
 
     # ── when it cannot be served ─────────────────────────────────────────────────────────────────
 
+    def _outcome_of(self, status: int) -> Outcome:
+        """What has begun and breaks off has failed, whatever that would have been before."""
+        return "failed" if self.record.content_at is not None and status >= 500 else outcome_of(status)
+
     async def _refuse(self, error: GatewayError) -> None:
         self.watch.enter("write")
         record = self.record
         status = status_of(error)
         record.error, record.reason = error.message, error.code
         record.status = 200 if self.has_begun else status  # what the client was told
-        record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else outcome_of(status)
+        record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else self._outcome_of(status)
         if isinstance(error, GatewayStops):
             record.outcome = "failed"
             if self.is_answering:  # to one who reads slowly; the connection goes in a moment

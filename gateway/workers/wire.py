@@ -131,7 +131,10 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
 
 
 class Failure(msgspec.Struct, tag=True, frozen=True):
-    """A `GatewayError`; kind: its class's name; raised, words: the type's name and the text of what was none, a bug."""
+    """A `GatewayError`; kind: its class's name; raised, words: the type's name and the text of what was none, a bug.
+
+    is_of_subtask: it is passed on by who dispatched the subtask that ended in it.
+    """
 
     kind: str
     message: str
@@ -144,6 +147,7 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     again: bool = True
     raised: str | None = None
     words: str = ""
+    is_of_subtask: bool = False
 
 
 class Told(msgspec.Struct, tag=True, frozen=True):
@@ -298,6 +302,7 @@ def frame_error(exc: BaseException, who: str, *, is_own: bool = True) -> Failure
         again=exc.again,
         raised=exc.raised if isinstance(exc, PluginRaised) and is_own else None,
         words=exc.words if isinstance(exc, PluginRaised) and is_own else "",
+        is_of_subtask=exc.is_of_subtask,
     )
 
 
@@ -305,8 +310,7 @@ def error_of(frame: Failure) -> GatewayError:
     """The error in `frame`, of the class it was."""
     if frame.raised is not None:
         return PluginRaised(frame.message, raised=frame.raised, words=frame.words)
-    error = ERRORS.get(frame.kind, BackendFailed)
-    return error(
+    error = ERRORS.get(frame.kind, BackendFailed)(
         frame.message,
         code=frame.code,
         param=frame.param,
@@ -316,6 +320,8 @@ def error_of(frame: Failure) -> GatewayError:
         began=frame.began,
         again=frame.again,
     )
+    error.is_of_subtask = frame.is_of_subtask
+    return error
 
 
 def _json(value: Any) -> bytes:

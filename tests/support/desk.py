@@ -109,6 +109,10 @@ class Desk(Backend[DeskSettings]):
         yield Part(0)
         raise BackendFailed("the desk broke in the middle")
 
+    async def _gone(self, task: Task) -> AsyncIterator[Part]:
+        yield Part(0)
+        raise BackendUnavailable("the desk went home in the middle")
+
     async def _boom(self, task: Task) -> AsyncIterator[Any]:
         raise RuntimeError("a secret of the plugin")
         yield

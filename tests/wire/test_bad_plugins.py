@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from gateway.decide import quarantine
@@ -222,3 +223,13 @@ async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> Non
                     )
                     size = int(head.partition("content-length: ")[2].partition("\r\n")[0])
                     assert json.loads(await reader.readexactly(size)) == body
+
+
+@pytest.mark.parametrize("task", ["breaks", "gone"])
+async def test_what_breaks_off_has_failed_though_somebody_may_ask_again(task: str) -> None:
+    async with running_gateway(**backend("desk", "support.desk:Desk", TASKS=task)) as gateway:
+        async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/{task}", json={}) as got:
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await got.read()
+        line = await gateway.line()
+        assert (line["status"], line["outcome"]) == (200, "failed")

@@ -251,6 +251,20 @@ async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_f
         assert shut(gateway) == {"near"}
 
 
+async def test_an_endpoint_that_one_side_lacks_is_not_missing_from_the_hybrid() -> None:
+    body = {"model": "duet", "input": "hello"}
+    async with Upstream(answer(b"404 page not found", status=404)) as upstream:
+        near = cloud(upstream.url, "near", SITE="edge", MODELS="bird")
+        async with (
+            running_gateway(**over("hedge", near, MODELS='{"duet":"bird"}')) as gateway,
+            gateway.session() as http,
+        ):
+            for _ in range(3):
+                assert (await post(gateway, http, "/v1/embeddings", body, **EDGE_ONLY))[0] in (404, 503)
+            status, _, headers = await post(gateway, http, "/v1/embeddings", body)
+            assert (status, headers["x-gateway-backend"]) == (200, "both")
+
+
 async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
     slow = backend("near", "echo", DELAY_S="0.2", SLOTS="1", QUEUE="0", MODELS='{"bird":"echo"}')
     body = {"model": "duet", "messages": HELLO}

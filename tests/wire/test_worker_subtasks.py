@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from gateway.testing import running_gateway
 from support.raw import answered, post
 from support.wiring import DESK, backend
 from wire.test_account import check as check_account
 
-SENDS = backend("sends", "support.worker_backends:Sends", ISOLATION="process", SLOTS="1", TASKS='{"pass_on":"whole"}')
+SENDING = {"SLOTS": "1", "TASKS": '{"pass_on":"whole"}'}
+SENDS = backend("sends", "support.worker_backends:Sends", ISOLATION="process", **SENDING)
 NEAR = backend("near", "support.desk:Desk", TASKS='{"whole":"say"}')
 FAR = backend("far", "support.desk:Desk", SITE="cloud", TASKS='{"whole":"say"}')
 
@@ -44,3 +47,15 @@ async def test_what_a_parts_plugin_raised_is_not_held_against_who_asked_for_it()
         assert "broken" in got.json["error"]["message"]
         assert gateway.lines.of("worker.raised") == []
         assert "secret" not in str(gateway.lines.all)
+
+
+@pytest.mark.parametrize("isolation", ["loop", "process"])
+@pytest.mark.parametrize("header", ["x-gateway-locality: edge-only", "x-gateway-deadline-ms: 60"])
+async def test_what_a_part_ended_in_shuts_nobody_for_others(header: str, isolation: str) -> None:
+    sends = backend("sends", "support.worker_backends:Sends", ISOLATION=isolation, **SENDING)
+    slow = backend("far", "echo", SITE="cloud", DELAY_S="0.3", TASKS='{"whole":"echo"}')
+    async with running_gateway(**sends, **slow) as gateway:
+        for _ in range(8):
+            assert (await answered(gateway.url, post("/v1/tasks/pass_on", b"{}", header))).status in (503, 504)
+        assert (await answered(gateway.url, post("/v1/tasks/pass_on", b"{}"))).status == 200
+        assert gateway.lines.of("breaker.opened") == []
