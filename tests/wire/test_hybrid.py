@@ -263,6 +263,26 @@ async def test_an_endpoint_that_one_side_lacks_is_not_missing_from_the_hybrid() 
                 assert (await post(gateway, http, "/v1/embeddings", body, **EDGE_ONLY))[0] in (404, 503)
             status, _, headers = await post(gateway, http, "/v1/embeddings", body)
             assert (status, headers["x-gateway-backend"]) == (200, "both")
+            members = gateway.service.registry.members
+            assert [name for name in members if members[name].lacks.has("/v1/embeddings")] == ["near"]
+
+
+async def test_who_has_little_patience_with_a_hybrid_shuts_neither_side_for_others() -> None:
+    is_done = asyncio.Event()
+
+    async def takes_its_time(talk: Talk) -> None:
+        await is_done.wait()
+
+    async with Upstream(takes_its_time) as upstream:
+        sides = cloud(upstream.url, "near", SITE="edge", MODELS="bird") | cloud(upstream.url, "far", MODELS="bird")
+        both = backend("both", "hybrid", MODE="scatter", EDGE="near", CLOUD="far", MODELS='{"duet":"bird"}')
+        async with running_gateway(**sides, **both) as gateway, gateway.session() as http:
+            body = {"model": "duet", "input": ["a"] * 12}
+            for _ in range(8):
+                got = await post(gateway, http, "/v1/embeddings", body, **{"x-gateway-deadline-ms": "60"})
+                assert got[0] == 504
+            is_done.set()
+            assert shut(gateway) == set()
 
 
 async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
