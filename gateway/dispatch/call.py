@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from gateway.dispatch.continuation import How
 from gateway.dispatch.expectations import Expectations
 from gateway.journal import Record
-from gateway.plugin import GatewayError, Task
+from gateway.plugin import GatewayError, NotServed, Task
 from gateway.timing import Watch
 
 
@@ -17,7 +17,8 @@ class Call:
     """A task on its way through the backends.
 
     until: the instant by which the result, or a stream's first content, must be there. tried: who cannot serve
-    it, and why. how: it goes on with an answer that broke off. asked_again: its one more round is over.
+    it, and why. how: it goes on with an answer that broke off. failure: what the client is told where nobody
+    serves it; failed: whose that is, "" where nobody here was asked. asked_again: its one more round is over.
     """
 
     task: Task
@@ -27,8 +28,16 @@ class Call:
     until: float
     tried: dict[str, str] = field(default_factory=dict)
     failure: GatewayError | None = None
+    failed: str = ""
     how: How | None = None
     asked_again: bool = False
+
+
+def told(earlier: GatewayError | None, later: GatewayError) -> GatewayError:
+    """Of two failures the one that the client hears of: that somebody does not serve this hides nobody's own fault."""
+    if earlier is None or earlier.code == "not_found" or not isinstance(later, NotServed):
+        return later
+    return earlier
 
 
 def until_of(task: Task, expected: Expectations) -> float:

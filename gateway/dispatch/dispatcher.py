@@ -10,7 +10,7 @@ from functools import partial
 from gateway.decide.policy import Decision
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.budget import RetryBudget
-from gateway.dispatch.call import Call, until_of
+from gateway.dispatch.call import Call, told, until_of
 from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.leaks import Leaks
 from gateway.dispatch.patience import patience, patience_rescued
@@ -76,9 +76,13 @@ class Dispatcher:
         except GatewayError as exc:
             if not self._may_try_elsewhere(exc, race, plan, call.until):
                 raise
-            call.failure = exc.with_traceback(None)
             call.tried |= dict.fromkeys(race.asked or plan.decision.order[:1], exc.message)
+            self._note_failure(call, exc.with_traceback(None))
             return None
+
+    def _note_failure(self, call: Call, failure: GatewayError) -> None:
+        if told(call.failure, failure) is failure:
+            call.failure, call.failed = failure, call.record.backend
 
     # ── who is next ──────────────────────────────────────────────────────────────────────────────
 
@@ -113,6 +117,8 @@ class Dispatcher:
             is_to_be_feasible = call.expected.client_deadline and not call.tried
             self.planner.check(plan, call.task, client_deadline=is_to_be_feasible)
         except GatewayError as exc:
+            if (member := self.registry.members.get(call.failed)) is not None:
+                self._note(call.record, member)
             raise call.failure or exc from None
         return plan
 
@@ -146,7 +152,7 @@ class Dispatcher:
                 "dispatch.resumed" if call.how else "dispatch.fell_back",
                 request_id=record.request_id,
                 backend=record.backend,
-                error=call.failure.message,
+                error=call.tried.get(record.backend, call.failure.message),
                 next=decision.order[0],
                 **({"how": call.how} if call.how else {}),
             )

@@ -19,7 +19,7 @@ from gateway.registry import AUTO, Member, Offer, Registry
 
 EDGE_ONLY = "edge-only: its data would leave the site"
 LACKS = "it has no such endpoint"
-BY_RULE = (None, EDGE_ONLY)  # why a backend is out, though its time may never come
+WITHOUT_TIME = (None, EDGE_ONLY, LACKS)  # why a backend is out, though its time may never come
 AGAIN_S = 1.0  # when to come back, where nobody knows
 
 
@@ -54,7 +54,7 @@ class Planner:
         query = self._query(task, offer, client_deadline)
         decision = self.lanes.choose(work, query, refused)
         if not decision.order:
-            decision = self.lanes.choose(work, query, self._last_resort(refused))
+            decision = self.lanes.choose(work, query, self._last_resort(refused, task))
         work.allowed = decision.order
         return Plan(offer, work, decision)
 
@@ -164,14 +164,22 @@ class Planner:
         unwell = self.registry.members[name].unwell
         return f"unwell: {unwell}" if unwell else None
 
-    def _last_resort(self, refused: Mapping[str, str | None]) -> dict[str, str | None]:
-        """Where nobody is left, those are asked that only a hunch speaks against: their answer says more."""
-        return {name: None if why and why in (self._unwell(name), LACKS) else why for name, why in refused.items()}
+    def _last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
+        """Where nobody is left, those are asked that only a hunch speaks against: their answer says more.
+
+        Who lacks the endpoint only where nobody may have it: else its 404, which is final, hides what passes.
+        """
+        nobody_has_it = all(why == EDGE_ONLY or self._lacks(name, task) for name, why in refused.items())
+        lacks = LACKS if nobody_has_it else None
+        return {name: None if why and why in (self._unwell(name), lacks) else why for name, why in refused.items()}
+
+    def _lacks(self, name: str, task: Task) -> bool:
+        return task.kind != "task" and self.registry.members[name].lacks.has(task.path)
 
     def _refusal(self, name: str, task: Task, offer: Offer) -> str | None:
         if self.registry.members[name].is_off_site and not task.may_leave:
             return EDGE_ONLY
-        if task.kind != "task" and self.registry.members[name].lacks.has(task.path):
+        if self._lacks(name, task):
             return LACKS
         return self.unusable(name, pinned=offer.pinned == name)
 
@@ -197,7 +205,9 @@ class Planner:
         message = f"no backend may serve this now ({listed})"
         if self._is_by_rule(offer, task):
             return GatewayError(message, code="no_backend", began=False)
-        out = [self.registry.members[n].breaker for n in offer.names if self._refusal(n, task, offer) not in BY_RULE]
+        out = [
+            self.registry.members[n].breaker for n in offer.names if self._refusal(n, task, offer) not in WITHOUT_TIME
+        ]
         waits_s = [breaker.wait_s for breaker in out if breaker.wait_s > 0]
         code = "rate_limited" if out and all(breaker.is_rate_limit for breaker in out) else None
         return BackendUnavailable(message, code=code, retry_after_s=min(waits_s, default=AGAIN_S), began=False)

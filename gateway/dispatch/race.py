@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.call import told
 from gateway.dispatch.channel import Alarm, Channel
 from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.planner import Plan
@@ -152,17 +154,16 @@ class Race:
             raise
 
     def _lost(self, failed: dict[Attempt, Item]) -> Answer:
-        """A refusal, where there is one: who was asked first knows best. Else raises what came last."""
+        """A refusal, where there is one: who was asked first knows best. Else raises what is to be told."""
         for attempt in self.attempts:
             if isinstance(item := failed.get(attempt), Result):
                 return self._won(attempt, item, [])
-        _, last = failed.popitem()
+        failure = _told_of(failed.values())
         failed.clear()
-        assert isinstance(last, GatewayError)
         try:
-            raise last
+            raise failure
         finally:
-            del last  # its traceback holds this frame, and with it the whole request
+            del failure  # its traceback holds this frame, and with it the whole request
 
     def _won(self, attempt: Attempt, item: Item, ahead: list[Part]) -> Answer:
         assert attempt.member is not None
@@ -257,6 +258,10 @@ class Race:
     def asked(self) -> Mapping[str, Attempt]:
         """Who was granted this, by backend."""
         return {attempt.member.name: attempt for attempt in self.attempts if attempt.member}
+
+
+def _told_of(failures: Iterable[Item]) -> GatewayError:
+    return functools.reduce(told, (item for item in failures if isinstance(item, GatewayError)))
 
 
 def _is_no_good(item: Item) -> bool:

@@ -26,7 +26,9 @@ class Successors:
         self._failed[self._answer.backend] = failure.message
         tried = self._failed | (self._unfit() if how == "prefill" else {})
         until = until_of(task, self._call.expected)
-        call = replace(self._call, task=task, until=until, tried=tried, failure=failure, how=how)
+        call = replace(
+            self._call, task=task, until=until, tried=tried, failure=failure, failed=self._answer.backend, how=how
+        )
         while True:
             answer = await self._serve(call)
             if answer.result is None or answer.result.status < 400:

@@ -33,6 +33,9 @@ _CREDENTIAL = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _ESCAPED_LETTER = re.compile(rb"\\u00[46][45cdfCDF]")  # of `model`, in either case
+SPEECH = (
+    "/v1/audio/speech"  # its `stream` asks for sound while it is made, not for events: the form is seen when it comes
+)
 MOST_KEYS = 10_000  # of an object that is looked at closely, which costs 2 µs a key
 _FIELD = re.compile(r"(?:.*`\$\.|.*field `)(\w+)")
 
@@ -43,7 +46,7 @@ T = TypeVar("T")
 class Draft:
     """A request understood, not yet authenticated, named or timed; what a Task is made of.
 
-    name: the model or task as the client wrote it, "" where it named none. stream: it asked for parts.
+    name: the model or task as the client wrote it, "" where it named none. stream: it asked for events.
     items: units of work, at least 1. choices: how many answers a chat or completion will hold. fields, files: of a
     multipart body (None and {} for any other). include_usage: a stream is to end with its usage. encoding_format:
     of embeddings; None: not said. response_format: of a transcription. path: with `/v1`, and for what is relayed
@@ -225,7 +228,7 @@ def _read_other(match: Match, content_type: str, body: bytes) -> Draft:
         path=f"{match.path}?{query}" if query else match.path,
         body=body,
         content_type=content_type,
-        stream=stream,
+        stream=stream and match.path != SPEECH,
     )
 
 

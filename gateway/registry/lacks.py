@@ -17,10 +17,12 @@ class Lacks:
         self._until: dict[str, float] = {}
 
     def note(self, path: str) -> None:
-        """It has just said so."""
+        """It has just said so. The least recently noted of too many is forgotten: it was the next to expire."""
+        path = path.partition("?")[0]
+        self._until.pop(path, None)
         if len(self._until) >= MOST_PATHS:
             del self._until[next(iter(self._until))]
-        self._until[path.partition("?")[0]] = self._clock() + LACKS_S
+        self._until[path] = self._clock() + LACKS_S
 
     def has(self, path: str) -> bool:
         """Whether it is believed to lack this."""

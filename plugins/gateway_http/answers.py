@@ -55,7 +55,11 @@ async def whole(task: Task, exchange: Exchange) -> Result:
         where = "redirects, which is never followed" if status >= 300 else "switches protocols"
         raise bad_response(f"{where} (status {status}); check the URL")
     body = await _error_body(exchange)
-    if status in LACKING and task.kind != "task" and _is_about_the_path(body):
+    if (
+        status in LACKING
+        and task.kind != "task"
+        and _is_about_the_path(body, is_peer=OF_A_PEER in exchange.response.headers)
+    ):
         what = f"the upstream has no {task.path.partition('?')[0]} (status {status})"
         raise NotServed(what, code="not_found", status=status, again=False)
     if 400 <= status < 500 and status not in NOT_SERVED:
@@ -177,9 +181,14 @@ def _failure(exchange: Exchange, error: Error) -> GatewayError:
     return bad_response(f"failed ({what})", status=status, retry_after_s=wait_s, again=again, said=said)
 
 
-def _is_about_the_path(body: bytes) -> bool:
-    """Whether a 404 or its like is the web server's own: it is no JSON object, or FastAPI's for a path unknown."""
+def _is_about_the_path(body: bytes, *, is_peer: bool) -> bool:
+    """Whether a 404 or its like is the web server's own: it is no JSON object, or FastAPI's for a path unknown.
+
+    Or a peer gateway's own, which holds the request's id: what an upstream of it says passes it as it is.
+    """
     error = _error(body)
+    if is_peer and error.get("code") == "not_found" and error.get("request_id"):
+        return True
     return not error or (error.get("message") in PATH_UNKNOWN and not error.get("type") and not error.get("code"))
 
 

@@ -23,3 +23,16 @@ def test_the_oldest_of_too_many_is_forgotten() -> None:
     assert not lacks.has("/v1/images/0")
     assert lacks.has("/v1/images/1")
     assert lacks.has(f"/v1/images/{MOST_PATHS}")
+
+
+def test_what_is_noted_again_costs_no_other_its_place_and_keeps_its_own_longest() -> None:
+    lacks = Lacks(Clock())
+    for n in range(MOST_PATHS):
+        lacks.note(f"/v1/images/{n}")
+    lacks.note("/v1/images/5?again=1")
+    assert all(lacks.has(f"/v1/images/{n}") for n in range(MOST_PATHS))
+    lacks.note("/v1/images/one-more")
+    assert not lacks.has("/v1/images/0")
+    for n in range(1, 6):
+        lacks.note(f"/v1/images/one-more-{n}")
+    assert lacks.has("/v1/images/5")

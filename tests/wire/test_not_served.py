@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import free_port
 from support.chats import CHAT, Speaker, talking
@@ -37,10 +39,12 @@ async def say(gateway: RunningGateway, path: str = CHAT, **headers: str) -> Got:
 
 
 @asynccontextmanager
-async def two(first: Script, second: Script) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
-    """The first costs less, so it is asked first."""
+async def two(
+    first: Script, second: Script, *, peer: str | None = None
+) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
+    """The first, or a peer in its place, costs less, so it is asked first."""
     async with Upstream(first) as one, Upstream(second) as other:
-        both = cloud(one.url, "one", MODELS="gpt") | cloud(other.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
+        both = cloud(peer or one.url, "one", MODELS="gpt") | cloud(other.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
         async with running_gateway(**both, GATEWAY_POLICY__USD="1") as gateway:
             yield gateway, one, other
 
@@ -66,6 +70,46 @@ async def test_where_nobody_has_it_the_404_is_told_every_time() -> None:
             got = await say(gateway, RESPONSES)
             assert (got.status, got.json["error"]["code"]) == (404, "not_found")
         assert (await say(gateway)).status == 200
+
+
+FAILS: Any = answer(json={"error": {"message": "boom"}}, status=500)
+PAUSES: Any = answer(json={"error": {"message": "slow down"}}, status=429, headers=[("Retry-After", "40")])
+
+
+@pytest.mark.parametrize("trouble", [FAILS, PAUSES])
+@pytest.mark.parametrize("lacks_first", [True, False])
+async def test_what_passes_with_who_has_it_is_told_and_not_the_404_of_who_lacks_it(
+    trouble: Script, lacks_first: bool
+) -> None:
+    lacks, has = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY), by_path({RESPONSES: trouble})
+    told = (500, "upstream_bad_response", True) if trouble is FAILS else (429, "rate_limited", True)
+    async with two(*((lacks, has) if lacks_first else (has, lacks))) as (gateway, *_):
+        for _ in range(3):  # the lack is not known yet; it is, and the breaker of the other may be open
+            got = await say(gateway, RESPONSES)
+            assert (got.status, got.json["error"]["code"], got.json["error"]["retryable"]) == told
+            assert got.headers["x-gateway-backend"] in ("two" if lacks_first else "one", "none")
+
+
+async def test_an_endpoint_that_nobody_has_behind_a_peer_is_looked_for_elsewhere() -> None:
+    has, lacks = by_path({RESPONSES: answer(json=SAID)}, CHATTY), by_path({RESPONSES: answer(b"none", status=404)})
+    async with relaying(lacks, MODELS="gpt") as (peer, far), two(has, has, peer=peer.url) as (gateway, *_):
+        for _ in range(2):
+            got = await say(gateway, RESPONSES)
+            assert (got.status, got.headers["x-gateway-backend"]) == (200, "two")
+        assert posts(far) == [RESPONSES]
+
+
+async def test_a_model_that_a_peer_does_not_know_is_its_answer() -> None:
+    async with relaying(CHATTY, MODELS="other") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
+        got = await say(gateway, RESPONSES)
+        assert (got.status, got.json["error"]["code"], posts(other)) == (404, "model_not_found", [])
+
+
+async def test_what_an_upstream_of_a_peer_does_not_find_is_an_answer() -> None:
+    lost = by_path({RESPONSES: answer(json={"error": {"message": "no such one", "code": "not_found"}}, status=404)})
+    async with relaying(lost, MODELS="gpt") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
+        got = await say(gateway, RESPONSES)
+        assert (got.status, got.json["error"]["message"], posts(other)) == (404, "no such one", [])
 
 
 # ── a peer whose rules leave nobody ──────────────────────────────────────────────────────────────

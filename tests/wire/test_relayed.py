@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.ingress import door
 from gateway.testing import RunningGateway, running_gateway
 from support.upstream import LAST_CHUNK, Script, Talk, Upstream, answer, by_path, chunk, head, sse
 from support.wiring import cloud, relaying
@@ -38,12 +39,13 @@ def speaks(go_on: asyncio.Event, end: bytes) -> Script:
     return script
 
 
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("is_whole", [True, False])
-async def test_sound_is_heard_while_it_is_made_and_one_that_is_cut_does_not_end(is_whole: bool) -> None:
+async def test_sound_is_heard_while_it_is_made_and_one_that_is_cut_does_not_end(is_whole: bool, stream: bool) -> None:
     go_on = asyncio.Event()
     script = by_path({SPEECH: speaks(go_on, LAST_CHUNK if is_whole else b"")})
     async with relaying(script, MODELS="gpt") as (gateway, _), gateway.session() as http:
-        async with http.post(gateway.url + SPEECH, json={"model": "gpt", "input": "x"}) as got:
+        async with http.post(gateway.url + SPEECH, json={"model": "gpt", "input": "x", "stream": stream}) as got:
             assert (got.status, got.content_type) == (200, "audio/mpeg")
             assert await got.content.readexactly(9) == b"ID3 first"
             go_on.set()
@@ -64,6 +66,13 @@ async def test_what_is_sent_as_sound_and_is_none_is_told_apart_before_the_first_
 
     async with relaying(by_path({SPEECH: script}), MODELS="gpt") as (gateway, _):
         assert (await post(gateway, SPEECH))[0] == 502
+
+
+async def test_sound_that_begins_late_is_no_stream_of_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "HEARTBEAT_S", 1e-5)  # any answer is later than that
+    late = answer(b"ID3 late", content_type="audio/mpeg")
+    async with relaying(by_path({SPEECH: late}), MODELS="gpt") as (gateway, _):
+        assert await post(gateway, SPEECH, stream=True) == (200, "audio/mpeg", b"ID3 late")
 
 
 # ── events, and a whole answer ───────────────────────────────────────────────────────────────────

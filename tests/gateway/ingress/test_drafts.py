@@ -275,6 +275,11 @@ def test_a_relayed_body_is_asked_only_for_its_model_and_stream() -> None:
     assert draft_of("/v1/images/generations", {"prompt": "a cat"}).name == ""
 
 
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/speech?x=1"])
+def test_speech_is_no_stream_of_events_before_it_has_come_as_one(path: str) -> None:
+    assert not draft_of(path, {"model": "m", "input": "x", "stream": True}).stream
+
+
 def test_a_relayed_form_keeps_its_bytes() -> None:
     body, content_type = form({"model": "m"})
     draft = draft_of("/v1/audio/translations", body, content_type)
