@@ -26,6 +26,7 @@ FLOORS = {
     "errors": -2,  # part of the plugin interface, in a file of its own
     "values": -1,  # so is this
     "plugin": 0,
+    "hooks": 0,
     "systemd": 0,
     "stalls": 2,
     "tls": 0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections import deque
 
 from .arrivals import Request
@@ -20,7 +21,7 @@ TIMEOUT_S = 10.0
 SITES = ("edge", "cloud")
 
 
-class Rival:
+class Rival(ABC):
     """Chooses a site for each request; hears how each attempt ended."""
 
     name = "rival"
@@ -31,12 +32,15 @@ class Rival:
         self.pending = {"edge": 0, "cloud": 0}
         self.rtt_s = 0.05
 
+    @abstractmethod
     def pick(self, request: Request, now: float, edge: Edge, cloud: Cloud) -> str:
-        raise NotImplementedError
+        """The site for a request that comes `now`."""
 
-    def finished(self, request: Request, site: str, seconds: float, now: float) -> None: ...
+    def finished(self, request: Request, site: str, seconds: float, now: float) -> None:  # noqa: B027  most do not listen
+        """Hears how an attempt ended."""
 
-    def timed_out(self, request: Request, site: str, now: float) -> None: ...
+    def timed_out(self, request: Request, site: str, now: float) -> None:  # noqa: B027
+        """Hears that one was given up."""
 
 
 class Always(Rival):

@@ -6,13 +6,12 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gateway import systemd
+from gateway import hooks, systemd
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import KeysInvalid
 from gateway.errors import is_told_to_stop
@@ -20,20 +19,20 @@ from gateway.plugin import GatewayError
 from gateway.service import loop
 from gateway.service.life import Service
 from gateway.settings import Loaded, SettingsError, load
-from gateway.telemetry import broke, configure, log, raised, speak_for_python, watched
+from gateway.telemetry import broke, configure, log, raised, warned, watched
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
 
-
+unhandled = hooks.for_loop(broke)
 _reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
-    speak_for_python()
+    hooks.redirect(broke, warned)
     loop.leave(_status(loaded, env_file))
 
 
@@ -130,9 +129,3 @@ async def _revoked(service: Service) -> list[str]:
 def _ask(asked: asyncio.Future[str], name: str) -> None:
     if not asked.done():
         asked.set_result(name)
-
-
-def unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
-    """The loop's exception handler. asyncio's words on a callback show its arguments, so they are not taken."""
-    what = "an exception in a callback" if "handle" in context else str(context.get("message"))
-    broke(what, context.get("exception"))

@@ -7,7 +7,7 @@ metrics.REQUESTS.inc(door="http", kind="chat", backend="cloud", outcome="served"
 """
 
 from gateway.telemetry import metrics
-from gateway.telemetry.guards import broke, guarded, speak_for_python, watched
+from gateway.telemetry.guards import broke, guarded, warned, watched
 from gateway.telemetry.logs import Limited, configure, flush, log, raised
 
 __all__ = [
@@ -19,6 +19,6 @@ __all__ = [
     "log",
     "metrics",
     "raised",
-    "speak_for_python",
+    "warned",
     "watched",
 ]

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 from gateway.telemetry.logs import Limited, raised
 
@@ -47,31 +44,6 @@ def _ended(task: asyncio.Task[Any]) -> None:
         broke(f"the task `{task.get_name()}` has ended", exc)
 
 
-def speak_for_python() -> None:
-    """Have lines of ours, without what they may quote, for what Python itself would print: for the whole process.
-
-    That is what ends a thread, what is raised where nobody can catch it (`__del__`, callbacks of C), and warnings.
-    """
-    threading.excepthook = _thread_ended
-    sys.unraisablehook = _was_raised
-    warnings.showwarning = _warn
-
-
-def _thread_ended(args: threading.ExceptHookArgs) -> None:
-    if not isinstance(args.exc_value, SystemExit):
-        broke(f"the thread `{args.thread.name if args.thread else None}` has ended", args.exc_value)
-
-
-def _was_raised(args: sys.UnraisableHookArgs) -> None:
-    broke(f"`{getattr(args.object, '__qualname__', type(args.object).__qualname__)}`", args.exc_value)
-
-
-def _warn(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    _warned.warning(logger="warnings", message=f"{filename}:{lineno}", error=category.__name__)
+def warned(place: str, category: str) -> None:
+    """Tell of a warning by its place and category; its text may quote anything."""
+    _warned.warning(logger="warnings", message=place, error=category)

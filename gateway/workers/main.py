@@ -23,6 +23,7 @@ from typing import Any, cast
 
 import msgspec
 
+from gateway import hooks
 from gateway.errors import PluginRaised, frames_of, is_told_to_stop, words_of
 from gateway.plugin import (
     Backend,
@@ -36,7 +37,6 @@ from gateway.plugin import (
 )
 from gateway.values import names_of
 from gateway.workers import wire
-from gateway.workers.spoken import speak_for_python, unhandled
 
 MOST_SUBTASKS = 16
 TRACEBACK_CHARS = 8000
@@ -60,7 +60,7 @@ class Program:
     async def serve(self, sock: socket.socket) -> None:
         """Work until the socket closes."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(unhandled)
+        loop.set_exception_handler(hooks.for_loop(say))
         await loop.create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
         self._stop_job()
@@ -255,13 +255,19 @@ def hello_of(backend: Backend[Any]) -> wire.Hello:
     return wire.Hello(names_of(backend.models), names_of(backend.tasks), list(backend.kinds))
 
 
+def say(what: str, exc: BaseException | None) -> None:
+    """Print it: a `worker.output` of the gateway's log."""
+    where = f" at {frames_of(exc)[-1].rpartition(' ')[0]}" if exc is not None and exc.__traceback__ else ""
+    print(f"{what}: {type(exc).__name__}{where}", file=sys.stderr)
+
+
 def harden() -> None:
     """Die with the parent, before the parent, and not of Ctrl-C; say where it crashed; print by the line."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()
-    speak_for_python()
+    hooks.redirect(say, lambda place, category: print(f"{place}: {category}", file=sys.stderr))
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     with suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")

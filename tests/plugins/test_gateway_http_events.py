@@ -226,15 +226,22 @@ async def test_all_choices_finished_is_an_end_though_the_connection_stays(monkey
     assert (await told_while_it_stays(two, *events))[len(events) :] == [DONE]
 
 
-async def test_what_comes_soon_after_the_finish_is_waited_for() -> None:
+async def test_what_comes_soon_after_the_finish_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway_http.streams.LINGER_S", 3600)
+    heard: asyncio.Event = asyncio.Event()
     usage = {"choices": [], "usage": {"total_tokens": 1}}
 
     async def script(talk: Any) -> None:
         await talk.send(sse_bytes(said(reason="stop"), done=False))
-        await asyncio.sleep(0.02)
+        await heard.wait()
         await talk.send(chunk(b"data: " + json.dumps(usage).encode() + b"\n\n") + chunk(DONE) + LAST_CHUNK)
 
-    assert len(await told(stream(), script)) == 3
+    got = []
+    async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
+        async for part in backend.run(fresh(stream())):
+            got.append(part)
+            heard.set()
+    assert len(got) == 3
 
 
 async def test_several_pictures_end_in_an_event_each(monkeypatch: pytest.MonkeyPatch) -> None:

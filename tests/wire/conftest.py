@@ -13,6 +13,8 @@ import structlog
 
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
+from support.broker import Broker, running_broker
+from support.mqtt_clients import Device, device
 from support.wiring import DESK
 
 
@@ -56,3 +58,15 @@ async def desk() -> AsyncIterator[RunningGateway]:
     """A gateway with one Desk."""
     async with running_gateway(**DESK) as gateway:
         yield gateway
+
+
+@pytest.fixture
+async def broker() -> AsyncIterator[Broker]:
+    async with running_broker() as broker:
+        yield broker
+
+
+@pytest.fixture
+async def lamp(broker: Broker, gateway: RunningGateway) -> AsyncIterator[Device]:
+    async with device(broker.port) as lamp:
+        yield lamp

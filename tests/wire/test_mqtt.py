@@ -29,22 +29,10 @@ TALK = {"model": "echo", "messages": [{"role": "user", "content": "to be or not"
 
 
 @pytest.fixture
-async def broker() -> AsyncIterator[Broker]:
-    async with running_broker() as broker:
-        yield broker
-
-
-@pytest.fixture
 async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
     async with running_gateway(**ECHO, **TALLY, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
         yield gateway
-
-
-@pytest.fixture
-async def lamp(broker: Broker, gateway: RunningGateway) -> AsyncIterator[Device]:
-    async with device(broker.port) as lamp:
-        yield lamp
 
 
 # ── requests and answers ─────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,7 @@ from gateway.ingress.mqtt import connection
 from gateway.ingress.mqtt.backoff import Backoff
 from gateway.service import Service
 from gateway.testing import RunningGateway, running_gateway
-from support.broker import Broker, running_broker
+from support.broker import Broker
 from support.mqtt_backend import TALLY, Tally
 from support.mqtt_clients import device, sturdy_client
 from support.mqtt_proxy import Proxy, proxy_to
@@ -36,12 +36,6 @@ TIMES = int(os.environ.get("MQTT_TIMES", "5"))
 QUEUED = int(os.environ.get("MQTT_QUEUED", "500"))
 ECHO_AND_TALLY = TALLY | {"GATEWAY_BACKENDS__E__PLUGIN": "echo"}
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-async def broker() -> AsyncIterator[Broker]:
-    async with running_broker() as broker:
-        yield broker
 
 
 @pytest.fixture

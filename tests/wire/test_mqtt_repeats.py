@@ -11,7 +11,7 @@ import pytest
 from gateway.ingress.mqtt.connection import Connection, PublishRefused
 from gateway.ingress.mqtt.values import Publication
 from gateway.testing import RunningGateway, running_gateway
-from support.broker import Broker, running_broker
+from support.broker import Broker
 from support.mqtt_backend import TALLY, Tally
 from support.mqtt_clients import ANSWERS, Device, device, streamed
 from support.programs import needs
@@ -22,22 +22,10 @@ pytestmark = needs("mosquitto")
 
 
 @pytest.fixture
-async def broker() -> AsyncIterator[Broker]:
-    async with running_broker() as broker:
-        yield broker
-
-
-@pytest.fixture
 async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
     async with running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
         yield gateway
-
-
-@pytest.fixture
-async def lamp(broker: Broker, gateway: RunningGateway) -> AsyncIterator[Device]:
-    async with device(broker.port) as lamp:
-        yield lamp
 
 
 async def test_a_repeat_is_answered_from_memory(lamp: Device, gateway: RunningGateway) -> None:

@@ -17,8 +17,18 @@ from gateway.testing import running_gateway
 from support.desk import Desk
 from support.raw import read_head
 from support.streamed import FINISH, all_events, chatting, contents, event, next_event, said, streaming
-from support.upstream import LAST_CHUNK, Talk, answer, by_path, chunk, sse_bytes
+from support.upstream import LAST_CHUNK, Script, Talk, answer, by_path, chunk, sse_bytes
 from support.wiring import DESK, relaying
+
+
+def after(heard: asyncio.Event, script: Script) -> Script:
+    """The same answer, once that has happened."""
+
+    async def thinks(talk: Talk) -> None:
+        await heard.wait()
+        await script(talk)
+
+    return thinks
 
 
 async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,10 +53,7 @@ async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeyp
 async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
-
-    async def thinks(talk: Talk) -> None:
-        await heard.wait()
-        await answer(status=500, json={"error": {"message": "no"}})(talk)
+    thinks = after(heard, answer(status=500, json={"error": {"message": "no"}}))
 
     async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
         status, _ = await read_head(reader)
@@ -60,10 +67,7 @@ async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.Mo
 async def test_comments_and_the_error_at_the_end_count_as_bytes_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
-
-    async def thinks(talk: Talk) -> None:
-        await heard.wait()
-        await answer(status=500, json={"error": {"message": "no"}})(talk)
+    thinks = after(heard, answer(status=500, json={"error": {"message": "no"}}))
 
     async with relaying(chatting(thinks), MODELS="gpt") as (gateway, _), gateway.session() as session:
         body, got = {"model": "gpt", "stream": True, "messages": [{"role": "user", "content": "x"}]}, b""
