@@ -33,9 +33,7 @@ _CREDENTIAL = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _ESCAPED_LETTER = re.compile(rb"\\u00[46][45cdfCDF]")  # of `model`, in either case
-SPEECH = (
-    "/v1/audio/speech"  # its `stream` asks for sound while it is made, not for events: the form is seen when it comes
-)
+SPEECH = "/v1/audio/speech"  # its `stream` asks for sound while it is made, not for events
 MOST_KEYS = 10_000  # of an object that is looked at closely, which costs 2 µs a key
 _FIELD = re.compile(r"(?:.*`\$\.|.*field `)(\w+)")
 

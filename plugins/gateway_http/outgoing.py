@@ -67,7 +67,8 @@ def _via(task: Task, me: str) -> str:
     """RFC 9110 §7.6.3. Peers that name each other would send a request round for ever; others' hops are not told."""
     before = _OURS.findall(task.headers.get("via", ""))
     if me in before:
-        raise NotServed("this request has been here before: its peers name each other", code="no_backend", again=False)
+        what = "this request has come by here before: take one of two peers out of the other's backends"
+        raise NotServed(what, code="no_backend", again=False)
     return ", ".join(f"1.1 {name}" for name in (*before, me))
 
 
