@@ -18,9 +18,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gateway.decide.policy import Policy, Query
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
+from gateway.policy import Policy, Query
 
 NAMES = ("box", "cloud", "other")
 QUERY = Query("task", "detect", 300.0)

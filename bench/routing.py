@@ -27,7 +27,7 @@ from routing_world.ours import PARTS, Gateway, LateOracle, leave_out  # noqa: E4
 from routing_world.record import Record  # noqa: E402
 from routing_world.world import Throttle  # noqa: E402
 
-from gateway.decide.policy import Policy  # noqa: E402
+from gateway.policy import Policy  # noqa: E402
 
 NEIGHBOUR = ROOT.parent / "shared" / "traces"  # where recorded links lie in our own workshop
 O1 = rivals.OneShotOracle.name

@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 from gateway import plugin, testing
-from gateway.decide import breaker
-from gateway.ingress.errors import ERRORS
-from gateway.ingress.routes import ROUTES
+from gateway.api.errors import ERRORS
+from gateway.api.routes import ROUTES
+from gateway.commands import plugins_new
+from gateway.health import breaker
 from gateway.measure import link
 from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
-from gateway.workshop import scaffold
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md")
@@ -134,7 +134,7 @@ def recipe(path: str) -> Iterator[str]:
 
 def new_plugin() -> Iterator[str]:
     """What `plugins new words` writes as its module."""
-    return source(dict(scaffold.rendered("words"))["gateway_words.py"])
+    return source(dict(plugins_new.rendered("words"))["gateway_words.py"])
 
 
 def checks() -> Iterator[str]:

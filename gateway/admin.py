@@ -13,13 +13,14 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.admit import Gate
+from gateway.api.errors import envelope, error_headers, status_of
+from gateway.api.routes import MethodNotAllowed
 from gateway.dispatch import Dispatcher
-from gateway.ingress.access import check_admin
-from gateway.ingress.door import Door
-from gateway.ingress.errors import envelope, error_headers, status_of
-from gateway.ingress.http import check_framing, check_host, check_origin, headers_of, read_body
-from gateway.ingress.http_reply import SERVER, HttpReply
-from gateway.ingress.routes import MethodNotAllowed
+from gateway.ingress.auth import check_admin
+from gateway.ingress.handler import Door
+from gateway.ingress.http.body import read_body
+from gateway.ingress.http.checks import check_framing, check_host, check_origin, headers_of
+from gateway.ingress.http.response import SERVER, HttpReply
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import Member
 from gateway.telemetry import metrics

@@ -71,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings are GATEWAY_… environment variables: `edge-gateway config --env` explains all of them. "
         "Exit codes: 0 done, 1 failed, 2 usage, 78 configuration.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    plugins = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(
+        sub = plugins.add_parser(
             command.name, help=command.help, description=command.help, add_help=not command.takes_rest
         )
         command.arguments(sub)
@@ -165,7 +165,7 @@ def _tell(problems: Sequence[Problem], out: Any) -> None:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from gateway.explain import ask, key_in, table
+    from gateway.commands.explain import ask, key_in, table
 
     loaded = _load_or_tell(args.env_file)
     if loaded is None:
@@ -205,9 +205,9 @@ def _explain(args: argparse.Namespace) -> int:
 
 
 def _plugins(action: str, args: argparse.Namespace) -> int:
-    from gateway.workshop import commands
+    from gateway.commands import plugins
 
-    return int(getattr(commands, action)(args))
+    return int(getattr(plugins, action)(args))
 
 
 def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
@@ -226,7 +226,7 @@ def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from gateway import doctor
+    from gateway.commands import doctor
 
     return doctor.run(os.environ, args.env_file, args.key_file, as_json=args.json)
 
@@ -261,9 +261,9 @@ def _keys_file(env_file: Path | None) -> Path | None:
 
 
 def _keys_create(path: Path, args: argparse.Namespace) -> int:
-    from gateway import keyring
+    from gateway.commands import keys
 
-    print(keyring.create(path, args))
+    print(keys.create(path, args))
     if args.burst is not None and args.requests_per_minute is None:
         print("edge-gateway: --burst does nothing without --requests-per-minute", file=sys.stderr)
     print(
@@ -275,18 +275,18 @@ def _keys_create(path: Path, args: argparse.Namespace) -> int:
 
 
 def _keys_list(path: Path, args: argparse.Namespace) -> int:
-    from gateway import keyring
     from gateway.admit.keyfile import read_keys
+    from gateway.commands import keys
 
-    for line in keyring.listing(read_keys(path)):
+    for line in keys.listing(read_keys(path)):
         print(line)
     return OK
 
 
 def _keys_revoke(path: Path, args: argparse.Namespace) -> int:
-    from gateway import keyring
+    from gateway.commands import keys
 
-    was_last_admin = keyring.revoke(path, args.id)
+    was_last_admin = keys.revoke(path, args.id)
     print(f"{args.id} is out of {path}; until it is told (systemctl reload edge-gateway), a running gateway serves it")
     if was_last_admin:
         print(

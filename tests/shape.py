@@ -2,8 +2,9 @@
 
     .venv/bin/python tests/shape.py
 
-Functions are short, files tell one story, nothing imports itself in a ring (imports inside functions count), and every
-public name says what it promises. The bounds are what code that is a pleasure to read stays within.
+Functions are short, a file has one subject, there are no import cycles (imports inside functions count), and every
+module and public class has a docstring. In gateway/plugin, which plugin authors read, public functions and methods have
+one too. Elsewhere a function needs a docstring only where its name and signature leave something out.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pathlib import Path
 from test_layering import cycles, imports
 
 ROOT = Path(__file__).resolve().parent.parent
-MEDIAN_LINES, P95_LINES, FILE_LINES = 9, 40, 500
+MEDIAN_LINES, P95_LINES, FILE_LINES = 12, 40, 450
 FOLDERS = ("gateway", "plugins", "bench", "tests", "docs", "requirements")
 DOCUMENTED = ("gateway", "plugins")
-# A file that tells one story and is longer for it, with why. One that no longer is must go from this table.
+PLUGIN_API = "gateway/plugin/"  # every public name has a docstring
+# Files that may exceed FILE_LINES, and the reason. An entry that is no longer needed must be removed.
 LONGER: Mapping[str, str] = {
     "tests/support/netlink_emulator.py": "a network of namespaces, run by itself as one program",
+    "tests/gateway/api/test_streams.py": "one table of streams; split with the package it tests",
+    "tests/wire/test_errors.py": "one table of errors; split with the package it tests",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -56,42 +60,35 @@ def file_complaints(lengths: Mapping[str, int], longer: Mapping[str, str]) -> It
     """Files beyond the bound, and exceptions that are none any more."""
     for path, lines in lengths.items():
         if lines > FILE_LINES and path not in longer:
-            yield f"{path}: {lines} lines, more than {FILE_LINES}: it tells more than one story, give each a file"
+            yield f"{path}: {lines} lines, more than {FILE_LINES}: split it by subject"
     for path in longer:
         if lengths.get(path, 0) <= FILE_LINES:
-            yield f"{path}: no longer an exception; take it out of LONGER"
+            yield f"{path}: no longer exceeds the limit; remove it from LONGER"
 
 
 # ── documentation ────────────────────────────────────────────────────────────────────────────────
 
 
 def undocumented(trees: Mapping[str, ast.Module]) -> Iterator[str]:
-    """Every public module, class, function and method without a docstring, where no base class has one for it."""
-    classes = {c.name: c for tree in trees.values() for c in ast.walk(tree) if isinstance(c, ast.ClassDef)}
+    """Modules and public classes without a docstring; under PLUGIN_API, public functions and methods too."""
     for path, tree in trees.items():
         if not ast.get_docstring(tree):
-            yield f"{path}:1 the module says nothing of itself"
+            yield f"{path}:1 the module has no docstring"
         for node in tree.body:
-            if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
-                yield from _undocumented_in(path, node, classes)
+            if isinstance(node, ast.ClassDef) or (isinstance(node, Function) and path.startswith(PLUGIN_API)):
+                yield from _undocumented_in(path, node)
 
 
-def _undocumented_in(path: str, node: ast.ClassDef | Function, classes: Mapping[str, ast.ClassDef]) -> Iterator[str]:
+def _undocumented_in(path: str, node: ast.ClassDef | Function) -> Iterator[str]:
+    if node.name.startswith("_"):
+        return
     if not ast.get_docstring(node):
-        yield f"{path}:{node.lineno} {node.name} says nothing of itself"
-    for method in node.body if isinstance(node, ast.ClassDef) else []:
-        is_public = isinstance(method, Function) and not method.name.startswith("_")
-        if is_public and not _is_documented(node, method.name, classes):
-            yield f"{path}:{method.lineno} {node.name}.{method.name} says nothing of itself"
-
-
-def _is_documented(cls: ast.ClassDef, method: str, classes: Mapping[str, ast.ClassDef]) -> bool:
-    own = (node for node in cls.body if isinstance(node, Function) and node.name == method)
-    if any(ast.get_docstring(node) for node in own):
-        return True
-    bases = (base.value if isinstance(base, ast.Subscript) else base for base in cls.bases)
-    names = (base.attr if isinstance(base, ast.Attribute) else getattr(base, "id", "") for base in bases)
-    return any(_is_documented(classes[name], method, classes) for name in names if name in classes)
+        yield f"{path}:{node.lineno} {node.name} has no docstring"
+    if isinstance(node, ast.ClassDef) and path.startswith(PLUGIN_API):
+        for method in node.body:
+            is_public = isinstance(method, Function) and not method.name.startswith("_")
+            if is_public and not ast.get_docstring(method):
+                yield f"{path}:{method.lineno} {node.name}.{method.name} has no docstring"
 
 
 # ── all of it ────────────────────────────────────────────────────────────────────────────────────
@@ -111,7 +108,7 @@ def measured(root: Path, longer: Mapping[str, str]) -> tuple[list[str], list[str
                        f"p95 {p95} (at most {P95_LINES})")  # fmt: skip
         if median > MEDIAN_LINES or p95 > P95_LINES:
             worst = ", ".join(f"{where} ({number})" for number, where in function_lines(some)[-5:])
-            complaints.append(f"{name}: functions are too long; the longest: {worst}")
+            complaints.append(f"{name}: functions are too long; the longest ones: {worst}")
     numbers.append(
         f"{len(lengths)} files, the longest {max(lengths.values(), default=0)} lines (at most {FILE_LINES}, "
         f"{len(longer)} excepted); {len(rings)} import cycles; {len(silent)} public names undocumented"

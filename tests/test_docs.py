@@ -23,16 +23,16 @@ from typing import Any
 import pytest
 
 from gateway import plugin
+from gateway.api.errors import ERRORS
+from gateway.api.routes import ROUTES
 from gateway.cli import COMMANDS
-from gateway.decide.policy import decide
-from gateway.ingress import http, http_reply
-from gateway.ingress.errors import ERRORS
-from gateway.ingress.routes import ROUTES
+from gateway.commands.plugins_new import create
+from gateway.ingress.http import adapter, response
 from gateway.plugin import TERMS, Backend, GatewayError, Services
+from gateway.policy import decide
 from gateway.settings import load
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
-from gateway.workshop.scaffold import create
 from support.documents import PAGES, ROOT, Block, Terminals, anchors, blocks, links, matches
 from support.emitted import Emission, emissions
 from support.programs import needs
@@ -101,11 +101,11 @@ def test_every_page_of_the_admin_listener_is_documented_and_no_others() -> None:
 
 def test_the_limits_that_are_told_to_clients_are_those_that_hold() -> None:
     text = " ".join(page("docs/http.md").split())
-    assert f"head must be there within {http.HEAD_TIMEOUT_S:g} s" in text
-    assert f"body within {http.BODY_TIMEOUT_S:g} s and {http.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
-    assert f"reads nothing of its answer for {http_reply.WRITE_TIMEOUT_S:g} s" in text
-    assert f"{http_reply.MANY} and more" in text
-    assert f"each have {http_reply.CROWDED_S:g} s" in text
+    assert f"head must be there within {adapter.HEAD_TIMEOUT_S:g} s" in text
+    assert f"body within {adapter.BODY_TIMEOUT_S:g} s and {adapter.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
+    assert f"reads nothing of its answer for {response.WRITE_TIMEOUT_S:g} s" in text
+    assert f"{response.MANY} and more" in text
+    assert f"each have {response.CROWDED_S:g} s" in text
 
 
 def assigned_reasons() -> set[str]:

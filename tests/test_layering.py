@@ -1,10 +1,10 @@
-"""The rooms of gateway/ and who may import whom.  Imports go down only; docs/architecture.md says why.
+"""The layers of gateway/: imports go to lower layers only. docs/architecture.md explains the layers.
 
-A module belongs to the room it is named after: `gateway/measure/link.py` to *measure*, `gateway/workers.py`
-and `gateway/workers_main.py` to *workers*.  A room imports itself and rooms on strictly lower floors; rooms
-on one floor do not know each other.  An import inside a function or under `TYPE_CHECKING` counts like any
-other: it is the knowledge that is rationed, not the cost of loading.  No import cycles, not inside a room
-either.  A plugin imports `gateway.plugin` and nothing else of ours.
+A module belongs to the layer of its top-level package or file: `gateway/measure/link.py` belongs to *measure*,
+`gateway/timing.py` to *timing*. A layer imports itself and layers on strictly lower floors. Two layers on the same
+floor do not import each other. An import inside a function or under `TYPE_CHECKING` counts like any other, because the
+rule limits knowledge, not load time. Import cycles are not allowed, inside a layer either. A plugin imports
+`gateway.plugin` and no other module of the gateway.
 """
 
 from __future__ import annotations
@@ -22,38 +22,31 @@ PLUGIN_API = "gateway.plugin"
 ANYTHING = 99
 
 FLOORS = {
-    "__init__": -1,  # imported by everyone, so it imports nothing of ours
-    "errors": -2,  # part of the plugin interface, in a file of its own
-    "values": -1,  # so is this
+    "__init__": -1,  # imported by every module, so it imports none of ours
     "plugin": 0,
-    "hooks": 0,
-    "systemd": 0,
-    "stalls": 2,
+    "exception_hooks": 0,
     "tls": 0,
     "telemetry": 1,
     "timing": 2,
     "measure": 2,
-    "decide": 3,
+    "policy": 3,
+    "health": 3,
     "workers": 3,
-    "journal": 4,
+    "request_log": 4,
     "lanes": 4,
     "admit": 4,
     "registry": 4,
     "dispatch": 5,
-    "ingress": 6,
-    "admin": 7,
+    "api": 6,
     "settings": 6,
-    "relief": 7,
-    "sockets": 7,
-    "service": 8,  # joins the rooms
-    "demo": 9,  # runs a service
-    "doctor": 10,
-    "explain": 9,
-    "keyring": 9,
-    "testing": 10,  # equipment for us and for plugin authors
-    "workshop": 11,  # puts plugins on its bench
-    "cli": 12,  # runs all of them
-    "__main__": 13,
+    "ingress": 7,
+    "admin": 8,
+    "service": 9,  # builds and connects the packages
+    "demo": 10,  # runs a service
+    "testing": 11,  # equipment for our tests and for plugin authors
+    "commands": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 
 
@@ -236,7 +229,7 @@ def test_there_is_something_to_look_at() -> None:
 
 
 def tree(tmp_path: Path, files: Mapping[str, str]) -> Path:
-    for name, text in {"gateway/__init__.py": "", "gateway/plugin.py": "", **files}.items():
+    for name, text in {"gateway/__init__.py": "", "gateway/plugin/__init__.py": "", **files}.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -326,19 +319,19 @@ def test_a_plugin_imports_the_plugin_interface_and_nothing_else_of_ours(tmp_path
 
 def test_an_import_cycle_inside_a_room_is_told_with_every_step(tmp_path: Path) -> None:
     files = {
-        "gateway/decide/__init__.py": "",
-        "gateway/decide/a.py": "from gateway.decide import b",
-        "gateway/decide/b.py": "from .c import thing",
-        "gateway/decide/c.py": "def later():\n    from gateway.decide.a import thing",
+        "gateway/health/__init__.py": "",
+        "gateway/health/a.py": "from gateway.health import b",
+        "gateway/health/b.py": "from .c import thing",
+        "gateway/health/c.py": "def later():\n    from gateway.health.a import thing",
     }
     complaint = only(complaints(tree(tmp_path, files)))
-    assert "gateway.decide.a → gateway.decide.b → gateway.decide.c → gateway.decide.a" in complaint
-    assert "gateway/decide/c.py:2" in complaint
+    assert "gateway.health.a → gateway.health.b → gateway.health.c → gateway.health.a" in complaint
+    assert "gateway/health/c.py:2" in complaint
 
 
 def test_a_submodule_that_imports_its_own_package_is_a_cycle(tmp_path: Path) -> None:
     files = {
-        "gateway/decide/__init__.py": "from gateway.decide.policy import decide\nLIMIT = 1",
-        "gateway/decide/policy.py": "from gateway.decide import LIMIT",
+        "gateway/health/__init__.py": "from gateway.health.breaker import Breaker\nLIMIT = 1",
+        "gateway/health/breaker.py": "from gateway.health import LIMIT",
     }
     assert "import cycle" in only(complaints(tree(tmp_path, files)))

@@ -7,13 +7,13 @@ prediction: what late binding, shortest-first and rescue would come to with perf
 
 from __future__ import annotations
 
-from gateway.decide.policy import Policy, Query
 from gateway.lanes import Lanes, Work, forecast, work
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
 from gateway.measure import service_time
 from gateway.measure.board import Board, Estimate
 from gateway.plugin import LinkSample
+from gateway.policy import Policy, Query
 
 from .arrivals import Request
 from .links import Link

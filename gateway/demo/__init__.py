@@ -23,9 +23,9 @@ import aiohttp
 from gateway.demo import console
 from gateway.demo.calls import Answer, Call, admin_tour, has_curl, run_line, tour
 from gateway.demo.children import ChildFailed
-from gateway.demo.house import House, open_house, recording
 from gateway.demo.report import Table
 from gateway.demo.sweep import HEADINGS, Row, Sweep
+from gateway.demo.topology import House, open_house, recording
 
 DEFAULT_PORT = 8080
 OK, FAILED, INTERRUPTED = 0, 1, 130

@@ -15,7 +15,7 @@ import aiohttp
 
 from gateway.demo.accounts import Accounts, main_terms
 from gateway.demo.calls import Answer, Call, add, divide, occupy, transcribe
-from gateway.demo.house import EDGE_SLOTS, House
+from gateway.demo.topology import EDGE_SLOTS, House
 
 RTTS_S: tuple[float | None, ...] = (0.001, 0.05, 0.3, None)  # None: the link is down
 DOWN = "down"

@@ -14,9 +14,9 @@ where the client cannot tell (`resume`). Nobody is asked twice, but for one more
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.continuation import Continuation, How, Renderer
 from gateway.dispatch.dispatcher import Dispatcher
-from gateway.dispatch.expectations import Expectations, Limits
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.race import QUIET, Answer
+from gateway.dispatch.response_spec import Expectations, Limits
 from gateway.dispatch.resume import forget
 from gateway.dispatch.subtasks import BackendServices
 

@@ -10,10 +10,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from gateway.dispatch.collect import MOST_EMPTY_BYTES, gathered, no_answer, size_of, too_much
 from gateway.dispatch.continuation import Renderer
-from gateway.dispatch.expectations import Expectations
-from gateway.dispatch.gathering import MOST_EMPTY_BYTES, gathered, no_answer, size_of, too_much
-from gateway.errors import PluginRaised, is_told_to_stop
+from gateway.dispatch.response_spec import Expectations
 from gateway.lanes import Lanes, Work
 from gateway.plugin import (
     BackendFailed,
@@ -27,6 +26,7 @@ from gateway.plugin import (
     Task,
     TaskInvalid,
 )
+from gateway.plugin.errors import PluginRaised, is_told_to_stop
 from gateway.registry import Member, Offer
 from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 
 from gateway.dispatch.continuation import How
-from gateway.dispatch.expectations import Expectations
-from gateway.journal import Record
+from gateway.dispatch.response_spec import Expectations
 from gateway.plugin import GatewayError, NotServed, Task
+from gateway.request_log import Record
 from gateway.timing import Watch
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from gateway.dispatch.attempt import Attempt, Item
-from gateway.dispatch.gathering import size_of
+from gateway.dispatch.collect import size_of
 from gateway.plugin import Part
 
 CHANNEL_PARTS, CHANNEL_BYTES = 32, 1 << 18  # what a backend may be ahead of a slow client

@@ -7,22 +7,22 @@ import random
 import time
 from functools import partial
 
-from gateway.decide.policy import Decision
 from gateway.dispatch.attempt import Attempt
-from gateway.dispatch.budget import RetryBudget
 from gateway.dispatch.call import Call, told, until_of
-from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.leaks import Leaks
 from gateway.dispatch.patience import patience, patience_rescued
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.race import Answer, Race
+from gateway.dispatch.response_spec import Expectations
 from gateway.dispatch.resume import Unbroken
+from gateway.dispatch.retry import RetryBudget
 from gateway.dispatch.successors import Successors
-from gateway.journal import Record
 from gateway.lanes import Lanes
 from gateway.measure.board import Board
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Task, TaskRefused
+from gateway.policy import Decision
 from gateway.registry import Member, Registry
+from gateway.request_log import Record
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 

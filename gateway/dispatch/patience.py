@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from gateway.decide.policy import Decision
 from gateway.dispatch.planner import Plan
+from gateway.policy import Decision
 
 PATIENCE = 4.0  # an attempt that could be made elsewhere is given this many predicted times, at least
 PATIENCE_SHARE = 0.5  # or this share of the time that is left, whichever is more

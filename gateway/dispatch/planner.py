@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.decide.policy import Candidate, Decision, Policy, Query, cost_s
-from gateway.dispatch.feasible import Feasibility, too_slow
-from gateway.dispatch.staying import must_stay
-from gateway.errors import PLUGIN_FAULTS
+from gateway.dispatch.deadline_check import Feasibility, too_slow
+from gateway.dispatch.eligibility import must_stay
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Kind, Task
+from gateway.plugin.errors import PLUGIN_FAULTS
+from gateway.policy import Candidate, Decision, Policy, Query, cost_s
 from gateway.registry import AUTO, Member, Offer, Registry
 
 EDGE_ONLY = "edge-only: its data would leave the site"

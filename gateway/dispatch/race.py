@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from gateway.dispatch.attempt import Attempt, End, Item
 from gateway.dispatch.call import told
 from gateway.dispatch.channel import Alarm, Channel
-from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.planner import Plan
+from gateway.dispatch.response_spec import Expectations
 from gateway.lanes import Lanes, Work
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskRefused
 from gateway.telemetry import log

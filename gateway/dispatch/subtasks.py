@@ -6,11 +6,11 @@ import asyncio
 from dataclasses import dataclass, field, replace
 
 from gateway.dispatch.dispatcher import Dispatcher
-from gateway.dispatch.expectations import Expectations
 from gateway.dispatch.race import Answer
-from gateway.journal import Record, finish, outcome_of
+from gateway.dispatch.response_spec import Expectations
 from gateway.measure.board import Board
 from gateway.plugin import BackendFailed, DeadlineExceeded, GatewayError, LinkSample, Log, Result, Task, View
+from gateway.request_log import Record, finish, outcome_of
 from gateway.timing import Watch
 
 MAX_DEPTH = 4  # subtasks of subtasks of …

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 
-from gateway.decide.policy import Candidate
 from gateway.lanes.lane import Lane
 from gateway.lanes.work import AGING, Work
 from gateway.measure.board import Board, Estimate
+from gateway.policy import Candidate
 
 BUSY_PERIOD_MOST_S = 30.0
 WINDOW_LIMITED_RTTS = 4.0

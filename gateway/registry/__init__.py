@@ -11,18 +11,11 @@ succession.py  who comes after whom on a reload
 registry.py    which backends there are
 """
 
-from gateway.registry.directory import Directory, Offer
+from gateway.registry.loader import GROUP, BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
+from gateway.registry.lookup import Directory, Offer
 from gateway.registry.member import AUTO, Member
-from gateway.registry.plugins import (
-    GROUP,
-    BackendConfig,
-    PluginBroken,
-    PluginMissing,
-    find_plugin,
-    installed,
-)
 from gateway.registry.registry import Registry
-from gateway.registry.succession import Ground
+from gateway.registry.reload import Ground
 
 __all__ = [
     "AUTO",

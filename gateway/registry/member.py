@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
-from gateway.decide.breaker import Breaker
-from gateway.decide.quarantine import Quarantine
-from gateway.errors import words_of
+from gateway.health.breaker import Breaker
+from gateway.health.missing_endpoints import Lacks
+from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
-from gateway.registry.lacks import Lacks
+from gateway.plugin.checks import names_of
+from gateway.plugin.errors import words_of
 from gateway.telemetry import log
-from gateway.values import names_of
 from gateway.workers import WorkerBackend
 
 AUTO = "auto"

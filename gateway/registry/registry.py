@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from gateway.decide.breaker import Breaker
-from gateway.decide.quarantine import Quarantine
-from gateway.errors import words_of
+from gateway.health.breaker import Breaker
+from gateway.health.quarantine import Quarantine
 from gateway.measure.board import Board
 from gateway.plugin import BackendSettings, Services
-from gateway.registry.directory import Directory
-from gateway.registry.lives import Changed, Lives
+from gateway.plugin.errors import words_of
+from gateway.registry.lifecycle import Changed, Lives
+from gateway.registry.loader import BackendConfig, build, fingerprint
+from gateway.registry.lookup import Directory
 from gateway.registry.member import Member, describe
-from gateway.registry.plugins import BackendConfig, build, fingerprint
-from gateway.registry.succession import Ground, Succession
+from gateway.registry.reload import Ground, Succession
 from gateway.telemetry import guarded, log
 from gateway.workers import DRAIN_S
 

@@ -9,7 +9,7 @@ main.py        the process around it: signals, what systemd hears, its exit stat
 loop.py        the event loop that plugins cannot end, and the end of the process
 """
 
-from gateway.service.life import DRAIN_S, Service
 from gateway.service.main import serve
+from gateway.service.service import DRAIN_S, Service
 
 __all__ = ["DRAIN_S", "Service", "serve"]

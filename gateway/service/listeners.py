@@ -10,15 +10,16 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway import systemd
 from gateway.admin import Admin
 from gateway.admit import Gate
-from gateway.ingress.door import Door
-from gateway.ingress.hosts import own_hosts
-from gateway.ingress.http import HttpDoor, Server
-from gateway.ingress.listening import Site, most_connections, most_handshakes, raise_descriptor_limit
+from gateway.ingress.handler import Door
+from gateway.ingress.http.adapter import HttpDoor
+from gateway.ingress.http.hosts import own_hosts
+from gateway.ingress.http.listener import Site, most_connections, most_handshakes, raise_descriptor_limit
+from gateway.ingress.http.server import Server
+from gateway.service import systemd
+from gateway.service.sockets import bind, file_of, host_of, name_of, refuse_less_tls, refuse_public, remove
 from gateway.settings import Settings
-from gateway.sockets import bind, file_of, host_of, name_of, refuse_less_tls, refuse_public, remove
 from gateway.telemetry import broke, guarded
 
 FINISH_S = 1.0  # for the last answers to leave; who does not read theirs has it twice

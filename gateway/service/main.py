@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gateway import hooks, systemd
+from gateway import exception_hooks
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import KeysInvalid
-from gateway.errors import is_told_to_stop
 from gateway.plugin import GatewayError
-from gateway.service import loop
-from gateway.service.life import Service
+from gateway.plugin.errors import is_told_to_stop
+from gateway.service import event_loop, systemd
+from gateway.service.service import Service
 from gateway.settings import Loaded, SettingsError, load
 from gateway.telemetry import broke, configure, log, raised, warned, watched
 from gateway.tls import TlsInvalid
@@ -25,20 +25,20 @@ from gateway.tls import TlsInvalid
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
 
-unhandled = hooks.for_loop(broke)
+unhandled = exception_hooks.for_loop(broke)
 _reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
-    hooks.redirect(broke, warned)
-    loop.leave(_status(loaded, env_file))
+    exception_hooks.redirect(broke, warned)
+    event_loop.leave(_status(loaded, env_file))
 
 
 def _status(loaded: Loaded, env_file: Path | None) -> int:
     try:
-        loop.run(_run(loaded, env_file))
+        event_loop.run(_run(loaded, env_file))
     except SettingsError as exc:
         log.error("service.failed", error=str(exc))
         return CONFIGURATION
@@ -79,7 +79,7 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         starting.cancel()
         await asyncio.wait({starting})
     await service.stop()
-    threads = loop.threads_left()
+    threads = event_loop.threads_left()
     if threads or service.dispatcher.is_stuck or service.registry.stuck():
         backends = sorted({*service.dispatcher.stuck(), *service.registry.stuck()})
         log.error("service.abandoned", backends=backends, threads=threads)

@@ -17,8 +17,8 @@ from typing import Any
 from gateway.admit import Key, KeysInvalid
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import may_administer
-from gateway.errors import PLUGIN_FAULTS
 from gateway.plugin import Backend, BackendSettings
+from gateway.plugin.errors import PLUGIN_FAULTS
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
 from gateway.settings.model import fill, groups_of, leaves_of
 from gateway.settings.problems import Problem, SettingsError, nearest

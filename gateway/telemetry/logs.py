@@ -20,8 +20,9 @@ from typing import IO, Any, BinaryIO, Literal
 import msgspec
 import structlog
 
-from gateway import plugin, values
-from gateway.errors import frames_of
+from gateway import plugin
+from gateway.plugin import checks
+from gateway.plugin.errors import frames_of
 from gateway.telemetry.sink import Sink
 
 Format = Literal["auto", "console", "json"]
@@ -128,7 +129,7 @@ class _Forward(logging.Handler):
 
 
 # Where a value of a plugin's is refused; whoever gave it stands above.
-_CHECKS = frozenset({"<string>", values.__file__, plugin.__file__})
+_CHECKS = frozenset({"<string>", checks.__file__, plugin.__file__})
 
 
 def raised(exc: BaseException | None) -> dict[str, str | None]:

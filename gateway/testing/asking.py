@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.plugin import Backend, Kind, Task, Upload
 from gateway.plugin import new_id as fresh_id
-from gateway.values import names_of
+from gateway.plugin.checks import names_of
 
 PATHS: Mapping[Kind, str] = {
     "chat": "/v1/chat/completions",

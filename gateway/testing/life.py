@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any, get_args
 
 from gateway.plugin import Backend, Isolation, Kind, Site, Task
+from gateway.plugin.checks import names_of
 from gateway.testing import census
 from gateway.testing.asking import again, mistaken, shown
 from gateway.testing.bench import (
@@ -24,7 +25,6 @@ from gateway.testing.bench import (
     stopped,
 )
 from gateway.testing.watch import BLOCKED_S, Border, Stalls
-from gateway.values import names_of
 
 TURNS = (0, 1, 2, 3, 5, 8, 13, 21, 34)
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any, cast
 
-from gateway.errors import GatewayError
 from gateway.plugin import Backend, NotServed, Task
+from gateway.plugin.errors import GatewayError
 from gateway.testing import census
 from gateway.testing.asking import a_task, again, mistaken, shown
 from gateway.testing.bench import CANCEL_S, Advice, Answer, Bench, Fault, Skipped, after_turns, counted, ended, named

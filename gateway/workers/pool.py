@@ -20,7 +20,6 @@ from typing import Any, Literal, Self
 import msgspec
 from pydantic import SecretBytes, SecretStr
 
-from gateway.errors import PluginRaised
 from gateway.plugin import (
     Backend,
     BackendSettings,
@@ -33,6 +32,7 @@ from gateway.plugin import (
     Task,
     View,
 )
+from gateway.plugin.errors import PluginRaised
 from gateway.workers import wire
 from gateway.workers.process import Process
 

@@ -21,7 +21,7 @@ from typing import IO, cast
 
 from gateway.plugin import BackendUnavailable, Log, Task
 from gateway.workers import wire
-from gateway.workers.errands import Dispatch, Errands
+from gateway.workers.subtasks import Dispatch, Errands
 
 STOP_S = 2.0  # how long a worker may take to stop when asked
 ANSWERS_AHEAD, BYTES_AHEAD = 64, 1 << 18  # kept for a slow reader before the worker has to wait

@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeAlias, cast
 
 import msgspec
 
-from gateway.errors import PluginRaised, words_of
 from gateway.plugin import (
     BackendFailed,
     BackendUnavailable,
@@ -37,6 +36,7 @@ from gateway.plugin import (
     TaskRefused,
     Upload,
 )
+from gateway.plugin.errors import PluginRaised, words_of
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _AHEAD_BYTES = 16 * 1024  # written before the writer waits, beside what the kernel holds

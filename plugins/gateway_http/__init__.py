@@ -32,16 +32,16 @@ from gateway.plugin import (
     TaskInvalid,
 )
 
-from .answers import comes_in_pieces, in_pieces, whole
-from .exchange import Exchange, ask
-from .faults import Translated
-from .lists import Lists, Names
-from .network import open_session
-from .outgoing import outgoing, pseudonym
-from .refusals import Refused, body_of, told
+from .model_lists import Lists, Names
+from .probe import CaptivePortal, Upstream
+from .request import outgoing, pseudonym
+from .response.relay import relay
+from .response.upstream_errors import Refused, body_of, told
+from .response.whole import comes_in_pieces, in_pieces, whole
 from .settings import Base, HttpSettings
-from .streams import relay
-from .upstream import CaptivePortal, Upstream
+from .transport.exceptions import Translated
+from .transport.exchange import Exchange, ask
+from .transport.session import open_session
 
 __all__ = ["Http", "HttpSettings"]
 

@@ -23,11 +23,11 @@ from gateway.plugin import (
     TaskInvalid,
     View,
 )
-from gateway_hybrid.deal import Deal, Group
-from gateway_hybrid.pace import LEAST_S, Pace
+from gateway_hybrid.assignment import Deal, Group
+from gateway_hybrid.divisible import Work, work_of
 from gateway_hybrid.settings import HybridSettings
 from gateway_hybrid.sides import PASSED_ON, Sides, may_have_run
-from gateway_hybrid.works import Work, work_of
+from gateway_hybrid.throughput import LEAST_S, Pace
 
 FIRST_GROUPS = 2  # in flight far away, whatever is known: one on its way, one being done
 HANDLING_S = 0.003  # of dividing and joining, for the estimate

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gateway.decide.policy import Policy, Query
 from gateway.lanes import Lanes, Work
 from gateway.measure.board import Board
 from gateway.plugin import LinkSample
+from gateway.policy import Policy, Query
 
 QUERY = Query("task", "add")
 BIG = 200_000

@@ -13,7 +13,7 @@ import pytest
 from gateway import cli
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.ingress.routes import ROUTES
+from gateway.api.routes import ROUTES
 from gateway.settings import load
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway

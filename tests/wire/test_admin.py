@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import admin
-from gateway.service import life
+from gateway.service import service
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post
@@ -58,7 +58,7 @@ async def samples(gateway: RunningGateway) -> dict[str, list[tuple[dict[str, str
 
 
 async def test_every_metric_of_the_contract_is_there_after_some_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(life, "TICK_S", 0.01)
+    monkeypatch.setattr(service, "TICK_S", 0.01)
     script = by_path({"/add": answer(json={"result": BIG})})
     async with relaying(script, TASKS=ADD, environ=DESK) as (gateway, _):
         for path, body in (("add", json.dumps({"a": BIG}).encode()), ("say", b"1"), ("refuse", b""), ("boom", b"")):

@@ -10,8 +10,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.decide import quarantine
 from gateway.dispatch import leaks
+from gateway.health import quarantine
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support import faulty, worker_backends

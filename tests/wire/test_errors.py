@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.ingress import http as http_door
-from gateway.ingress.errors import ERRORS
+from gateway.api.errors import ERRORS
+from gateway.ingress.http import adapter as http_door
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import Answer, answered, connected, post, read_answer, read_to_end

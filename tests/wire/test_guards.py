@@ -59,7 +59,7 @@ async def test_a_bug_in_watching_a_backend_is_told_and_it_serves_on_and_is_watch
     async def look(*_: Any) -> None:
         looked.set()
 
-    monkeypatch.setattr("gateway.registry.lives.Lives._look", breaking(1, look))
+    monkeypatch.setattr("gateway.registry.lifecycle.Lives._look", breaking(1, look))
     async with running_gateway(**DESK) as gateway:
         (told,) = await gateway.lines.wait("service.unhandled")
         assert "backend desk" in told["error"]

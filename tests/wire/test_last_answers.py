@@ -37,7 +37,7 @@ async def _nothing() -> None:
 @pytest.fixture
 def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is in flight at a stop has no time left."""
-    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
 
 
 @pytest.mark.usefixtures("in_no_time")

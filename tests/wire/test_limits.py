@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress import http as http_door
-from gateway.ingress import http_reply
+from gateway.ingress.http import adapter as http_door
+from gateway.ingress.http import response
 from gateway.plugin import DeadlineExceeded
 from gateway.service.main import unhandled
 from gateway.telemetry import metrics
@@ -130,7 +130,7 @@ async def test_bodies_that_are_too_much_together_are_refused_before_they_are_rea
 
 
 async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 1.0)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         before = resident_bytes()
@@ -253,7 +253,7 @@ async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_withou
 
 
 async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.3)
     async with running_gateway(**DESK) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
         await gateway.lines.wait("request.finished", 4)
@@ -264,9 +264,9 @@ async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.Mo
 
 
 async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 60.0)
-    monkeypatch.setattr(http_reply, "CROWDED_S", 0.2)
-    monkeypatch.setattr(http_reply, "MANY", 3)
+    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(response, "CROWDED_S", 0.2)
+    monkeypatch.setattr(response, "MANY", 3)
     async with running_gateway(**DESK) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(3)]
         await gateway.lines.wait("request.finished", 3)
@@ -277,7 +277,7 @@ async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pyt
 
 
 async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.2)
     said = b'"' + b"x" * 6_000_000 + b'"'
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", said))
@@ -288,12 +288,12 @@ async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkey
             heard += len(await reader.read(65_536))
             await asyncio.sleep(0.01)  # the slowness of the reader, which is what is tested
         line = await gateway.line()
-        assert time.monotonic() - began > 2 * http_reply.WRITE_TIMEOUT_S
+        assert time.monotonic() - began > 2 * response.WRITE_TIMEOUT_S
     assert (heard, line["outcome"], line["bytes_out"]) == (length, "served", length)
 
 
 async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(post("/v1/tasks/say", b'"' + b"x" * 6_000_000 + b'"'))

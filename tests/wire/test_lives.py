@@ -36,7 +36,7 @@ async def listed(gateway: RunningGateway, path: str) -> tuple[int, str]:
 async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_serve(
     monkeypatch: pytest.MonkeyPatch, opens: str
 ) -> None:
-    monkeypatch.setattr("gateway.service.life.START_S", 1.0)  # what never opens is not waited for longer here
+    monkeypatch.setattr("gateway.service.service.START_S", 1.0)  # what never opens is not waited for longer here
     async with running_gateway(**backend("bad", "support.rascals:Rascal", OPENS=opens), **DESK) as gateway:
         member = gateway.service.registry.members["bad"]
         assert (member.state, member.opened.is_set()) == ("failed", True)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.dispatch.staying import must_stay
-from gateway.ingress.access import places_of
-from gateway.ingress.routes import match
+from gateway.api.routes import match
+from gateway.dispatch.eligibility import must_stay
+from gateway.ingress.auth import places_of
 from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gateway.demo.calls import WORDS
 from gateway.demo.children import Child, choose_ports
-from gateway.demo.house import DATA
+from gateway.demo.topology import DATA
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.programs import needs, program

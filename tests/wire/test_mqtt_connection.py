@@ -12,7 +12,7 @@ import pytest
 from paho.mqtt.client import Client as Paho
 
 from gateway.ingress.mqtt.connection import Broker, Connection, ConnectionLost, Delivery, PublishRefused
-from gateway.ingress.mqtt.values import Publication
+from gateway.ingress.mqtt.properties import Publication
 from support.broker import PASSWORDS, running_broker
 from support.broker import Broker as Mosquitto
 from support.mqtt_clients import device

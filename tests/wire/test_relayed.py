@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ingress import door
+from gateway.ingress import handler
 from gateway.testing import RunningGateway, running_gateway
 from support.upstream import LAST_CHUNK, Script, Talk, Upstream, answer, by_path, chunk, head, sse
 from support.wiring import cloud, relaying
@@ -69,7 +69,7 @@ async def test_what_is_sent_as_sound_and_is_none_is_told_apart_before_the_first_
 
 
 async def test_sound_that_begins_late_is_no_stream_of_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 1e-5)  # any answer is later than that
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 1e-5)  # any answer is later than that
     late = answer(b"ID3 late", content_type="audio/mpeg")
     async with relaying(by_path({SPEECH: late}), MODELS="gpt") as (gateway, _):
         assert await post(gateway, SPEECH, stream=True) == (200, "audio/mpeg", b"ID3 late")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ingress.listening import Site
+from gateway.ingress.http.listener import Site
 from gateway.testing import RunningGateway, running_gateway
 from support.raw import answered, post
 from support.wiring import DESK

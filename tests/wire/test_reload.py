@@ -138,7 +138,7 @@ async def test_a_backend_that_goes_finishes_first_and_one_that_changed_comes_bac
 async def test_what_outlasts_its_backend_ends_as_it_would_have(
     monkeypatch: pytest.MonkeyPatch, sent: bytes, status_wanted: int, then: Any
 ) -> None:
-    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
     desk = {**DESK, "GATEWAY_BACKENDS__DESK__REPEATABLE": "true"}
     async with running_gateway(**desk) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", sent))
@@ -154,7 +154,7 @@ async def test_what_outlasts_its_backend_ends_as_it_would_have(
 async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
     narrow = {**DESK, "GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     async with (
         running_gateway(**narrow) as gateway,
@@ -175,7 +175,7 @@ async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
 async def test_who_still_waits_for_a_backend_that_goes_is_served_by_another_that_may(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.0)
+    monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
     narrow = {**DESK, "GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     stays = backend("dear", "support.desk:Desk", USD_PER_REQUEST="1") | {"GATEWAY_POLICY__USD": "1000"}
     async with (
@@ -194,8 +194,8 @@ async def test_who_still_waits_for_a_backend_that_goes_is_served_by_another_that
 
 
 async def test_a_backend_that_goes_while_it_opens_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.registry.lives.CLOSE_S", 0.0)
-    monkeypatch.setattr("gateway.service.life.START_S", 0.0)
+    monkeypatch.setattr("gateway.registry.lifecycle.CLOSE_S", 0.0)
+    monkeypatch.setattr("gateway.service.service.START_S", 0.0)
     late = backend("late", "support.latecomer:Latecomer")
     async with running_gateway(**DESK, **late) as gateway:
         await Latecomer.opening.wait()

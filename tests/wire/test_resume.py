@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.ingress import door
+from gateway.ingress import handler
 from gateway.testing import RunningGateway, running_gateway
 from support.chats import QUESTION, TEXT, USAGE, WORDS, Speaker, asked, between, breaks, event, refuses, talking
 from support.upstream import LAST_CHUNK, Script, Talk, Upstream, cut, reset, sends, stall
@@ -209,7 +209,7 @@ async def test_nobody_goes_on_for_a_pinned_backend() -> None:
 
 
 async def test_while_another_is_asked_the_client_hears_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     may_speak = asyncio.Event()
 
     async def thinks(talk: Talk) -> None:

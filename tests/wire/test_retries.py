@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gateway.dispatch import dispatcher
-from gateway.dispatch.budget import BURST_TOKENS
+from gateway.dispatch.retry import BURST_TOKENS
 from gateway.testing import RunningGateway
 from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, refuses, talking
 from support.raw import Answer, answered, post

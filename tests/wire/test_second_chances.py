@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch import attempt, gathering
+from gateway.dispatch import attempt, collect
 from support.chats import DONE, OPENING, TEXT, WORDS, Speaker, ask, asked, between, breaks, event
 from support.upstream import (
     LAST_CHUNK,
@@ -52,7 +52,7 @@ async def test_one_that_stalls_is_left_for_another() -> None:
 
 
 async def test_one_without_an_end_is_given_up_at_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "MOST_GATHERED_BYTES", 100_000)
+    monkeypatch.setattr(collect, "MOST_GATHERED_BYTES", 100_000)
     script = endless(ONE.opening(), ONE.events(["word "] * 20))
     async with between(script, SECOND) as (gateway, _, two):
         assert await ask(gateway, stream=False) == TEXT
@@ -64,7 +64,7 @@ async def test_one_without_an_end_is_given_up_at_a_size(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("stream", [True, False])
 async def test_events_without_content_are_not_kept_for_ever(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempt, "MOST_EMPTY_BYTES", 50_000)
-    monkeypatch.setattr(gathering, "MOST_GATHERED_BYTES", 50_000)
+    monkeypatch.setattr(collect, "MOST_GATHERED_BYTES", 50_000)
     empty = event(ONE.said(delta={"content": ""})) * 20
     async with between(endless(ONE.opening(), empty), SECOND) as (gateway, *_):
         assert await ask(gateway, stream=stream) == TEXT

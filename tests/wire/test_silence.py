@@ -10,9 +10,9 @@ from contextlib import suppress
 import aiohttp
 import pytest
 
-from gateway.ingress import door
-from gateway.ingress.framing import HEARTBEAT
-from gateway.ingress.http_reply import HttpReply
+from gateway.api.sse import HEARTBEAT
+from gateway.ingress import handler
+from gateway.ingress.http.response import HttpReply
 from gateway.testing import running_gateway
 from support.desk import Desk
 from support.raw import read_head
@@ -32,7 +32,7 @@ def after(heard: asyncio.Event, script: Script) -> Script:
 
 
 async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
 
     async def thinks(talk: Talk) -> None:
@@ -51,7 +51,7 @@ async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeyp
 
 
 async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
     thinks = after(heard, answer(status=500, json={"error": {"message": "no"}}))
 
@@ -65,7 +65,7 @@ async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.Mo
 
 
 async def test_comments_and_the_error_at_the_end_count_as_bytes_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
     thinks = after(heard, answer(status=500, json={"error": {"message": "no"}}))
 
@@ -83,7 +83,7 @@ async def test_comments_and_the_error_at_the_end_count_as_bytes_of_the_answer(mo
 
 
 async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
 
     async def thinks(talk: Talk) -> None:
@@ -102,7 +102,7 @@ async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pyt
 
 
 async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
         await read_head(reader)
         assert [await next_event(reader) for _ in range(3)] == ['data: {"part":1}', ": keep-alive", ": keep-alive"]
@@ -113,7 +113,7 @@ async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.Mon
 
 
 async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
 
     async def thinks(talk: Talk) -> None:
@@ -136,7 +136,7 @@ async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatc
 async def test_what_a_client_takes_for_a_comment_is_its_time_and_not_the_backends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard, write = asyncio.Event(), HttpReply.write
     took_s: list[float] = []
 

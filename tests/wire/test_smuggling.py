@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress import http as http_door
+from gateway.ingress.http import adapter as http_door
 from gateway.testing import RunningGateway, running_gateway
 from support.documents import free_port
 from support.programs import needs, program

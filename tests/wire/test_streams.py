@@ -11,8 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.ingress import http as http_door
-from gateway.ingress import http_reply
+from gateway.ingress.http import adapter as http_door
+from gateway.ingress.http import response
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post, read_head, read_to_end
@@ -247,7 +247,7 @@ async def test_a_client_that_leaves_while_its_request_waits_in_line_is_forgotten
 
 
 async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
     script = chatting(endless(OPENING, event(said("x" * 60_000))))
     async with relaying(script, MODELS="gpt") as (gateway, upstream), streaming(gateway):
         line = await gateway.line()

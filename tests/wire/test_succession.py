@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.decide import quarantine
+from gateway.health import quarantine
 from gateway.service import main
 from gateway.settings import load
 from gateway.testing import RunningGateway, running_gateway
@@ -254,7 +254,7 @@ async def test_a_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 async def test_a_gateway_stops_in_the_middle_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.life.DRAIN_S", 0.1)
+    monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.1)
     async with running_gateway(**DESK, **OFF_SITE_DESK) as gateway, connected(gateway.url) as (_, writer):
         writer.write(WAIT)
         await Desk.waiting.wait()

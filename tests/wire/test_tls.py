@@ -15,8 +15,8 @@ import trustme
 
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
-from gateway.ingress import listening
-from gateway.ingress.http import names_in
+from gateway.ingress.http import listener
+from gateway.ingress.http.checks import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
 from support.raw import answered, connected, post, read_answer, read_to_end
@@ -142,7 +142,7 @@ async def test_plain_http_on_a_tls_port_is_no_request_and_no_traceback(files: Fi
 
 
 async def test_who_does_not_finish_the_handshake_is_let_go(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listening, "HANDSHAKE_S", 0.05)
+    monkeypatch.setattr(listener, "HANDSHAKE_S", 0.05)
     async with running_gateway(**DESK, **files.environ) as gateway, connected(gateway.url) as (reader, _):
         assert await asyncio.wait_for(read_to_end(reader), 5) == b""
 
@@ -254,4 +254,4 @@ def is_told_to_go(sock: socket.socket) -> bool:
 
 @pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 756), (65536, 16, 57204), (64, 4, 16)])
 def test_so_many_may_connect_that_the_gateway_never_lacks_a_descriptor(descriptors: int, slots: int, most: int) -> None:
-    assert listening.most_connections(descriptors, slots) == most
+    assert listener.most_connections(descriptors, slots) == most

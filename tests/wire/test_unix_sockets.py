@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.service.sockets import bind
 from gateway.settings import UnixListener
-from gateway.sockets import bind
 from gateway.testing import running_gateway
 from support.wiring import DESK
 
@@ -24,7 +24,7 @@ async def test_a_gateways_own_socket_goes_with_it(tmp_path: Path) -> None:
 async def test_a_socket_that_was_passed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "http.sock"
     passed = bind(UnixListener(str(path)), "GATEWAY_LISTEN")
-    monkeypatch.setattr("gateway.systemd.sockets", lambda: [passed])
+    monkeypatch.setattr("gateway.service.systemd.sockets", lambda: [passed])
     async with running_gateway(**DESK):
         pass
     assert path.is_socket()

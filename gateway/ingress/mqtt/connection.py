@@ -27,7 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gateway.ingress.mqtt.values import Message, Publication, message_of
+from gateway.ingress.mqtt.properties import Message, Publication, message_of
 
 KEEPALIVE_S = 15
 SESSION_S = 3600

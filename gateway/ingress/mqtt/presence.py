@@ -9,8 +9,8 @@ import msgspec
 
 from gateway import __version__
 from gateway.dispatch import Dispatcher
+from gateway.ingress.mqtt.properties import Publication
 from gateway.ingress.mqtt.topics import Topics
-from gateway.ingress.mqtt.values import Publication
 
 
 def status(topics: Topics, *, is_online: bool) -> Publication:

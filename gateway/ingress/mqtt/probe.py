@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass
 
 from gateway.ingress.mqtt.connection import Broker, Connection, ConnectionLost, Delivery, PublishRefused
+from gateway.ingress.mqtt.properties import Publication
 from gateway.ingress.mqtt.topics import Topics
-from gateway.ingress.mqtt.values import Publication
 from gateway.plugin import new_id
 
 TRIPS = 5

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gateway.ingress.mqtt.values import MAX_TEXT_BYTES, Message
+from gateway.ingress.mqtt.properties import MAX_TEXT_BYTES, Message
 
 
 class Rejected(Exception):

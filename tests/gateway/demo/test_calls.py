@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from gateway.demo.calls import Answer, Call, add, admin_tour, parse_answer, run_line, tour, transcribe
-from gateway.demo.house import recording
+from gateway.demo.topology import recording
 from support.programs import needs
 
 WAV = recording()

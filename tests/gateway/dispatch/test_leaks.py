@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gateway.decide.breaker import Breaker
-from gateway.decide.quarantine import Quarantine
 from gateway.dispatch.leaks import LEAKED_S, Leaks
+from gateway.health.breaker import Breaker
+from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, Task
 from gateway.registry import Member
 from gateway.workers import WorkerBackend

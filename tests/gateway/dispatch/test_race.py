@@ -8,12 +8,12 @@ from typing import cast
 
 import pytest
 
-from gateway.decide.policy import Decision
 from gateway.dispatch import Expectations
 from gateway.dispatch.attempt import Attempt, End, Item
 from gateway.dispatch.planner import Plan
 from gateway.dispatch.race import Race
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, TaskRefused
+from gateway.policy import Decision
 from gateway.registry import Member, Offer
 from gateway.timing import Watch
 from support.lane_house import House

@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.decide.policy import Policy
 from gateway.dispatch import Answer, BackendServices, Dispatcher, Expectations, Limits
-from gateway.journal import Record
 from gateway.lanes import Lanes
 from gateway.measure.board import Board
 from gateway.plugin import (
@@ -25,7 +23,9 @@ from gateway.plugin import (
     Result,
     Task,
 )
+from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
+from gateway.request_log import Record
 from gateway.timing import Watch
 from support.until import until
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import PluginRaised
 from gateway.plugin import (
     BackendFailed,
     Part,
@@ -18,6 +17,7 @@ from gateway.plugin import (
     TaskRefused,
     Upload,
 )
+from gateway.plugin.errors import PluginRaised
 from gateway.workers import WorkerBackend
 from support.worker_backends import Quick, Tool
 from support.workers import (

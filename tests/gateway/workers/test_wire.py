@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import PluginRaised
 from gateway.plugin import (
     Backend,
     BackendSettings,
@@ -15,6 +14,7 @@ from gateway.plugin import (
     Result,
     Task,
 )
+from gateway.plugin.errors import PluginRaised
 from gateway.workers import WorkerBackend, wire
 from support.services import KeptServices
 from support.worker_backends import Tool, ToolSettings

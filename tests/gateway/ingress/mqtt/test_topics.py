@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.ingress.mqtt.properties import Message
 from gateway.ingress.mqtt.topics import Rejected, Topics
-from gateway.ingress.mqtt.values import Message
 
 OURS = Topics(host="box")
 

@@ -1,0 +1,1 @@
+"""Wire formats: parse a request, render its response. No sockets, no clocks."""

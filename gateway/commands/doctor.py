@@ -1,0 +1,344 @@
+"""`edge-gateway doctor`: looks at all the gateway depends on, as it is configured here, with one line of advice each.
+
+Nothing is changed and no work is sent anywhere: names are resolved, connections opened, certificates read. What
+throughput there is, only a running gateway knows, from its real uploads: its admin listener is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import ssl
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import SplitResult, urlsplit
+
+from gateway.commands import explain
+from gateway.settings import Loaded, SettingsError, load
+from gateway.tls import TlsInvalid, client_context
+
+TIMEOUT_S = 3.0
+EXPIRES_SOON_DAYS = 14
+SLOW_DNS_S = 0.2
+CLOCK_OFF_S = 60.0
+LEAST_FREE_BYTES = 100 * 1024 * 1024
+ENOUGH_FDS = 4096
+BUILT = datetime(2026, 1, 1, tzinfo=UTC)  # a clock before this is wrong: boards without a battery start in 1970
+
+Verdict = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. advice: what to do, empty where nothing."""
+
+    about: str
+    verdict: Verdict
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verdict:8} {self.about}: {self.found}" + (f". {self.advice}" if self.advice else "")
+
+
+def run(environ: Mapping[str, str], env_file: Path | None, key_file: Path | None, *, as_json: bool) -> int:
+    """Print every finding; 1 where there is a problem, 78 where the configuration is one.
+
+    key_file: holds a key that has `admin`, where the admin listener wants one.
+    """
+    try:
+        findings = list(examine(load(environ, env_file), env_file, key_file))
+        code = 1 if any(each.verdict == "problem" for each in findings) else 0
+    except SettingsError as exc:
+        findings = [Finding(p.variable, "problem", p.message, p.fix) for p in exc.problems]
+        code = 78
+    if as_json:
+        json.dump([asdict(each) for each in findings], sys.stdout, indent=1)
+        print()
+    else:
+        print("\n".join(map(str, findings)))
+    return code
+
+
+def examine(loaded: Loaded, env_file: Path | None = None, key_file: Path | None = None) -> Iterator[Finding]:
+    """Look at everything."""
+    yield _parser()
+    yield _loop()
+    yield _clock()
+    yield from _kernel()
+    yield from _disk(loaded.settings.state_dir.expanduser())
+    yield from _permissions(loaded, env_file)
+    if (cert := loaded.settings.tls.cert_file) is not None:
+        yield _expiry("our certificate", _certificates_in(cert))
+    yield from _backends(loaded, key_file)
+    if loaded.settings.mqtt.url is not None:
+        yield _broker(loaded)
+
+
+# ── this host ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _parser() -> Finding:
+    from gateway.ingress.http.server import check_parser
+
+    try:
+        check_parser()
+    except RuntimeError as exc:
+        return Finding("HTTP parser", "problem", "aiohttp's pure-Python one", str(exc))
+    return Finding("HTTP parser", "ok", "aiohttp's compiled one")
+
+
+def _loop() -> Finding:
+    there = "is installed, and not used" if find_spec("uvloop") else "is not installed, and not needed"
+    return Finding("event loop", "ok", f"asyncio's own; uvloop {there}")
+
+
+def _clock() -> Finding:
+    now = datetime.now(UTC)
+    if now < BUILT:
+        advice = "set it (NTP), or certificates will not seem valid yet"
+        return Finding("clock", "problem", f"it says {now:%Y-%m-%d}", advice)
+    return Finding("clock", "ok", f"it says {now:%Y-%m-%d %H:%M} UTC")
+
+
+def _kernel() -> Iterator[Finding]:
+    psi = Path("/proc/pressure/cpu").exists()
+    advice = "" if psi else "boot with psi=1 to have it weigh waiting for a processor"
+    yield Finding("pressure (PSI)", "ok" if psi else "warning", "is there" if psi else "is not in this kernel", advice)
+    has_options = hasattr(socket, "TCP_INFO") and hasattr(socket, "TCP_USER_TIMEOUT")
+    yield Finding(
+        "TCP_INFO, TCP_USER_TIMEOUT", "ok" if has_options else "warning", "there" if has_options else "missing"
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(soft, hard) if resource.RLIM_INFINITY not in (soft, hard) else ENOUGH_FDS
+    enough = most >= ENOUGH_FDS
+    advice = "" if enough else "LimitNOFILE=65536 in the unit, or ulimit -n"
+    yield Finding("file descriptors", "ok" if enough else "warning", f"{soft} (at most {hard})", advice)
+
+
+def _disk(state: Path) -> Iterator[Finding]:
+    there = next(folder for folder in (state, *state.parents) if folder.exists())  # what the gateway would make it in
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        advice = "make it writable for the gateway's user, or set GATEWAY_STATE_DIR"
+        yield Finding("state directory", "problem", f"{state}: {there} cannot be written to", advice)
+        return
+    free = shutil.disk_usage(there).free
+    verdict: Verdict = "ok" if free >= LEAST_FREE_BYTES else "problem"
+    advice = "" if verdict == "ok" else "free some space: what is learned cannot be kept"
+    yield Finding("state directory", verdict, f"{state}: {free // 2**20} MiB free", advice)
+
+
+def _permissions(loaded: Loaded, env_file: Path | None) -> Iterator[Finding]:
+    keys = loaded.settings.keys_file
+    if keys is not None:
+        yield _private("keys file", keys, advice=f"chmod 600 {keys}")
+    if env_file is not None and re.search(r"(?m)^GATEWAY_\w*(API_KEY|PASSWORD)=\S", env_file.read_text()):
+        yield _private("environment file, with secrets in it", env_file, advice="use …_FILE or systemd credentials")
+    if (key := loaded.settings.tls.key_file) is not None:
+        yield _private("TLS key", key, advice=f"chmod 600 {key}")
+
+
+def _private(about: str, path: Path, *, advice: str) -> Finding:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & (stat.S_IROTH | stat.S_IWOTH):
+        return Finding(about, "warning", f"{path} is open to everybody ({mode:o})", advice)
+    return Finding(about, "ok", f"{path} ({mode:o})")
+
+
+# ── certificates ─────────────────────────────────────────────────────────────────────────────────
+
+# RFC 5280 §4.1.2.5: notBefore and notAfter, UTCTime or GeneralizedTime, follow each other; a certificate's first pair.
+_VALIDITY = re.compile(rb"(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))(?:\x17\x0d(\d{12}Z)|\x18\x0f(\d{14}Z))")
+
+
+def _certificates_in(path: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(re.sub(r"(?s)(-----END CERTIFICATE-----).*", r"\1", path.read_text()))
+
+
+def not_after(der: bytes) -> datetime | None:
+    """When a certificate expires; None where that cannot be told."""
+    found = _VALIDITY.search(der)
+    if found is None:
+        return None
+    short, long = found[3], found[4]
+    form = "%y%m%d%H%M%SZ" if short else "%Y%m%d%H%M%SZ"
+    return datetime.strptime((short or long).decode(), form).replace(tzinfo=UTC)
+
+
+def _expiry(about: str, der: bytes) -> Finding:
+    until = not_after(der)
+    if until is None:
+        return Finding(about, "warning", "its validity cannot be read")
+    days = (until - datetime.now(UTC)).days
+    if days < 0:
+        return Finding(
+            about, "problem", f"expired on {until:%Y-%m-%d}", "renew it, then: systemctl reload edge-gateway"
+        )
+    verdict: Verdict = "warning" if days < EXPIRES_SOON_DAYS else "ok"
+    advice = "renew it, then: systemctl reload edge-gateway" if verdict == "warning" else ""
+    return Finding(about, verdict, f"valid for {days} days", advice)
+
+
+# ── backends ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _backends(loaded: Loaded, key_file: Path | None) -> Iterator[Finding]:
+    try:
+        measured = _measured(loaded, explain.key_in(key_file))
+    except OSError as exc:
+        measured = None
+        yield Finding("--key-file", "problem", f"{key_file}: {(exc.strerror or str(exc)).lower()}", "name another")
+    for problem in loaded.broken:
+        yield Finding(problem.variable, "problem", problem.message, problem.fix)
+    for name, config in loaded.backends.items():
+        url = getattr(config.settings, "url", None)
+        if url is None:
+            continue
+        yield from _reach(name, config.settings, urlsplit(str(url)))
+        yield _throughput(name, measured)
+
+
+def _reach(name: str, settings: Any, where: SplitResult) -> Iterator[Finding]:
+    """The way to a backend as far as it can be seen: behind a proxy, to the proxy."""
+    if (proxy := getattr(settings, "proxy", None)) is not None:
+        yield from _connect(f"{name}, its proxy", urlsplit(proxy.get_secret_value()), None)
+        return
+    files = getattr(settings, "ca_file", None), getattr(settings, "client_cert_file", None)
+    try:
+        context = client_context(*files) if where.scheme == "https" else None
+    except TlsInvalid as exc:
+        yield Finding(f"{name}: TLS", "problem", str(exc), "check CA_FILE and CLIENT_CERT_FILE")
+        return
+    yield from _connect(name, where, context)
+
+
+def _connect(name: str, where: SplitResult, context: ssl.SSLContext | None) -> Iterator[Finding]:
+    host, port = where.hostname or "", where.port or (443 if where.scheme == "https" else 80)
+    began = time.monotonic()
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        yield Finding(f"{name}: DNS", "problem", f"{host}: {exc.strerror}", "check the name, and the host's resolver")
+        return
+    took_s = time.monotonic() - began
+    slow = took_s > SLOW_DNS_S
+    advice = "a resolver on this host (systemd-resolved) would remember it" if slow else ""
+    yield Finding(f"{name}: DNS", "warning" if slow else "ok", f"{host} in {took_s * 1000:.0f} ms", advice)
+    try:
+        yield _tcp(name, host, port)
+        if context is not None:
+            yield from _tls(name, host, port, context)
+        yield from _http(name, where, host, port, context)
+    except OSError as exc:
+        why = exc.verify_message if isinstance(exc, ssl.SSLCertVerificationError) else (exc.strerror or str(exc))
+        is_tls = isinstance(exc, ssl.SSLError)
+        advice = "the clock, CA_FILE, or whoever runs it" if is_tls else "the address, the firewall, or whoever runs it"
+        yield Finding(f"{name}: {'TLS' if is_tls else 'connection'}", "problem", str(why), f"check {advice}")
+
+
+def _tcp(name: str, host: str, port: int) -> Finding:
+    best_s = min(_timed(lambda: socket.create_connection((host, port), TIMEOUT_S).close()) for _ in range(3))
+    return Finding(f"{name}: round trip", "ok", f"{best_s * 1000:.1f} ms to connect")
+
+
+def _timed(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def _tls(name: str, host: str, port: int, context: ssl.SSLContext) -> Iterator[Finding]:
+    with (
+        socket.create_connection((host, port), TIMEOUT_S) as plain,
+        context.wrap_socket(plain, server_hostname=host) as secured,
+    ):
+        yield _expiry(f"{name}: its certificate", secured.getpeercert(binary_form=True) or b"")
+
+
+def _http(name: str, where: SplitResult, host: str, port: int, context: ssl.SSLContext | None) -> Iterator[Finding]:
+    """One harmless request on a warm connection: what a round trip costs, and what time it is there."""
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
+        if context is not None
+        else http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
+    )
+    try:
+        connection.connect()
+        began = time.monotonic()
+        connection.request("HEAD", where.path or "/")
+        answer = connection.getresponse()
+        took_ms = (time.monotonic() - began) * 1000
+        yield Finding(f"{name}: HTTP", "ok", f"answers in {took_ms:.1f} ms (status {answer.status})")
+        yield from _skew(name, answer.headers.get("Date"))
+    except http.client.HTTPException as exc:
+        yield Finding(f"{name}: HTTP", "problem", f"no HTTP: {exc!r}", "check the URL's scheme and port")
+    finally:
+        connection.close()
+
+
+def _skew(name: str, date: str | None) -> Iterator[Finding]:
+    with suppress(TypeError, ValueError):
+        off_s = abs(time.time() - parsedate_to_datetime(date or "").timestamp())
+        if off_s > CLOCK_OFF_S:
+            advice = "set this host's clock (NTP), or tell whoever runs it"
+            yield Finding(f"{name}: clock", "warning", f"its clock and ours are {off_s:.0f} s apart", advice)
+
+
+def _measured(loaded: Loaded, key: Mapping[str, str]) -> Mapping[str, Any] | None:
+    with suppress(OSError, ValueError, KeyError):
+        return dict((explain.status(loaded.settings.admin_listen, key) or {})["backends"])
+    return None
+
+
+def _throughput(name: str, measured: Mapping[str, Any] | None) -> Finding:
+    if measured is None:
+        return Finding(f"{name}: throughput", "ok", "not known: no gateway tells us; see --key-file")
+    link = ((measured.get(name) or {}).get("measured") or {}).get("link") or {}
+    rates = {word: (link.get(f"{word}_bytes_per_s") or {}).get("value") for word in ("uplink", "downlink")}
+    text = ", ".join(f"{word} {rate * 8 / 1e6:.2f} Mbit/s" for word, rate in rates.items() if rate is not None)
+    return Finding(f"{name}: throughput", "ok", text or "no large body has been sent yet")
+
+
+# ── the broker ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _broker(loaded: Loaded) -> Finding:
+    mqtt = loaded.settings.mqtt
+    try:
+        took_s = asyncio.run(_connect_to_broker(mqtt))
+    except Exception as exc:
+        advice = "check GATEWAY_MQTT__URL, user, password and certificates, and whether the broker runs"
+        return Finding("broker", "problem", f"{mqtt.url}: {exc}", advice)
+    return Finding("broker", "ok", f"{mqtt.url}: connected in {took_s * 1000:.0f} ms")
+
+
+async def _connect_to_broker(mqtt: Any) -> float:
+    import aiomqtt
+
+    context = client_context(mqtt.ca_file, mqtt.cert_file, mqtt.key_file) if mqtt.url.is_tls else None
+    began = time.monotonic()
+    async with aiomqtt.Client(
+        mqtt.url.host,
+        mqtt.url.port,
+        username=mqtt.username,
+        password=mqtt.password and mqtt.password.get_secret_value(),
+        identifier=f"edge-gateway-doctor-{os.getpid()}",
+        timeout=TIMEOUT_S,
+        tls_context=context,
+    ):
+        return time.monotonic() - began

@@ -1,0 +1,1 @@
+"""The HTTP transport: listeners, request checks, bodies, responses."""

@@ -1,0 +1,60 @@
+"""Everything the author of a backend imports; nothing else of the gateway is needed, or promised.
+
+A backend is a class with one method, `run`. It receives a `Task` and returns a `Result`, or, as an
+async generator, yields `Part`s. Queueing, slots, deadlines, cancellation, timing, learning and
+isolation are the gateway's business, not the plugin's.
+
+    class Shout(Backend[Settings]):
+        site = "edge"
+        tasks = ("shout",)
+
+        async def run(self, task: Task) -> Result:
+            return Result(json={"result": task.json["text"].upper() + self.settings.suffix})
+
+Time is float seconds on the system's monotonic clock (`time.monotonic`), sizes are bytes.
+"""
+
+from gateway.plugin.backend import MODEL_KINDS, Backend
+from gateway.plugin.checks import Upload
+from gateway.plugin.errors import (
+    BackendFailed,
+    BackendUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    NotServed,
+    TaskInvalid,
+    TaskRefused,
+    frames_of,
+)
+from gateway.plugin.result import Part, Result
+from gateway.plugin.services import LinkSample, Log, Services, View
+from gateway.plugin.settings import BackendSettings, Isolation
+from gateway.plugin.task import TERMS, Kind, Site, Task, Terms, new_id
+
+__all__ = [
+    "MODEL_KINDS",
+    "TERMS",
+    "Backend",
+    "BackendFailed",
+    "BackendSettings",
+    "BackendUnavailable",
+    "DeadlineExceeded",
+    "GatewayError",
+    "Isolation",
+    "Kind",
+    "LinkSample",
+    "Log",
+    "NotServed",
+    "Part",
+    "Result",
+    "Services",
+    "Site",
+    "Task",
+    "TaskInvalid",
+    "TaskRefused",
+    "Terms",
+    "Upload",
+    "View",
+    "frames_of",
+    "new_id",
+]

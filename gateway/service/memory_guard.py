@@ -1,0 +1,48 @@
+"""What is done when memory runs short: first no new work, then no new connection; what is there goes on.
+
+before that         bodies together may take a share of what is free (ingress/body_budget.py)
+85 % of the limit   requests that bring work are 503 before their body is read
+95 %                no connection is accepted; who comes waits in the kernel, where that costs us nothing
+90 %                connections are accepted again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gateway.ingress.handler import Door
+from gateway.ingress.http.listener import Site
+from gateway.measure.memory import MemoryGauge
+from gateway.telemetry import guarded, log
+
+SHED_AT, STOP_AT, RESUME_AT = 0.85, 0.95, 0.90
+
+
+class Relief:
+    """Looks at the memory whenever it is told to."""
+
+    def __init__(self, door: Door, gauge: MemoryGauge) -> None:
+        self.gauge = gauge
+        self._door = door
+        self.is_paused = False
+
+    async def look(self, sites: Sequence[Site]) -> None:
+        """Do what the state of the memory asks for. Each listener is told at each look: what failed is tried again."""
+        self._door.room.measured(self.gauge.free_bytes(SHED_AT))
+        ratio = self.gauge.ratio() or 0.0
+        is_short = ratio >= SHED_AT
+        if self._door.is_pressed != is_short:
+            self._door.is_pressed = is_short
+            log.warning("memory.pressed" if is_short else "memory.relieved", ratio=round(ratio, 3))
+        if not self.is_paused and ratio >= STOP_AT:
+            self.is_paused = True
+            log.error("memory.stopped_accepting", ratio=round(ratio, 3))
+        elif self.is_paused and ratio < RESUME_AT:
+            self.is_paused = False
+            log.warning("memory.accepting_again", ratio=round(ratio, 3))
+        for site in sites:
+            if self.is_paused:
+                site.pause("memory")
+            else:
+                with guarded(f"accepting again on {site.name}"):
+                    await site.resume("memory")

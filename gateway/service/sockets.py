@@ -1,0 +1,122 @@
+"""The sockets a gateway listens on: bound by its settings, or passed by systemd, and what they are called."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from gateway.ingress.http.listener import BACKLOG
+from gateway.settings import Listener, Problem, Settings, SettingsError, UnixListener, parse_listener
+
+
+def bind(listener: Listener, variable: str) -> socket.socket:
+    """A listening socket. Raises OSError that names the setting."""
+    try:
+        return _bound(listener)
+    except OSError as exc:
+        raise OSError(
+            f"{variable}: cannot listen on {listener}: {exc.strerror}; choose another with {variable}"
+        ) from exc
+
+
+def _bound(listener: Listener) -> socket.socket:
+    """A listening socket; a Unix one takes the place of one nobody listens at any more."""
+    if isinstance(listener, UnixListener):
+        _remove_stale(listener.path)
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.bind(listener.path)
+        except OSError:
+            sock.close()
+            raise
+    else:
+        family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+        sock = socket.create_server((listener.host, listener.port), family=family, backlog=BACKLOG)
+    sock.setblocking(False)
+    return sock
+
+
+def refuse_less_tls(listening: Sequence[socket.socket], before: Settings, after: Settings) -> None:
+    """TLS, and asking for certificates, are not taken off a socket that others can reach, as long as it listens.
+
+    A line that was lost must not open it; whoever means it can restart. Raises SettingsError.
+    """
+    public = _public(listening)
+    lost = [
+        Problem(f"GATEWAY_TLS__{name.upper()}", f"it is gone, and {', '.join(public)} would {then}", fix)
+        for name, then, fix in (
+            ("cert_file", "go on without TLS", "set it again; or restart, to listen without TLS"),
+            ("client_ca_file", "ask nobody for a certificate", "set it again; or restart, to ask for none"),
+        )
+        if public and getattr(before.tls, name) is not None and getattr(after.tls, name) is None
+    ]
+    if lost:
+        raise SettingsError(lost)
+
+
+def _public(listening: Sequence[socket.socket]) -> list[str]:
+    return [name_of(sock) for sock in listening if not parse_listener(name_of(sock)).is_local]
+
+
+def refuse_public(listening: Sequence[socket.socket], settings: Settings) -> None:
+    """What holds for GATEWAY_LISTEN holds for the sockets that are there: systemd's, and after a reload the old ones.
+
+    Raises SettingsError.
+    """
+    if settings.keys_file is not None or settings.allow_unauthenticated:
+        return
+    public = _public(listening)
+    if public:
+        what = f"{', '.join(public)} can be reached from other machines as it is, and nobody would be asked for a key"
+        fix = "set GATEWAY_KEYS_FILE, or listen elsewhere (ListenStream= in edge-gateway.socket) and restart"
+        raise SettingsError([Problem("GATEWAY_LISTEN", what, fix)])
+
+
+def _remove_stale(path: str) -> None:
+    """Only a socket nobody listens at is taken away. Raises OSError where there is anything else."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, "there is something that is no socket, which is left alone; move it away")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink(missing_ok=True)
+        except FileNotFoundError:
+            pass
+
+
+def file_of(sock: socket.socket) -> tuple[str, int] | None:
+    """The path and inode of the file a socket of our own making is bound to; None where there is none."""
+    path = sock.getsockname()
+    return (path, os.lstat(path).st_ino) if sock.family == socket.AF_UNIX else None
+
+
+def remove(file: tuple[str, int]) -> None:
+    """Take the file away, unless it is another's by now. Do it while the socket still listens: who finds nobody
+    there puts a file of their own in its place."""
+    path, inode = file
+    with suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            os.unlink(path)
+
+
+def name_of(sock: socket.socket) -> str:
+    """Where it listens, as GATEWAY_LISTEN would say it."""
+    address = sock.getsockname()
+    if not isinstance(address, tuple):
+        return f"unix:{address}"
+    return f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
+
+
+def host_of(sock: socket.socket) -> str:
+    """The address it is bound to."""
+    address = sock.getsockname()
+    return address[0] if isinstance(address, tuple) else "localhost"

@@ -1,0 +1,1 @@
+"""Reads what an upstream returns: whole bodies, event streams, errors."""

@@ -1,0 +1,1 @@
+"""Connections to the upstream: session, name resolution, one exchange, exceptions."""

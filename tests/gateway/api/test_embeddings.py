@@ -1,0 +1,208 @@
+"""Vectors come in the encoding the client asked for, exactly, whatever the backend returned."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.api import embeddings
+from gateway.api.embeddings import to_base64, to_floats
+from gateway.api.parse import Draft
+from gateway.api.render import Wanted
+from gateway.api.vectors import Cut
+from gateway.plugin import BackendUnavailable, Result
+
+VECTOR = [0.5, -1.25, 3.0]
+PACKED = base64.b64encode(struct.pack("<3f", *VECTOR)).decode()
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: str | None = "m") -> bytes:
+    draft = Draft(
+        kind="embeddings",
+        name="m",
+        path="/v1/embeddings",
+        body=b"",
+        content_type="application/json",
+        items=items,
+        encoding_format=asked,
+    )
+    return asyncio.run(Wanted(draft, "r", "the backend", served_as).whole(result)).body or b""
+
+
+def relayed(*vectors: Any) -> bytes:
+    data = [{"object": "embedding", "index": i, "embedding": v, "extra": i} for i, v in enumerate(vectors)]
+    return json.dumps({"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 7}}).encode()
+
+
+@given(st.lists(finite))
+def test_floats_survive_base64_exactly(vector: list[float]) -> None:
+    assert to_floats(to_base64(vector)) == vector
+    assert base64.b64decode(to_base64(vector)) == struct.pack(f"<{len(vector)}f", *vector)
+
+
+@given(st.binary().filter(lambda packed: len(packed) % 4 == 0))
+def test_base64_survives_floats_where_every_number_is_one(packed: bytes) -> None:
+    numbers = struct.unpack(f"<{len(packed) // 4}f", packed)
+    if all(number == number for number in numbers):
+        assert to_base64(to_floats(base64.b64encode(packed).decode())) == base64.b64encode(packed).decode()
+
+
+@pytest.mark.parametrize(("asked", "given_"), [("float", VECTOR), (None, VECTOR), ("base64", PACKED)])
+def test_a_relayed_answer_that_is_as_asked_is_not_touched(asked: Any, given_: Any) -> None:
+    body = relayed(given_, given_)
+    assert rendered(Result(body=body), asked=asked, items=2) is body
+
+
+@pytest.mark.parametrize(
+    ("asked", "given_", "expected"), [("float", PACKED, VECTOR), (None, PACKED, VECTOR), ("base64", VECTOR, PACKED)]
+)
+def test_a_relayed_answer_in_the_other_encoding_is_turned_round(asked: Any, given_: Any, expected: Any) -> None:
+    answer = json.loads(rendered(Result(body=relayed(given_, given_)), asked=asked, items=2))
+    assert answer == json.loads(relayed(expected, expected))
+
+
+def test_only_the_vectors_that_are_not_as_asked_change() -> None:
+    answer = json.loads(rendered(Result(body=relayed(VECTOR, PACKED)), asked="base64", items=2))
+    assert [one["embedding"] for one in answer["data"]] == [PACKED, PACKED]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [("float", VECTOR), ("base64", PACKED)])
+def test_a_plugins_vectors_become_openais_answer(asked: Any, expected: Any) -> None:
+    answer = json.loads(rendered(Result(json=[VECTOR, VECTOR]), asked=asked, items=2))
+    assert answer["object"] == "list"
+    assert answer["model"] == "m"
+    assert [one["index"] for one in answer["data"]] == [0, 1]
+    assert [one["embedding"] for one in answer["data"]] == [expected, expected]
+
+
+def test_one_flat_vector_answers_one_input() -> None:
+    assert len(json.loads(rendered(Result(json=VECTOR)))["data"]) == 1
+
+
+def test_the_clients_name_of_the_model_is_put_back() -> None:
+    body = relayed(VECTOR).replace(b'"m"', b'"text-embed:latest"')
+    assert json.loads(rendered(Result(body=body), served_as="text-embed"))["model"] == "m"
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        Result(json=[VECTOR, VECTOR]),
+        Result(json=[]),
+        Result(json="text"),
+        Result(json=[["a"]]),
+        Result(json=[["a"], ["b"]]),
+        Result(body=b"not json"),
+        Result(body=b"[]"),
+        Result(body=b"{}"),
+        Result(body=b'{"data":[{}]}'),
+        Result(body=relayed(VECTOR, VECTOR)),
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("asked", ["base64", "float"])
+def test_what_cannot_be_the_answer_is_the_backends_failure(result: Result, asked: str) -> None:
+    with pytest.raises(BackendUnavailable) as failed:
+        rendered(result, asked=asked)
+    assert failed.value.code == "upstream_bad_response"
+
+
+@pytest.mark.parametrize(
+    ("asked", "vector"),
+    [
+        ("float", "not base64!"),
+        ("float", "AAA="),
+        ("base64", ["a"]),
+        ("base64", {}),
+        ("base64", None),
+        ("float", None),
+        ("float", {}),
+    ],
+)
+def test_what_cannot_be_turned_round_is_the_backends_failure(asked: str, vector: Any) -> None:
+    with pytest.raises(BackendUnavailable, match="cannot be read"):
+        rendered(Result(body=relayed(vector)), asked=asked)
+
+
+def test_what_32_bits_do_not_hold_is_the_backends_failure() -> None:
+    for number in (math.nan, math.inf):
+        with pytest.raises(BackendUnavailable, match="infinite, or none"):
+            rendered(Result(body=relayed(base64.b64encode(struct.pack("<f", number)).decode())), asked="float")
+    with pytest.raises(BackendUnavailable, match="too large"):
+        rendered(Result(body=relayed([1e39])), asked="base64")
+
+
+def _cut(body: bytes) -> Cut | None:
+    return asyncio.run(Cut.made(body, "data"))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(alphabet='a"\\[]{},:\u00e9'),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["data", "a", '"', "\\"]), inner),
+    max_leaves=8,
+)
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=3), values, max_size=3)), values, values, st.booleans())
+def test_whatever_stands_in_it_an_object_is_cut_where_decoding_would(
+    data: list[Any], before: Any, after: Any, indented: bool
+) -> None:
+    told = {"before": before, "data": data, "after": after}
+    cut = _cut(json.dumps(told, indent=1 if indented else None).encode())
+    assert cut is not None
+    assert [json.loads(bytes(member)) for member in cut.members()] == data
+    assert json.loads(cut.rest) == told | {"data": []}
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"data":{}}', b'{"d\\u0061ta":[{}]}', b'[{"data":[]}]', b'{"data":[{}'])
+def test_what_has_no_such_list_in_sight_is_not_cut(body: bytes) -> None:
+    assert _cut(body) is None
+
+
+@pytest.mark.parametrize("body", [b'{"data":[1,2]}', b'{"data":[{}{}]}', b'{"data":[{},]}', b'{"data":[{},1,{}]}'])
+def test_between_the_members_there_are_commas_only(body: bytes) -> None:
+    cut = _cut(body)
+    assert cut is not None
+    with pytest.raises(ValueError, match="something else"):
+        cut.members()
+
+
+@pytest.mark.parametrize("asked", ["float", "base64"])
+def test_a_long_answer_is_rendered_as_a_short_one_would_be_and_lets_others_run(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = relayed(*[VECTOR, PACKED] * 2000)
+    short = rendered(Result(body=body), asked=asked, items=4000)
+    monkeypatch.setattr(embeddings, "AT_ONCE_BYTES", 0)
+    turns: list[None] = []
+    pause = asyncio.sleep
+
+    async def counted(seconds: float) -> None:
+        turns.append(None)
+        await pause(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", counted)
+    assert rendered(Result(body=body), asked=asked, items=4000) == short
+    assert len(turns) >= len(body) // 65_536
+
+
+@pytest.mark.parametrize(
+    ("sound", "damaged"),
+    [(b'"usage": {', b'"usage": ['), (b'"extra": 1', b'"extra": 01'), (b'"embedding": [0.5', b'"embedding": [,0.5')],
+)
+def test_a_long_answer_that_is_no_json_is_the_backends_failure_too(
+    sound: bytes, damaged: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embeddings, "AT_ONCE_BYTES", 0)
+    body = relayed(VECTOR, VECTOR).replace(sound, damaged)
+    with pytest.raises(BackendUnavailable):
+        rendered(Result(body=body), asked="float", items=2)

@@ -1,0 +1,286 @@
+"""What is understood of a request's body, and in which words the rest is refused."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.api.parse import MOST_KEYS, Draft, read
+from gateway.api.routes import match
+from gateway.plugin import TaskInvalid, Upload
+from support.forms import encode
+
+MESSAGES = [{"role": "user", "content": "hi", "name": "x"}]
+
+
+def draft_of(path: str, body: Any, content_type: str = "application/json") -> Draft:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read(match("POST", path), content_type, raw)
+
+
+def refusal_of(path: str, body: Any, content_type: str = "application/json") -> TaskInvalid:
+    with pytest.raises(TaskInvalid) as refused:
+        draft_of(path, body, content_type)
+    assert refused.value.code == "bad_request"
+    return refused.value
+
+
+# ── chat and completions ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_chat_body_goes_on_byte_for_byte() -> None:
+    raw = b'{ "model": "m",  "messages":[{"role":"user","content":"hi"}], "unheard_of": [1e2, {"x": null}] }'
+    draft = draft_of("/v1/chat/completions", raw)
+    assert (draft.kind, draft.name, draft.body) == ("chat", "m", raw)
+    assert (draft.stream, draft.include_usage, draft.items, draft.fields) == (False, False, 1, None)
+
+
+def test_a_stream_with_usage_is_understood() -> None:
+    draft = draft_of(
+        "/chat/completions",
+        {"model": "m", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True, "x": 1}},
+    )
+    assert draft.stream
+    assert draft.include_usage
+    assert draft.path == "/v1/chat/completions"
+
+
+def test_what_curl_sends_without_a_content_type_is_json() -> None:
+    draft = draft_of("/v1/completions", {"model": "m", "prompt": "a"}, "application/x-www-form-urlencoded")
+    assert draft.content_type == "application/json"
+
+
+NAMING = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/images/edits"]
+REST = b'"messages":[{"role":"user"}],"prompt":"","input":"x"'
+
+
+@pytest.mark.parametrize("path", NAMING)
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (b'"model":"dear"', b'"model":"cheap"'),
+        (b'"model":"cheap"', b'"Model":"dear"'),
+        (b'"MODEL":"dear"', b'"model":"cheap"'),
+        (rb'"mod\u0065l":"dear"', b'"model":"cheap"'),
+        (b'"model":"cheap"', rb'"mod\u0045l":"dear"'),
+        (rb'"\u006D\u006f\u0064\u0065\u006c":"dear"', b'"model":"cheap"'),
+    ],
+)
+def test_a_model_is_named_once_in_one_spelling(path: str, first: bytes, last: bytes) -> None:
+    refusal = refusal_of(path, b"{" + first + b"," + REST + b"," + last + b"}")
+    assert refusal.param == "model"
+    assert "write `model`, once" in refusal.message
+
+
+@pytest.mark.parametrize("path", NAMING)
+def test_a_model_within_something_else_is_nobodys_business(path: str) -> None:
+    within = rb'"x":{"model":"a","Model":"b"},"y":["model","mod\u0065l"],"z":"\"model\":"'
+    assert draft_of(path, b'{"model":"cheap",' + REST + b"," + within + b"}").name == "cheap"
+
+
+def test_what_names_its_model_in_another_case_only_is_told_how() -> None:
+    assert "`Model`" in refusal_of("/v1/responses", b'{"Model":"dear"}').message
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
+@pytest.mark.parametrize("names", [("Model", "model"), ("model", "MODEL"), ("model", "model")])
+def test_a_form_too_names_its_model_once(path: str, names: tuple[str, str]) -> None:
+    parts = b"".join(b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nm\r\n' % n.encode() for n in names)
+    refusal = refusal_of(path, parts + b"--b--\r\n", "multipart/form-data; boundary=b")
+    assert refusal.param == "model"
+
+
+def test_who_writes_a_million_keys_to_hide_one_is_refused_at_ten_thousand() -> None:
+    many = b",".join(b'"k%d":1' % n for n in range(MOST_KEYS + 1))
+    assert "more than" in refusal_of("/v1/responses", b'{"model":"m",' + many + b',"model":"m"}').message
+    assert draft_of("/v1/responses", b'{"model":"m",' + many + b"}").name == "m"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": MESSAGES}, "model"),
+        ({"model": "", "messages": MESSAGES}, "model"),
+        ({"model": None, "messages": MESSAGES}, "model"),
+        ({"model": 3, "messages": MESSAGES}, "model"),
+        ({"model": "a\r\nx-evil: 1", "messages": MESSAGES}, "model"),
+        ({"model": "m" * 300, "messages": MESSAGES}, "model"),
+        ({"model": "m"}, "messages"),
+        ({"model": "m", "messages": []}, "messages"),
+        ({"model": "m", "messages": ["hi"]}, "messages"),
+        ({"model": "m", "messages": [{"content": "hi"}]}, "messages"),
+        ({"model": "m", "messages": MESSAGES, "stream": "true"}, "stream"),
+        ({"model": "m", "messages": MESSAGES, "stream": 1}, "stream"),
+    ],
+)
+def test_a_chat_field_that_is_wrong_is_named(body: dict[str, Any], param: str) -> None:
+    refused = refusal_of("/v1/chat/completions", body)
+    assert refused.param == param
+    assert param in refused.message
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "the body is empty"),
+        (b"[]", "Expected `object`"),
+        (b'{"model":', "not valid JSON"),
+        (b'{"x": NaN}', "not valid JSON"),
+        (b'{"x": [1, -Infinity]}', "not valid JSON"),
+        (b'{"model":"m","messages":[{"role":"u"}]} x', "trailing characters"),
+        (b'{"x":"\xff"}', "not UTF-8 (byte 6)"),
+        (b'{"\xff":1,"model":"m","messages":[{"role":"u"}]}', "not UTF-8 (byte 2)"),
+        (b'"\\ud800"', "stands alone"),
+        (b'{"x":"\\udc00"}', "not valid JSON"),
+        (b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
+        (b'{"x":' * 100_000, "nested too deeply"),
+        (b"a=1&b=2", "not valid JSON"),
+        ("{}".encode("utf-16"), "not UTF-8"),
+    ],
+    ids=range(14),
+)
+def test_what_is_no_json_is_refused_in_words(body: bytes, words: str) -> None:
+    assert words in refusal_of("/v1/chat/completions", body).message
+
+
+@given(st.binary())
+def test_any_bytes_are_understood_or_refused(body: bytes) -> None:
+    for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/tasks/t", "/v1/audio/transcriptions", "/v1/messages"):
+        with suppress(TaskInvalid):
+            draft_of(path, body)
+
+
+# ── embeddings ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("inputs", "items"),
+    [("a", 1), (["a"], 1), (["a", "b", ""], 3), ([1, 2, 3], 1), ([[1, 2], [3]], 2)],
+)
+def test_embedding_inputs_are_counted(inputs: Any, items: int) -> None:
+    assert draft_of("/v1/embeddings", {"model": "m", "input": inputs}).items == items
+
+
+@pytest.mark.parametrize("inputs", ["", [], [[]], ["a", 1], [[1], 2], [True], [-1], [1.5], None, {"a": 1}, [None]])
+def test_embedding_inputs_of_no_shape_are_refused(inputs: Any) -> None:
+    assert refusal_of("/v1/embeddings", {"model": "m", "input": inputs}).param == "input"
+
+
+def test_the_encoding_asked_for_is_known() -> None:
+    body = {"model": "m", "input": "a"}
+    assert draft_of("/v1/embeddings", body).encoding_format is None
+    assert draft_of("/v1/embeddings", body | {"encoding_format": "base64"}).encoding_format == "base64"
+    assert refusal_of("/v1/embeddings", body | {"encoding_format": "hex"}).param == "encoding_format"
+
+
+# ── tasks ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("body", "items"),
+    [
+        (b'{"a":10,"b":20}', 1),
+        (b'{"items":[1,[2],{"x":3}]}', 3),
+        (b' {"items" : [1, 2]}', 2),
+        (b'{"items":[]}', 1),
+        (b'{"items":7}', 1),
+        (b"[1,2,3]", 1),
+        (b'"text"', 1),
+        (b"null", 1),
+    ],
+)
+def test_a_task_takes_any_json_and_counts_its_items(body: bytes, items: int) -> None:
+    draft = draft_of("/v1/tasks/add", body)
+    assert (draft.name, draft.items, draft.body) == ("add", items, body)
+
+
+def test_an_empty_task_body_is_an_empty_object() -> None:
+    assert draft_of("/v1/tasks/now", b"", "").body == b"{}"
+
+
+@pytest.mark.parametrize("body", [b"nope", b'{"a":1', b'{"items":[1,NaN]}', b'{"a":"\xff"}', b"{}{}", b" "])
+def test_a_task_body_that_is_no_json_is_refused(body: bytes) -> None:
+    refusal_of("/v1/tasks/add", body)
+
+
+def test_a_tasks_own_argument_called_stream_or_model_is_its_own() -> None:
+    draft = draft_of("/v1/tasks/add", {"stream": "x", "model": 3})
+    assert not draft.stream
+
+
+# ── forms ────────────────────────────────────────────────────────────────────────────────────────
+
+WAV = Upload(b"RIFF\r\n--not-a-boundary\x00\xff", "speech.wav", "audio/wav")
+
+
+def form(fields: dict[str, Any], files: dict[str, Upload] | None = None) -> tuple[bytes, str]:
+    content_type, body = encode(fields, {"file": WAV} if files is None else files)
+    return body, content_type
+
+
+def test_a_transcription_form_is_understood() -> None:
+    asked = {"model": "m", "response_format": "srt", "stream": "true", "timestamp_granularities[]": ["word"]}
+    body, content_type = form(asked)
+    draft = draft_of("/v1/audio/transcriptions", body, content_type)
+    assert (draft.name, draft.response_format, draft.stream) == ("m", "srt", True)
+    assert draft.fields == asked
+    assert draft.files == {"file": WAV}
+    assert (draft.body, draft.content_type) == (body, content_type)
+
+
+def test_a_form_whose_content_type_was_lost_is_known_by_its_boundary() -> None:
+    body, _ = form({"model": "m"})
+    assert draft_of("/v1/audio/transcriptions", body, "").name == "m"
+
+
+@pytest.mark.parametrize(
+    ("fields", "files", "param"),
+    [
+        ({}, None, "model"),
+        ({"model": ""}, None, "model"),
+        ({"model": ["a", "b"]}, None, "model"),
+        ({"model": "m"}, {}, "file"),
+        ({"model": "m", "file": "speech.wav"}, {}, "file"),
+        ({"model": "m"}, {"audio": WAV}, "file"),
+        ({"model": "m", "response_format": "docx"}, None, "response_format"),
+        ({"model": "m", "stream": "perhaps"}, None, "stream"),
+    ],
+)
+def test_a_form_field_that_is_wrong_is_named(fields: Any, files: Any, param: str) -> None:
+    body, content_type = form(fields, files)
+    assert refusal_of("/v1/audio/transcriptions", body, content_type).param == param
+
+
+def test_a_transcription_that_is_no_form_is_told_so() -> None:
+    assert "multipart/form-data" in refusal_of("/v1/audio/transcriptions", {"model": "m"}).message
+
+
+def test_a_task_may_be_a_form() -> None:
+    body, content_type = form({"language": "en"})
+    draft = draft_of("/v1/tasks/spell", body, content_type)
+    assert (draft.fields, draft.files) == ({"language": "en"}, {"file": WAV})
+
+
+# ── what is only relayed ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_relayed_body_is_asked_only_for_its_model_and_stream() -> None:
+    draft = draft_of("/v1/responses", {"model": "m", "input": [], "stream": True})
+    assert (draft.kind, draft.name, draft.stream) == ("other", "m", True)
+    assert draft_of("/v1/images/generations", {"prompt": "a cat"}).name == ""
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/speech?x=1"])
+def test_speech_is_no_stream_of_events_before_it_has_come_as_one(path: str) -> None:
+    assert not draft_of(path, {"model": "m", "input": "x", "stream": True}).stream
+
+
+def test_a_relayed_form_keeps_its_bytes() -> None:
+    body, content_type = form({"model": "m"})
+    draft = draft_of("/v1/audio/translations", body, content_type)
+    assert (draft.kind, draft.name, draft.body, draft.content_type) == ("other", "m", body, content_type)

@@ -1,0 +1,43 @@
+"""Parts put together for a client that wants one answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from gateway.dispatch.collect import AT_ONCE, gathered
+from gateway.dispatch.response_spec import Expectations
+from gateway.plugin import Part, Result
+
+
+class Texts:
+    """Joins texts."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def add(self, part: Part) -> None:
+        self.text += part.data
+
+    async def whole(self, result: Result | None) -> Result:
+        return Result(json=self.text)
+
+
+async def test_somebody_with_many_parts_ready_lets_others_have_their_turn() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def ready(count: int) -> AsyncIterator[Part]:
+        for _ in range(count):
+            yield Part("x")
+
+    beside = asyncio.create_task(others())
+    result = await gathered(Part("x"), ready(10 * AT_ONCE), Texts(), Expectations())
+    assert turns >= 10
+    assert result.json == "x" * (10 * AT_ONCE + 1)
+    beside.cancel()

@@ -1,0 +1,50 @@
+"""Work that cannot be done in time is refused before it starts, on knowledge alone, and not for ever."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.dispatch.deadline_check import SURE_SAMPLES, TRY_EVERY_S, Feasibility
+from gateway.plugin import DeadlineExceeded, Task
+from gateway.policy import Candidate
+from gateway.testing.clock import FakeClock
+
+TASK = Task(kind="task", name="add", deadline=0.0)
+
+
+def known(name: str, takes_s: float, samples: int = SURE_SAMPLES, refused: str | None = None) -> Candidate:
+    return Candidate(name, "edge", refused, wait_s=takes_s / 2, service_s=takes_s / 2, samples=samples)
+
+
+def is_let_through(slack_s: float, *candidates: Candidate, feasibility: Feasibility | None = None) -> bool:
+    try:
+        (feasibility or Feasibility(FakeClock())).check(TASK, candidates, slack_s)
+    except DeadlineExceeded:
+        return False
+    return True
+
+
+def test_what_everybody_is_known_to_be_too_slow_for_is_refused_and_told_why() -> None:
+    with pytest.raises(DeadlineExceeded, match=r"near 2 s, far 3 s\), and 1 s are left") as caught:
+        Feasibility(FakeClock()).check(TASK, [known("near", 2.0), known("far", 3.0)], 1.0)
+    assert caught.value.began is False
+
+
+def test_one_that_makes_it_or_that_nobody_knows_well_is_enough() -> None:
+    assert is_let_through(1.0, known("near", 2.0), known("far", 0.9))
+    assert is_let_through(1.0, known("near", 2.0), known("far", 9.0, samples=SURE_SAMPLES - 1))
+    assert is_let_through(1.0, known("near", 9.0, samples=0))
+
+
+def test_a_backend_that_is_out_neither_helps_nor_hinders() -> None:
+    assert not is_let_through(1.0, known("near", 2.0), known("far", 0.1, refused="breaker open"))
+    assert is_let_through(1.0, known("far", 9.0, refused="breaker open"))
+
+
+def test_now_and_then_one_is_let_through_to_see_whether_it_is_still_so() -> None:
+    clock = FakeClock()
+    feasibility, passed = Feasibility(clock), 0
+    for _ in range(50):
+        passed += is_let_through(1.0, known("near", 2.0), feasibility=feasibility)
+        clock.move(1.0)
+    assert passed == int(50 / TRY_EVERY_S) - 1

@@ -1,0 +1,47 @@
+"""What a connection is given at its beginning, and at its end where there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from gateway.ingress.http import listener
+from gateway.ingress.http.listener import Goodbye
+from gateway.ingress.http.response import MOST_UNSENT_BYTES, WRITE_TIMEOUT_S, bound_unread
+
+
+async def _goodbye() -> tuple[asyncio.BaseTransport, socket.socket]:
+    near, far = socket.socketpair()
+    far.setblocking(False)
+    transport, _ = await asyncio.get_running_loop().create_connection(Goodbye, sock=near)
+    return transport, far
+
+
+async def test_of_those_who_are_too_many_only_some_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "MOST_GOODBYES", 2)
+    loop = asyncio.get_running_loop()
+    held = [await _goodbye() for _ in range(3)]
+    told = [await loop.sock_recv(far, 100) for _, far in held]
+    assert [bytes(words[:12]) for words in told] == [b"HTTP/1.1 503", b"HTTP/1.1 503", b""]
+    for transport, far in held:
+        transport.close()
+        far.close()
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        while Goodbye.now:  # noqa: ASYNC110 - the transports say it when they have closed
+            await asyncio.sleep(0)
+
+
+async def test_the_kernel_lets_go_of_who_takes_nothing_and_holds_little_for_them() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        sock, _ = listener.accept()
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
+        bound_unread(transport)
+        found = transport.get_extra_info("socket")
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == WRITE_TIMEOUT_S * 1000
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == MOST_UNSENT_BYTES
+        transport.close()
+        client.close()

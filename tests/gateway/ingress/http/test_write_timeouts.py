@@ -1,0 +1,33 @@
+"""How long clients may not read: a crowd has less time, and making it so is paid once."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from gateway.ingress.http import response
+from gateway.ingress.http.response import Patience
+
+
+async def test_a_crowd_is_shortened_once_however_many_come_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response, "MANY", 3)
+    shortened = 0
+    patience = Patience()
+    really = patience._shorten
+
+    def counted() -> None:
+        nonlocal shortened
+        shortened += 1
+        really()
+
+    monkeypatch.setattr(patience, "_shorten", counted)
+    now = asyncio.get_running_loop().time()
+    async with AsyncExitStack() as stack:
+        for _ in range(200):
+            await stack.enter_async_context(patience.wait())
+        left = [(deadline.when() or 0.0) - now for deadline in patience._waiting]
+        assert shortened == 1
+        assert max(left) < (response.CROWDED_S + response.WRITE_TIMEOUT_S) / 2
+    assert patience._waiting == {}

@@ -1,0 +1,173 @@
+"""Subtasks out of a worker: served by the gateway, on their parent's terms, and over with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Result, Task, TaskRefused, Upload
+from gateway.plugin.errors import PluginRaised
+from gateway.timing import Watch
+from gateway.workers import WorkerBackend
+from gateway.workers.main import MOST_SUBTASKS
+from support.services import KeptServices
+from support.worker_backends import Sends
+from support.workers import a_task, answer, pids
+
+Serve = Callable[[Task], Awaitable[Result]]
+
+
+class Serving(KeptServices):
+    """Services that have subtasks served by `serve`, and keep them."""
+
+    def __init__(self, serve: Serve) -> None:
+        super().__init__()
+        self.serve = serve
+        self.seen: list[Task] = []
+
+    async def dispatch(self, task: Task) -> Result:
+        self.seen.append(task)
+        return await self.serve(task)
+
+
+@asynccontextmanager
+async def sending(serve: Serve) -> AsyncIterator[tuple[WorkerBackend, Serving]]:
+    services = Serving(serve)
+    async with WorkerBackend(Sends, Sends.Settings(), services, slots=1) as backend:
+        yield backend, services
+
+
+async def echoes(task: Task) -> Result:
+    return Result(json=task.json)
+
+
+class Silence:
+    """Serves nothing; says when it was asked, and when nobody waits any more."""
+
+    def __init__(self) -> None:
+        self.asked, self.over = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, task: Task) -> Result:
+        self.asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.over.set()
+        raise AssertionError
+
+
+async def test_a_part_of_a_task_is_served_and_its_answer_comes_back_whole() -> None:
+    async def serve(task: Task) -> Result:
+        return Result(json={"result": task.json}, backend="there", site="cloud", confidence=0.5)
+
+    parent = a_task("one", terms=Watch(), may_leave=False)
+    async with sending(serve) as (backend, services):
+        assert await answer(backend, parent) == [{"result": {"a": 1}}, 200, "there", "cloud", 0.5]
+    (part,) = services.seen
+    assert (part.name, part.pin, part.parent_id, part.depth, part.headers) == ("add", "there", parent.id, 1, {"x": "y"})
+    assert part.terms is parent.terms
+    assert part.deadline <= parent.deadline
+    assert not part.may_leave
+
+
+async def test_a_form_is_dispatched_with_its_body() -> None:
+    form = {"fields": {"model": "m"}, "files": {"file": Upload(b"sound")}, "content_type": "multipart/form-data"}
+    parent = a_task("m", **form).replace(kind="chat", body=b"as it came")
+
+    async def serve(task: Task) -> Result:
+        return Result(json=[task.body.decode(), task.files["file"].data.decode()])
+
+    async with sending(serve) as (backend, _):
+        assert await answer(backend, parent) == ["as it came", "sound"]
+
+
+async def test_many_are_served_at_once_but_not_all() -> None:
+    at_once = most = 0
+
+    async def serve(task: Task) -> Result:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        at_once -= 1
+        return Result(json=task.json)
+
+    async with sending(serve) as (backend, _):
+        assert await answer(backend, a_task("many", 3 * MOST_SUBTASKS)) == list(range(3 * MOST_SUBTASKS))
+    assert 1 < most <= MOST_SUBTASKS
+
+
+@pytest.mark.parametrize(
+    ("error", "met"),
+    [
+        (TaskRefused("busy", retry_after_s=2.0, began=False), ["TaskRefused", "busy", "overloaded", 2.0, False]),
+        (BackendFailed("no", began=True), ["BackendFailed", "no", "plugin_error", None, True]),
+        (PluginRaised("it raised", raised="KeyError"), ["BackendUnavailable", "it raised", "plugin_error", None, True]),
+        (RuntimeError("a bug"), ["BackendUnavailable", "the gateway raised RuntimeError", "plugin_error", None, True]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_what_a_part_ended_in_is_raised_in_the_worker(error: Exception, met: list[Any]) -> None:
+    async def serve(task: Task) -> Result:
+        raise error
+
+    async with sending(serve) as (backend, _):
+        assert await answer(backend, a_task("again")) == met
+
+
+async def test_an_answer_that_is_too_long_for_the_wire_is_an_error_and_the_worker_lives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with sending(echoes) as (backend, services):
+        before = pids(backend)
+        monkeypatch.setattr("gateway.workers.wire.MAX_FRAME_BYTES", 1000)
+        services.serve = lambda task: echoes(task.replace(body=b'"%s"' % (b"x" * 2000)))
+        kind, message, *_ = await answer(backend, a_task("again"))
+        assert kind == "BackendFailed"
+        assert "too long" in message
+        assert pids(backend) == before
+
+
+async def test_who_is_cancelled_cancels_its_parts() -> None:
+    silence = Silence()
+    async with sending(silence) as (backend, _):
+        job = asyncio.create_task(answer(backend, a_task("whole")))
+        await silence.asked.wait()
+        job.cancel()
+        await silence.over.wait()
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        assert await answer(backend, a_task("leaves")) == "left"
+
+
+@pytest.mark.parametrize(("name", "said"), [("gives_up", "gave up"), ("leaves", "left")])
+async def test_a_part_that_nobody_waits_for_is_cancelled(name: str, said: str) -> None:
+    silence = Silence()
+    async with sending(silence) as (backend, _):
+        assert await answer(backend, a_task(name)) == said
+        if silence.asked.is_set():
+            await silence.over.wait()
+
+
+async def test_a_worker_that_dies_cancels_its_parts() -> None:
+    silence = Silence()
+    async with sending(silence) as (backend, _):
+        job = asyncio.create_task(answer(backend, a_task("whole")))
+        await silence.asked.wait()
+        process = backend._slots[0].process
+        assert process is not None
+        process.kill("a test wants it")
+        await silence.over.wait()
+        with pytest.raises(BackendUnavailable):
+            await job
+
+
+async def test_what_is_no_part_of_the_task_at_hand_is_refused() -> None:
+    async with sending(echoes) as (backend, services):
+        with pytest.raises(GatewayError, match="parts of the task it works on"):
+            await answer(backend, a_task("strays"))
+        assert services.seen == []

@@ -1,0 +1,83 @@
+"""JSON looked at while it arrives: what is JSON passes, whatever way it is cut; what is none is given up early."""
+
+from __future__ import annotations
+
+import json
+import time
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_http.response.json_scan import OBJECT, Walk
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=30,
+)
+
+
+def is_json(pieces: list[bytes], walk: Walk | None = None) -> bool:
+    walk = walk or Walk()
+    return all(walk.feed(piece) for piece in pieces) and walk.is_over
+
+
+def cut_at(body: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(body), *(place % (len(body) + 1) for place in places)})
+    return [body[a:b] for a, b in pairwise(edges)]
+
+
+@given(VALUES, st.booleans(), st.lists(st.integers(0, 2000), max_size=20))
+def test_json_passes_however_it_is_cut(value: Any, ascii_only: bool, places: list[int]) -> None:
+    body = json.dumps(value, ensure_ascii=ascii_only, indent=1).encode("utf-8", "surrogatepass")
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return
+    assert is_json(cut_at(body, places))
+
+
+@given(st.dictionaries(st.text(min_size=1), VALUES, min_size=1), st.integers(0, 10_000))
+def test_an_object_that_is_cut_does_not(value: Any, place: int) -> None:
+    body = json.dumps(value).encode()
+    assert not is_json([body[: place % len(body)]])
+
+
+NONE = [
+    b"", b" ", b"{\0\0", b'{"a":"\0"}', b'{"a":"\xff"}', b'{"a":"\xc3', b'{"a":NaN}', b"{]", b"}", b"[}", b'{"a":"\\"}',
+    b"[" * 2000 + b"]" * 2000, b"<html>", b"{'a':1}", b"\xef\xbb\xbf\xef\xbb\xbf{}", b'"\xef\xbb\xbf"x',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", NONE)
+@pytest.mark.parametrize("by_byte", [True, False])
+def test_what_is_none_does_not(body: bytes, by_byte: bool) -> None:
+    assert not is_json([bytes([byte]) for byte in body] if by_byte else [body])
+
+
+def test_it_may_begin_with_a_byte_order_mark_and_only_as_is_asked() -> None:
+    assert is_json([b"\xef\xbb\xbf {}"])
+    assert is_json([b"[1]"])
+    assert not is_json([b"[1]"], Walk(OBJECT))
+
+
+PIECES = [
+    b'"",' * 11000,
+    b"[],{}," * 5500,
+    b"[" * 500 + b"]" * 500,
+    b'"' + b"\\n" * 16000 + b'",',
+    b'"\xc3\xa9",' * 6000,
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_time_a_piece_takes_follows_from_its_length(piece: bytes) -> None:
+    def once(times: int) -> float:
+        began = time.perf_counter()
+        assert Walk().feed(b"[" + piece * times)
+        return time.perf_counter() - began
+
+    assert min(once(8) for _ in range(5)) < 16 * min(once(1) for _ in range(5))

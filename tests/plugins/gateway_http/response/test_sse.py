@@ -1,0 +1,108 @@
+"""The event parser: the same events whatever way the bytes arrive, and bounded."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_http.response.sse import BOM, Event, EventTooLarge, Parser
+
+CAP = 4096
+
+
+def parse(chunks: list[bytes], cap: int = CAP) -> list[Event]:
+    parser = Parser(cap)
+    return [event for chunk in chunks for event in parser.feed(chunk)]
+
+
+def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
+    edges = sorted({0, len(stream), *(place % (len(stream) + 1) for place in places)})
+    return [stream[a:b] for a, b in pairwise(edges)]
+
+
+def reference(stream: bytes) -> list[bytes]:
+    """The data of each event, by the letter of WHATWG HTML §9.2.6 and without any thought for speed."""
+    text = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    found, data = [], []
+    for line in text.split(b"\n")[:-1]:
+        if not line and data:
+            found.append(b"\n".join(data))
+        if not line:
+            data = []
+        elif line.startswith(b"data:"):
+            data.append(line[5:].removeprefix(b" "))
+        elif line == b"data":
+            data.append(b"")
+    return found
+
+
+LINES = st.sampled_from(
+    [
+        b"data: x",
+        b"data:y",
+        b"data",
+        b"data:  z",
+        b"event: e",
+        b"id: 7",
+        b": note",
+        b":",
+        b"",
+        b"junk",
+        b"odd: 1",
+        b"data: \xc3\xa9",
+    ]
+)
+ENDS = st.sampled_from([b"\n", b"\r", b"\r\n"])
+BODIES = st.one_of(
+    st.lists(st.tuples(LINES, ENDS), max_size=30).map(lambda pairs: b"".join(a + b for a, b in pairs)),
+    st.binary(max_size=200),
+    st.text(alphabet="da:t \r\n\ufeff", max_size=80).map(str.encode),
+)
+STREAMS = st.tuples(st.sampled_from([b"", BOM, BOM[:2]]), BODIES).map(b"".join)
+
+
+@given(STREAMS, st.lists(st.integers(0, 2000), max_size=40))
+def test_any_chunking_gives_the_same_events(stream: bytes, places: list[int]) -> None:
+    assert parse(cut_at(stream, places)) == parse([stream])
+
+
+@given(STREAMS)
+def test_events_are_those_of_the_standard(stream: bytes) -> None:
+    assert [event.data for event in parse([bytes([b]) for b in stream])] == reference(stream)
+
+
+@given(STREAMS)
+def test_what_is_framed_anew_means_the_same(stream: bytes) -> None:
+    events = parse([stream])
+    again = parse([b"".join(event.raw for event in events)])
+    assert [(event.data, event.name) for event in again] == [(event.data, event.name) for event in events]
+
+
+def test_comments_are_dropped_and_names_kept() -> None:
+    (event,) = parse([b": hello\nevent: delta\ndata: 1\n: again\ndata: 2\n\n"])
+    assert event == Event(b"event: delta\ndata: 1\ndata: 2\n\n", b"1\n2", b"delta")
+
+
+def test_an_event_is_given_at_its_blank_line_even_where_lines_end_in_cr() -> None:
+    assert [event.data for event in parse([b"data: 1\r\r"])] == [b"1"]
+
+
+def test_an_event_over_the_cap_is_refused_whether_in_one_line_or_many() -> None:
+    for stream in (b"data: " + b"x" * CAP, b"data: xxxxxxxx\n" * CAP, b": " + b"x" * CAP):
+        with pytest.raises(EventTooLarge):
+            parse([stream])
+
+
+def test_an_event_up_to_the_cap_passes_byte_by_byte() -> None:
+    data = b"x" * (CAP - 6)
+    assert [event.data for event in parse([bytes([b]) for b in b"data: " + data + b"\n\n"])] == [data]
+
+
+def test_an_unfinished_event_is_given_only_when_asked_for() -> None:
+    parser = Parser(CAP)
+    assert list(parser.feed(b"data: 1\n\ndata: [DONE]")) == [Event(b"data: 1\n\n", b"1", b"")]
+    assert parser.finish() == Event(b"data: [DONE]\n\n", b"[DONE]", b"")
+    assert parser.finish() is None

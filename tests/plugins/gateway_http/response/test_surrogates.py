@@ -1,0 +1,38 @@
+r"""Half characters in a whole answer: `\ud83d` without `\ude00`, which Python takes and stricter parsers do not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway_http.response.surrogates import MAX_WHOLE_BYTES, without_halves
+from support.http_backend import chat, opened, result
+from support.upstream import Upstream, answer
+
+texts = st.text(st.sampled_from('\ud83d\ude00\ud800\udfff\\"ué😀x'), max_size=12)
+
+
+@given(texts)
+def test_every_half_that_stands_alone_is_replaced_and_nothing_else(text: str) -> None:
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert json.loads(without_halves(json.dumps(text).encode())) == whole
+
+
+def test_what_holds_none_stays_the_bytes_it_was() -> None:
+    for body in (b'{"a":"\\ud83d\\ude00 \\u00fc"}', b'{"a":"\\\\ud83d"}', b'"x"'):
+        assert without_halves(body) == body
+    large = b'"\\ud83d' + b"x" * MAX_WHOLE_BYTES + b'"'
+    assert without_halves(large) is large
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00"])
+async def test_an_answer_with_a_half_is_an_answer(half: str) -> None:
+    said: dict[str, Any] = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi HALF"}}]}
+    body = json.dumps(said).replace("HALF", half).encode()
+    async with Upstream(answer(body)) as upstream, opened(upstream.url) as (backend, _):
+        got = await result(backend, chat())
+    assert got.body == body.replace(half.encode(), b"\\ufffd")

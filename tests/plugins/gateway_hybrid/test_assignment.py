@@ -1,0 +1,222 @@
+"""The dealing by itself: no I/O, a clock that is a number."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway_hybrid.assignment import ROUNDS, Deal, Fate, Group
+from gateway_hybrid.throughput import Pace
+
+BOTH = frozenset({"here", "there"})
+
+
+def pace(per_item_s: float | None = None, overhead_s: float = 0.0, most: int = 1, at_first: int = 1) -> Pace:
+    return Pace(most=most, at_first=at_first, per_item_s=per_item_s, overhead_s=overhead_s)
+
+
+def deal(count: int, here: Pace | None = None, there: Pace | None = None, **settings: Any) -> Deal:
+    return Deal(count, {"here": here or pace(), "there": there or pace()}, groups=16, **settings)
+
+
+@dataclass
+class Game:
+    """Plays a deal to its end: groups take what `seconds` says, or fail where it says None."""
+
+    table: Deal
+    now: float = 0.0
+    answered: list[Group] = field(default_factory=list)
+    started: list[Group] = field(default_factory=list)
+    twins: int = 0
+    _due: list[tuple[float, int, Group, bool]] = field(default_factory=list)
+    _order: Any = field(default_factory=itertools.count)
+    _gone: set[int] = field(default_factory=set)
+
+    def play(self, seconds: Any, most_steps: int = 20_000) -> bool:
+        for _ in range(most_steps):
+            if self.table.is_done:
+                return True
+            for group in self.table.assign(self.now):
+                self._begin(group, seconds)
+            self._gone |= {id(late) for late in self.table.reclaimed}
+            self.table.reclaimed.clear()
+            if not self._step():
+                return False
+        raise AssertionError("it never ends")
+
+    def _begin(self, group: Group, seconds: Any) -> None:
+        self.started.append(group)
+        self.twins += group.twin is not None
+        takes_s = seconds(group, len(self.started))
+        heapq.heappush(self._due, (self.now + abs(takes_s), next(self._order), group, takes_s >= 0))
+
+    def _step(self) -> bool:
+        """On to the next thing that happens; False where the deal says that all is lost."""
+        wait_s = self.table.look_again_s(self.now)
+        at, _, group, is_good = self._due[0] if self._due else (float("inf"), 0, None, False)
+        if wait_s is not None and self.now + wait_s < at:
+            self.now += wait_s
+            return True
+        assert group is not None, "nothing is under way and nothing will be"
+        heapq.heappop(self._due)
+        self.now = max(self.now, at)
+        if id(group) in self._gone:
+            return True
+        if not is_good:
+            return self.table.failed(group, self.now)
+        self.table.answered(group, self.now)
+        self.answered.append(group)
+        if group.twin is not None:
+            self._gone.add(id(group.twin))
+        return True
+
+    def spans(self) -> list[tuple[int, int]]:
+        return sorted((group.start, group.stop) for group in self.answered)
+
+
+def covers(spans: list[tuple[int, int]], count: int) -> bool:
+    """Each item once, none missing."""
+    ends = [0, *(stop for _, stop in spans)]
+    return [start for start, _ in spans] == ends[:-1] and ends[-1] == count
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 300),
+    durations=st.lists(st.floats(0.001, 3.0), min_size=1, max_size=40),
+    slots=st.integers(1, 4),
+    priors=st.tuples(st.none() | st.floats(1e-5, 10), st.none() | st.floats(1e-5, 10)),
+)
+def test_however_long_groups_take_each_item_is_answered_once(
+    count: int, durations: list[float], slots: int, priors: tuple[float | None, float | None]
+) -> None:
+    table = deal(count, pace(priors[0], most=slots, at_first=slots), pace(priors[1], 0.05, most=16, at_first=2))
+    game = Game(table)
+    assert game.play(lambda group, n: durations[n % len(durations)])
+    assert covers(game.spans(), count)
+    assert game.twins <= 1
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 200), fates=st.lists(st.sampled_from([0.1, 0.1, 0.5, -0.05, -2.0]), min_size=3, max_size=30)
+)
+def test_whatever_fails_at_one_side_is_done_at_the_other(count: int, fates: list[float]) -> None:
+    def seconds(group: Group, n: int) -> float:
+        return 0.1 if group.side == "here" else fates[n % len(fates)]
+
+    game = Game(deal(count, pace(most=2, at_first=2), pace(most=8, at_first=2)))
+    assert game.play(seconds)
+    assert covers(game.spans(), count)
+
+
+def test_what_fails_on_both_sides_is_hopeless() -> None:
+    game = Game(deal(10))
+    assert not game.play(lambda group, n: -0.01)
+
+
+def test_what_never_comes_back_is_done_by_the_other_side() -> None:
+    game = Game(deal(40, pace(most=2, at_first=2), pace(most=4, at_first=2)))
+    assert game.play(lambda group, n: 0.05 if group.side == "here" else 1e6)
+    assert covers(game.spans(), 40)
+    assert game.now < 5.0
+
+
+def test_a_side_that_could_not_finish_before_the_other_does_all_the_rest_is_left_out() -> None:
+    game = Game(deal(20, pace(0.01), pace(0.01, overhead_s=5.0, most=16)))
+    assert game.play(lambda group, n: 0.01 * group.items + (5.0 if group.side == "there" else 0.0))
+    assert {group.side for group in game.started} == {"here"}
+
+
+def test_the_faster_side_does_more_and_both_end_together() -> None:
+    speeds = {"here": 0.04, "there": 0.02}
+    game = Game(deal(60))
+    assert game.play(lambda group, n: speeds[group.side] * group.items)
+    done = {side: sum(group.items for group in game.answered if group.side == side) for side in speeds}
+    assert done["there"] == pytest.approx(40, abs=4)
+    assert game.now < 1.12 * 0.8
+
+
+def test_groups_get_smaller_towards_the_end() -> None:
+    game = Game(deal(1000, pace(0.01), pace(0.01)))
+    assert game.play(lambda group, n: 0.01 * group.items)
+    sizes = [group.items for group in game.started]
+    assert max(sizes) <= 1000 / 16 + 1
+    assert max(sizes[-4:]) <= 4
+
+
+def test_what_costs_a_call_more_than_doing_it_is_handed_over_in_larger_groups() -> None:
+    game = Game(deal(1000, pace(1e-4), pace(1e-4)))
+    assert game.play(lambda group, n: 1e-4 * group.items)
+    assert len(game.started) < 40
+
+
+def test_without_leave_to_repeat_nothing_runs_twice() -> None:
+    game = Game(deal(30, pace(0.01), pace(0.01), repeatable=False))
+    assert game.play(lambda group, n: 0.01 * group.items if group.side == "here" else 3.0)
+    assert sum(group.items for group in game.started) == 30
+
+
+def test_a_side_that_fails_pauses_longer_each_time() -> None:
+    table = deal(100, pace(1.0), pace(1.0))
+    began = []
+    now = 0.0
+    for _ in range(4):
+        (group,) = [each for each in table.assign(now) if each.side == "there"]
+        began.append(now)
+        table.failed(group, now, is_refusal=True)
+        while not table._sides["there"].has_room(now):
+            now += 0.01
+    pauses = [after - before for before, after in itertools.pairwise(began)]
+    assert pauses == pytest.approx([0.1, 0.2, 0.4], abs=0.02)
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(BOTH)), st.booleans()), max_size=30))
+def test_a_fate_is_sealed_where_every_side_failed_or_refusals_go_on_and_on(tried: list[tuple[str, bool]]) -> None:
+    fate: Fate | None = Fate()
+    for count, (side, is_refusal) in enumerate(tried, 1):
+        fate = fate.after(side, BOTH, is_refusal=is_refusal)
+        if fate is None:
+            failed = {name for name, refusal in tried[:count] if not refusal}
+            assert failed == BOTH or count >= ROUNDS
+            return
+        assert fate.avoids < BOTH, "nobody could take it"
+
+
+# ── what may be in flight ────────────────────────────────────────────────────────────────────────
+
+
+def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> int:
+    """How many groups of ten are kept in flight, by a side with so many servers behind a network."""
+    side = pace(most=16, at_first=2)
+    table = Deal(groups * 10, {"there": side}, groups=groups)
+    free, most = [0.0] * servers, 0
+
+    def seconds(group: Group, n: int) -> float:
+        nonlocal most
+        most = max(most, group.at_once)
+        begun = max(game.now + rtt_s, heapq.heappop(free))
+        heapq.heappush(free, begun + item_s * group.items)
+        return begun + item_s * group.items - game.now
+
+    game = Game(table)
+    assert game.play(seconds)
+    return most
+
+
+def test_a_server_that_does_one_thing_at_a_time_is_not_flooded() -> None:
+    assert in_flight(servers=1, rtt_s=0.001, item_s=0.01) <= 4
+
+
+def test_as_many_go_out_as_there_are_servers() -> None:
+    assert in_flight(servers=8, rtt_s=0.001, item_s=0.01) >= 8
+
+
+def test_a_long_way_is_kept_full() -> None:
+    assert in_flight(servers=1, rtt_s=0.3, item_s=0.01) >= 4
