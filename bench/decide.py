@@ -2,7 +2,7 @@
 
     ./run bench decide [--json FILE]
 
-A decision is `Lanes.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
+A decision is `Scheduler.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
 (an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gateway.lanes import Lanes, Work
-from gateway.measure.board import Board
+from gateway.lanes import Scheduler, Work
+from gateway.measure.board import Measurements
 from gateway.policy import Policy, Query
 
 NAMES = ("box", "cloud", "other")
@@ -43,10 +43,10 @@ def work(number: int, allowed: tuple[str, ...] = NAMES) -> Work:
     )
 
 
-def lanes_in_use(requests: int) -> Lanes:
+def lanes_in_use(requests: int) -> Scheduler:
     """Lanes with a learned class, every slot of the box taken, and `requests` lined up where they like."""
-    board = Board(time.monotonic)
-    lanes = Lanes(board, Policy(), time.monotonic)
+    board = Measurements(time.monotonic)
+    lanes = Scheduler(board, Policy(), time.monotonic)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
     lanes.add("cloud", site="cloud", slots=16, queue=4096, remote=True, usd=0.001)
     lanes.add("other", site="cloud", slots=16, queue=4096, remote=True)

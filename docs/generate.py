@@ -153,7 +153,7 @@ def entry(module: str, name: str, what: Any) -> Iterator[str]:
     """One public name: what it promises, and its public methods."""
     yield from (f"### `{name}`", "")
     if not (inspect.isclass(what) or inspect.isroutine(what)):
-        values = get_args(what) or tuple(what)
+        values = get_args(what) or (sorted(what) if isinstance(what, frozenset) else tuple(what))
         yield from (f"`{module}.{name}`, one of: {', '.join(f'`{value}`' for value in values)}.", "")
         return
     arguments = shape(what) if inspect.isroutine(what) else ""

@@ -17,12 +17,12 @@ from gateway.api.errors import envelope, error_headers, status_of
 from gateway.api.routes import MethodNotAllowed
 from gateway.dispatch import Dispatcher
 from gateway.ingress.auth import check_admin
-from gateway.ingress.handler import Door
+from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.body import read_body
 from gateway.ingress.http.checks import check_framing, check_host, check_origin, headers_of
-from gateway.ingress.http.response import SERVER, HttpReply
+from gateway.ingress.http.response import SERVER, HttpResponseWriter
 from gateway.plugin import GatewayError, TaskInvalid, new_id
-from gateway.registry import Member
+from gateway.registry import ManagedBackend
 from gateway.telemetry import metrics
 
 BREAKER_LEVELS: Mapping[str, int] = {"closed": 0, "half_open": 1, "open": 2}
@@ -30,7 +30,7 @@ BREAKER_LEVELS: Mapping[str, int] = {"closed": 0, "half_open": 1, "open": 2}
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-MOST_EXPLAINED_BYTES = 33_554_432
+MAX_EXPLAINED_BYTES = 33_554_432
 NO_ORIGINS: frozenset[str] = frozenset()  # a page in a browser has no business here, whoever made it
 
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
@@ -39,7 +39,7 @@ Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 class Admin:
     """Answers on the admin listener. gate: where others than this host can reach it, for the keys that have `admin`."""
 
-    def __init__(self, door: Door, allowed_hosts: frozenset[str], gate: Gate | None = None) -> None:
+    def __init__(self, door: RequestHandler, allowed_hosts: frozenset[str], gate: Gate | None = None) -> None:
         self._door, self._hosts, self._gate = door, allowed_hosts, gate
         self._pages: Mapping[str, tuple[str, Page]] = {
             "/status": ("GET", self._status),
@@ -92,7 +92,7 @@ class Admin:
         if not path.startswith("/"):
             raise TaskInvalid("say which endpoint: /explain?path=/v1/chat/completions", param="path")
         body = await read_body(
-            request, HttpReply(request, {}, close_after=False), MOST_EXPLAINED_BYTES, self._door.room
+            request, HttpResponseWriter(request, {}, close_after=False), MAX_EXPLAINED_BYTES, self._door.room
         )
         explained = self._door.explain(path, headers_of(request), body)
         return web.Response(body=_encode(explained), content_type="application/json")
@@ -118,7 +118,7 @@ def status(dispatcher: Dispatcher, is_ready: bool) -> dict[str, Any]:
     }
 
 
-def _member_status(member: Member) -> dict[str, Any]:
+def _member_status(member: ManagedBackend) -> dict[str, Any]:
     return {
         "plugin": member.plugin,
         "state": member.state,

@@ -1,6 +1,6 @@
 """One line for every request: the facts collected on its way, its account of time, and how they are written.
 
-A `Record` is filled in as the request goes; whatever happens, `finish` writes it once, with all its keys,
+A `RequestRecord` is filled in as the request goes; whatever happens, `log_request` writes it once, with all its keys,
 and counts it in the metrics.
 """
 
@@ -19,7 +19,7 @@ Outcome = Literal["served", "refused", "failed", "timed_out", "cancelled"]
 
 
 @dataclass(slots=True, kw_only=True)
-class Record:
+class RequestRecord:
     """What is known of a request so far."""
 
     request_id: str
@@ -57,7 +57,7 @@ def outcome_of(status: int) -> Outcome:
     return "refused" if status < 500 or status == 503 else "failed"
 
 
-def finish(record: Record, watch: Watch) -> Account:
+def log_request(record: RequestRecord, watch: Watch) -> Account:
     """Close the account, write the line, count it. Call it once, in a `finally`."""
     account = watch.close()
     line = _line(record, account, watch.began)
@@ -66,7 +66,7 @@ def finish(record: Record, watch: Watch) -> Account:
     return account
 
 
-def _line(record: Record, account: Account, began: float) -> dict[str, Any]:
+def _line(record: RequestRecord, account: Account, began: float) -> dict[str, Any]:
     error_ratio = _prediction_error(record, account, began)
     return {
         "request_id": record.request_id,
@@ -131,7 +131,7 @@ def _link_keys(link: LinkView | None) -> dict[str, Any]:
     }
 
 
-def _prediction_error(record: Record, account: Account, began: float) -> float | None:
+def _prediction_error(record: RequestRecord, account: Account, began: float) -> float | None:
     """Of a request served: from the decision to its last byte, or of a stream to its first content."""
     if record.outcome != "served" or record.predicted_s is None or record.decided_at is None:
         return None
@@ -140,7 +140,7 @@ def _prediction_error(record: Record, account: Account, began: float) -> float |
     return abs(record.predicted_s - actual) / actual if actual > 0 else None
 
 
-def _count(record: Record, account: Account, error_ratio: float | None) -> None:
+def _count(record: RequestRecord, account: Account, error_ratio: float | None) -> None:
     if record.parent_id is None:
         metrics.REQUESTS.inc(door=record.door, kind=record.kind, backend=record.backend, outcome=record.outcome)
         metrics.DURATION.observe(account.total_us / 1e6, kind=record.kind, backend=record.backend)

@@ -27,7 +27,7 @@ Path = Literal["serial", "pipelined", "parallel"]
 WIRE_TERMS = frozenset({"connect", "upload", "network", "download"})
 CLOUD_PATH = WIRE_TERMS | {"cloud"}
 
-MOST_INTERVALS = 512  # then they are put together: a stream to a slow reader writes two for each of its parts
+MAX_INTERVALS = 512  # then they are put together: a stream to a slow reader writes two for each of its parts
 
 Interval = tuple[str, int, int]  # term, start, end; microseconds since the request began
 
@@ -68,7 +68,7 @@ class Watch:
         self._clock = clock
         self.began = clock() if began is None else began
         self._intervals: list[tuple[str, float, float]] = []
-        self._pack_at = MOST_INTERVALS
+        self._pack_at = MAX_INTERVALS
         self._term: str | None = None
         self._since = self.began
         self._only = only
@@ -101,7 +101,7 @@ class Watch:
             self._intervals.append((self._term, self._since, now))
             if len(self._intervals) > self._pack_at:
                 self._pack()
-                self._pack_at = len(self._intervals) + MOST_INTERVALS
+                self._pack_at = len(self._intervals) + MAX_INTERVALS
         self._term, self._since = term, now
         return now
 

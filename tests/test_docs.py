@@ -27,7 +27,7 @@ from gateway.api.errors import ERRORS
 from gateway.api.routes import ROUTES
 from gateway.cli import COMMANDS
 from gateway.commands.plugins_new import create
-from gateway.ingress.http import adapter, response
+from gateway.ingress.http import body, response, server
 from gateway.plugin import TERMS, Backend, GatewayError, Services
 from gateway.policy import decide
 from gateway.settings import load
@@ -101,8 +101,8 @@ def test_every_page_of_the_admin_listener_is_documented_and_no_others() -> None:
 
 def test_the_limits_that_are_told_to_clients_are_those_that_hold() -> None:
     text = " ".join(page("docs/http.md").split())
-    assert f"head must be there within {adapter.HEAD_TIMEOUT_S:g} s" in text
-    assert f"body within {adapter.BODY_TIMEOUT_S:g} s and {adapter.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
+    assert f"head must be there within {server.HEAD_TIMEOUT_S:g} s" in text
+    assert f"body within {body.BODY_TIMEOUT_S:g} s and {body.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
     assert f"reads nothing of its answer for {response.WRITE_TIMEOUT_S:g} s" in text
     assert f"{response.MANY} and more" in text
     assert f"each have {response.CROWDED_S:g} s" in text

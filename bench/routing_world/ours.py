@@ -1,17 +1,17 @@
 """The gateway's own measure, decide and lanes in the simulated world; dispatch is the few lines that join them.
 
-Nothing of the policy is copied: `Board`, `Lanes` and `decide` run here as they run live, on a virtual clock, and
-learn from nothing but what a live gateway could see. O3 is the same lanes with the truth in place of every
+Nothing of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
+and learn from nothing but what a live gateway could see. O3 is the same lanes with the truth in place of every
 prediction: what late binding, shortest-first and rescue would come to with perfect knowledge (greedily).
 """
 
 from __future__ import annotations
 
-from gateway.lanes import Lanes, Work, forecast, work
+from gateway.lanes import Scheduler, Work, forecast, work
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
 from gateway.measure import service_time
-from gateway.measure.board import Board, Estimate
+from gateway.measure.board import Estimate, Measurements
 from gateway.plugin import LinkSample
 from gateway.policy import Policy, Query
 
@@ -91,7 +91,7 @@ class Gateway:
         self.sim = Simulator()
         self.edge, self.cloud = Edge(self.sim, throttle), Cloud(self.sim, link)
         self.policy = policy or Policy()
-        self.board = Board(self.sim.clock, on_link=lambda name, change: self._link_changed())
+        self.board = Measurements(self.sim.clock, on_link=lambda name, change: self._link_changed())
         self.lanes = self._new_lanes()
         self.lanes.add("edge", site="edge", slots=EDGE_SLOTS, queue=1_000_000, remote=False)
         self.lanes.add("cloud", site="cloud", slots=64, queue=1_000_000, remote=True)
@@ -105,8 +105,8 @@ class Gateway:
         self.sim.at(TICK_S, self._tick)
         self.sim.at(0.0, self._watch_link)
 
-    def _new_lanes(self) -> Lanes:
-        return Lanes(self.board, self.policy, self.sim.clock)
+    def _new_lanes(self) -> Scheduler:
+        return Scheduler(self.board, self.policy, self.sim.clock)
 
     def run(self) -> Record:
         self.sim.run(lambda: len(self.record.latencies) == self._wanted)
@@ -206,11 +206,11 @@ class LateOracle(Gateway):
         self._link, self._throttle = link, throttle
         super().__init__(requests, link, throttle)
 
-    def _new_lanes(self) -> Lanes:
+    def _new_lanes(self) -> Scheduler:
         truth = _Truth(self.board, {}, self.sim.clock)
         truth.requests, truth.cloud, truth.throttle = self._requests, self.cloud, self._throttle
 
-        class Knowing(Lanes):
+        class Knowing(Scheduler):
             def _new_forecast(self) -> Forecast:
                 truth._lanes = self._lanes
                 return truth

@@ -52,7 +52,7 @@ class Caller:
         """Whether it may ask for it."""
         return self.key is None or self.key.allows(kind, name)
 
-    def most_bytes(self, limit: int) -> int:
+    def max_bytes(self, limit: int) -> int:
         """The largest body it may send, where everybody's limit is `limit`."""
         own = self.key.max_body_bytes if self.key is not None else None
         return limit if own is None else min(limit, own)

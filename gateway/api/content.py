@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.parse import Draft
+from gateway.api.parse import ParsedRequest
 from gateway.api.sse import encode_json, events_of
 from gateway.plugin import Kind, Part
 
@@ -47,7 +47,7 @@ _NOTHING = frozenset({b"null", b'""', b"[]", b"{}"})
 _EVENT = msgspec.json.Decoder(_Event)
 
 
-def has_content(draft: Draft, part: Part) -> bool:
+def has_content(draft: ParsedRequest, part: Part) -> bool:
     """Whether this part is content: what a client waits for, and what commits the answer to its backend.
 
     A role, a heartbeat, an error event, an event nobody can read, `[DONE]` are none; why it ended is.

@@ -15,13 +15,13 @@ import msgspec
 from gateway.api.answers import chat_answer, completion_answer
 from gateway.api.chunks import Chunk, Shape, chunk_of, chunks_of
 from gateway.api.logprobs import first_offset, of_the_rest
-from gateway.api.parse import Draft
+from gateway.api.parse import ParsedRequest
 from gateway.api.sse import Stamp, encode_json, events_of
 from gateway.dispatch import Continuation, How
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
 MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
-MOST_NOTED_BYTES = 65_536  # with events larger than that nobody goes on
+MAX_NOTED_BYTES = 65_536  # with events larger than that nobody goes on
 REPEATED_CHARS = 6  # a continuation that begins with at least so much of what was said is a repetition
 
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
@@ -85,17 +85,17 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 _CHOICE = msgspec.json.Decoder(_Choice)
 
 
-def continuation(draft: Draft) -> Continuation | None:
+def continuation(draft: ParsedRequest) -> Continuation | None:
     """What to keep of the answer to this; None where nobody could go on with it."""
     if draft.kind not in ("chat", "completion") or draft.choices > 1:
         return None
-    return Said(draft, "chat" if draft.kind == "chat" else "completion")
+    return ChatContinuation(draft, "chat" if draft.kind == "chat" else "completion")
 
 
-class Said:
+class ChatContinuation:
     """Implements `gateway.dispatch.Continuation`."""
 
-    def __init__(self, draft: Draft, shape: Shape) -> None:
+    def __init__(self, draft: ParsedRequest, shape: Shape) -> None:
         self._stamp = Stamp(request_id="", model=draft.name)
         self._shape: Shape = shape
         self._text = bytearray()  # UTF-8; a list of tokens takes twenty times the memory
@@ -126,7 +126,7 @@ class Said:
             self._is_plain = False  # whoever renders it says what is wrong with it
 
     def _note_event(self, data: bytes) -> None:
-        if len(data) > MOST_NOTED_BYTES:  # may be a tree of anything
+        if len(data) > MAX_NOTED_BYTES:  # may be a tree of anything
             self._is_plain = False
             self._unfinished.setdefault(0, True)
             return

@@ -69,7 +69,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
 _REFUSED = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_encoding"}
 
 
-def spoken(result: Result, backend: str, request_id: str) -> Result:
+def with_error_body(result: Result, backend: str, request_id: str) -> Result:
     """The same; a refusal that came without a word is given our envelope, under the status it came with."""
     if result.status < 400 or result.body or result.json is not None:
         return result

@@ -15,8 +15,8 @@ import msgspec
 from gateway.api.chunks import Shape, broken_off, reason_to_finish
 from gateway.api.sse import Stamp, decode_object
 
-MOST_PLACES = 8192  # members and numbered entries of one answer: no answer that is meant has more
-MOST_LEVELS = 6  # a call's arguments are at the fourth; what is deeper does not grow, the last word stands
+MAX_PLACES = 8192  # members and numbered entries of one answer: no answer that is meant has more
+MAX_LEVELS = 6  # a call's arguments are at the fourth; what is deeper does not grow, the last word stands
 
 # A server that repeats these in every chunk means the same thing again, not more of it.
 _SAID_ONCE = frozenset(
@@ -93,7 +93,7 @@ class _List:
         return msgspec.Raw(b"".join((b"[", b",".join(pieces), b"]")))
 
 
-class Merger:
+class ChunkMerger:
     """Puts chunks together as they come, in time and memory linear in them."""
 
     def __init__(self, stamp: Stamp, shape: Shape) -> None:
@@ -113,7 +113,7 @@ class Merger:
             members = {name: raw for name, raw in members.items() if name == "usage"}
         for choice in choices or ():
             index = _INDEX.decode(choice.get("index", b"null")) or 0
-            self._grow(self._choices.setdefault(index, {}), choice, MOST_LEVELS)
+            self._grow(self._choices.setdefault(index, {}), choice, MAX_LEVELS)
         self._grow(self._rest, members, levels=0)
 
     def answer(self) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Merger:
         self._check(self._places)
 
     def _check(self, places: int) -> None:
-        if places > MOST_PLACES:
+        if places > MAX_PLACES:
             raise self._stamp.failure("sent an answer in more pieces than any that is meant has")
 
 

@@ -34,14 +34,14 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _ESCAPED_LETTER = re.compile(rb"\\u00[46][45cdfCDF]")  # of `model`, in either case
 SPEECH = "/v1/audio/speech"  # its `stream` asks for sound while it is made, not for events
-MOST_KEYS = 10_000  # of an object that is looked at closely, which costs 2 µs a key
+MAX_KEYS = 10_000  # of an object that is looked at closely, which costs 2 µs a key
 _FIELD = re.compile(r"(?:.*`\$\.|.*field `)(\w+)")
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Draft:
+class ParsedRequest:
     """A request understood, not yet authenticated, named or timed; what a Task is made of.
 
     name: the model or task as the client wrote it, "" where it named none. stream: it asked for events.
@@ -86,7 +86,7 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def read(match: Match, content_type: str, body: bytes) -> Draft:
+def parse_request(match: Match, content_type: str, body: bytes) -> ParsedRequest:
     """Understand a request's body. `content_type` may be empty or wrong where the body is JSON.
 
     Raises TaskInvalid saying what is wrong and where, with `param` where one field is at fault.
@@ -108,9 +108,9 @@ def read(match: Match, content_type: str, body: bytes) -> Draft:
             return _read_other(match, content_type, body)
 
 
-def _read_chat(match: Match, asked: ChatRequest | CompletionRequest, body: bytes, choices: int) -> Draft:
+def _read_chat(match: Match, asked: ChatRequest | CompletionRequest, body: bytes, choices: int) -> ParsedRequest:
     options = asked.stream_options
-    return Draft(
+    return ParsedRequest(
         kind=match.route.kind,
         name=checked_name(asked.model),
         path=match.path,
@@ -122,8 +122,8 @@ def _read_chat(match: Match, asked: ChatRequest | CompletionRequest, body: bytes
     )
 
 
-def _read_embeddings(match: Match, asked: EmbeddingsRequest, body: bytes) -> Draft:
-    return Draft(
+def _read_embeddings(match: Match, asked: EmbeddingsRequest, body: bytes) -> ParsedRequest:
+    return ParsedRequest(
         kind="embeddings",
         name=checked_name(asked.model),
         path=match.path,
@@ -148,7 +148,7 @@ def _count_inputs(inputs: str | list[str | int | list[int]]) -> int:
     return 1 if isinstance(inputs, str) or kinds == {int} else len(inputs)
 
 
-def _read_transcription(match: Match, content_type: str, body: bytes) -> Draft:
+def _read_transcription(match: Match, content_type: str, body: bytes) -> ParsedRequest:
     if not multipart.is_multipart(content_type, body):
         raise TaskInvalid("a transcription is a multipart/form-data body with the parts `file` and `model`")
     form = multipart.collect(multipart.parse(content_type, body))
@@ -159,7 +159,7 @@ def _read_transcription(match: Match, content_type: str, body: bytes) -> Draft:
     if "file" not in form.files:
         problem = "the form has no file `file`; upload the recording (curl: -F file=@speech.wav)"
         raise TaskInvalid(problem, param="file")
-    return Draft(
+    return ParsedRequest(
         kind="transcription",
         name=checked_name(name),
         path=match.path,
@@ -187,8 +187,8 @@ def _transcript_format(value: Any) -> TranscriptFormat:
     raise TaskInvalid(f"the form field `response_format` must be one of {known_ones}", param="response_format")
 
 
-def _read_task(match: Match, content_type: str, body: bytes) -> Draft:
-    draft = Draft(
+def _read_task(match: Match, content_type: str, body: bytes) -> ParsedRequest:
+    draft = ParsedRequest(
         kind="task",
         name=checked_name(match.params["task"], param="task"),
         path=match.path,
@@ -210,7 +210,7 @@ def _count_items(body: bytes) -> int:
     return max(1, len(_LIST.decode(items))) if bytes(items).startswith(b"[") else 1
 
 
-def _read_other(match: Match, content_type: str, body: bytes) -> Draft:
+def _read_other(match: Match, content_type: str, body: bytes) -> ParsedRequest:
     if multipart.is_multipart(content_type, body):
         fields = [part for part in multipart.parse(content_type, body) if not part.is_file]
         _check_spelling(part.name for part in fields)
@@ -220,7 +220,7 @@ def _read_other(match: Match, content_type: str, body: bytes) -> Draft:
         asked = _peek_named(_OTHER, body)
         name, stream, content_type = asked.model or "", bool(asked.stream), "application/json"
     query = _without_credentials(match.query)
-    return Draft(
+    return ParsedRequest(
         kind=match.route.kind,
         name=checked_name(name),
         path=f"{match.path}?{query}" if query else match.path,
@@ -282,9 +282,9 @@ def _keys_of(body: bytes) -> Iterator[str]:
 
     def note(_: type, key: str) -> _Key:
         keys.append(key)
-        if len(keys) > MOST_KEYS:
+        if len(keys) > MAX_KEYS:
             raise TaskInvalid(
-                f"the body has more than {MOST_KEYS} keys, and it cannot be told whether one is `model` twice"
+                f"the body has more than {MAX_KEYS} keys, and it cannot be told whether one is `model` twice"
             )
         return _Key()
 

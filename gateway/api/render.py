@@ -16,17 +16,17 @@ from gateway.api.answers import chat_answer, completion_answer
 from gateway.api.chunks import Shape, chunk_of
 from gateway.api.content import has_content
 from gateway.api.embeddings import embeddings_answer
-from gateway.api.errors import spoken
-from gateway.api.merge_chunks import Merger
-from gateway.api.parse import Draft
+from gateway.api.errors import with_error_body
+from gateway.api.merge_chunks import ChunkMerger
+from gateway.api.parse import ParsedRequest
 from gateway.api.sse import JSON, Stamp, encode_json, events_of, renamed, renamed_within
-from gateway.api.streams import ChunkStream, CompletionStream, Streamed, TaskStream, TranscriptStream
+from gateway.api.streams import ChunkStream, CompletionStream, StreamEncoder, TaskStream, TranscriptStream
 from gateway.api.transcripts import as_transcript, transcript_answer
 from gateway.plugin import BackendFailed, Kind, Part, Result
 
-__all__ = ["Streamed", "Wanted", "has_content", "streamed", "wants_whole"]
+__all__ = ["ResponseRenderer", "StreamEncoder", "has_content", "streamed", "wants_whole"]
 
-_STREAMS: dict[Kind, type[Streamed]] = {
+_STREAMS: dict[Kind, type[StreamEncoder]] = {
     "chat": ChunkStream,
     "completion": CompletionStream,
     "transcription": TranscriptStream,
@@ -34,16 +34,16 @@ _STREAMS: dict[Kind, type[Streamed]] = {
 }
 
 
-class Wanted:
+class ResponseRenderer:
     """One backend's answer, made into what this client asked for. Implements `gateway.dispatch.Renderer`.
 
     `served_as`: the model's name at the backend, where it is known.
     """
 
-    def __init__(self, draft: Draft, request_id: str, backend: str, served_as: str | None) -> None:
+    def __init__(self, draft: ParsedRequest, request_id: str, backend: str, served_as: str | None) -> None:
         self._draft = draft
         self._stamp = Stamp(request_id=request_id, model=draft.name, backend=backend, served_as=served_as)
-        gathered = _Response if _streams_if_asked(draft) else _GATHERED.get(draft.kind, Gathered)
+        gathered = _Response if _streams_if_asked(draft) else _GATHERED.get(draft.kind, PartCollector)
         self._gathered = gathered(self._stamp)
 
     def add(self, part: Part) -> None:
@@ -59,7 +59,7 @@ class Wanted:
         """
         with _readable(self._stamp):
             found = self._gathered.result() if result is None else result
-            found = spoken(found, self._stamp.backend, self._stamp.request_id)
+            found = with_error_body(found, self._stamp.backend, self._stamp.request_id)
             if self._draft.stream:
                 self._check(found)
                 return found
@@ -97,7 +97,7 @@ def _as_it_is(result: Result) -> bytes:
     return encode_json(result.json) if result.body is None else result.body
 
 
-async def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, bytes]:
+async def _shaped(draft: ParsedRequest, stamp: Stamp, result: Result) -> tuple[str, bytes]:
     if draft.kind == "embeddings":
         as_base64 = draft.encoding_format == "base64"
         return JSON, await embeddings_answer(stamp, result, items=draft.items, as_base64=as_base64)
@@ -114,29 +114,29 @@ async def _shaped(draft: Draft, stamp: Stamp, result: Result) -> tuple[str, byte
             return result.content_type, encode_json(result.json)
 
 
-def _is_another_format(draft: Draft, result: Result) -> bool:
+def _is_another_format(draft: ParsedRequest, result: Result) -> bool:
     """Whether a recogniser that knows JSON only was asked for a text or subtitles."""
     wants_text = draft.kind == "transcription" and draft.response_format in ("text", "srt", "vtt")
     return wants_text and "json" in result.content_type
 
 
-def _named(draft: Draft, stamp: Stamp, content_type: str, body: bytes) -> bytes:
+def _named(draft: ParsedRequest, stamp: Stamp, content_type: str, body: bytes) -> bytes:
     """An upstream's body with the client's name of the model, where one stands in it."""
     if draft.kind in ("chat", "completion"):
         return renamed(body, stamp)
     return renamed_within(body, stamp) if draft.kind == "other" and "json" in content_type else body
 
 
-def streamed(draft: Draft, *, request_id: str, served_as: str | None = None) -> Streamed:
+def streamed(draft: ParsedRequest, *, request_id: str, served_as: str | None = None) -> StreamEncoder:
     """The stream this client asked for, or that a task's generator makes."""
     stamp = Stamp(request_id=request_id, model=draft.name, served_as=served_as)
-    return _STREAMS.get(draft.kind, Streamed)(draft, stamp)
+    return _STREAMS.get(draft.kind, StreamEncoder)(draft, stamp)
 
 
 # ── parts where the client wants a whole ─────────────────────────────────────────────────────────
 
 
-def wants_whole(draft: Draft, first: Part, *, takes_pieces: bool = True) -> bool:
+def wants_whole(draft: ParsedRequest, first: Part, *, takes_pieces: bool = True) -> bool:
     """Whether an answer that begins with this part is to be put together: the client did not ask for parts.
 
     The events of what is only relayed go on as they are, where a client may have asked for them in ways not known here.
@@ -149,12 +149,12 @@ def wants_whole(draft: Draft, first: Part, *, takes_pieces: bool = True) -> bool
     return draft.kind != "other" or first.raw is None or _streams_if_asked(draft)
 
 
-def _streams_if_asked(draft: Draft) -> bool:
+def _streams_if_asked(draft: ParsedRequest) -> bool:
     """Whether it is relayed, and `stream` alone says in which form the answer is due."""
     return draft.kind == "other" and draft.path.partition("?")[0] in ("/v1/responses", "/v1/messages")
 
 
-class Gathered:
+class PartCollector:
     """One answer from the parts of a backend that streams. Here: a list of what it yielded."""
 
     def __init__(self, stamp: Stamp) -> None:
@@ -183,12 +183,12 @@ class Gathered:
         return Result(json={"result": self.values})
 
 
-class _Chunks(Gathered):
+class _Chunks(PartCollector):
     shape: Shape = "chat"
 
     def __init__(self, stamp: Stamp) -> None:
         super().__init__(stamp)
-        self.merger = Merger(stamp, self.shape)
+        self.merger = ChunkMerger(stamp, self.shape)
 
     def hear(self, data: bytes) -> None:
         self.merger.add(data)
@@ -207,7 +207,7 @@ class _Texts(_Chunks):
     shape: Shape = "completion"
 
 
-class _Transcript(Gathered):
+class _Transcript(PartCollector):
     """The transcript's text: of its last event if that has it all, else what was heard piece by piece."""
 
     text: str | None = None
@@ -222,7 +222,7 @@ class _Transcript(Gathered):
         return Result(json={"text": "".join(self.values) if self.text is None else self.text})
 
 
-class _Response(Gathered):
+class _Response(PartCollector):
     """Events that nobody asked for: the last one of a Responses stream holds the whole."""
 
     def take(self, value: Any) -> None:
@@ -235,7 +235,7 @@ class _Response(Gathered):
         return Result(body=encode_json(self.values[0]), content_type=JSON)
 
 
-class _Relayed(Gathered):
+class _Relayed(PartCollector):
     """What is relayed: a body's pieces, or values."""
 
     def __init__(self, stamp: Stamp) -> None:
@@ -256,7 +256,7 @@ class _Relayed(Gathered):
 
 
 _WITH_WHOLE = frozenset({"response.completed", "response.failed", "response.incomplete"})
-_GATHERED: dict[Kind, type[Gathered]] = {
+_GATHERED: dict[Kind, type[PartCollector]] = {
     "chat": _Chunks,
     "completion": _Texts,
     "transcription": _Transcript,

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.api.answers import chat_answer, completion_answer, head
 from gateway.api.chunks import Chunk, Shape, broken_off, calls_tools, chunk_of, chunks_of, finishes, reason_to_finish
-from gateway.api.parse import Draft
+from gateway.api.parse import ParsedRequest
 from gateway.api.sse import (
     DONE,
     HEARTBEAT,
@@ -32,7 +32,7 @@ from gateway.api.transcripts import as_transcript
 from gateway.plugin import Part, Result
 
 
-class Streamed:
+class StreamEncoder:
     """One answer as a stream. Here: `other`, an upstream's events but for the model's name; `[DONE]` if it had one.
 
     Or a body in pieces, which has nothing else in it, so that it can only be cut where it cannot be completed.
@@ -40,7 +40,7 @@ class Streamed:
 
     headers: Mapping[str, str] = STREAM_HEADERS
 
-    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+    def __init__(self, draft: ParsedRequest, stamp: Stamp) -> None:
         self.draft = draft
         self.stamp = stamp
         self.has_relayed = False
@@ -97,10 +97,10 @@ class Streamed:
         return b"" if self.is_body else HEARTBEAT
 
 
-class TaskStream(Streamed):
+class TaskStream(StreamEncoder):
     """A generator's values, one `{"part": v}` each."""
 
-    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+    def __init__(self, draft: ParsedRequest, stamp: Stamp) -> None:
         super().__init__(draft, stamp)
         self.wants_done = True
 
@@ -108,13 +108,13 @@ class TaskStream(Streamed):
         return event(encode_json({"part": value}))
 
 
-class ChunkStream(Streamed):
+class ChunkStream(StreamEncoder):
     """A conversation or a continued text, in OpenAI's chunks."""
 
     shape: Shape = "chat"
     id_prefix, object_name = "chatcmpl-", "chat.completion.chunk"
 
-    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+    def __init__(self, draft: ParsedRequest, stamp: Stamp) -> None:
         super().__init__(draft, stamp)
         self.wants_done = True
         self.has_begun = self.has_finished = self.has_called_tools = False
@@ -182,10 +182,10 @@ class CompletionStream(ChunkStream):
     id_prefix, object_name = "cmpl-", "text_completion"
 
 
-class TranscriptStream(Streamed):
+class TranscriptStream(StreamEncoder):
     """A transcript as it is heard: `transcript.text.delta`, then one `transcript.text.done` with all of it."""
 
-    def __init__(self, draft: Draft, stamp: Stamp) -> None:
+    def __init__(self, draft: ParsedRequest, stamp: Stamp) -> None:
         super().__init__(draft, stamp)
         self.wants_done = True
         self.heard: list[str] = []

@@ -36,7 +36,7 @@ TIMEOUT_S = 3.0
 EXPIRES_SOON_DAYS = 14
 SLOW_DNS_S = 0.2
 CLOCK_OFF_S = 60.0
-LEAST_FREE_BYTES = 100 * 1024 * 1024
+MIN_FREE_BYTES = 100 * 1024 * 1024
 ENOUGH_FDS = 4096
 BUILT = datetime(2026, 1, 1, tzinfo=UTC)  # a clock before this is wrong: boards without a battery start in 1970
 
@@ -138,7 +138,7 @@ def _disk(state: Path) -> Iterator[Finding]:
         yield Finding("state directory", "problem", f"{state}: {there} cannot be written to", advice)
         return
     free = shutil.disk_usage(there).free
-    verdict: Verdict = "ok" if free >= LEAST_FREE_BYTES else "problem"
+    verdict: Verdict = "ok" if free >= MIN_FREE_BYTES else "problem"
     advice = "" if verdict == "ok" else "free some space: what is learned cannot be kept"
     yield Finding("state directory", verdict, f"{state}: {free // 2**20} MiB free", advice)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
-MOST_CHARS = 40
+MAX_CHARS = 40
 _SUFFIX = ".in"  # so that no tool takes the template itself for a module or a project
 
 
@@ -24,10 +24,10 @@ class NameInvalid(ValueError):
 
 def checked_name(name: str, taken: Collection[str]) -> str:
     """`name`, if a new plugin can be called so: `taken` are those that are installed. Raises NameInvalid."""
-    if not _NAME.fullmatch(name) or len(name) > MOST_CHARS:
+    if not _NAME.fullmatch(name) or len(name) > MAX_CHARS:
         raise NameInvalid(
             f"{name!r} cannot be a plugin's name: small letters, digits and single hyphens, a letter first, "
-            f"at most {MOST_CHARS}, such as `ocr` or `door-bell`"
+            f"at most {MAX_CHARS}, such as `ocr` or `door-bell`"
         )
     if keyword.iskeyword(name) or name in ("auto", "none", "sample"):
         raise NameInvalid(f"{name!r} is reserved; take another name")

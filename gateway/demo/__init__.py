@@ -25,7 +25,7 @@ from gateway.demo.calls import Answer, Call, admin_tour, has_curl, run_line, tou
 from gateway.demo.children import ChildFailed
 from gateway.demo.report import Table
 from gateway.demo.sweep import HEADINGS, Row, Sweep
-from gateway.demo.topology import House, open_house, recording
+from gateway.demo.topology import Topology, open_house, recording
 
 DEFAULT_PORT = 8080
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -74,7 +74,7 @@ def _say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def _lines(house: House) -> list[tuple[Call, str]]:
+def _lines(house: Topology) -> list[tuple[Call, str]]:
     """The requests to try, and each as a line to type."""
     calls = [(call, house.base) for call in tour(recording())] + [(call, house.admin) for call in admin_tour()]
     return [(call, call.curl(base)) for call, base in calls]
@@ -83,7 +83,7 @@ def _lines(house: House) -> list[tuple[Call, str]]:
 # ── to look at ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def _show(house: House) -> int:
+async def _show(house: Topology) -> int:
     _say(f"the gateway listens on {house.base}; the cloud is behind a link that can be changed. To try:\n")
     for _, line in _lines(house):
         _say(f"  {line}")
@@ -105,7 +105,7 @@ async def _show(house: House) -> int:
 # ── to test itself ───────────────────────────────────────────────────────────────────────────────
 
 
-async def _self_test(house: House) -> int:
+async def _self_test(house: Topology) -> int:
     began = time.monotonic()
     async with aiohttp.ClientSession() as session:
         faults = await _run_lines(house, session) + await _run_sweep(house, session)
@@ -118,7 +118,7 @@ async def _self_test(house: House) -> int:
     return FAILED if faults else OK
 
 
-async def _run_lines(house: House, session: aiohttp.ClientSession) -> list[str]:
+async def _run_lines(house: Topology, session: aiohttp.ClientSession) -> list[str]:
     """Run what is printed: by curl, as it stands; without curl, the same requests."""
     faults = []
     for call, line in _lines(house):
@@ -143,7 +143,7 @@ def _shortened(text: str, width: int = 110) -> str:
     return lines[0][:width] + (" …" if more else "")
 
 
-async def _run_sweep(house: House, session: aiohttp.ClientSession) -> list[str]:
+async def _run_sweep(house: Topology, session: aiohttp.ClientSession) -> list[str]:
     table, faults = Table(HEADINGS, _WIDTHS), list[str]()
     _say("\n" + "\n".join(table.head))
 

@@ -15,7 +15,7 @@ import aiohttp
 
 from gateway.demo.accounts import Accounts, main_terms
 from gateway.demo.calls import Answer, Call, add, divide, occupy, transcribe
-from gateway.demo.topology import EDGE_SLOTS, House
+from gateway.demo.topology import EDGE_SLOTS, Topology
 
 RTTS_S: tuple[float | None, ...] = (0.001, 0.05, 0.3, None)  # None: the link is down
 DOWN = "down"
@@ -49,7 +49,7 @@ class Row:
 class Sweep:
     """Sends the requests, changes the link, and hands each row to `show` as soon as it is known."""
 
-    def __init__(self, house: House, session: aiohttp.ClientSession, file: str, show: Callable[[Row], None]) -> None:
+    def __init__(self, house: Topology, session: aiohttp.ClientSession, file: str, show: Callable[[Row], None]) -> None:
         self._house, self._session, self._file, self._show = house, session, file, show
         self._accounts = Accounts(house.edge.log_path)
         self._hear = transcribe(file, "speech/pocketsphinx", site="edge")

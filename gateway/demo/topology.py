@@ -28,7 +28,7 @@ _COMPUTE = {
 
 
 @dataclass(frozen=True, slots=True)
-class House:
+class Topology:
     """The demo while it runs."""
 
     edge: Child
@@ -47,7 +47,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(folder: Path, port: int) -> AsyncIterator[House]:
+async def open_house(folder: Path, port: int) -> AsyncIterator[Topology]:
     """Start everything, the cloud first; stop it all in the opposite order. Raises ChildFailed."""
     edge_port, edge_admin = choose_ports(port)
     cloud_port, cloud_admin = choose_ports(0)
@@ -56,7 +56,7 @@ async def open_house(folder: Path, port: int) -> AsyncIterator[House]:
         link.set_rtt(FIRST_RTT_S)
         edge = Child("edge", edge_env(link.port), port=edge_port, admin_port=edge_admin, folder=folder)
         async with edge:
-            yield House(edge, cloud, link)
+            yield Topology(edge, cloud, link)
 
 
 def edge_env(link_port: int) -> dict[str, str]:

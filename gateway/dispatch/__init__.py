@@ -15,23 +15,23 @@ from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.continuation import Continuation, How, Renderer
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.dispatch.planner import Plan, Planner
-from gateway.dispatch.race import QUIET, Answer
-from gateway.dispatch.response_spec import Expectations, Limits
-from gateway.dispatch.resume import forget
+from gateway.dispatch.race import IDLE, Answer
+from gateway.dispatch.response_spec import Limits, ResponseSpec
+from gateway.dispatch.resume import cancel_and_close
 from gateway.dispatch.subtasks import BackendServices
 
 __all__ = [
-    "QUIET",
+    "IDLE",
     "Answer",
     "Attempt",
     "BackendServices",
     "Continuation",
     "Dispatcher",
-    "Expectations",
     "How",
     "Limits",
     "Plan",
     "Planner",
     "Renderer",
-    "forget",
+    "ResponseSpec",
+    "cancel_and_close",
 ]

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from gateway.dispatch.collect import MOST_EMPTY_BYTES, gathered, no_answer, size_of, too_much
+from gateway.dispatch.collect import MAX_EMPTY_BYTES, gathered, no_answer, size_of, too_much
 from gateway.dispatch.continuation import Renderer
-from gateway.dispatch.response_spec import Expectations
-from gateway.lanes import Lanes, Work
+from gateway.dispatch.response_spec import ResponseSpec
+from gateway.lanes import Scheduler, Work
 from gateway.plugin import (
     BackendFailed,
     BackendUnavailable,
@@ -27,7 +27,7 @@ from gateway.plugin import (
     TaskInvalid,
 )
 from gateway.plugin.errors import PluginRaised, is_told_to_stop
-from gateway.registry import Member, Offer
+from gateway.registry import ManagedBackend, ServingBackends
 from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
 
@@ -51,10 +51,17 @@ class Attempt:
     """
 
     def __init__(
-        self, task: Task, offer: Offer, work: Work, watch: Watch, lanes: Lanes, expected: Expectations, put: Put
+        self,
+        task: Task,
+        offer: ServingBackends,
+        work: Work,
+        watch: Watch,
+        lanes: Scheduler,
+        expected: ResponseSpec,
+        put: Put,
     ) -> None:
         self.task, self.offer, self.work, self.watch = task, offer, work, watch
-        self.member: Member | None = None
+        self.member: ManagedBackend | None = None
         self.began = False
         self.is_settled = False
         self._is_stopped = False
@@ -63,7 +70,7 @@ class Attempt:
         self._inner: Watch | None = None
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self, members: Mapping[str, Member], handed: Callable[..., Task]) -> None:
+    async def run(self, members: Mapping[str, ManagedBackend], handed: Callable[..., Task]) -> None:
         """Wait for the grant, and run. Cancelling it means that nobody waits any more; `release` when it has ended."""
         self._handed = handed
         try:
@@ -107,7 +114,7 @@ class Attempt:
         if not self._granted.done():
             self._granted.set_exception(_removed(backend))
 
-    async def _produce(self, member: Member) -> None:
+    async def _produce(self, member: ManagedBackend) -> None:
         task, site = self.task, member.site
         if member.is_off_site and not task.may_leave:
             log.error("egress.refused", request_id=task.id, backend=member.name)
@@ -161,7 +168,7 @@ class Attempt:
             self._succeeded(200)
             return
         self._empty_bytes += size_of(part)
-        if self._empty_bytes > MOST_EMPTY_BYTES:
+        if self._empty_bytes > MAX_EMPTY_BYTES:
             raise too_much(self._empty_bytes, "without content")
 
     def _translated(self, exc: BaseException) -> GatewayError:
@@ -268,7 +275,7 @@ def _carry_on() -> None:
         me.uncancel()
 
 
-def _found(members: Mapping[str, Member], backend: str, offer: Offer) -> Member:
+def _found(members: Mapping[str, ManagedBackend], backend: str, offer: ServingBackends) -> ManagedBackend:
     """Who was chosen, or one like that. Raises BackendUnavailable where the name is nobody's now, or another's."""
     member, meant = members.get(backend), offer.members.get(backend)
     if member is None:

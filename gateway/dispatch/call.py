@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass, field
 
 from gateway.dispatch.continuation import How
-from gateway.dispatch.response_spec import Expectations
+from gateway.dispatch.response_spec import ResponseSpec
 from gateway.plugin import GatewayError, NotServed, Task
-from gateway.request_log import Record
+from gateway.request_log import RequestRecord
 from gateway.timing import Watch
 
 
 @dataclass(slots=True, kw_only=True)
-class Call:
+class DispatchState:
     """A task on its way through the backends.
 
     until: the instant by which the result, or a stream's first content, must be there. tried: who cannot serve
@@ -23,8 +23,8 @@ class Call:
 
     task: Task
     watch: Watch
-    record: Record
-    expected: Expectations
+    record: RequestRecord
+    expected: ResponseSpec
     until: float
     tried: dict[str, str] = field(default_factory=dict)
     failure: GatewayError | None = None
@@ -33,13 +33,13 @@ class Call:
     asked_again: bool = False
 
 
-def told(earlier: GatewayError | None, later: GatewayError) -> GatewayError:
+def error_to_report(earlier: GatewayError | None, later: GatewayError) -> GatewayError:
     """Of two failures the one that the client hears of: that somebody does not serve this hides nobody's own fault."""
     if earlier is None or earlier.code == "not_found" or not isinstance(later, NotServed):
         return later
     return earlier
 
 
-def until_of(task: Task, expected: Expectations) -> float:
+def first_byte_deadline(task: Task, expected: ResponseSpec) -> float:
     """The instant by which the result, or a stream's first content, must be there."""
     return min(task.deadline, time.monotonic() + expected.limits.first_byte_s) if task.stream else task.deadline

@@ -8,17 +8,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gateway.dispatch.continuation import Renderer
-from gateway.dispatch.response_spec import Expectations
+from gateway.dispatch.response_spec import ResponseSpec
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Part, Result
 
-MOST_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
-MOST_BODY_BYTES = 65 << 20  # of a body in pieces, which is bounded where it comes from
-MOST_EMPTY_BYTES = 4 << 20  # before the first content: some repeat the whole request in there
+MAX_GATHERED_BYTES = 8 << 20  # of a stream to a client that wants a whole
+MAX_BODY_BYTES = 65 << 20  # of a body in pieces, which is bounded where it comes from
+MAX_EMPTY_BYTES = 4 << 20  # before the first content: some repeat the whole request in there
 AT_ONCE = 64  # parts taken without a pause, where so many are there
 PART_BYTES = 100  # about what Python needs for a part beside what is in it
 
 
-async def gathered(part: Part, more: AsyncIterator[Any], renderer: Renderer, expected: Expectations) -> Result:
+async def gathered(part: Part, more: AsyncIterator[Any], renderer: Renderer, expected: ResponseSpec) -> Result:
     """One answer from this part and all that follow. Raises BackendUnavailable, and DeadlineExceeded for a stall."""
     gathering, loop = _Gathering(renderer, expected), asyncio.get_running_loop()
     stall_s = expected.limits.stall_s
@@ -39,7 +39,7 @@ async def gathered(part: Part, more: AsyncIterator[Any], renderer: Renderer, exp
 class _Gathering:
     """Parts on their way to the renderer."""
 
-    def __init__(self, renderer: Renderer, expected: Expectations) -> None:
+    def __init__(self, renderer: Renderer, expected: ResponseSpec) -> None:
         self._renderer, self._is_content = renderer, expected.is_content
         self.parts = self._bytes = 0
 
@@ -49,7 +49,7 @@ class _Gathering:
             raise no_answer(part)
         self.parts += 1
         self._bytes += size_of(part)
-        if self._bytes > (MOST_GATHERED_BYTES if part.content_type is None else MOST_BODY_BYTES):
+        if self._bytes > (MAX_GATHERED_BYTES if part.content_type is None else MAX_BODY_BYTES):
             raise too_much(self._bytes, "to a client that wants one answer")
         self._renderer.add(part)
         return self._is_content(part)

@@ -8,56 +8,60 @@ import time
 from functools import partial
 
 from gateway.dispatch.attempt import Attempt
-from gateway.dispatch.call import Call, told, until_of
+from gateway.dispatch.call import DispatchState, error_to_report, first_byte_deadline
 from gateway.dispatch.leaks import Leaks
 from gateway.dispatch.patience import patience, patience_rescued
 from gateway.dispatch.planner import Plan, Planner
-from gateway.dispatch.race import Answer, Race
-from gateway.dispatch.response_spec import Expectations
-from gateway.dispatch.resume import Unbroken
+from gateway.dispatch.race import Answer, AttemptGroup
+from gateway.dispatch.response_spec import ResponseSpec
+from gateway.dispatch.resume import FailoverStream
 from gateway.dispatch.retry import RetryBudget
-from gateway.dispatch.successors import Successors
-from gateway.lanes import Lanes
-from gateway.measure.board import Board
+from gateway.dispatch.successors import FailoverBackends
+from gateway.lanes import Scheduler
+from gateway.measure.board import Measurements
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Task, TaskRefused
 from gateway.policy import Decision
-from gateway.registry import Member, Registry
-from gateway.request_log import Record
+from gateway.registry import ManagedBackend, Registry
+from gateway.request_log import RequestRecord
 from gateway.telemetry import log, metrics
 from gateway.timing import Watch
 
 CLOSE_S = 5.0  # what runs at the end, and ignores that it is told to stop, is left behind then
 PAUSE_S = 0.1  # before somebody is asked again who did not say when
-MOST_PAUSE_S = 5.0  # who must wait longer is told so, and need not hold a connection for it
+MAX_PAUSE_S = 5.0  # who must wait longer is told so, and need not hold a connection for it
 PAUSE_MARGIN_S = 0.01  # a breaker that opened at the same instant is open no longer than that
 
 
 class Dispatcher:
     """Serves tasks. Close it after the last."""
 
-    def __init__(self, registry: Registry, board: Board, lanes: Lanes) -> None:
+    def __init__(self, registry: Registry, board: Measurements, lanes: Scheduler) -> None:
         self.registry, self.board, self.lanes = registry, board, lanes
         self.planner = Planner(registry, board, lanes)
         self._budget = RetryBudget()
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
         self._leaks = Leaks()
 
-    async def dispatch(self, task: Task, watch: Watch, record: Record, expected: Expectations | None = None) -> Answer:
+    async def dispatch(
+        self, task: Task, watch: Watch, record: RequestRecord, expected: ResponseSpec | None = None
+    ) -> Answer:
         """Have `task` served. Returns when the whole result, or a stream's first content, is there.
 
         What is learned on the way goes into `record`, the time into `watch`. Raises GatewayError.
         """
-        task, expected = self.planner.kept(task), expected or Expectations()
+        task, expected = self.planner.kept(task), expected or ResponseSpec()
         self._budget.note_request()
-        call = Call(task=task, watch=watch, record=record, expected=expected, until=until_of(task, expected))
+        call = DispatchState(
+            task=task, watch=watch, record=record, expected=expected, until=first_byte_deadline(task, expected)
+        )
         answer = await self._served(call)
         said = expected.said
         if answer.parts is not None and said is not None and answer.race.plan.work.repeatable:
-            successors = Successors(self._served, self.registry, call, answer)
-            answer.parts = Unbroken(task, answer, said, successors.ask, expected.quiet_s).parts()
+            successors = FailoverBackends(self._served, self.registry, call, answer)
+            answer.parts = FailoverStream(task, answer, said, successors.ask, expected.quiet_s).parts()
         return answer
 
-    async def _served(self, call: Call) -> Answer:
+    async def _served(self, call: DispatchState) -> Answer:
         try:
             while (answer := await self._attempted(call)) is None:
                 pass
@@ -66,11 +70,11 @@ class Dispatcher:
             raise
         return answer
 
-    async def _attempted(self, call: Call) -> Answer | None:
+    async def _attempted(self, call: DispatchState) -> Answer | None:
         """What whoever is next answers; None where somebody else may be asked after that."""
         call.watch.enter("decide")
         plan = await self._next_plan(call)
-        race = Race(call.task, plan, call.expected, call.watch, self.lanes, self._spawn)
+        race = AttemptGroup(call.task, plan, call.expected, call.watch, self.lanes, self._spawn)
         try:
             return await self._run(race, plan, call)
         except GatewayError as exc:
@@ -80,13 +84,13 @@ class Dispatcher:
             self._note_failure(call, exc.with_traceback(None))
             return None
 
-    def _note_failure(self, call: Call, failure: GatewayError) -> None:
-        if told(call.failure, failure) is failure:
+    def _note_failure(self, call: DispatchState, failure: GatewayError) -> None:
+        if error_to_report(call.failure, failure) is failure:
             call.failure, call.failed = failure, call.record.backend
 
     # ── who is next ──────────────────────────────────────────────────────────────────────────────
 
-    async def _next_plan(self, call: Call) -> Plan:
+    async def _next_plan(self, call: DispatchState) -> Plan:
         """Who has not been asked yet; where only one could be, that one again. Raises the last failure."""
         try:
             plan = self._plan(call)
@@ -100,14 +104,14 @@ class Dispatcher:
         self._note_plan(call, plan)
         return plan
 
-    async def _pause(self, call: Call, pause_s: float) -> None:
+    async def _pause(self, call: DispatchState, pause_s: float) -> None:
         if pause_s > 0:
             log.info("dispatch.waited", request_id=call.record.request_id, seconds=round(pause_s, 3))
             call.watch.enter("queue")
             await asyncio.sleep(pause_s)
             call.watch.enter("decide")
 
-    def _plan(self, call: Call) -> Plan:
+    def _plan(self, call: DispatchState) -> Plan:
         try:
             plan = self.planner.plan(call.task, client_deadline=call.expected.client_deadline, tried=call.tried)
             if call.failure is None:
@@ -122,7 +126,7 @@ class Dispatcher:
             raise call.failure or exc from None
         return plan
 
-    def _pause_s(self, call: Call) -> float | None:
+    def _pause_s(self, call: DispatchState) -> float | None:
         """How long to wait before asking the only one again; None where that may not be, or is of no use."""
         failure = call.failure
         if not isinstance(failure, BackendUnavailable) or not failure.again:
@@ -137,14 +141,14 @@ class Dispatcher:
             pause_s = random.uniform(PAUSE_S / 2, PAUSE_S)
         pause_s += PAUSE_MARGIN_S
         is_in_time = time.monotonic() + pause_s + (call.record.predicted_s or 0.0) < call.until
-        return pause_s if pause_s <= MOST_PAUSE_S and is_in_time and self._budget.take() else None
+        return pause_s if pause_s <= MAX_PAUSE_S and is_in_time and self._budget.take() else None
 
-    def _note_decision(self, record: Record, decision: Decision) -> None:
+    def _note_decision(self, record: RequestRecord, decision: Decision) -> None:
         record.candidates, record.predicted_s = decision.candidates, decision.predicted_s
         record.queue, record.load = self.lanes.waiting(), self.board.load()
         record.decided_at, record.reason = time.monotonic(), decision.reason
 
-    def _note_plan(self, call: Call, plan: Plan) -> None:
+    def _note_plan(self, call: DispatchState, plan: Plan) -> None:
         record, decision = call.record, plan.decision
         if call.failure is not None:
             record.reason = "resumed" if call.how else "asked-again" if call.asked_again else "fell-back"
@@ -160,7 +164,7 @@ class Dispatcher:
 
     # ── one attempt, or two after a rescue ───────────────────────────────────────────────────────
 
-    async def _run(self, race: Race, plan: Plan, call: Call) -> Answer:
+    async def _run(self, race: AttemptGroup, plan: Plan, call: DispatchState) -> Answer:
         record = call.record
         self._note(record, self.registry.members[plan.decision.order[0]])
         answer: Answer | None = None
@@ -182,7 +186,7 @@ class Dispatcher:
             record.reason = "rescued"
         return answer
 
-    def _may_try_elsewhere(self, error: GatewayError, race: Race, plan: Plan, until: float) -> bool:
+    def _may_try_elsewhere(self, error: GatewayError, race: AttemptGroup, plan: Plan, until: float) -> bool:
         if isinstance(error, TaskRefused):
             return error.code in ("overloaded", "unavailable")  # its line is full, or gone; nothing was run
         if isinstance(error, DeadlineExceeded):
@@ -191,7 +195,7 @@ class Dispatcher:
             return False
         return plan.work.repeatable or not error.began or not race.began
 
-    def _note(self, record: Record, member: Member) -> None:
+    def _note(self, record: RequestRecord, member: ManagedBackend) -> None:
         record.backend, record.site = member.name, member.site
         record.link = self.board.link(member.name) if member.is_remote else None
 

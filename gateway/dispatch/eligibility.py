@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from gateway.admit.keys import matches
 
 
-def must_stay(edge_only: tuple[str, ...], names: Iterable[str], places: Iterable[str] = ()) -> bool:
+def is_edge_only(edge_only: tuple[str, ...], names: Iterable[str], places: Iterable[str] = ()) -> bool:
     """Whether the operator keeps one of these models or tasks on the site, or what comes by one of these places.
 
     names: as they were asked for, pinned or not, and what they may become. places: the path, and the MQTT topic.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from gateway.dispatch.attempt import Attempt
-from gateway.registry import Member
+from gateway.registry import ManagedBackend
 from gateway.telemetry import log, metrics
 
 LEAKED_S = 5.0
@@ -24,7 +24,9 @@ class Leaks:
         self._cancelled_at: dict[asyncio.Task[None], float] = {}
         self._told: set[asyncio.Task[None]] = set()
 
-    def look(self, attempts: Mapping[asyncio.Task[None], Attempt], members: Mapping[str, Member], now: float) -> None:
+    def look(
+        self, attempts: Mapping[asyncio.Task[None], Attempt], members: Mapping[str, ManagedBackend], now: float
+    ) -> None:
         """Find those that should have ended; tell of each once, and let its backend's quarantine know."""
         found: Counter[int] = Counter()  # by identity: a reload gives a name to another one
         self._cancelled_at = {
@@ -49,6 +51,6 @@ class Leaks:
             log.error("dispatch.leaked", request_id=attempt.task.id, backend=backend, where=where)
 
 
-def _ends_at(attempt: Attempt, member: Member, cancelled_at: float) -> float:
+def _ends_at(attempt: Attempt, member: ManagedBackend, cancelled_at: float) -> float:
     """By when its backend should have let go of it."""
     return max(cancelled_at, min(attempt.task.parts_deadline, cancelled_at + member.drain_s))

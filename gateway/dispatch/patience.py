@@ -19,8 +19,8 @@ def patience(plan: Plan, until: float) -> float:
         return until
     now = time.monotonic()
     left_s = until - now
-    least_s = max(PATIENCE_SHARE * left_s, PATIENCE * (plan.decision.predicted_s or 0.0))
-    return min(now + least_s, until - _reserve_s(plan.decision, left_s))
+    min_s = max(PATIENCE_SHARE * left_s, PATIENCE * (plan.decision.predicted_s or 0.0))
+    return min(now + min_s, until - _reserve_s(plan.decision, left_s))
 
 
 def patience_rescued(plan: Plan, until: float) -> float:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.dispatch.deadline_check import Feasibility, too_slow
-from gateway.dispatch.eligibility import must_stay
-from gateway.lanes import Lanes, Work
-from gateway.measure.board import Board
+from gateway.dispatch.eligibility import is_edge_only
+from gateway.lanes import Scheduler, Work
+from gateway.measure.board import Measurements
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Kind, Task
 from gateway.plugin.errors import PLUGIN_FAULTS
 from gateway.policy import Candidate, Decision, Policy, Query, cost_s
-from gateway.registry import AUTO, Member, Offer, Registry
+from gateway.registry import AUTO, ManagedBackend, Registry, ServingBackends
 
 EDGE_ONLY = "edge-only: its data would leave the site"
 LACKS = "it has no such endpoint"
@@ -31,7 +31,7 @@ def _nowhere(_: str) -> None:
 class Plan:
     """A decision, what was on offer, and the work as the lanes will see it."""
 
-    offer: Offer
+    offer: ServingBackends
     work: Work
     decision: Decision
 
@@ -39,7 +39,7 @@ class Plan:
 class Planner:
     """Turns a task into a plan, from the state of the registry, the board and the lanes."""
 
-    def __init__(self, registry: Registry, board: Board, lanes: Lanes) -> None:
+    def __init__(self, registry: Registry, board: Measurements, lanes: Scheduler) -> None:
         self.registry, self.board, self.lanes = registry, board, lanes
         self.feasibility = Feasibility()
         lanes.usable = self.unusable
@@ -91,7 +91,7 @@ class Planner:
             },
         }
 
-    def _plan_of(self, name: str, task: Task, offer: Offer) -> dict[str, Any]:
+    def _plan_of(self, name: str, task: Task, offer: ServingBackends) -> dict[str, Any]:
         backend = self.registry.members[name].backend
         with suppress(Exception):  # as with its guesses
             planned = backend.plan(self.handed(task, name, offer.names[name]), self) if backend else None
@@ -99,7 +99,7 @@ class Planner:
         return {}
 
     @staticmethod
-    def _query(task: Task, offer: Offer, client_deadline: bool) -> Query:
+    def _query(task: Task, offer: ServingBackends, client_deadline: bool) -> Query:
         return Query(
             kind=task.kind,
             name=task.name,
@@ -109,15 +109,15 @@ class Planner:
             pinned=offer.pinned,
         )
 
-    def _offer(self, task: Task) -> Offer:
+    def _offer(self, task: Task) -> ServingBackends:
         offer = self.registry.offer(task.kind, task.name)
         if task.pin is None:
             return offer
         if task.pin not in offer.names:
             raise BackendUnavailable(f"backend {task.pin!r} does not serve {task.name!r}", began=False)
-        return Offer({task.pin: offer.names[task.pin]}, task.pin, offer.members)
+        return ServingBackends({task.pin: offer.names[task.pin]}, task.pin, offer.members)
 
-    def _work(self, task: Task, offer: Offer, client_deadline: bool) -> Work:
+    def _work(self, task: Task, offer: ServingBackends, client_deadline: bool) -> Work:
         members = {name: self.registry.members[name] for name in offer.names}
         return Work(
             id=task.id,
@@ -133,7 +133,7 @@ class Planner:
             start=_nowhere,
         )
 
-    def _estimates(self, members: Iterable[Member], task: Task, offer: Offer) -> dict[str, float]:
+    def _estimates(self, members: Iterable[ManagedBackend], task: Task, offer: ServingBackends) -> dict[str, float]:
         out: dict[str, float] = {}
         for member in members:
             backend = member.backend
@@ -176,7 +176,7 @@ class Planner:
     def _lacks(self, name: str, task: Task) -> bool:
         return task.kind != "task" and self.registry.members[name].lacks.has(task.path)
 
-    def _refusal(self, name: str, task: Task, offer: Offer) -> str | None:
+    def _refusal(self, name: str, task: Task, offer: ServingBackends) -> str | None:
         if self.registry.members[name].is_off_site and not task.may_leave:
             return EDGE_ONLY
         if self._lacks(name, task):
@@ -187,7 +187,7 @@ class Planner:
         """Whether the operator keeps `name` on the site, under each name that it may become, or one of `places`."""
         is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
         names = (name, *self.registry.auto_off_site(kind)) if is_auto else (name,)
-        return must_stay(self.lanes.policy.edge_only, names, places)
+        return is_edge_only(self.lanes.policy.edge_only, names, places)
 
     def kept(self, task: Task) -> Task:
         """The task as it may travel: what a hybrid calls its subtasks by is under the operator's rules, too."""
@@ -199,7 +199,7 @@ class Planner:
         member, task = self.registry.members.get(backend), task.replace(name=own, **changes)
         return self.kept(task) if member is not None and member.site == "hybrid" else task
 
-    def _nobody(self, decision: Decision, task: Task, offer: Offer) -> GatewayError:
+    def _nobody(self, decision: Decision, task: Task, offer: ServingBackends) -> GatewayError:
         """No candidate is left: `no_backend` where the rules refuse all, else when one of them may be asked again."""
         listed = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
         message = f"no backend may serve this now ({listed})"
@@ -212,7 +212,7 @@ class Planner:
         code = "rate_limited" if out and all(breaker.is_rate_limit for breaker in out) else None
         return BackendUnavailable(message, code=code, retry_after_s=min(waits_s, default=AGAIN_S), began=False)
 
-    def _is_by_rule(self, offer: Offer, task: Task) -> bool:
+    def _is_by_rule(self, offer: ServingBackends, task: Task) -> bool:
         return not task.may_leave and all(self.registry.members[n].is_off_site for n in offer.names)
 
     # ── gateway.plugin.View ──────────────────────────────────────────────────────────────────────
@@ -231,9 +231,9 @@ class Planner:
         member = self.registry.members.get(backend)
         own = member.serves(task.kind, task.name) if member else None
         task = self.kept(task)
-        if own is None or self._refusal(backend, task, Offer({}, None)):
+        if own is None or self._refusal(backend, task, ServingBackends({}, None)):
             return None
-        work = self._work(task, Offer({backend: own}, backend), False)
+        work = self._work(task, ServingBackends({backend: own}, backend), False)
         found = self.lanes.candidates(work, {backend: None})[0]
         return None if found.refused else found
 
@@ -256,7 +256,7 @@ def _explained(candidate: Candidate, query: Query, policy: Policy) -> dict[str, 
     return {**figures, "t_s": candidate.t_s, "j": cost_s(candidate, query, policy)}
 
 
-def _size(member: Member, task: Task) -> float:
+def _size(member: ManagedBackend, task: Task) -> float:
     try:
         return float(member.backend.size(task)) if member.backend else 0.0
     except PLUGIN_FAULTS:  # as above

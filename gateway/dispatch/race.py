@@ -10,17 +10,17 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gateway.dispatch.attempt import Attempt, End, Item
-from gateway.dispatch.call import told
+from gateway.dispatch.call import error_to_report
 from gateway.dispatch.channel import Alarm, Channel
 from gateway.dispatch.planner import Plan
-from gateway.dispatch.response_spec import Expectations
-from gateway.lanes import Lanes, Work
+from gateway.dispatch.response_spec import ResponseSpec
+from gateway.lanes import Scheduler, Work
 from gateway.plugin import DeadlineExceeded, GatewayError, Part, Result, Site, Task, TaskRefused
 from gateway.telemetry import log
 from gateway.timing import Watch
 
 LOOK_S = 1.0  # a part is looked at once this long was waited for parts: a look costs more than all else per part
-QUIET = Part()  # among the parts of a stream: nothing has come for a while
+IDLE = Part()  # among the parts of a stream: nothing has come for a while
 
 Spawn = Callable[[Attempt], asyncio.Task[None]]
 
@@ -35,7 +35,7 @@ class Answer:
     backend: str
     site: Site
     served_as: str
-    race: Race
+    race: AttemptGroup
     result: Result | None = None
     parts: AsyncGenerator[Part, None] | None = None
 
@@ -48,16 +48,16 @@ class Answer:
         self.backend, self.site, self.race = other.backend, other.site, other.race
 
 
-class Race:
+class AttemptGroup:
     """Attempts at one task under one plan. Its channel is bounded, so a slow reader slows the backend."""
 
     def __init__(
         self,
         task: Task,
         plan: Plan,
-        expected: Expectations,
+        expected: ResponseSpec,
         watch: Watch,
-        lanes: Lanes,
+        lanes: Scheduler,
         spawn: Spawn,
     ) -> None:
         self.task, self.plan, self.expected, self.watch = task, plan, expected, watch
@@ -191,7 +191,7 @@ class Race:
             heard = await self._soon(silent_s)
             silent_s += time.monotonic() - began
             if heard is None:
-                yield QUIET
+                yield IDLE
                 continue
             attempt, item = heard
             if attempt is not self.winner:
@@ -261,7 +261,7 @@ class Race:
 
 
 def _told_of(failures: Iterable[Item]) -> GatewayError:
-    return functools.reduce(told, (item for item in failures if isinstance(item, GatewayError)))
+    return functools.reduce(error_to_report, (item for item in failures if isinstance(item, GatewayError)))
 
 
 def _is_no_good(item: Item) -> bool:

@@ -26,7 +26,7 @@ def _no_part(_: Part) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Expectations:
+class ResponseSpec:
     """What the client expects beside the task itself.
 
     limits: how long it waits on a stream. is_content: whether a part is worth committing to.

@@ -17,14 +17,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from gateway.dispatch.continuation import Continuation, How
-from gateway.dispatch.race import QUIET, Answer
+from gateway.dispatch.race import IDLE, Answer
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Part, Result, Task
 
 WAYS: tuple[How, ...] = ("prefill", "restart")
 Ask = Callable[[Task, How, GatewayError], Awaitable[Answer]]
 
 
-class Unbroken:
+class FailoverStream:
     """The parts of `answer`, and of whoever goes on after it; `answer` becomes theirs.
 
     `ask(task, how, failure)` has the task served by somebody who was not asked that way yet, and raises where
@@ -41,7 +41,7 @@ class Unbroken:
         try:
             async for part in self._first:
                 yield part
-                if part is not QUIET:
+                if part is not IDLE:
                     self._said.heard(part)  # when it is on its way already
         except (BackendUnavailable, DeadlineExceeded) as exc:
             failure: GatewayError = exc
@@ -69,12 +69,12 @@ class Unbroken:
         async with aclosing(self._asked(task, how, failure)) as asked:
             async for fresh in asked:
                 if fresh is None:
-                    yield QUIET
+                    yield IDLE
         assert fresh is not None
         self._answer.become(fresh)
         async with aclosing(fresh.parts or self._whole(fresh.result or Result())) as parts:
             async for part in parts:
-                for missing in (QUIET,) if part is QUIET else self._said.joined(part):
+                for missing in (IDLE,) if part is IDLE else self._said.joined(part):
                     yield missing
         for missing in self._said.ended():
             yield missing
@@ -90,7 +90,7 @@ class Unbroken:
             while not (await asyncio.wait({asking}, timeout=self._quiet_s))[0]:
                 yield None
         except BaseException:
-            forget(asking)
+            cancel_and_close(asking)
             raise
         try:
             yield asking.result()
@@ -102,7 +102,7 @@ class _Nobody(Exception):
     """Nobody is left to ask that way."""
 
 
-def forget(asking: asyncio.Future[Answer]) -> None:
+def cancel_and_close(asking: asyncio.Future[Answer]) -> None:
     """Nobody waits for this answer any more, whether it is there already or not."""
     if not asking.cancel() and not asking.cancelled() and asking.exception() is None:
         asking.result().close()

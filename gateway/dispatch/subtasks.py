@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.dispatch.race import Answer
-from gateway.dispatch.response_spec import Expectations
-from gateway.measure.board import Board
+from gateway.dispatch.response_spec import ResponseSpec
+from gateway.measure.board import Measurements
 from gateway.plugin import BackendFailed, DeadlineExceeded, GatewayError, LinkSample, Log, Result, Task, View
-from gateway.request_log import Record, finish, outcome_of
+from gateway.request_log import RequestRecord, log_request, outcome_of
 from gateway.timing import Watch
 
 MAX_DEPTH = 4  # subtasks of subtasks of …
@@ -21,7 +21,7 @@ class BackendServices:
     """`gateway.plugin.Services` for one backend. The dispatcher is put in once it exists."""
 
     name: str
-    board: Board
+    board: Measurements
     log: Log
     dispatcher: Dispatcher | None = field(default=None, repr=False)
     peer: str | None = None  # the IP address its backend last spoke to
@@ -44,15 +44,15 @@ class BackendServices:
 
     async def dispatch(self, task: Task) -> Result:
         """Serve a subtask like any request. Its account is laid over its parent's; its line is written."""
-        dispatcher, expected = self._dispatcher, Expectations()
+        dispatcher, expected = self._dispatcher, ResponseSpec()
         if task.parent_id is not None and (whole := dispatcher.served(task.parent_id)) is not None:
-            expected = Expectations(has_own_limits=whole.has_own_limits)
+            expected = ResponseSpec(has_own_limits=whole.has_own_limits)
             task = task.replace(deadline=whole.task.deadline, may_leave=whole.task.may_leave)  # it may be made by hand
         if task.depth > MAX_DEPTH:
             raise BackendFailed(f"subtasks are nested more than {MAX_DEPTH} deep")
         parent = task.terms
         watch = parent.fork() if isinstance(parent, Watch) else Watch()
-        record = Record(
+        record = RequestRecord(
             request_id=task.id,
             parent_id=task.parent_id,
             kind=task.kind,
@@ -63,7 +63,9 @@ class BackendServices:
         return await _serve(dispatcher, task, watch, record, expected)
 
 
-async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Record, expected: Expectations) -> Result:
+async def _serve(
+    dispatcher: Dispatcher, task: Task, watch: Watch, record: RequestRecord, expected: ResponseSpec
+) -> Result:
     answer: Answer | None = None
     try:
         answer = await dispatcher.dispatch(task, watch, record, expected)
@@ -82,4 +84,4 @@ async def _serve(dispatcher: Dispatcher, task: Task, watch: Watch, record: Recor
     finally:
         if answer is not None:
             answer.close()
-        finish(record, watch)
+        log_request(record, watch)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from gateway.dispatch.call import Call, until_of
+from gateway.dispatch.call import DispatchState, first_byte_deadline
 from gateway.dispatch.continuation import How
 from gateway.dispatch.race import Answer
 from gateway.plugin import GatewayError, Task
 from gateway.registry import Registry
 
 
-class Successors:
+class FailoverBackends:
     """Who may go on with a stream that broke: each backend but those that failed at it, at most once each way."""
 
     def __init__(
-        self, serve: Callable[[Call], Awaitable[Answer]], registry: Registry, call: Call, answer: Answer
+        self,
+        serve: Callable[[DispatchState], Awaitable[Answer]],
+        registry: Registry,
+        call: DispatchState,
+        answer: Answer,
     ) -> None:
         self._serve, self._registry, self._call, self._answer = serve, registry, call, answer
         self._failed = dict(call.tried)
@@ -25,7 +29,7 @@ class Successors:
         """The answer of somebody who goes on. Raises GatewayError where there is nobody left."""
         self._failed[self._answer.backend] = failure.message
         tried = self._failed | (self._unfit() if how == "prefill" else {})
-        until = until_of(task, self._call.expected)
+        until = first_byte_deadline(task, self._call.expected)
         call = replace(
             self._call, task=task, until=until, tried=tried, failure=failure, failed=self._answer.backend, how=how
         )

@@ -39,9 +39,9 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 CONSECUTIVE = 5
-WINDOW, WINDOW_LEAST, RATIO = 20, 10, 0.5
+WINDOW, MIN_WINDOW, RATIO = 20, 10, 0.5
 OPEN_S = 10.0
-RETRY_AFTER_MOST_S = 60.0
+MAX_RETRY_AFTER_S = 60.0
 PINNED_EVERY_S = 10.0
 TRY_LASTS_S = 10.0  # a try that was never reported blocks the next no longer than this
 
@@ -139,7 +139,7 @@ class Breaker:
 
     def _too_many(self) -> bool:
         seen = len(self._window)
-        return seen >= WINDOW_LEAST and self._window.count(False) >= RATIO * seen
+        return seen >= MIN_WINDOW and self._window.count(False) >= RATIO * seen
 
     def _open_for(self, seconds: float) -> None:
         self._opens_until = max(self._clock() + seconds, self._paused_until)
@@ -160,4 +160,4 @@ class Breaker:
 def _bounded(retry_after_s: float | None) -> float:
     if retry_after_s is None or not retry_after_s > 0.0:
         return 0.0
-    return min(retry_after_s, RETRY_AFTER_MOST_S)
+    return min(retry_after_s, MAX_RETRY_AFTER_S)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 LACKS_S = 300.0
-MOST_PATHS = 32  # a path may hold what a client wrote
+MAX_PATHS = 32  # a path may hold what a client wrote
 
 
-class Lacks:
+class MissingEndpoints:
     """By path, until when it is believed. A query is no part of a path."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -20,7 +20,7 @@ class Lacks:
         """It has just said so. The least recently noted of too many is forgotten: it was the next to expire."""
         path = path.partition("?")[0]
         self._until.pop(path, None)
-        if len(self._until) >= MOST_PATHS:
+        if len(self._until) >= MAX_PATHS:
             del self._until[next(iter(self._until))]
         self._until[path] = self._clock() + LACKS_S
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 RAISES = 20
-FIRST_S, MOST_S = 60.0, 900.0
+FIRST_S, MAX_S = 60.0, 900.0
 
 
 class Quarantine:
@@ -40,7 +40,7 @@ class Quarantine:
         self._why = f"it raised {what} {self._raised} times and answered nothing"
         self._until = self._clock() + self._seconds
         self._on_change(self._why, self._seconds)
-        self._seconds = min(2 * self._seconds, MOST_S)
+        self._seconds = min(2 * self._seconds, MAX_S)
         self._raised = RAISES - 1  # the next one after it is a try: it is let out, or back in
 
     def answered(self) -> None:

@@ -17,17 +17,17 @@ from gateway.plugin import GatewayError
 CREDENTIAL_HEADERS = ("authorization", "x-api-key", "api-key")
 
 
-def caller_of(
+def authenticate(
     gate: Gate, headers: Mapping[str, str], key_id: str | None = None, certified: Sequence[str] = ()
 ) -> Caller:
     """Who asks. key_id: the door knows it already; certified: names of a client certificate it has checked.
 
     Raises GatewayError `unauthorized`.
     """
-    return gate.known(presented(headers), certified) if key_id is None or gate.is_open else gate.named(key_id)
+    return gate.known(credentials_in(headers), certified) if key_id is None or gate.is_open else gate.named(key_id)
 
 
-def presented(headers: Mapping[str, str]) -> Iterator[str]:
+def credentials_in(headers: Mapping[str, str]) -> Iterator[str]:
     """The keys in a request's headers (lower-cased names); a scheme other than Bearer is a key nobody has."""
     for name in CREDENTIAL_HEADERS:
         value = headers.get(name, "").strip()
@@ -53,6 +53,6 @@ def places_of(path: str, target: str, topic: str | None) -> tuple[str, ...]:
 
 def check_admin(gate: Gate, headers: Mapping[str, str]) -> None:
     """Raises GatewayError unless the key may read the admin listener."""
-    caller = gate.known(presented(headers))
+    caller = gate.known(credentials_in(headers))
     if caller.key is None or not caller.key.admin:
         raise GatewayError("this needs a key that has `admin`", code="forbidden")

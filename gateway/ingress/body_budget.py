@@ -18,10 +18,10 @@ RETRY_S = 2.0
 
 
 @dataclass(slots=True)
-class Reading:
+class BodyReservation:
     """One body that is being read. promised: bytes its head has announced that are still to come."""
 
-    room: Room
+    room: BodyBudget
     promised: int
 
     def took(self, count: int) -> None:
@@ -34,7 +34,7 @@ class Reading:
             self.room.check(0)
 
 
-class Room:
+class BodyBudget:
     """The room as the last look found it. left: bytes that may still be read; promised: those announced."""
 
     def __init__(self) -> None:
@@ -51,11 +51,11 @@ class Room:
             raise TaskRefused("too many large bodies are on their way at once; come back later", retry_after_s=RETRY_S)
 
     @contextmanager
-    def reading(self, announced: int) -> Iterator[Reading]:
+    def reading(self, announced: int) -> Iterator[BodyReservation]:
         """Read a body of so many bytes; 0: its head does not say. Raises TaskRefused where it does not fit."""
         self.check(announced)
         self.promised += announced
-        reading = Reading(self, announced)
+        reading = BodyReservation(self, announced)
         try:
             yield reading
         finally:

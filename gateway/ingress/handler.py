@@ -1,6 +1,6 @@
 """The life of one request, whichever way it came in: read, understood, decided, served, answered, accounted.
 
-HTTP and MQTT bring an `Incoming` and a `Reply`; everything between is here, once. Whatever happens, the
+HTTP and MQTT bring an `IncomingRequest` and a `ResponseWriter`; everything between is here, once. Whatever happens, the
 request gets exactly one answer where one can be given, and exactly one line in the log.
 
 Nothing is committed before the first content, with one exception: a stream that has been silent for
@@ -23,19 +23,19 @@ from gateway.admit import ANYBODY, Caller, Gate
 from gateway.api import answers, openapi, tasks
 from gateway.api.continuation import continuation
 from gateway.api.errors import envelope, error_headers, status_of
-from gateway.api.parse import Draft, read
-from gateway.api.render import Streamed, Wanted, has_content, streamed, wants_whole
+from gateway.api.parse import ParsedRequest, parse_request
+from gateway.api.render import ResponseRenderer, StreamEncoder, has_content, streamed, wants_whole
 from gateway.api.routes import Match, match
 from gateway.api.sse import encode_json
-from gateway.dispatch import QUIET, Answer, Dispatcher, Expectations, forget
-from gateway.ingress.auth import caller_of, check_route, places_of, presented
-from gateway.ingress.body_budget import Room
-from gateway.ingress.headers import together
-from gateway.ingress.task import Rules, has_own_limits, limits_of, task_of
-from gateway.ingress.transport import Incoming, Reply
+from gateway.dispatch import IDLE, Answer, Dispatcher, ResponseSpec, cancel_and_close
+from gateway.ingress.auth import authenticate, check_route, credentials_in, places_of
+from gateway.ingress.body_budget import BodyBudget
+from gateway.ingress.headers import merge_headers
+from gateway.ingress.task import RequestLimits, build_task, has_own_limits, limits_of
+from gateway.ingress.transport import IncomingRequest, ResponseWriter
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskRefused, new_id
 from gateway.registry import AUTO
-from gateway.request_log import Outcome, Record, finish, outcome_of, server_timing, term_keys
+from gateway.request_log import Outcome, RequestRecord, log_request, outcome_of, server_timing, term_keys
 from gateway.telemetry import log, metrics, raised
 from gateway.timing import Watch
 
@@ -54,13 +54,13 @@ class GatewayStops(GatewayError):
     code = "unavailable"
 
 
-class Door:
+class RequestHandler:
     """Serves requests. is_pressed: memory is short, and new work is refused before it takes any."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        rules: Rules,
+        rules: RequestLimits,
         version: str,
         is_ready: Callable[[], bool],
         gate: Gate | None = None,
@@ -68,8 +68,8 @@ class Door:
         self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
         self.gate = gate or Gate()
         self.is_pressed = False
-        self.room = Room()
-        self.open: set[_Visit] = set()
+        self.room = BodyBudget()
+        self.open: set[_RequestCycle] = set()
         self.has_given_up = False
         self.openapi = msgspec.json.encode(openapi.build(version))
 
@@ -79,15 +79,15 @@ class Door:
         Where the headers bring a key, its rules count. Raises GatewayError where the request itself would be refused.
         """
         found = match("POST", target)
-        caller = self.gate.known(presented(headers)) if any(presented(headers)) else ANYBODY
+        caller = self.gate.known(credentials_in(headers)) if any(credentials_in(headers)) else ANYBODY
         check_route(caller, found)
-        draft = read(found, headers.get("content-type", ""), body)
+        draft = parse_request(found, headers.get("content-type", ""), body)
         caller.check(draft.kind, draft.name or AUTO)
-        task = task_of(draft, headers, self.rules, request_id=new_id(), began=time.monotonic())
+        task = build_task(draft, headers, self.rules, request_id=new_id(), began=time.monotonic())
         task = task.replace(may_leave=caller.may_leave and not self.keeps(draft, target))
         return self.dispatcher.planner.explain(task, client_deadline="x-gateway-deadline-ms" in headers)
 
-    def keeps(self, draft: Draft, target: str, topic: str | None = None) -> bool:
+    def keeps(self, draft: ParsedRequest, target: str, topic: str | None = None) -> bool:
         """Whether the operator keeps on the site what the draft asks for, or what comes in where it did."""
         places = places_of(draft.path, target, topic)
         return self.dispatcher.planner.keeps(draft.kind, draft.name or AUTO, places)
@@ -101,10 +101,10 @@ class Door:
         for visit in self.open:
             visit.give_up()
 
-    async def serve(self, incoming: Incoming, reply: Reply) -> None:
+    async def serve(self, incoming: IncomingRequest, reply: ResponseWriter) -> None:
         """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
         watch = Watch()
-        visit = _Visit(self, incoming, reply, watch)
+        visit = _RequestCycle(self, incoming, reply, watch)
         try:
             await visit.run()
         except asyncio.CancelledError:
@@ -113,19 +113,19 @@ class Door:
         finally:
             visit.close()
             if not visit.is_health:
-                finish(visit.record, watch)
+                log_request(visit.record, watch)
 
 
-class _Visit:
+class _RequestCycle:
     """One request's way through the door."""
 
-    def __init__(self, door: Door, incoming: Incoming, reply: Reply, watch: Watch) -> None:
+    def __init__(self, door: RequestHandler, incoming: IncomingRequest, reply: ResponseWriter, watch: Watch) -> None:
         self.door, self.incoming, self.reply, self.watch = door, incoming, reply, watch
-        self.record = Record(request_id=new_id(), door=incoming.door)
+        self.record = RequestRecord(request_id=new_id(), door=incoming.door)
         self.is_health = False
         self.caller: Caller = ANYBODY
         self.answer: Answer | None = None
-        self.stream: Streamed | None = None
+        self.stream: StreamEncoder | None = None
         self.has_begun = self.is_answering = self.is_given_up = False
         self.task = cast("asyncio.Task[None]", asyncio.current_task())
 
@@ -190,14 +190,14 @@ class _Visit:
             return
         self._check_head()
         self.watch.enter("read")
-        body = await self.incoming.read(self.caller.most_bytes(self.door.rules.max_body_bytes))
+        body = await self.incoming.read(self.caller.max_bytes(self.door.rules.max_body_bytes))
         self.record.bytes_in = len(body)
         self.watch.enter("admit")
-        draft = read(found, self.incoming.headers.get("content-type", ""), body)
+        draft = parse_request(found, self.incoming.headers.get("content-type", ""), body)
         self.record.model, self.record.items, self.record.is_stream = draft.name or None, draft.items, draft.stream
         self.caller.check(draft.kind, draft.name or AUTO)
         headers = self.incoming.headers
-        task = task_of(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
+        task = build_task(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
         stays = self.door.keeps(draft, self.incoming.target, self.incoming.topic)
         task = task.replace(may_leave=self.caller.may_leave and not stays)
         if "traceparent" in task.headers:
@@ -206,7 +206,7 @@ class _Visit:
 
     def _admit(self, found: Match) -> None:
         """Before the body is read: whose key it is, and whether that key may ask this, now."""
-        caller = caller_of(self.door.gate, self.incoming.headers, self.incoming.key_id, self.incoming.certified)
+        caller = authenticate(self.door.gate, self.incoming.headers, self.incoming.key_id, self.incoming.certified)
         check_route(caller, found)
         if self.door.is_pressed and found.route.needs_body:
             raise TaskRefused("the gateway is short of memory; come back later", retry_after_s=PRESSED_RETRY_S)
@@ -258,17 +258,17 @@ class _Visit:
 
     # ── what does ────────────────────────────────────────────────────────────────────────────────
 
-    async def _dispatch(self, task: Task, draft: Draft) -> None:
+    async def _dispatch(self, task: Task, draft: ParsedRequest) -> None:
         self.stream = self._streamed(draft) if draft.stream else None
         headers = self.incoming.headers
-        expected = Expectations(
+        expected = ResponseSpec(
             limits=limits_of(headers, self.door.rules.limits),
             is_content=lambda part: has_content(draft, part),
             client_deadline="x-gateway-deadline-ms" in headers,
             has_own_limits=has_own_limits(headers, self.door.rules),
             quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
             said=continuation(draft) if draft.stream else None,
-            renderer=partial(Wanted, draft, self.record.request_id),
+            renderer=partial(ResponseRenderer, draft, self.record.request_id),
             gathers=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
@@ -281,7 +281,7 @@ class _Visit:
             self.stream = self._streamed(draft, answer.served_as)
             await self._relay(self.stream, answer, result)
 
-    def _streamed(self, draft: Draft, served_as: str | None = None) -> Streamed:
+    def _streamed(self, draft: ParsedRequest, served_as: str | None = None) -> StreamEncoder:
         return streamed(draft, request_id=self.record.request_id, served_as=served_as)
 
     async def _whole(self, result: Result) -> None:
@@ -309,7 +309,7 @@ class _Visit:
         kind = {"Content-Type": content_type} if content_type else {}
         self.watch.first_byte_at = self.watch.enter("write")
         self.is_answering = True
-        await self.reply.whole(status, together(headers or {}, kind, self._headers()), body)
+        await self.reply.whole(status, merge_headers(headers or {}, kind, self._headers()), body)
         self.watch.leave()
 
     def _headers(self) -> dict[str, str]:
@@ -327,7 +327,7 @@ class _Visit:
 
     # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
-    async def _relay(self, stream: Streamed, answer: Answer, result: Result | None) -> None:
+    async def _relay(self, stream: StreamEncoder, answer: Answer, result: Result | None) -> None:
         if result is not None:
             await self._write(stream.whole(result))
         else:
@@ -336,7 +336,7 @@ class _Visit:
             self.watch.enter(_working(answer))
             async with aclosing(answer.parts) as parts:
                 async for part in parts:
-                    if part is QUIET:
+                    if part is IDLE:
                         await self._beat(stream)
                     else:
                         await self._write(stream.part(part))
@@ -371,10 +371,10 @@ class _Visit:
             assert self.stream is not None
             whole = self.answer.result if self.answer is not None else None
             given = whole.headers if whole is not None else {}
-            await self.reply.begin(200, together(given, self.stream.headers, self._headers()))
+            await self.reply.begin(200, merge_headers(given, self.stream.headers, self._headers()))
             self.has_begun, self.record.status = True, 200
 
-    async def _beat(self, stream: Streamed) -> None:
+    async def _beat(self, stream: StreamEncoder) -> None:
         await self._begin()
         if beat := stream.heartbeat():
             self.record.bytes_out += len(beat)
@@ -393,7 +393,7 @@ class _Visit:
                 await self._beat(self.stream)
             return waiting.result()
         except BaseException:
-            forget(waiting)
+            cancel_and_close(waiting)
             raise
 
     # ── when it cannot be served ─────────────────────────────────────────────────────────────────

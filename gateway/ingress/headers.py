@@ -13,7 +13,7 @@ FRAMING = frozenset(
 )  # fmt: skip
 
 
-def together(given: Mapping[str, str], *ours: Mapping[str, str]) -> dict[str, str]:
+def merge_headers(given: Mapping[str, str], *ours: Mapping[str, str]) -> dict[str, str]:
     """The headers of an answer, each once, whatever its case: those given, less framing, beside `ours`."""
     theirs = {name.lower(): (name, value) for name, value in given.items()}
     out = {name: value for headers in ours for name, value in headers.items()}

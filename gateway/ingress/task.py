@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.api.parse import Draft
+from gateway.api.parse import ParsedRequest
 from gateway.dispatch import Limits
 from gateway.plugin import Task, TaskInvalid
 from gateway.registry import AUTO
@@ -26,7 +26,7 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
+class RequestLimits:
     """What the operator set for every request. Times in seconds, sizes in bytes."""
 
     deadline_s: float = 300.0
@@ -34,7 +34,9 @@ class Rules:
     limits: Limits = field(default_factory=Limits)
 
 
-def task_of(draft: Draft, headers: Mapping[str, str], rules: Rules, *, request_id: str, began: float) -> Task:
+def build_task(
+    draft: ParsedRequest, headers: Mapping[str, str], rules: RequestLimits, *, request_id: str, began: float
+) -> Task:
     """The task a draft and its headers make; `began`: when the request arrived, monotonic seconds."""
     travelling = {name: headers[name] for name in TRAVELLING if name in headers}
     if not _TRACEPARENT.fullmatch(headers.get("traceparent", "")):
@@ -67,7 +69,7 @@ def limits_of(headers: Mapping[str, str], ours: Limits) -> Limits:
     return Limits(first_byte_s=min(ours.first_byte_s, theirs_s * ANSWER_SHARE), stall_s=stall_s)
 
 
-def has_own_limits(headers: Mapping[str, str], rules: Rules) -> bool:
+def has_own_limits(headers: Mapping[str, str], rules: RequestLimits) -> bool:
     """Whether the client waits for less long than the operator would."""
     patience_s = min(_patience_s(headers), _client_deadline_s(headers))
     return patience_s < max(rules.deadline_s, rules.limits.first_byte_s)

@@ -1,4 +1,4 @@
-"""What a door is given, and how it answers: HTTP and MQTT bring an `Incoming` and a `Reply`."""
+"""What a door is given, and how it answers: HTTP and MQTT bring an `IncomingRequest` and a `ResponseWriter`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class IncomingRequest:
     """A request as a door received it. `headers` are lower-cased; `read` gives the body, at most so many bytes.
 
     is_trusted: the client is on this host, or known to the door; like one with a key, it may see where the time went.
@@ -31,7 +31,7 @@ class Incoming:
     certified: tuple[str, ...] = ()
 
 
-class Reply(Protocol):
+class ResponseWriter(Protocol):
     """How a door answers. Exactly one of `whole` or `begin` is called, once."""
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -24,7 +24,7 @@ Synchronous; the clock is given, so the same lanes run live and in the benchmark
 """
 
 from gateway.lanes.lane import Lane
-from gateway.lanes.scheduler import Lanes
+from gateway.lanes.scheduler import Scheduler
 from gateway.lanes.work import Work
 
-__all__ = ["Lane", "Lanes", "Work"]
+__all__ = ["Lane", "Scheduler", "Work"]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from gateway.lanes.lane import Lane
 from gateway.lanes.work import AGING, Work
-from gateway.measure.board import Board, Estimate
+from gateway.measure.board import Estimate, Measurements
 from gateway.policy import Candidate
 
-BUSY_PERIOD_MOST_S = 30.0
+MAX_BUSY_PERIOD_S = 30.0
 WINDOW_LIMITED_RTTS = 4.0
 GUESS_P95 = 3.0
 
@@ -18,7 +18,7 @@ GUESS_P95 = 3.0
 class Forecast:
     """Reads lanes and board; changes neither. The one source of every candidate, live or explained."""
 
-    def __init__(self, board: Board, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> None:
+    def __init__(self, board: Measurements, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> None:
         self._board, self._lanes, self._clock = board, lanes, clock
 
     def candidate(self, work: Work, name: str, refused: str | None, now: float, ahead: int | None = None) -> Candidate:
@@ -42,7 +42,7 @@ class Forecast:
             upload_s, busy_s, mine_s = 0.0, wait_s + held_s, held_s / lane.slots
         arrivals_per_s, utilisation = lane.pressure(now)
         # What those suffer who arrive while this keeps the lane busy: each waits longer by what this takes.
-        others_s = arrivals_per_s * min(busy_s, BUSY_PERIOD_MOST_S) * mine_s
+        others_s = arrivals_per_s * min(busy_s, MAX_BUSY_PERIOD_S) * mine_s
         return Candidate(
             name, lane.site, None, wait_s, upload_s, service_s, p95_s, samples,
             lane.usd, lane.watts * held_s, others_s, utilisation, optimism,

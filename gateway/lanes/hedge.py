@@ -15,20 +15,20 @@ from collections.abc import Mapping
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
 from gateway.lanes.rebalance import Usable
-from gateway.lanes.work import Run
-from gateway.measure.board import Board
+from gateway.lanes.work import RunningWork
+from gateway.measure.board import Measurements
 
 GAIN = 0.7  # of what remains; a second attempt that takes longer than this part of it is not worth its cost
-STALLED_LEAST_S = 0.5
+MIN_STALLED_S = 0.5
 LATE_ANSWER = 1.2
-LOST, LOST_LEAST_S = 4.0, 3.0
+LOST, MIN_LOST_S = 4.0, 3.0
 RATIO, BURST = 0.02, 3.0  # the token bucket: second attempts per request, and how many may be saved up
 
 
-class Rescuing:
+class Hedger:
     """Watches what was sent; asks for second attempts as far as the budget goes."""
 
-    def __init__(self, forecast: Forecast, lanes: Mapping[str, Lane], board: Board) -> None:
+    def __init__(self, forecast: Forecast, lanes: Mapping[str, Lane], board: Measurements) -> None:
         self._forecast, self._lanes, self._board = forecast, lanes, board
         self._tokens = 1.0
 
@@ -46,23 +46,23 @@ class Rescuing:
                         self._try(run, lane, usable, math.inf if gone else self._stalled_s(run, now), now)
 
     @staticmethod
-    def _may_be_rescued(run: Run) -> bool:
+    def _may_be_rescued(run: RunningWork) -> bool:
         return not run.rescued and not run.answered and run.work.repeatable and run.work.duplicate is not None
 
     @staticmethod
-    def _stalled_s(run: Run, now: float) -> float:
+    def _stalled_s(run: RunningWork, now: float) -> float:
         """Seconds stalled work still takes; 0 where it is not stalled."""
         if run.is_uploading():
             late_s = now - run.began - run.upload_s
-            return late_s + run.service_s if late_s > max(STALLED_LEAST_S, run.upload_s) else 0.0
+            return late_s + run.service_s if late_s > max(MIN_STALLED_S, run.upload_s) else 0.0
         age_s = now - run.sent_by()
-        return max(age_s, STALLED_LEAST_S) if age_s > run.p95_s * LATE_ANSWER else 0.0
+        return max(age_s, MIN_STALLED_S) if age_s > run.p95_s * LATE_ANSWER else 0.0
 
     @staticmethod
-    def _is_lost(run: Run, now: float) -> bool:
-        return not run.is_uploading() and now - run.sent_by() > max(LOST * run.p95_s, LOST_LEAST_S)
+    def _is_lost(run: RunningWork, now: float) -> bool:
+        return not run.is_uploading() and now - run.sent_by() > max(LOST * run.p95_s, MIN_LOST_S)
 
-    def _try(self, run: Run, lane: Lane, usable: Usable, remaining_s: float, now: float) -> None:
+    def _try(self, run: RunningWork, lane: Lane, usable: Usable, remaining_s: float, now: float) -> None:
         price = 0.0 if remaining_s == math.inf or self._is_lost(run, now) else 1.0
         if remaining_s <= 0.0 or self._tokens < price:
             return

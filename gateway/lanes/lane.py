@@ -7,7 +7,7 @@ from bisect import bisect_left, bisect_right
 from heapq import heapify, heapreplace
 from itertools import accumulate
 
-from gateway.lanes.work import PERMIT_BYTES, Place, Run, Work
+from gateway.lanes.work import PERMIT_BYTES, QueueEntry, RunningWork, Work
 
 URGENT_SLACK = 2.0  # a client's deadline binds once its slack is under this many service times
 LOOKED_AT = 16  # waiting places that are reckoned, or looked at, one by one
@@ -15,7 +15,7 @@ OVER_S = 10.0  # arrivals and use are averaged over about this long
 AVERAGED_S = 0.01  # averages younger than this are as good as new
 
 
-class Sums:
+class PrefixSums:
     """Numbers in the order of a line, whose leading ones are summed up: once per decision, a hundred times per pass.
 
     The second sum asked for at one instant makes all of them, and further ones at that instant cost nothing.
@@ -59,12 +59,12 @@ class Lane:
         self.slots, self.queue = slots, queue
         self.usd, self.watts = usd, watts
         self.permits = 1
-        self.runs: dict[Work, Run] = {}
+        self.runs: dict[Work, RunningWork] = {}
         self.uploading = 0
         # The line: lists in the order of the keys, so that C code finds a place and sums up what is ahead of it.
-        self.places: list[Place] = []
+        self.places: list[QueueEntry] = []
         self.keys: list[float] = []
-        self.services, self.sizes = Sums(), Sums()  # seconds, bytes
+        self.services, self.sizes = PrefixSums(), PrefixSums()  # seconds, bytes
         self._with_deadline = self._small = 0
         self._arrivals_per_s = self._busy = 0.0
         self._seen_at = -math.inf
@@ -79,7 +79,7 @@ class Lane:
 
     # ── the line ─────────────────────────────────────────────────────────────────────────────────
 
-    def insert(self, place: Place) -> None:
+    def insert(self, place: QueueEntry) -> None:
         """Line up, behind those with the same key."""
         at = bisect_right(self.keys, place.key)
         self.keys.insert(at, place.key)
@@ -90,7 +90,7 @@ class Lane:
         self._small += place.nbytes <= PERMIT_BYTES
         self._with_deadline += place.work.client_deadline
 
-    def take(self, at: int) -> Place:
+    def take(self, at: int) -> QueueEntry:
         """Leave the line."""
         place = self.places.pop(at)
         del self.keys[at]
@@ -101,7 +101,7 @@ class Lane:
         self._with_deadline -= place.work.client_deadline
         return place
 
-    def index(self, place: Place) -> int:
+    def index(self, place: QueueEntry) -> int:
         """Where in line `place` stands. Raises IndexError when it does not."""
         at = bisect_left(self.keys, place.key)
         while self.places[at] is not place:
@@ -137,14 +137,14 @@ class Lane:
 
     # ── the slots ────────────────────────────────────────────────────────────────────────────────
 
-    def begin(self, run: Run, now: float) -> None:
+    def begin(self, run: RunningWork, now: float) -> None:
         """Take a slot, and a permit where one is needed."""
         self._average(now)
         self._remaining_at = self._unsent_at = math.nan
         self.runs[run.work] = run
         self.uploading += self.remote and run.is_uploading()
 
-    def sent(self, run: Run, now: float) -> None:
+    def sent(self, run: RunningWork, now: float) -> None:
         """Give the permit back, once. Bodies that socket buffers hide have none, and are not believed."""
         if run.is_uploading():
             self._average(now)
@@ -152,7 +152,7 @@ class Lane:
             run.sent_at = now
             self.uploading -= self.remote
 
-    def end(self, run: Run, now: float) -> None:
+    def end(self, run: RunningWork, now: float) -> None:
         """Give the slot back, and the permit where it is still out."""
         self._average(now)
         self.sent(run, now)

@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import LOOKED_AT, Lane
-from gateway.lanes.work import Place
+from gateway.lanes.work import QueueEntry
 from gateway.policy import Policy, cost_at
 
-MOVE_LEAST_S = 0.05  # a move for less is not worth a log line
+MIN_MOVE_S = 0.05  # a move for less is not worth a log line
 
 Usable = Callable[[str], str | None]
 
 
-class Rebinding:
+class Rebalancer:
     """Finds better lines for those who wait."""
 
     def __init__(self, forecast: Forecast, lanes: Mapping[str, Lane], policy: Policy) -> None:
         self._forecast, self._lanes, self._policy = forecast, lanes, policy
 
-    def moves(self, usable: Usable, now: float) -> Iterator[tuple[Place, Lane, Lane]]:
+    def moves(self, usable: Usable, now: float) -> Iterator[tuple[QueueEntry, Lane, Lane]]:
         """Each place that is better off elsewhere, with its lane and the better one. The caller moves it."""
         waiting = [lane for lane in self._lanes.values() if lane.places]
         if not waiting:
@@ -34,13 +34,13 @@ class Rebinding:
                     if to is not None:
                         yield place, lane, to
 
-    def _better(self, place: Place, lane: Lane, shut: Mapping[str, str | None], now: float) -> Lane | None:
+    def _better(self, place: QueueEntry, lane: Lane, shut: Mapping[str, str | None], now: float) -> Lane | None:
         work, policy, candidate = place.work, self._policy, self._forecast.candidate
         slack_s = work.deadline - now
         here = candidate(work, lane.name, shut[lane.name], now, lane.index(place))
         best, best_s = None, math.inf
         if here.refused is None:
-            best_s = cost_at(here, here.t_s, slack_s, policy) * policy.rebind - MOVE_LEAST_S
+            best_s = cost_at(here, here.t_s, slack_s, policy) * policy.rebind - MIN_MOVE_S
         for name in work.allowed:
             to = self._lanes.get(name)
             if to is None or to is lane or to.is_full:

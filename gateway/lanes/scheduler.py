@@ -6,43 +6,43 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.lanes.forecast import Forecast
-from gateway.lanes.hedge import Rescuing
+from gateway.lanes.hedge import Hedger
 from gateway.lanes.lane import Lane
-from gateway.lanes.rebalance import Rebinding
-from gateway.lanes.work import PERMIT_BYTES, Place, Run, Work
-from gateway.measure.board import Board
+from gateway.lanes.rebalance import Rebalancer
+from gateway.lanes.work import PERMIT_BYTES, QueueEntry, RunningWork, Work
+from gateway.measure.board import Measurements
 from gateway.plugin import TaskRefused
 from gateway.policy import Candidate, Decision, Policy, Query, decide
 
-MOST_REMEMBERED = 1024
-OVERDUE, OVERDUE_LEAST_S = 4.0, 1.0
-RETRY_LEAST_S, RETRY_MOST_S = 1.0, 60.0
+MAX_REMEMBERED = 1024
+OVERDUE, MIN_OVERDUE_S = 4.0, 1.0
+MIN_RETRY_S, MAX_RETRY_S = 1.0, 60.0
 
 
 def _always(name: str) -> str | None:
     return None
 
 
-class Lanes:
+class Scheduler:
     """All lanes. `usable(name)` says why a backend may not be used now (None: it may); set it at any time."""
 
-    def __init__(self, board: Board, policy: Policy, clock: Callable[[], float]) -> None:
+    def __init__(self, board: Measurements, policy: Policy, clock: Callable[[], float]) -> None:
         self.board, self.policy = board, policy
         self.usable: Callable[[str], str | None] = _always
         self.moves = 0
         self._clock = clock
         self._lanes: dict[str, Lane] = {}
         self._retired: list[Lane] = []  # whose name another has, or nobody; what runs there ends there
-        self._waiting_in: dict[Work, tuple[Lane, Place]] = {}
+        self._waiting_in: dict[Work, tuple[Lane, QueueEntry]] = {}
         self._last: dict[tuple[str, str], str] = {}
         self._forecast = self._new_forecast()
-        self._rebinding = Rebinding(self._forecast, self._lanes, policy)
-        self._rescuing = Rescuing(self._forecast, self._lanes, board)
+        self._rebinding = Rebalancer(self._forecast, self._lanes, policy)
+        self._rescuing = Hedger(self._forecast, self._lanes, board)
 
     def obey(self, policy: Policy) -> None:
         """Weigh by this from now on."""
         self.policy = policy
-        self._rebinding = Rebinding(self._forecast, self._lanes, policy)
+        self._rebinding = Rebalancer(self._forecast, self._lanes, policy)
 
     def _new_forecast(self) -> Forecast:
         return Forecast(self.board, self._lanes, self._clock)
@@ -95,7 +95,7 @@ class Lanes:
         for work in (*self._waiting_in, *running):
             work.allowed = tuple(each for each in work.allowed if each != name)
 
-    def _drop(self, name: str, places: list[Place]) -> None:
+    def _drop(self, name: str, places: list[QueueEntry]) -> None:
         for work in [place.work for place in places]:
             del self._waiting_in[work]
             if work.dropped is not None:
@@ -139,7 +139,7 @@ class Lanes:
         if work.arrived is None:
             work.arrived = now
             self._rescuing.earn()
-            if len(self._last) >= MOST_REMEMBERED:
+            if len(self._last) >= MAX_REMEMBERED:
                 self._last.clear()
             self._last[work.kind, work.name] = backend
         for name in work.allowed:
@@ -150,7 +150,7 @@ class Lanes:
     def _line_up(self, work: Work, lane: Lane, now: float) -> None:
         lane.note_arrival(now)
         expected = self._forecast.service(work, lane.name)
-        place = Place(work, expected.mean_s * expected.hold, now)
+        place = QueueEntry(work, expected.mean_s * expected.hold, now)
         lane.insert(place)
         self._waiting_in[work] = (lane, place)
 
@@ -164,10 +164,10 @@ class Lanes:
             upload_s = self._forecast.upload_s(lane, work.body_bytes, now)
             if lane.remote and work.body_bytes > PERMIT_BYTES:
                 lane.permits = self._forecast.permits(lane, work.body_bytes)
-            lane.begin(Run(work, now, expected.mean_s, expected.p95_s, upload_s, expected.hold), now)
+            lane.begin(RunningWork(work, now, expected.mean_s, expected.p95_s, upload_s, expected.hold), now)
             work.start(lane.name)
 
-    def _run(self, work: Work, backend: str) -> tuple[Lane, Run] | None:
+    def _run(self, work: Work, backend: str) -> tuple[Lane, RunningWork] | None:
         lane = self._lanes.get(backend)
         run = lane.runs.get(work) if lane is not None else None
         return (lane, run) if lane is not None and run is not None else None
@@ -200,9 +200,9 @@ class Lanes:
         served_s = self._served_s(*found)
         found[1].answered = True
         self.board.timed_out(backend, work.kind, work.model(backend), work.size(backend), served_s)
-        return served_s > max(OVERDUE * found[1].p95_s, OVERDUE_LEAST_S)
+        return served_s > max(OVERDUE * found[1].p95_s, MIN_OVERDUE_S)
 
-    def _served_s(self, lane: Lane, run: Run) -> float:
+    def _served_s(self, lane: Lane, run: RunningWork) -> float:
         """Seconds since it began, at a remote backend since its last byte left."""
         taken_s = self._clock() - run.began
         return max(self._clock() - run.sent_by(), taken_s / 10) if lane.remote else taken_s
@@ -254,7 +254,7 @@ class Lanes:
 
     def _drain_s(self, lane: Lane, now: float) -> float:
         """Until a quarter of the line has gone: a time at which asking again is worth it."""
-        return min(max(lane.slot_wait_s(len(lane.places) // 4, now), RETRY_LEAST_S), RETRY_MOST_S)
+        return min(max(lane.slot_wait_s(len(lane.places) // 4, now), MIN_RETRY_S), MAX_RETRY_S)
 
     def waiting(self) -> dict[str, int]:
         """How many wait for each backend."""

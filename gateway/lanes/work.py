@@ -49,7 +49,7 @@ class Work:
         return self.sizes.get(backend, 0.0)
 
 
-class Place:
+class QueueEntry:
     """Work waiting in a lane."""
 
     __slots__ = ("is_waiting", "key", "nbytes", "service_s", "work")
@@ -63,7 +63,7 @@ class Place:
         self.is_waiting = False
 
 
-class Run:
+class RunningWork:
     """Work a backend has been given; `upload_s` is what its upload was expected to take, bytes ahead included."""
 
     __slots__ = (
@@ -107,17 +107,17 @@ class Run:
     def remaining_s(self, now: float) -> float:
         """Seconds its slot stays taken."""
         age_s = now - self.began - self.upload_s
-        left_s, least_s = self.held_s - age_s, self.held_s / 4
+        left_s, min_s = self.held_s - age_s, self.held_s / 4
         if age_s > self.held_p95_s:
-            least_s = age_s * LINDY if age_s * LINDY > least_s else least_s
-        return left_s if left_s > least_s else least_s
+            min_s = age_s * LINDY if age_s * LINDY > min_s else min_s
+        return left_s if left_s > min_s else min_s
 
     def unsent_s(self, bytes_per_s: float, now: float) -> float:
         """Seconds until its last byte has left. A stall lasts as long again as it has lasted."""
         own_s, age_s = self.nbytes / bytes_per_s, now - self.began
         if self.nbytes > PERMIT_BYTES:
-            left_s, least_s, late_s = own_s - age_s, own_s / 4, age_s - self.upload_s
-            left_s = left_s if left_s > least_s else least_s
+            left_s, min_s, late_s = own_s - age_s, own_s / 4, age_s - self.upload_s
+            left_s = left_s if left_s > min_s else min_s
             return left_s if left_s > late_s else late_s
         left_s = self.upload_s - age_s
         return 0.0 if left_s <= 0.0 else own_s if own_s < left_s else left_s

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 
 from gateway.measure.link import FIRST_UPLINK_BYTES_PER_S, Change, Link, LinkView, Measured
 from gateway.measure.load import UNKNOWN, Readings
-from gateway.measure.service_time import LONGEST_S, SHORTEST_S, Drift, Estimate, ServiceTime, is_duration
+from gateway.measure.service_time import MAX_S, MIN_S, Drift, Estimate, ServiceTime, is_duration
 from gateway.plugin import LinkSample
 
-__all__ = ["Board", "Change", "Estimate", "LinkView", "Measured", "Sampler"]
+__all__ = ["Change", "Estimate", "LinkView", "Measured", "Measurements", "Sampler"]
 
 PRIOR_EDGE_S, PRIOR_CLOUD_S = 0.2, 0.3
 DRIFT_EDGE_PER_S, DRIFT_CLOUD_PER_S = 0.004, 0.001
-MOST_CLASSES = 4096
+MAX_CLASSES = 4096
 TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.8
 PASSES_PER_TRIAL, TRIAL_EVERY_S, SURE_PASSES = 300, 60.0, 15
 
@@ -45,7 +45,7 @@ class _Backend:
         self.classes: dict[tuple[str, str], ServiceTime] = {}
 
 
-class Board:
+class Measurements:
     """Everything measured. `clock` gives monotonic seconds; `on_link(backend, change)` hears of link states."""
 
     def __init__(
@@ -142,7 +142,7 @@ class Board:
         known = self._class(found, kind, model)
         seconds = max(seconds - found.link.rtt.recent_s, seconds / 10)  # the path's share changes with the path
         if known.samples:
-            usual_s = max(known.usual_s(x), SHORTEST_S)
+            usual_s = max(known.usual_s(x), MIN_S)
             found.drift.learn(math.log(seconds / usual_s), known.log_variance(x), now)
         known.learn(x, seconds / found.drift.slowdown(now), now)
         found.link.wanted(now)
@@ -154,7 +154,7 @@ class Board:
     def timed_out(self, backend: str, kind: str, model: str, x: float, seconds: float) -> None:
         """It had not finished after `seconds`: it takes at least that long. Other failures teach no speed."""
         if is_duration(seconds) and seconds > self.predict(backend, kind, model, x).mean_s:
-            self.learn(backend, kind, model, x, min(2 * seconds, LONGEST_S))
+            self.learn(backend, kind, model, x, min(2 * seconds, MAX_S))
 
     def passed_over(self, backend: str, kind: str, model: str) -> None:
         """A decision went elsewhere, though `backend` could have served it."""
@@ -163,7 +163,7 @@ class Board:
     def _class(self, found: _Backend, kind: str, model: str) -> ServiceTime:
         known = found.classes.get((kind, model))
         if known is None:
-            if len(found.classes) >= MOST_CLASSES:
+            if len(found.classes) >= MAX_CLASSES:
                 del found.classes[min(found.classes, key=lambda k: found.classes[k].at)]
             known = found.classes[kind, model] = ServiceTime()
         return known

@@ -67,7 +67,7 @@ TEACHING_BYTES = 65_536  # smaller transfers sit in socket buffers and tell noth
 FIRST_UPLINK_BYTES_PER_S = 500_000.0  # 4 Mbit/s, a middling LTE uplink, until there is a sample
 SAME_EVENT_S = 0.25
 RTT_WINDOW_S = 60.0
-LONGEST_RTT_S = 60.0
+MAX_RTT_S = 60.0
 IDLE_DIVISOR = 4.0  # probes are spaced by a quarter of the time nobody wanted this link
 SLOWEST_PROBE_S = 60.0
 
@@ -172,7 +172,7 @@ class RoundTrip:
 
     def learn(self, seconds: float, now: float) -> None:
         """One round trip; impossible ones are ignored."""
-        if not 0.0 < seconds <= LONGEST_RTT_S:
+        if not 0.0 < seconds <= MAX_RTT_S:
             return
         if not self.samples:
             self.smoothed_s, self.variation_s, self.recent_s = seconds, seconds / 2, seconds
@@ -188,13 +188,13 @@ class RoundTrip:
         self._at = now
 
     @property
-    def least_s(self) -> float:
+    def min_s(self) -> float:
         """The least of the window and the one before; infinite without a sample."""
         return min(self._least, self._least_before)
 
     def is_late(self) -> bool:
         """Whether it is far above what the path can do."""
-        return self.samples > 3 and self.smoothed_s > 4 * self.least_s + 0.1
+        return self.samples > 3 and self.smoothed_s > 4 * self.min_s + 0.1
 
     def measured(self, value: float, now: float) -> Measured:
         """`value` (the smoothed or the least) as a Measured."""
@@ -300,7 +300,7 @@ class Link:
         """Everything at `now`."""
         return LinkView(
             rtt=self.rtt.measured(self.rtt.smoothed_s, now),
-            rtt_min=self.rtt.measured(self.rtt.least_s, now),
+            rtt_min=self.rtt.measured(self.rtt.min_s, now),
             tcp_rtt=self.tcp_rtt.measured(self.tcp_rtt.smoothed_s, now),
             uplink_bytes_per_s=self.up.measured(now),
             downlink_bytes_per_s=self.down.measured(now),

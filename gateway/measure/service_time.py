@@ -29,16 +29,16 @@ from typing import Any, NamedTuple
 
 FORGETTING = 0.99  # of the least squares: about the last 100 samples count
 EXTRAPOLATION = 2.0  # of the largest size seen
-LEAST_NOISE = 0.01  # as a variance of the logarithm: nothing is known to better than 10 %
+MIN_NOISE = 0.01  # as a variance of the logarithm: nothing is known to better than 10 %
 FAR = 4.0  # times the longest seen, or this part of the shortest
 OUTLIER = 3.0  # standard deviations
-SLOWDOWN_MOST_LOG = math.log(4.0)  # what drift is for; beyond it, the class has changed
+MAX_SLOWDOWN_LOG = math.log(4.0)  # what drift is for; beyond it, the class has changed
 CLIP = 2.0  # a residual beyond this many predictions counts as this many
-SHORTEST_S, LONGEST_S = 1e-5, 86_400.0
+MIN_S, MAX_S = 1e-5, 86_400.0
 Z95 = 1.645  # the normal distribution's 95th percentile
 FIRST_LOG_VARIANCE = 0.25
 VARIANCE_GAIN = 0.05
-HOLD_GAIN, HOLD_MOST = 0.2, 1e4
+HOLD_GAIN, MAX_HOLD = 0.2, 1e4
 SMALLEST, LARGEST = 1e-6, 1e12  # sizes beyond are reckoned as these, so that no square leaves what a float holds
 
 
@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
 
 def is_duration(seconds: float) -> bool:
     """Whether `seconds` can be how long something took."""
-    return SHORTEST_S <= seconds <= LONGEST_S  # false for NaN too
+    return MIN_S <= seconds <= MAX_S  # false for NaN too
 
 
 class Drift:
@@ -139,7 +139,7 @@ class ServiceTime:
         self.at = 0.0
         self.unit = 1.0  # sizes are divided by the first one seen, so that both weights are of one magnitude
         self.beyond = 0.0  # sizes above this one are reckoned as this one
-        self.least, self.most = SHORTEST_S, LONGEST_S  # seconds that may be predicted
+        self.least, self.most = MIN_S, MAX_S  # seconds that may be predicted
         self.holds = 0
         self.hold = 1.0  # how long the slot is taken, as a multiple of the time to the answer
         self.w0 = self.w1 = 0.0
@@ -150,7 +150,7 @@ class ServiceTime:
 
     def held(self, ratio: float) -> None:
         """Its slot was free again after `ratio` times what the answer took."""
-        if 1.0 <= ratio <= HOLD_MOST:
+        if 1.0 <= ratio <= MAX_HOLD:
             self.holds += 1
             self.hold += (ratio - self.hold) * max(HOLD_GAIN, 1.0 / self.holds)
 
@@ -180,13 +180,13 @@ class ServiceTime:
         self.p00 = self.p11 = half * half
 
     def _correct(self, x: float, seconds: float) -> None:
-        expected = max(self.w0 + self.w1 * x, SHORTEST_S)
+        expected = max(self.w0 + self.w1 * x, MIN_S)
         # Between expected² and seconds²: an estimate far too high must not discount the sample that tells.
         scale = expected * seconds
         self._doubt_line(math.log(seconds / expected), x, scale)
         a0, a1 = self.p00 + self.p01 * x, self.p01 + self.p11 * x  # P phi
         doubt = max(a0 + a1 * x, 0.0)  # the variance of the prediction by what is not known of the line; rounding aside
-        noise = min(max(self.variance, LEAST_NOISE), 1.0) * scale
+        noise = min(max(self.variance, MIN_NOISE), 1.0) * scale
         self._spread(math.log(seconds / expected), noise / (noise + doubt))
         error = min(seconds - expected, CLIP * expected)
         k0, k1 = a0 / (FORGETTING * noise + doubt), a1 / (FORGETTING * noise + doubt)
@@ -203,7 +203,7 @@ class ServiceTime:
     def _doubt_line(self, off: float, x: float, scale: float) -> None:
         """Two samples in a row that no spread and no slowdown explains: the line is wrong, begin it anew."""
         outlier = 0
-        if abs(off) > max(OUTLIER * math.sqrt(self.variance), SLOWDOWN_MOST_LOG):
+        if abs(off) > max(OUTLIER * math.sqrt(self.variance), MAX_SLOWDOWN_LOG):
             outlier = 1 if off > 0.0 else -1
         if outlier and outlier == self._outlier:
             self.p00, self.p01, self.p11 = scale, 0.0, scale / max(x * x, 1.0)
@@ -222,14 +222,14 @@ class ServiceTime:
 
     def _spread(self, off: float, share: float) -> None:
         """Learn the variance; `share` of this residual is the sample's own, the rest the line's."""
-        most = OUTLIER * OUTLIER * max(self.variance, LEAST_NOISE)  # stragglers are no spread
+        most = OUTLIER * OUTLIER * max(self.variance, MIN_NOISE)  # stragglers are no spread
         self.variance += max(VARIANCE_GAIN, 1.0 / (self.samples + 4)) * (min(off * off * share, most) - self.variance)
         self.to_p95 = math.exp(Z95 * math.sqrt(self.variance))
 
     def log_variance(self, x: float) -> float:
         """Of the logarithm of a sample of size `x` over what is predicted: its own, and the line's."""
         x = min(x, self.beyond) / self.unit
-        expected = max(self.w0 + self.w1 * x, SHORTEST_S)
+        expected = max(self.w0 + self.w1 * x, MIN_S)
         doubt = max(self.p00 + 2 * self.p01 * x + self.p11 * x * x, 0.0)
         return self.variance + doubt / (expected * expected)
 
@@ -258,9 +258,9 @@ class ServiceTime:
         self = cls()
         self.samples = int(saved["samples"])
         self.holds = int(saved.get("holds", 0))
-        self.hold = min(max(_finite(saved.get("hold", 1.0)), 1.0), HOLD_MOST)
-        self.least = max(_finite(saved.get("least", SHORTEST_S)), 0.0)
-        self.most = max(_finite(saved.get("most", LONGEST_S)), self.least)
+        self.hold = min(max(_finite(saved.get("hold", 1.0)), 1.0), MAX_HOLD)
+        self.least = max(_finite(saved.get("least", MIN_S)), 0.0)
+        self.most = max(_finite(saved.get("most", MAX_S)), self.least)
         self.at = now
         for name in ("unit", "beyond", "w0", "w1", "p00", "p01", "p11", "variance"):
             setattr(self, name, _finite(saved[name]))

@@ -7,7 +7,7 @@ import traceback
 
 # What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
 PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
-MOST_WORDS = 2000  # characters of an exception's text that are passed on
+MAX_WORDS = 2000  # characters of an exception's text that are passed on
 
 
 def is_told_to_stop(exc: BaseException) -> bool:
@@ -19,7 +19,7 @@ def is_told_to_stop(exc: BaseException) -> bool:
 def words_of(exc: BaseException) -> str:
     """The text of `exc`, which may quote anything: for a log where nothing of a request can be in it, and for tests."""
     try:
-        return str(exc)[:MOST_WORDS]
+        return str(exc)[:MAX_WORDS]
     except BaseException as worse:  # its own __str__
         return f"its text raised {type(worse).__name__}"
 

@@ -12,22 +12,22 @@ registry.py    which backends there are
 """
 
 from gateway.registry.loader import GROUP, BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
-from gateway.registry.lookup import Directory, Offer
-from gateway.registry.member import AUTO, Member
+from gateway.registry.lookup import Catalog, ServingBackends
+from gateway.registry.member import AUTO, ManagedBackend
 from gateway.registry.registry import Registry
-from gateway.registry.reload import Ground
+from gateway.registry.reload import BackendResources
 
 __all__ = [
     "AUTO",
     "GROUP",
     "BackendConfig",
-    "Directory",
-    "Ground",
-    "Member",
-    "Offer",
+    "BackendResources",
+    "Catalog",
+    "ManagedBackend",
     "PluginBroken",
     "PluginMissing",
     "Registry",
+    "ServingBackends",
     "find_plugin",
     "installed",
 ]

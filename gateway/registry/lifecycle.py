@@ -10,34 +10,36 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from gateway.measure.board import Board
+from gateway.measure.board import Measurements
 from gateway.plugin import LinkSample
 from gateway.plugin.errors import is_told_to_stop
-from gateway.registry.member import Member, describe
-from gateway.telemetry import guarded, log, watched
+from gateway.registry.member import ManagedBackend, describe
+from gateway.telemetry import log, log_exceptions, log_task_failure
 
-LEAST_PAUSE_S = 0.01
+MIN_PAUSE_S = 0.01
 LOOK_AGAIN_S = 0.25  # interest in an idle backend, which brings its next probe forward, is noticed this soon
 CLOSE_S = 10.0  # what has not closed by then, when the gateway stops, is cancelled
 CANCEL_S = 1.0  # and left behind where it ignores that
 
-Changed = Callable[[Member], None]
+Changed = Callable[[ManagedBackend], None]
 
 
-class Lives:
+class BackendLifecycle:
     """Starts and ends them; remembers those, too, that a reload has left behind. clock: monotonic seconds."""
 
-    def __init__(self, board: Board, clock: Callable[[], float]) -> None:
+    def __init__(self, board: Measurements, clock: Callable[[], float]) -> None:
         self._board, self._clock = board, clock
-        self._lives: dict[asyncio.Task[None], Member] = {}
+        self._lives: dict[asyncio.Task[None], ManagedBackend] = {}
 
-    def start(self, member: Member, changed: Changed) -> None:
+    def start(self, member: ManagedBackend, changed: Changed) -> None:
         """Open it in the background, and keep an eye on it; `changed` is told when it has opened or failed."""
-        life = member.life = watched(asyncio.create_task(self._live(member, changed), name=f"backend {member.name}"))
+        life = member.life = log_task_failure(
+            asyncio.create_task(self._live(member, changed), name=f"backend {member.name}")
+        )
         self._lives[life] = member
         life.add_done_callback(self._lives.pop)
 
-    async def retire(self, member: Member, finished: Callable[[Member], Awaitable[None]]) -> None:
+    async def retire(self, member: ManagedBackend, finished: Callable[[ManagedBackend], Awaitable[None]]) -> None:
         """Give it no new work, and close it once it has `finished`; it is left behind after CLOSE_S."""
         member.state = "closing"
         await finished(member)
@@ -45,7 +47,7 @@ class Lives:
         if member.life is not None:
             await asyncio.wait({member.life}, timeout=CLOSE_S)
 
-    def give_up(self, member: Member) -> None:
+    def give_up(self, member: ManagedBackend) -> None:
         """Close it; its start, where that still goes on, is cancelled: it may never end."""
         member.stopping.set()
         if member.state == "starting" and member.life is not None:
@@ -66,7 +68,7 @@ class Lives:
         """Whose start or stop still goes on; after `end`, that is what will never end."""
         return sorted({member.name for member in self._lives.values()})
 
-    async def _live(self, member: Member, changed: Changed) -> None:
+    async def _live(self, member: ManagedBackend, changed: Changed) -> None:
         try:
             if await self._has_opened(member, changed):
                 try:
@@ -81,7 +83,7 @@ class Lives:
         finally:
             member.opened.set()
 
-    async def _has_opened(self, member: Member, changed: Changed) -> bool:
+    async def _has_opened(self, member: ManagedBackend, changed: Changed) -> bool:
         began = self._clock()
         try:
             member.check()
@@ -103,28 +105,30 @@ class Lives:
             log.info(
                 "backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3)
             )
-            with guarded(f"opening backend {member.name}"):
+            with log_exceptions(f"opening backend {member.name}"):
                 changed(member)
         return True
 
-    async def _watch(self, member: Member) -> None:
+    async def _watch(self, member: ManagedBackend) -> None:
         while not member.stopping.is_set():
             pause_s: float | None = LOOK_AGAIN_S
-            with guarded(f"watching backend {member.name}"):  # a bug of ours: it serves on, and is looked at again
+            with log_exceptions(
+                f"watching backend {member.name}"
+            ):  # a bug of ours: it serves on, and is looked at again
                 pause_s = await self._look(member)
             member.opened.set()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(member.stopping.wait(), pause_s)
 
-    async def _look(self, member: Member) -> float | None:
+    async def _look(self, member: ManagedBackend) -> float | None:
         """Ask how it is, where that is due; seconds until the next look, None where there is nothing to ask."""
         if not member.is_watched:
             return None
         if not member.opened.is_set() or self._board.probe_due_s(member.name) <= 0:
             await self._probe(member)
-        return min(max(LEAST_PAUSE_S, self._board.probe_due_s(member.name)), LOOK_AGAIN_S)
+        return min(max(MIN_PAUSE_S, self._board.probe_due_s(member.name)), LOOK_AGAIN_S)
 
-    async def _probe(self, member: Member) -> None:
+    async def _probe(self, member: ManagedBackend) -> None:
         was = member.complaint
         self._board.probe_sent(member.name)
         member.complaint = await self._asked(member)
@@ -135,7 +139,7 @@ class Lives:
         elif was and not member.complaint:
             log.info("backend.well", backend=member.name)
 
-    async def _asked(self, member: Member) -> str | None:
+    async def _asked(self, member: ManagedBackend) -> str | None:
         """What it says of itself, or how it failed to."""
         assert member.backend is not None
         try:
@@ -151,7 +155,7 @@ class Lives:
             return f"its health check raised {describe(exc)}"
         return None if said is None else str(said)
 
-    async def _close(self, member: Member) -> None:
+    async def _close(self, member: ManagedBackend) -> None:
         member.state = "closed"
         try:
             assert member.backend is not None

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gateway.plugin import GatewayError, Kind
-from gateway.registry.member import AUTO, Member
+from gateway.registry.member import AUTO, ManagedBackend
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class ServingBackends:
     """Who serves a name: the backend's own name for it by backend, the one that was pinned, if any, and who they were.
 
     By the time work starts somebody else may have the name.
@@ -19,25 +19,25 @@ class Offer:
 
     names: Mapping[str, str]
     pinned: str | None = None
-    members: Mapping[str, Member] = field(default_factory=dict)
+    members: Mapping[str, ManagedBackend] = field(default_factory=dict)
 
 
-class Directory:
+class Catalog:
     """The names clients may use, and which of `members` serves each. Members come and go."""
 
     def __init__(self) -> None:
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ManagedBackend] = {}
 
-    def offer(self, kind: Kind, name: str) -> Offer:
+    def offer(self, kind: Kind, name: str) -> ServingBackends:
         """Who serves `name`. Raises GatewayError: not found (with the nearest name), or not known yet."""
         pin, _, rest = name.partition("/")
         if kind != "task" and rest and pin in self.members:
             names = self._among({pin: self.members[pin]}, kind, rest, name)
-            return Offer(names, pin, {pin: self.members[pin]})
+            return ServingBackends(names, pin, {pin: self.members[pin]})
         names = self._among(self.members, kind, name, name)
-        return Offer(names, None, {each: self.members[each] for each in names})
+        return ServingBackends(names, None, {each: self.members[each] for each in names})
 
-    def _among(self, members: Mapping[str, Member], kind: Kind, name: str, asked: str) -> dict[str, str]:
+    def _among(self, members: Mapping[str, ManagedBackend], kind: Kind, name: str, asked: str) -> dict[str, str]:
         found = {m.name: own for m in members.values() if (own := m.serves(kind, name)) is not None}
         if found:
             return found

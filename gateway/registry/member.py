@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args
 
 from gateway.health.breaker import Breaker
-from gateway.health.missing_endpoints import Lacks
+from gateway.health.missing_endpoints import MissingEndpoints
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
 from gateway.plugin.checks import names_of
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
-class Member:
+class ManagedBackend:
     """One backend in life. What the operator set wins over what the plugin declares.
 
     error: why it does not serve, as clients may read it; cause: the same for the operator, with the words of whatever
@@ -41,7 +41,7 @@ class Member:
     cause: str | None = None
     complaint: str | None = None
     flaws: dict[str, str] = field(default_factory=dict)
-    lacks: Lacks = field(default_factory=Lacks)
+    lacks: MissingEndpoints = field(default_factory=MissingEndpoints)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     life: asyncio.Task[None] | None = None
@@ -62,7 +62,7 @@ class Member:
         divides = backend is not None and backend.site == type(backend).site == "hybrid"
         return self.site != "edge" and not divides
 
-    def does_as(self, other: Member) -> bool:
+    def does_as(self, other: ManagedBackend) -> bool:
         """Whether work that was meant for `other` may be done here: on the same side, under the same names."""
         return (self.site, self.is_off_site, self.models, self.tasks) == (
             other.site, other.is_off_site, other.models, other.tasks,

@@ -10,19 +10,19 @@ from functools import partial
 
 from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
-from gateway.measure.board import Board
+from gateway.measure.board import Measurements
 from gateway.plugin import BackendSettings, Services
 from gateway.plugin.errors import words_of
-from gateway.registry.lifecycle import Changed, Lives
+from gateway.registry.lifecycle import BackendLifecycle, Changed
 from gateway.registry.loader import BackendConfig, build, fingerprint
-from gateway.registry.lookup import Directory
-from gateway.registry.member import Member, describe
-from gateway.registry.reload import Ground, Succession
-from gateway.telemetry import guarded, log
+from gateway.registry.lookup import Catalog
+from gateway.registry.member import ManagedBackend, describe
+from gateway.registry.reload import BackendReloader, BackendResources
+from gateway.telemetry import log, log_exceptions
 from gateway.workers import DRAIN_S
 
 
-class Registry(Directory):
+class Registry(Catalog):
     """All configured backends, from their configuration to their end.
 
     drain_s: seconds a cancelled task has to end in, before its worker process is killed.
@@ -32,20 +32,20 @@ class Registry(Directory):
         self,
         configs: Iterable[BackendConfig],
         services_for: Callable[[str], Services],
-        board: Board,
+        board: Measurements,
         *,
         drain_s: Callable[[], float] = lambda: DRAIN_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
-        self._lives = Lives(board, clock)
+        self._lives = BackendLifecycle(board, clock)
         self._clock, self._services_for, self._drain_s = clock, services_for, drain_s
         self.packages: dict[str, str] = {}
-        self._succession = Succession(self.members, self._lives, self._member)
+        self._succession = BackendReloader(self.members, self._lives, self._member)
         for config in configs:
             self.members[config.name] = self._member(config)
 
-    def _member(self, config: BackendConfig) -> Member:
+    def _member(self, config: BackendConfig) -> ManagedBackend:
         settings = config.settings or BackendSettings.model_validate({})
         backend, cause = None, config.broken
         error = cause and "its plugin cannot be loaded"
@@ -55,7 +55,7 @@ class Registry(Directory):
                 backend = build(config.cls, settings, self._services_for(config.name), self._drain_s)
             except BaseException as exc:  # nothing is awaited here: whatever it is, it is the plugin's
                 error, cause = describe(exc), f"{type(exc).__name__}: {words_of(exc)}"
-        return Member(
+        return ManagedBackend(
             name=config.name,
             plugin=config.plugin,
             settings=settings,
@@ -80,10 +80,10 @@ class Registry(Directory):
         for member in self.members.values():
             self._lives.start(member, changed)
 
-    def change(self, configs: Mapping[str, BackendConfig], ground: Ground) -> None:
+    def change(self, configs: Mapping[str, BackendConfig], ground: BackendResources) -> None:
         """Have these backends and no others, those that are the same going on as they are; `changed` waits for it."""
         for name in {**self.members, **configs}:
-            with guarded(f"changing backend {name}"):
+            with log_exceptions(f"changing backend {name}"):
                 self._succession.want(name, configs.get(name), ground)
 
     async def changed(self) -> None:

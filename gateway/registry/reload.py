@@ -15,41 +15,46 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
-from gateway.registry.lifecycle import Lives
+from gateway.registry.lifecycle import BackendLifecycle
 from gateway.registry.loader import BackendConfig, fingerprint
-from gateway.registry.member import Member
-from gateway.telemetry import guarded, watched
+from gateway.registry.member import ManagedBackend
+from gateway.telemetry import log_exceptions, log_task_failure
 
 STAND_IN_S = 30.0  # for as long an old one serves in place of a new one that does not get to open
 POLICY_ONLY = ("usd_per_request", "watts", "queue")
 
 
-class Ground(Protocol):
+class BackendResources(Protocol):
     """What is kept of backends by their name, and what they have to do: lanes and measurements."""
 
-    def changed(self, member: Member) -> None:
+    def changed(self, member: ManagedBackend) -> None:
         """It has opened or failed, or has other settings now."""
 
-    def replaced(self, old: Member, new: Member) -> None:
+    def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
         """`new` has the name now; `old` does what it has."""
 
-    async def finished(self, member: Member, *, comes_back: bool = False) -> None:
+    async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
         """Return when it has done what it has, or after a while.
 
         What is known by its name is forgotten, unless somebody else has that, or it comes back as it was.
         """
 
 
-class Succession:
+class BackendReloader:
     """Makes `members` what the settings say, one name at a time, in the background."""
 
-    def __init__(self, members: dict[str, Member], lives: Lives, make: Callable[[BackendConfig], Member]) -> None:
+    def __init__(
+        self,
+        members: dict[str, ManagedBackend],
+        lives: BackendLifecycle,
+        make: Callable[[BackendConfig], ManagedBackend],
+    ) -> None:
         self._members, self._lives, self._make = members, lives, make
-        self._heirs: dict[str, Member] = {}
+        self._heirs: dict[str, ManagedBackend] = {}
         self._moves: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def want(self, name: str, config: BackendConfig | None, ground: Ground) -> None:
+    def want(self, name: str, config: BackendConfig | None, ground: BackendResources) -> None:
         """Have this backend by that name, or none; one that has failed or is quarantined is made anew."""
         heir, present = self._heirs.get(name), self._members.get(name)
         if heir is not None and self._goes_on(heir, config, ground):
@@ -71,7 +76,7 @@ class Succession:
         way = self._take_turns if by_turns else self._stand_in
         self._moves[name] = self._spawn(name, way(present, new, ground))
 
-    def _goes_on(self, member: Member, config: BackendConfig | None, ground: Ground) -> bool:
+    def _goes_on(self, member: ManagedBackend, config: BackendConfig | None, ground: BackendResources) -> bool:
         """Whether `member` is what is wanted, or can be made so in place."""
         if config is None or not member.is_sound:
             return False
@@ -97,35 +102,35 @@ class Succession:
 
     # ── the ways ─────────────────────────────────────────────────────────────────────────────────
 
-    async def _leave(self, old: Member, ground: Ground) -> None:
+    async def _leave(self, old: ManagedBackend, ground: BackendResources) -> None:
         await self._lives.retire(old, ground.finished)
         del self._members[old.name]
 
-    async def _take_turns(self, old: Member, new: Member, ground: Ground) -> None:
+    async def _take_turns(self, old: ManagedBackend, new: ManagedBackend, ground: BackendResources) -> None:
         comes_back = old.fingerprint == new.fingerprint
         await self._lives.retire(old, partial(ground.finished, comes_back=comes_back))
         self._members[new.name] = self._heirs.pop(new.name)
         self._lives.start(new, ground.changed)
 
-    async def _stand_in(self, old: Member, new: Member, ground: Ground) -> None:
+    async def _stand_in(self, old: ManagedBackend, new: ManagedBackend, ground: BackendResources) -> None:
         self._lives.start(new, partial(self._opened, ground))
         if old.state == "serving" and old.is_sound:
             with suppress(TimeoutError):
                 async with asyncio.timeout(STAND_IN_S):
                     await new.opened.wait()
         self._members[new.name] = self._heirs.pop(new.name)
-        with guarded(f"the change of backend {new.name}"):
+        with log_exceptions(f"the change of backend {new.name}"):
             ground.replaced(old, new)
         self._spawn(old.name, self._lives.retire(old, ground.finished))
 
-    def _opened(self, ground: Ground, member: Member) -> None:
+    def _opened(self, ground: BackendResources, member: ManagedBackend) -> None:
         if self._members.get(member.name) is member:  # else that is told when it gets the name
             ground.changed(member)
 
     # ── their tasks ──────────────────────────────────────────────────────────────────────────────
 
     def _spawn(self, name: str, way: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = watched(asyncio.create_task(way, name=f"the change of backend {name}"))
+        task = log_task_failure(asyncio.create_task(way, name=f"the change of backend {name}"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -6,10 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from gateway.lanes import Lane, Lanes
-from gateway.measure.board import Board
-from gateway.registry import Member
-from gateway.telemetry import guarded
+from gateway.lanes import Lane, Scheduler
+from gateway.measure.board import Measurements
+from gateway.registry import ManagedBackend
+from gateway.telemetry import log_exceptions
 
 LOOK_S = 0.05
 BESIDE_S = 3600.0  # whose name another has is in nobody's way; a stream may be long
@@ -19,12 +19,12 @@ class Backends:
     """Gives each backend its lane and its place on the board. forgotten(name): nothing of it is known any more."""
 
     def __init__(
-        self, lanes: Lanes, board: Board, forgotten: Callable[[str], None], drain_s: Callable[[], float]
+        self, lanes: Scheduler, board: Measurements, forgotten: Callable[[str], None], drain_s: Callable[[], float]
     ) -> None:
         self._lanes, self._board, self._forgotten, self._drain_s = lanes, board, forgotten, drain_s
         self._retired: dict[int, Lane | None] = {}  # by the identity of members whose name another has
 
-    def changed(self, member: Member) -> None:
+    def changed(self, member: ManagedBackend) -> None:
         """It has opened, or has other settings: that is its lane. Nothing where it has failed."""
         if member.state != "serving":
             return
@@ -40,7 +40,7 @@ class Backends:
         )
         asyncio.get_running_loop().call_soon(self._lanes.tick)  # what waits may be better off there
 
-    def replaced(self, old: Member, new: Member) -> None:
+    def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
         """Whoever waits goes to the new one, where that does the same; what runs goes on at the old one."""
         lane = self._retired[id(old)] = self._lanes.retire(old.name)
         if old.fingerprint != new.fingerprint:
@@ -50,7 +50,7 @@ class Backends:
         if lane is not None:
             self._lanes.hand_over(lane, same_work=new.does_as(old))
 
-    async def finished(self, member: Member, *, comes_back: bool = False) -> None:
+    async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
         """Wait for what a backend has; then forget it, unless somebody has its name, or it comes back as it was."""
         if id(member) in self._retired:
             await self._ended(self._retired.pop(id(member)))
@@ -71,7 +71,7 @@ class Backends:
     async def _drained(self, is_busy: Callable[[], bool], within_s: float) -> None:
         until = time.monotonic() + within_s
         while time.monotonic() < until and is_busy():
-            with guarded("the tick"):
+            with log_exceptions("the tick"):
                 self._lanes.tick()
             await asyncio.sleep(LOOK_S)
 

@@ -15,7 +15,7 @@ from concurrent.futures import thread as executors
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from gateway.telemetry import broke, flush
+from gateway.telemetry import flush, log_bug
 
 LAST_S = 1.0  # for tasks nobody has ended, then for what is still to be written
 
@@ -32,10 +32,10 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         try:
             loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as exc:
-            broke("something beside requests would have ended the gateway", exc)
+            log_bug("something beside requests would have ended the gateway", exc)
         else:
             if not task.done():
-                broke("something would have stopped the event loop", None)
+                log_bug("something would have stopped the event loop", None)
     return task.result()
 
 

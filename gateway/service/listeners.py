@@ -12,15 +12,15 @@ from aiohttp import web
 
 from gateway.admin import Admin
 from gateway.admit import Gate
-from gateway.ingress.handler import Door
-from gateway.ingress.http.adapter import HttpDoor
+from gateway.ingress.handler import RequestHandler
+from gateway.ingress.http.adapter import HttpTransport
 from gateway.ingress.http.hosts import own_hosts
-from gateway.ingress.http.listener import Site, most_connections, most_handshakes, raise_descriptor_limit
+from gateway.ingress.http.listener import Site, max_connections, max_handshakes, raise_descriptor_limit
 from gateway.ingress.http.server import Server
 from gateway.service import systemd
 from gateway.service.sockets import bind, file_of, host_of, name_of, refuse_less_tls, refuse_public, remove
 from gateway.settings import Settings
-from gateway.telemetry import broke, guarded
+from gateway.telemetry import log_bug, log_exceptions
 
 FINISH_S = 1.0  # for the last answers to leave; who does not read theirs has it twice
 ADMIN_CONNECTIONS = 64
@@ -32,12 +32,12 @@ class Listeners:
     bound, admin_bound: what they are called. sites: those for data.
     """
 
-    def __init__(self, door: Door, gate: Gate, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, door: RequestHandler, gate: Gate, tls: ssl.SSLContext | None) -> None:
         self._door, self._gate, self._tls = door, gate, tls
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
         self.sites: list[Site] = []
-        self.http: HttpDoor | None = None
+        self.http: HttpTransport | None = None
         self._admin: Admin | None = None
         self._is_activated = False
         self._sockets: list[socket.socket] = []
@@ -57,10 +57,10 @@ class Listeners:
         self.bound, self.admin_bound = [name_of(sock) for sock in self._sockets], [name_of(admin)]
         self._bound_to = [host_of(sock) for sock in [*self._sockets, admin]]
         hosts = own_hosts(self._bound_to)
-        self.http = HttpDoor(self._door, allowed_hosts=hosts, allowed_origins=frozenset())
+        self.http = HttpTransport(self._door, allowed_hosts=hosts, allowed_origins=frozenset())
         self._admin = Admin(self._door, hosts, None if settings.admin_listen.is_local else self._gate)
         self.allow(settings)
-        most = most_connections(raise_descriptor_limit(), slots)
+        most = max_connections(raise_descriptor_limit(), slots)
         self.sites = await self._serve(self.http, self._sockets, most=most, tls=self._tls, held=self._is_activated)
         await self._serve(self._admin, [admin], most=ADMIN_CONNECTIONS)
 
@@ -75,7 +75,7 @@ class Listeners:
     ) -> list[Site]:
         runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=FINISH_S)
         await runner.setup()
-        share = most_handshakes(most) // len(sockets)
+        share = max_handshakes(most) // len(sockets)
         sites = [Site(runner, sock, tls, handshakes=share, held=held) for sock in sockets]
         for site in sites:
             await site.start()
@@ -107,7 +107,7 @@ class Listeners:
     async def renewed(self) -> None:
         """Accept again. A listener that cannot is told, and tried again with each look at the memory."""
         for site in self.sites:
-            with guarded(f"accepting again on {site.name}"):
+            with log_exceptions(f"accepting again on {site.name}"):
                 await site.resume("renewing")
 
     async def go(self) -> None:
@@ -142,4 +142,4 @@ async def all_of(what: str, *steps: Coroutine[Any, Any, None]) -> None:
     """All of them at once, each to its end; those that fail are told."""
     for ended in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(ended, BaseException):
-            broke(what, ended)
+            log_bug(what, ended)

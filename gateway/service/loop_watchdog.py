@@ -18,14 +18,14 @@ from gateway.telemetry import log, metrics
 
 PING_S = 0.25
 STALL_S = 0.1
-MOST_PLACES = 100
+MAX_PLACES = 100
 STACK_FRAMES = 12
 
 # Backends by the top-level package their plugin's code is in.
 Plugins = Mapping[str, str]
 
 
-class StallWatch:
+class LoopWatchdog:
     """Watches the loop it is started in. `plugins` is asked for at each stall: backends may come and go."""
 
     def __init__(self, plugins: Plugins) -> None:
@@ -69,7 +69,7 @@ class StallWatch:
         backend = self._plugins.get(_package(culprit))
         metrics.STALLS.inc(backend=backend or "none")
         where = _place(culprit)
-        if where in self._told or len(self._told) >= MOST_PLACES:
+        if where in self._told or len(self._told) >= MAX_PLACES:
             return
         self._told.add(where)
         stack = [f"{_place(each)} {each.f_code.co_name}" for each in frames[:STACK_FRAMES]]

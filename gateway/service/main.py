@@ -19,20 +19,20 @@ from gateway.plugin.errors import is_told_to_stop
 from gateway.service import event_loop, systemd
 from gateway.service.service import Service
 from gateway.settings import Loaded, SettingsError, load
-from gateway.telemetry import broke, configure, log, raised, warned, watched
+from gateway.telemetry import configure, log, log_bug, log_task_failure, raised, warned
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
 
-unhandled = exception_hooks.for_loop(broke)
+unhandled = exception_hooks.for_loop(log_bug)
 _reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
-    exception_hooks.redirect(broke, warned)
+    exception_hooks.redirect(log_bug, warned)
     event_loop.leave(_status(loaded, env_file))
 
 
@@ -69,7 +69,7 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
         gc.enable()
-        reloading = watched(asyncio.create_task(_reload_when_told(service, env_file, told), name="reload"))
+        reloading = log_task_failure(asyncio.create_task(_reload_when_told(service, env_file, told), name="reload"))
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await asked
         reloading.cancel()

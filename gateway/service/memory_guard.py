@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.ingress.handler import Door
+from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.listener import Site
 from gateway.measure.memory import MemoryGauge
-from gateway.telemetry import guarded, log
+from gateway.telemetry import log, log_exceptions
 
 SHED_AT, STOP_AT, RESUME_AT = 0.85, 0.95, 0.90
 
 
-class Relief:
+class MemoryGuard:
     """Looks at the memory whenever it is told to."""
 
-    def __init__(self, door: Door, gauge: MemoryGauge) -> None:
+    def __init__(self, door: RequestHandler, gauge: MemoryGauge) -> None:
         self.gauge = gauge
         self._door = door
         self.is_paused = False
@@ -44,5 +44,5 @@ class Relief:
             if self.is_paused:
                 site.pause("memory")
             else:
-                with guarded(f"accepting again on {site.name}"):
+                with log_exceptions(f"accepting again on {site.name}"):
                     await site.resume("memory")

@@ -17,10 +17,10 @@ from functools import partial
 from gateway import __version__
 from gateway.admit import Gate, Key
 from gateway.dispatch import BackendServices, Dispatcher
-from gateway.ingress.handler import Door
+from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.server import check_parser
-from gateway.lanes import Lanes
-from gateway.measure.board import Board, Change
+from gateway.lanes import Scheduler
+from gateway.measure.board import Change, Measurements
 from gateway.measure.carrier import CarrierWatch, way_to
 from gateway.measure.load import LoadSampler
 from gateway.measure.memory import MemoryGauge
@@ -28,13 +28,13 @@ from gateway.registry import BackendConfig, Registry
 from gateway.service import systemd
 from gateway.service.backend_resources import Backends
 from gateway.service.listeners import Listeners, all_of
-from gateway.service.loop_watchdog import StallWatch
-from gateway.service.memory_guard import Relief
+from gateway.service.loop_watchdog import LoopWatchdog
+from gateway.service.memory_guard import MemoryGuard
 from gateway.service.state_file import Learned
 from gateway.service.wiring import mqtt_door, policy_of, rules_of, tls_of
 from gateway.settings import Loaded, Settings
 from gateway.settings.live import waiting_for_restart
-from gateway.telemetry import flush, guarded, log, metrics, watched
+from gateway.telemetry import flush, log, log_exceptions, log_task_failure, metrics
 
 START_S = 5.0
 DRAIN_S = 30.0
@@ -56,11 +56,11 @@ class Service:
         self.settings = settings
         self.gate = Gate(keys)
         policy = settings.policy
-        self.board = Board(
+        self.board = Measurements(
             time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
         )
         self.policy = policy_of(settings)
-        self.lanes = Lanes(self.board, self.policy, time.monotonic)
+        self.lanes = Scheduler(self.board, self.policy, time.monotonic)
         self._backends = Backends(self.lanes, self.board, self._forgotten, lambda: DRAIN_S)
         self._services: dict[str, BackendServices] = {}
         self.registry = Registry(
@@ -68,13 +68,13 @@ class Service:
         )
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
         self._join()
-        self.door = Door(self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate)
+        self.door = RequestHandler(self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate)
         self.is_ready = False
         self.mqtt = mqtt_door(self.door, settings.mqtt)
         self.listeners = Listeners(self.door, self.gate, tls_of(settings.tls))
         self._bound_by = settings
-        self.relief = Relief(self.door, MemoryGauge())
-        self._stalls = StallWatch(self.registry.packages)
+        self.relief = MemoryGuard(self.door, MemoryGauge())
+        self._stalls = LoopWatchdog(self.registry.packages)
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
         self._sources: dict[str, str | None] = {}
@@ -107,7 +107,7 @@ class Service:
         self.board.sample_load()
         await self.listeners.open(self.settings, sum(each.slots for each in self.registry.members.values()))
         await self.registry.open_all(self._backends.changed)
-        self._ticker = watched(asyncio.create_task(self._tick(), name="tick"))
+        self._ticker = log_task_failure(asyncio.create_task(self._tick(), name="tick"))
         self._stalls.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
         await self.registry.settled(START_S)
@@ -138,7 +138,7 @@ class Service:
             self.dispatcher.close,
             self.registry.close_all,
         ):
-            with guarded(f"stopping, `{getattr(step, 'func', step).__qualname__}`"):
+            with log_exceptions(f"stopping, `{getattr(step, 'func', step).__qualname__}`"):
                 await step()
         self._learned.save()
         log.info("service.stopped")
@@ -223,17 +223,17 @@ class Service:
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
             ticks += 1
             for step in (systemd.feed_watchdog, flush, self.lanes.tick, self.dispatcher.look_for_leaks):
-                with guarded("the tick"):
+                with log_exceptions("the tick"):
                     step()
             if ticks % LOAD_EVERY_TICKS == 0:
                 await self._look_at_the_device()
             if loop.time() > save_at:
                 save_at = loop.time() + SAVE_S
-                with guarded("saving what was learned"):
+                with log_exceptions("saving what was learned"):
                     self._learned.save()
 
     async def _look_at_the_device(self) -> None:
-        with guarded("reading the load"):
+        with log_exceptions("reading the load"):
             self.board.sample_load()
-        with guarded("looking at the memory"):
+        with log_exceptions("looking at the memory"):
             await self.relief.look(self.listeners.sites if self.is_ready else ())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.measure.board import Board
+from gateway.measure.board import Measurements
 from gateway.registry import Registry
 from gateway.telemetry import log
 
@@ -15,7 +15,7 @@ from gateway.telemetry import log
 class Learned:
     """The board's knowledge at rest in `folder`. Neither call raises: a file that is no use is told, no more."""
 
-    def __init__(self, folder: Path, board: Board, registry: Registry) -> None:
+    def __init__(self, folder: Path, board: Measurements, registry: Registry) -> None:
         self.path = folder.expanduser() / "learned.json"
         self._board, self._registry = board, registry
 

@@ -6,9 +6,9 @@ import socket
 import ssl
 
 from gateway.dispatch import Limits
-from gateway.ingress.handler import Door
-from gateway.ingress.mqtt import Broker, MqttDoor, Topics
-from gateway.ingress.task import Rules
+from gateway.ingress.handler import RequestHandler
+from gateway.ingress.mqtt import Broker, MqttTransport, Topics
+from gateway.ingress.task import RequestLimits
 from gateway.policy import Policy
 from gateway.settings import Settings, Tls
 from gateway.settings.tree import Mqtt
@@ -20,16 +20,16 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(**{name: getattr(settings.policy, name) for name in Policy.__dataclass_fields__})
 
 
-def rules_of(settings: Settings) -> Rules:
+def rules_of(settings: Settings) -> RequestLimits:
     """What the doors hold every request to."""
-    return Rules(
+    return RequestLimits(
         deadline_s=settings.deadline_s,
         max_body_bytes=settings.max_body_bytes,
         limits=Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s),
     )
 
 
-def mqtt_door(door: Door, settings: Mqtt) -> MqttDoor | None:
+def mqtt_door(door: RequestHandler, settings: Mqtt) -> MqttTransport | None:
     """The MQTT door, where a broker is set. Raises TlsInvalid."""
     if settings.url is None:
         return None
@@ -39,7 +39,9 @@ def mqtt_door(door: Door, settings: Mqtt) -> MqttDoor | None:
     broker = Broker(host=host, port=port, username=settings.username, password=password, tls=tls)
     topics = Topics(prefix=settings.prefix, group=settings.group, host=socket.gethostname())
     is_trusted = settings.username is not None or settings.cert_file is not None or settings.url.is_local
-    return MqttDoor(door, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key)
+    return MqttTransport(
+        door, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key
+    )
 
 
 def tls_of(settings: Tls) -> ssl.SSLContext | None:

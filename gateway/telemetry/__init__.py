@@ -7,18 +7,18 @@ metrics.REQUESTS.inc(door="http", kind="chat", backend="cloud", outcome="served"
 """
 
 from gateway.telemetry import metrics
-from gateway.telemetry.guards import broke, guarded, warned, watched
-from gateway.telemetry.logs import Limited, configure, flush, log, raised
+from gateway.telemetry.guards import log_bug, log_exceptions, log_task_failure, warned
+from gateway.telemetry.logs import RateLimitedEvent, configure, flush, log, raised
 
 __all__ = [
-    "Limited",
-    "broke",
+    "RateLimitedEvent",
     "configure",
     "flush",
-    "guarded",
     "log",
+    "log_bug",
+    "log_exceptions",
+    "log_task_failure",
     "metrics",
     "raised",
     "warned",
-    "watched",
 ]

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from gateway.telemetry.logs import Limited, raised
+from gateway.telemetry.logs import RateLimitedEvent, raised
 
 T = TypeVar("T")
 
-_broken = Limited("service.unhandled", per_s=1.0, burst=10)
-_warned = Limited("library.logged", per_s=1.0, burst=5)
+_broken = RateLimitedEvent("service.unhandled", per_s=1.0, burst=10)
+_warned = RateLimitedEvent("library.logged", per_s=1.0, burst=5)
 
 
-def broke(what: str, exc: BaseException | None) -> None:
+def log_bug(what: str, exc: BaseException | None) -> None:
     """Tell of a bug: where it struck, in our words, and the exception's type and place, if any, never its text.
 
     Rate-limited: a host that is out of descriptors brings one of these for every client that waits.
@@ -25,15 +25,15 @@ def broke(what: str, exc: BaseException | None) -> None:
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
+def log_exceptions(what: str) -> Iterator[None]:
     """What is raised inside is told, and goes no further. Cancellations, and what ends the process, do."""
     try:
         yield
     except Exception as exc:
-        broke(what, exc)
+        log_bug(what, exc)
 
 
-def watched(task: asyncio.Task[T]) -> asyncio.Task[T]:
+def log_task_failure(task: asyncio.Task[T]) -> asyncio.Task[T]:
     """Have it told, by the task's name, when a task that nobody awaits ends in an exception. Returns the task."""
     task.add_done_callback(_ended)
     return task
@@ -41,7 +41,7 @@ def watched(task: asyncio.Task[T]) -> asyncio.Task[T]:
 
 def _ended(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and (exc := task.exception()) is not None:
-        broke(f"the task `{task.get_name()}` has ended", exc)
+        log_bug(f"the task `{task.get_name()}` has ended", exc)
 
 
 def warned(place: str, category: str) -> None:

@@ -117,7 +117,7 @@ class _Forward(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self._limited = Limited("library.logged", per_s=1.0, burst=5)
+        self._limited = RateLimitedEvent("library.logged", per_s=1.0, burst=5)
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
@@ -141,7 +141,7 @@ def raised(exc: BaseException | None) -> dict[str, str | None]:
     return {"error": type(exc).__name__, "where": at[-1] if at else None}
 
 
-class Limited:
+class RateLimitedEvent:
     """An event that strangers can cause: `burst` lines at once, `per_s` on average, the rest only counted."""
 
     def __init__(

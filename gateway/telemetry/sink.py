@@ -1,7 +1,7 @@
 """Where the log's lines go, such that whoever reads them, or does not, can neither stop nor end the gateway.
 
 A line is written at once where it can be. Where it cannot (a reader that does not read, a full disk, a reader that
-is gone) it waits, is tried again with the next line and at every tick, and has company up to MOST_WAITING_BYTES; what
+is gone) it waits, is tried again with the next line and at every tick, and has company up to MAX_WAITING_BYTES; what
 comes then is counted. Once all that waited is written, a line tells how many are missing.
 """
 
@@ -19,7 +19,7 @@ from functools import partial
 
 from gateway.telemetry import metrics
 
-MOST_WAITING_BYTES = 1 << 20
+MAX_WAITING_BYTES = 1 << 20
 PAUSE_S = 0.01
 
 Put = Callable[[bytes | bytearray], int]
@@ -80,7 +80,7 @@ class Sink:
             written = self._written(line)
             if written < len(line):
                 self._waiting += line[written:]
-        elif len(self._waiting) + len(line) <= MOST_WAITING_BYTES:
+        elif len(self._waiting) + len(line) <= MAX_WAITING_BYTES:
             self._waiting += line
         else:
             self._dropped += 1

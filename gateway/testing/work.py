@@ -17,7 +17,7 @@ from gateway.testing.life import TURNS
 from gateway.testing.network import FAULTS
 from gateway.testing.watch import BLOCKED_S, Stalls
 
-MOST_AT_ONCE = 16
+MAX_AT_ONCE = 16
 SHORT_S = 0.05
 OVER_S = 1.0  # how long after its deadline a task may take to be over
 ROUNDS = 8
@@ -155,7 +155,7 @@ async def concurrency(bench: Bench) -> None:
     tasks = bench.some_tasks()
     async with bench.opened() as backend:
         alone = [[await _answer(bench, backend, again(task)) for _ in range(2)] for task in tasks]
-        slots = min(backend.slots, MOST_AT_ONCE)
+        slots = min(backend.slots, MAX_AT_ONCE)
         jobs = [(n % len(tasks), again(tasks[n % len(tasks)])) for n in range(max(slots, 1))]
         answers = await _all(bench, backend, [task for _, task in jobs])
         for (number, task), answer in zip(jobs, answers, strict=True):

@@ -38,7 +38,7 @@ from gateway.plugin.checks import names_of
 from gateway.plugin.errors import PluginRaised, frames_of, is_told_to_stop, words_of
 from gateway.workers import wire
 
-MOST_SUBTASKS = 16
+MAX_SUBTASKS = 16
 TRACEBACK_CHARS = 8000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _OOM_SCORE_STEP = 500  # of 1000: when memory runs out, a worker goes before the gateway
@@ -49,7 +49,7 @@ class Program:
 
     def __init__(self) -> None:
         self._channel = wire.Channel(wire.ToWorker, self._received, self._hung_up)
-        self._errands = Errands(self._channel)
+        self._errands = SubtaskClient(self._channel)
         self._stopping = asyncio.Event()
         self._backend: Backend[Any] | None = None
         self._is_open = False
@@ -79,7 +79,7 @@ class Program:
             self._stop_job()
         elif isinstance(frame, wire.Start):
             self._job = asyncio.create_task(self._open(frame))
-        elif isinstance(frame, wire.Told):
+        elif isinstance(frame, wire.SubtaskResponse):
             self._errands.told(frame)
         elif isinstance(frame, wire.AskHealth):
             if self._asked is None or self._asked.done():
@@ -97,7 +97,7 @@ class Program:
 
     def _ended(self, job: asyncio.Task[None]) -> None:
         if job.cancelled():  # before its first step, or it would have said so itself
-            self._channel.send(wire.Ended())
+            self._channel.send(wire.End())
 
     async def _open(self, start: wire.Start) -> None:
         try:
@@ -130,14 +130,14 @@ class Program:
         except BackendFailed as exc:
             self._channel.send(wire.frame_error(exc, f"`{task.name}`"))
 
-    async def _last_frame(self, task: Task) -> wire.Answer | wire.Ended | wire.Failure:
+    async def _last_frame(self, task: Task) -> wire.ResultFrame | wire.End | wire.ErrorFrame:
         try:
             return await self._run(task)
         except BaseException as exc:
             is_ours = self._is_job_stopped and is_told_to_stop(exc)
-            return wire.Ended() if is_ours else self._failure(exc, f"`{task.name}`", task)
+            return wire.End() if is_ours else self._failure(exc, f"`{task.name}`", task)
 
-    async def _run(self, task: Task) -> wire.Answer | wire.Ended:
+    async def _run(self, task: Task) -> wire.ResultFrame | wire.End:
         """Send the parts, return what comes last: the next task is sent as soon as that is read."""
         outcome = cast(Backend[Any], self._backend).run(task)
         if not isinstance(outcome, AsyncIterator):
@@ -149,9 +149,9 @@ class Program:
                 self._channel.send(wire.frame_part(item))
                 await self._channel.drained()
                 await asyncio.sleep(0)  # a generator that only computes still has to hear a cancel
-        return wire.Ended()
+        return wire.End()
 
-    def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.Failure:
+    def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.ErrorFrame:
         if isinstance(exc, PluginRaised) or not isinstance(exc, GatewayError):
             what = exc.raised if isinstance(exc, PluginRaised) else type(exc).__name__
             keys = {
@@ -163,30 +163,30 @@ class Program:
         return wire.frame_error(exc, who)
 
 
-class Errands:
-    """Subtasks that the gateway serves meanwhile: MOST_SUBTASKS at once, so that their answers' bytes are bounded."""
+class SubtaskClient:
+    """Subtasks that the gateway serves meanwhile: MAX_SUBTASKS at once, so that their answers' bytes are bounded."""
 
     def __init__(self, channel: wire.Channel) -> None:
         self._channel = channel
-        self._room = asyncio.Semaphore(MOST_SUBTASKS)
+        self._room = asyncio.Semaphore(MAX_SUBTASKS)
         self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[wire.Told]] = {}
+        self._waiting: dict[int, asyncio.Future[wire.SubtaskResponse]] = {}
 
     async def run(self, task: Task) -> Result:
         """Ask for it and wait. Raises what it ended in."""
         async with self._room:
             number = next(self._numbers)
-            self._channel.send(wire.Ask(number, wire.frame_task(task)))
+            self._channel.send(wire.SubtaskRequest(number, wire.frame_task(task)))
             answer = self._waiting[number] = asyncio.get_running_loop().create_future()
             try:
                 return wire.outcome_of(await answer)
             except asyncio.CancelledError:
-                self._channel.send(wire.Forget(number))
+                self._channel.send(wire.SubtaskCancel(number))
                 raise
             finally:
                 del self._waiting[number]
 
-    def told(self, frame: wire.Told) -> None:
+    def told(self, frame: wire.SubtaskResponse) -> None:
         """One has ended."""
         answer = self._waiting.get(frame.number)
         if answer is not None and not answer.done():
@@ -196,7 +196,7 @@ class Errands:
 class WorkerServices:
     """`gateway.plugin.Services` in a worker: the name, the log, subtasks; no network to tell of."""
 
-    def __init__(self, name: str, channel: wire.Channel, errands: Errands) -> None:
+    def __init__(self, name: str, channel: wire.Channel, errands: SubtaskClient) -> None:
         self.name = name
         self.log = WorkerLog(channel)
         self._errands = errands
@@ -250,9 +250,9 @@ def load_class(path: str) -> type[Backend[Any]]:
     return cast("type[Backend[Any]]", found)
 
 
-def hello_of(backend: Backend[Any]) -> wire.Hello:
+def hello_of(backend: Backend[Any]) -> wire.Ready:
     """What an open backend says of itself."""
-    return wire.Hello(names_of(backend.models), names_of(backend.tasks), list(backend.kinds))
+    return wire.Ready(names_of(backend.models), names_of(backend.tasks), list(backend.kinds))
 
 
 def say(what: str, exc: BaseException | None) -> None:

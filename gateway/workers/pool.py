@@ -37,7 +37,7 @@ from gateway.workers import wire
 from gateway.workers.process import Process
 
 FIRST_RETRY_S = 0.1
-LONGEST_RETRY_S = 10.0
+MAX_RETRY_S = 10.0
 DRAIN_S = 300.0  # as much as a whole request has, where nobody says otherwise
 
 State = Literal["starting", "failing", "idle", "busy"]
@@ -66,7 +66,7 @@ class Slot:
     @property
     def retry_s(self) -> float:
         """Seconds until the next start."""
-        return min(FIRST_RETRY_S * 2 ** (self.failures - 1), LONGEST_RETRY_S) if self.failures else 0.0
+        return min(FIRST_RETRY_S * 2 ** (self.failures - 1), MAX_RETRY_S) if self.failures else 0.0
 
 
 class WorkerBackend(Backend[BackendSettings]):
@@ -127,7 +127,7 @@ class WorkerBackend(Backend[BackendSettings]):
         await asyncio.gather(*self._drains)
         self._slots, self._idle = [Slot() for _ in self._slots], []
 
-    def _mirror(self, hello: wire.Hello) -> None:
+    def _mirror(self, hello: wire.Ready) -> None:
         self.models, self.tasks, self.kinds = hello.models, hello.tasks, frozenset(hello.kinds)
 
     async def _keep(self, slot: Slot) -> None:
@@ -204,10 +204,10 @@ class WorkerBackend(Backend[BackendSettings]):
         process = await self._take_by(deadline)
         try:
             process.begin(task)
-            while not isinstance(frame := await process.answer(deadline), wire.Ended):
+            while not isinstance(frame := await process.answer(deadline), wire.End):
                 yield _item_of(frame)
                 deadline = task.parts_deadline
-                if isinstance(frame, wire.Answer):
+                if isinstance(frame, wire.ResultFrame):
                     break
         except TimeoutError:
             if process.is_busy:
@@ -269,11 +269,11 @@ class WorkerBackend(Backend[BackendSettings]):
 
 
 def _item_of(frame: wire.FromWorker) -> Part | Result:
-    if isinstance(frame, wire.Piece):
+    if isinstance(frame, wire.PartFrame):
         return wire.part_of(frame)
-    if isinstance(frame, wire.Answer):
+    if isinstance(frame, wire.ResultFrame):
         return wire.result_of(frame)
-    if isinstance(frame, wire.Failure):
+    if isinstance(frame, wire.ErrorFrame):
         raise wire.error_of(frame)
     raise BackendUnavailable(f"a worker answered with an unexpected {type(frame).__name__}")
 

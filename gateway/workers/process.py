@@ -21,7 +21,7 @@ from typing import IO, cast
 
 from gateway.plugin import BackendUnavailable, Log, Task
 from gateway.workers import wire
-from gateway.workers.subtasks import Dispatch, Errands
+from gateway.workers.subtasks import Dispatch, SubtaskServer
 
 STOP_S = 2.0  # how long a worker may take to stop when asked
 ANSWERS_AHEAD, BYTES_AHEAD = 64, 1 << 18  # kept for a slow reader before the worker has to wait
@@ -47,9 +47,9 @@ class Process:
         self._bucket, self._suppressed = _Bucket(OUTPUT_LINES, OUTPUT_LINES_PER_S), 0
         self._proc: asyncio.subprocess.Process
         self._gone: asyncio.Task[None]
-        self.hello: wire.Hello
+        self.hello: wire.Ready
         self._health: asyncio.Future[str | None] | None = None
-        self._errands = Errands(dispatch, lambda frame: self._channel.send(frame))
+        self._errands = SubtaskServer(dispatch, lambda frame: self._channel.send(frame))
         self._task: Task | None = None
         self.task_id: str | None = None
         self.was_used = False
@@ -89,9 +89,9 @@ class Process:
 
     async def _greeting(self) -> None:
         frame = await self._inbox.get()
-        if isinstance(frame, wire.Failure):
+        if isinstance(frame, wire.ErrorFrame):
             raise wire.error_of(frame)
-        if not isinstance(frame, wire.Hello):
+        if not isinstance(frame, wire.Ready):
             await self._hung_up()
             said = f"its last words: {self._last_line}" if self._last_line else ""
             raise BackendUnavailable(f"the worker {self.fate} before it was ready", detail=said)
@@ -139,7 +139,7 @@ class Process:
         if self._inbox.empty():
             self._bytes_ahead = 0
             self._channel.read_on(True)
-        if isinstance(frame, wire.Piece) and time.monotonic() >= deadline:
+        if isinstance(frame, wire.PartFrame) and time.monotonic() >= deadline:
             raise TimeoutError
         if frame is None:
             await self._hung_up()
@@ -186,10 +186,10 @@ class Process:
         if isinstance(frame, wire.Health):
             self._told_health(frame.said)
             return
-        if isinstance(frame, wire.Ask):
+        if isinstance(frame, wire.SubtaskRequest):
             self._errands.run(frame, self._task)
             return
-        if isinstance(frame, wire.Forget):
+        if isinstance(frame, wire.SubtaskCancel):
             self._errands.forget(frame.number)
             return
         if isinstance(frame, wire.LogLine):

@@ -12,14 +12,14 @@ from gateway.workers import wire
 Dispatch = Callable[[Task], Awaitable[Result]]
 
 
-class Errands:
+class SubtaskServer:
     """Those of one worker. `tell` sends a frame to it, and raises BackendFailed for one that is too long."""
 
-    def __init__(self, dispatch: Dispatch, tell: Callable[[wire.Told], None]) -> None:
+    def __init__(self, dispatch: Dispatch, tell: Callable[[wire.SubtaskResponse], None]) -> None:
         self._dispatch, self._tell = dispatch, tell
         self._running: dict[int, asyncio.Task[None]] = {}
 
-    def run(self, ask: wire.Ask, parent: Task | None) -> None:
+    def run(self, ask: wire.SubtaskRequest, parent: Task | None) -> None:
         """Have it served as a part of `parent`, the task the worker is at, and tell the worker how that ended."""
         if parent is None or ask.task.parent_id != parent.id:
             what = "a worker dispatches parts of the task it works on, task.subtask(…), while somebody waits for it"
@@ -29,7 +29,7 @@ class Errands:
         self._running[ask.number] = task
         task.add_done_callback(lambda _: self._running.pop(ask.number, None))
 
-    async def _serve(self, ask: wire.Ask, parent: Task) -> None:
+    async def _serve(self, ask: wire.SubtaskRequest, parent: Task) -> None:
         try:
             self._tell(told(ask.number, await self._dispatch(subtask_of(ask.task, parent))))
         except Exception as exc:
@@ -48,7 +48,7 @@ class Errands:
             running.cancel()
 
 
-def subtask_of(frame: wire.Work, parent: Task) -> Task:
+def subtask_of(frame: wire.TaskFrame, parent: Task) -> Task:
     """The subtask, with no more time than its parent has, leaving the site no sooner, and on its parent's account."""
     task = wire.task_of(frame)
     if task.fields is not None:  # forms travel without their body
@@ -64,8 +64,8 @@ def subtask_of(frame: wire.Work, parent: Task) -> Task:
     )
 
 
-def told(number: int, came: Result | Exception) -> wire.Told:
+def told(number: int, came: Result | Exception) -> wire.SubtaskResponse:
     """The frame for how it ended. A bug that somebody else's plugin met is none of who asked."""
     if isinstance(came, Result):
-        return wire.Told(number, answer=wire.frame_result(came), backend=came.backend, site=came.site)
-    return wire.Told(number, failure=wire.frame_error(came, "the gateway", is_own=False))
+        return wire.SubtaskResponse(number, answer=wire.frame_result(came), backend=came.backend, site=came.site)
+    return wire.SubtaskResponse(number, failure=wire.frame_error(came, "the gateway", is_own=False))

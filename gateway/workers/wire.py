@@ -1,11 +1,12 @@
 """What a gateway and its worker say to each other, and how it is framed.
 
-A frame is four bytes of length, big-endian, and a msgpack map. The gateway sends `Start` once, then for each
-task one `Work` and perhaps a `Cancel`; a closed socket means stop. The worker sends `Hello` once it can work,
-then for each task any number of `Piece`s and exactly one of `Answer`, `Failure`, `Ended`; `LogLine`s at any time.
-A worker has one task at a time, so frames need no numbers: a `Cancel` that comes late finds nothing to cancel. While it
-works on one it may `Ask` for subtasks, which are numbered; each is answered by a `Told`, unless it sends a `Forget`.
-Beside its tasks it is asked now and then how its backend is, by `AskHealth`, and says so in a `Health` when it can.
+A frame is four bytes of length, big-endian, and a msgpack map. The gateway sends `Start` once, then for each task
+one `TaskFrame` and perhaps a `Cancel`; a closed socket means stop. The worker sends `Ready` once it can work, then for
+each task any number of `PartFrame`s and exactly one of `ResultFrame`, `ErrorFrame`, `End`; `LogLine`s at any time.
+A worker runs one task at a time, so these frames need no numbers: a late `Cancel` finds nothing to cancel. During
+a task the worker may send numbered `SubtaskRequest`s; the gateway answers each with a `SubtaskResponse`, unless it
+receives a `SubtaskCancel`. The gateway sends `AskHealth` to an idle worker now and then; the worker answers with a
+`Health`.
 
 JSON values travel as JSON: what arrives is what the client would see, integers of any size included. A task
 travels without its `terms`, and without the body of a multipart request, whose parts travel instead.
@@ -69,7 +70,7 @@ class Start(msgspec.Struct, tag=True, frozen=True):
     backend: str
 
 
-class Work(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+class TaskFrame(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Run this task; `gateway.plugin.Task` says what the fields mean."""
 
     kind: Kind
@@ -102,7 +103,7 @@ class AskHealth(msgspec.Struct, tag=True, frozen=True):
 # ── frames from the worker ───────────────────────────────────────────────────────────────────────
 
 
-class Hello(msgspec.Struct, tag=True, frozen=True):
+class Ready(msgspec.Struct, tag=True, frozen=True):
     """The backend is open. models, tasks: None while it does not know them."""
 
     models: dict[str, str] | None
@@ -110,7 +111,7 @@ class Hello(msgspec.Struct, tag=True, frozen=True):
     kinds: list[Kind]
 
 
-class Piece(msgspec.Struct, tag=True, frozen=True):
+class PartFrame(msgspec.Struct, tag=True, frozen=True):
     """A `Part`; one of the first three is set."""
 
     json: bytes | None = None
@@ -119,7 +120,7 @@ class Piece(msgspec.Struct, tag=True, frozen=True):
     content_type: str | None = None
 
 
-class Answer(msgspec.Struct, tag=True, frozen=True):
+class ResultFrame(msgspec.Struct, tag=True, frozen=True):
     """A `Result`."""
 
     json: bytes | None
@@ -130,7 +131,7 @@ class Answer(msgspec.Struct, tag=True, frozen=True):
     confidence: float | None
 
 
-class Failure(msgspec.Struct, tag=True, frozen=True):
+class ErrorFrame(msgspec.Struct, tag=True, frozen=True):
     """A `GatewayError`; kind: its class's name; raised, words: the type's name and the text of what was none, a bug.
 
     is_of_subtask: it is passed on by who dispatched the subtask that ended in it.
@@ -150,30 +151,30 @@ class Failure(msgspec.Struct, tag=True, frozen=True):
     is_of_subtask: bool = False
 
 
-class Told(msgspec.Struct, tag=True, frozen=True):
+class SubtaskResponse(msgspec.Struct, tag=True, frozen=True):
     """To the worker: how the subtask of that number ended. backend, site: who answered."""
 
     number: int
-    answer: Answer | None = None
-    failure: Failure | None = None
+    answer: ResultFrame | None = None
+    failure: ErrorFrame | None = None
     backend: str | None = None
     site: Site | None = None
 
 
-class Ask(msgspec.Struct, tag=True, frozen=True):
-    """Serve this subtask of the task at hand; the answer is a `Told` of this number."""
+class SubtaskRequest(msgspec.Struct, tag=True, frozen=True):
+    """Serve this subtask of the task at hand; the answer is a `SubtaskResponse` of this number."""
 
     number: int
-    task: Work
+    task: TaskFrame
 
 
-class Forget(msgspec.Struct, tag=True, frozen=True):
+class SubtaskCancel(msgspec.Struct, tag=True, frozen=True):
     """Nobody waits for the subtask of that number any more."""
 
     number: int
 
 
-class Ended(msgspec.Struct, tag=True, frozen=True):
+class End(msgspec.Struct, tag=True, frozen=True):
     """The stream is complete, or the task was cancelled."""
 
 
@@ -191,20 +192,22 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
     keys: dict[str, Any]
 
 
-ToWorker: TypeAlias = Start | Work | Cancel | Told | AskHealth
-FromWorker: TypeAlias = Hello | Piece | Answer | Failure | Ended | Ask | Forget | Health | LogLine
+ToWorker: TypeAlias = Start | TaskFrame | Cancel | SubtaskResponse | AskHealth
+FromWorker: TypeAlias = (
+    Ready | PartFrame | ResultFrame | ErrorFrame | End | SubtaskRequest | SubtaskCancel | Health | LogLine
+)
 Frame: TypeAlias = ToWorker | FromWorker
 
-LAST_FRAMES = (Answer, Failure, Ended)
+LAST_FRAMES = (ResultFrame, ErrorFrame, End)
 
 
 # ── between frames and what a plugin sees ────────────────────────────────────────────────────────
 
 
-def frame_task(task: Task) -> Work:
+def frame_task(task: Task) -> TaskFrame:
     """The frame for `task`."""
     is_multipart = task.fields is not None
-    return Work(
+    return TaskFrame(
         kind=task.kind,
         name=task.name,
         deadline=task.deadline,
@@ -225,21 +228,21 @@ def frame_task(task: Task) -> Work:
     )
 
 
-def task_of(frame: Work) -> Task:
+def task_of(frame: TaskFrame) -> Task:
     """The task in `frame`."""
-    return Task(**{name: getattr(frame, name) for name in Work.__struct_fields__})
+    return Task(**{name: getattr(frame, name) for name in TaskFrame.__struct_fields__})
 
 
-def frame_part(part: Part) -> Piece:
+def frame_part(part: Part) -> PartFrame:
     """The frame for `part`. Raises BackendFailed where its data is not JSON."""
     if part.raw is not None:
-        return Piece(raw=part.raw)
+        return PartFrame(raw=part.raw)
     if isinstance(part.data, bytes | bytearray | memoryview):
-        return Piece(data=bytes(part.data), content_type=part.content_type)
-    return Piece(json=_json(part.data))
+        return PartFrame(data=bytes(part.data), content_type=part.content_type)
+    return PartFrame(json=_json(part.data))
 
 
-def part_of(frame: Piece) -> Part:
+def part_of(frame: PartFrame) -> Part:
     """The part in `frame`."""
     if frame.json is not None:
         return Part(msgspec.json.decode(frame.json))
@@ -248,12 +251,12 @@ def part_of(frame: Piece) -> Part:
 
 def size_of(frame: FromWorker) -> int:
     """How many bytes of content are in it, where it is a part."""
-    return len(frame.json or frame.data or frame.raw or b"") if isinstance(frame, Piece) else 0
+    return len(frame.json or frame.data or frame.raw or b"") if isinstance(frame, PartFrame) else 0
 
 
-def frame_result(result: Result) -> Answer:
+def frame_result(result: Result) -> ResultFrame:
     """The frame for `result`. Raises BackendFailed where it is not JSON."""
-    return Answer(
+    return ResultFrame(
         _json(result.json) if result.body is None else None,
         result.body,
         result.status,
@@ -263,7 +266,7 @@ def frame_result(result: Result) -> Answer:
     )
 
 
-def result_of(frame: Answer) -> Result:
+def result_of(frame: ResultFrame) -> Result:
     """The result in `frame`."""
     return Result(
         json=None if frame.json is None else msgspec.json.decode(frame.json),
@@ -275,14 +278,14 @@ def result_of(frame: Answer) -> Result:
     )
 
 
-def outcome_of(frame: Told) -> Result:
+def outcome_of(frame: SubtaskResponse) -> Result:
     """What came of a subtask. Raises what it ended in."""
     if frame.answer is None:
         raise error_of(frame.failure) if frame.failure is not None else BackendFailed("a subtask got no answer")
     return dataclasses.replace(result_of(frame.answer), backend=frame.backend, site=frame.site)
 
 
-def frame_error(exc: BaseException, who: str, *, is_own: bool = True) -> Failure:
+def frame_error(exc: BaseException, who: str, *, is_own: bool = True) -> ErrorFrame:
     """The frame for `exc`, raised by `who`; what is no GatewayError becomes a PluginRaised of its type.
 
     is_own: whether it is for the one whose code that was; to anybody else a PluginRaised is a BackendUnavailable.
@@ -290,7 +293,7 @@ def frame_error(exc: BaseException, who: str, *, is_own: bool = True) -> Failure
     if not isinstance(exc, GatewayError):
         what = type(exc).__name__
         exc = PluginRaised(f"{who} raised {what}", raised=what, words=words_of(exc))
-    return Failure(
+    return ErrorFrame(
         kind=next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS),
         message=exc.message,
         code=exc.code,
@@ -306,7 +309,7 @@ def frame_error(exc: BaseException, who: str, *, is_own: bool = True) -> Failure
     )
 
 
-def error_of(frame: Failure) -> GatewayError:
+def error_of(frame: ErrorFrame) -> GatewayError:
     """The error in `frame`, of the class it was."""
     if frame.raised is not None:
         return PluginRaised(frame.message, raised=frame.raised, words=frame.words)

@@ -36,10 +36,10 @@ from .model_lists import Lists, Names
 from .probe import CaptivePortal, Upstream
 from .request import outgoing, pseudonym
 from .response.relay import relay
-from .response.upstream_errors import Refused, body_of, told
+from .response.upstream_errors import UpstreamRejected, body_of, told
 from .response.whole import comes_in_pieces, in_pieces, whole
 from .settings import Base, HttpSettings
-from .transport.exceptions import Translated
+from .transport.exceptions import map_exceptions
 from .transport.exchange import Exchange, ask
 from .transport.session import open_session
 
@@ -97,7 +97,7 @@ class Http(Backend[HttpSettings]):
                             yield Part(raw=item) if isinstance(item, bytes) else item
                 else:
                     yield self._without_key(await whole(task, exchange))
-        except Refused as exc:
+        except UpstreamRejected as exc:
             if has_begun:
                 raise TaskInvalid("the upstream refuses this request", detail=told(exc.error)) from exc
             yield self._without_key(Result(body=body_of(exc.error), status=400))
@@ -142,8 +142,8 @@ class Http(Backend[HttpSettings]):
         said = self.settings.repeatable
         return task.kind != "task" if said is None else said
 
-    def _translated(self, deadline: float) -> Translated:
-        return Translated(self._base.netloc, deadline, self._link_failed)
+    def _translated(self, deadline: float) -> map_exceptions:
+        return map_exceptions(self._base.netloc, deadline, self._link_failed)
 
     def _link_failed(self, why: str) -> None:
         self._observe(LinkSample(failed=why))
@@ -156,7 +156,7 @@ class Http(Backend[HttpSettings]):
     async def health(self) -> str | None:
         """One round trip on a warm connection; now and then what the upstream serves is asked for besides."""
         try:
-            with Translated(self._base.netloc, math.inf, self._link_failed):
+            with map_exceptions(self._base.netloc, math.inf, self._link_failed):
                 self._observe(await self._upstream.probe())
         except CaptivePortal as exc:
             self._link_failed("captive portal")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from gateway.plugin import GatewayError
 
 from .probe import Upstream
-from .transport.exceptions import Translated
+from .transport.exceptions import map_exceptions
 
 REFRESH_S = 60.0
 PATIENCE_S = 0.25  # a probe waits for the first lists so long; its least time limit is twice that
@@ -62,7 +62,7 @@ class Lists:
     async def _ask_for(self, path: str) -> str | None:
         """Ask for one list. Why the upstream refuses it; None also where it cannot say now, and is asked again."""
         try:
-            with Translated(self._netloc, math.inf, lambda why: None):  # of the link, the probes tell
+            with map_exceptions(self._netloc, math.inf, lambda why: None):  # of the link, the probes tell
                 names = await self._upstream.names(path)
         except GatewayError as exc:
             return exc.message if exc.code == "upstream_auth" else None

@@ -19,34 +19,34 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from gateway_hybrid.throughput import Pace
+from gateway_hybrid.throughput import Throughput
 
 ROUNDS = 4  # times a group may be refused everywhere
 SHARES = 3.0  # a group is this part of what its side is likely to do yet, for each that is in flight
-FIRST_PART, FIRST_MOST = 64, 16  # of a batch nobody knows the speed of
-LEAST_GROUP_S = 0.02  # shorter ones cost more to hand over than to do
+FIRST_PART, MAX_FIRST = 64, 16  # of a batch nobody knows the speed of
+MIN_GROUP_S = 0.02  # shorter ones cost more to hand over than to do
 WORTH_THE_WAY = 3.0  # overheads a group should take, where the next one is not on its way meanwhile
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
-STALLED, STALLED_LEAST_S = 1.2, 0.1
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.1, 2.0
+STALLED, MIN_STALLED_S = 1.2, 0.1
 TWIN_GAIN = 0.8
-LOOK_S, LOOK_MOST_S = 0.02, 0.25
+LOOK_S, MAX_LOOK_S = 0.02, 0.25
 
 
 @dataclass(frozen=True, slots=True)
-class Fate:
+class RetryHistory:
     """What became of a group so far. avoids: sides that had their try in this round; failed_at: where it failed."""
 
     avoids: frozenset[str] = frozenset()
     failed_at: frozenset[str] = frozenset()
     rounds: int = 0
 
-    def after(self, side: str, sides: frozenset[str], *, is_refusal: bool) -> Fate | None:
+    def after(self, side: str, sides: frozenset[str], *, is_refusal: bool) -> RetryHistory | None:
         """What it is after `side` did not serve it; None: it is hopeless."""
         failed_at = self.failed_at if is_refusal else self.failed_at | {side}
         avoids, rounds = self.avoids | {side}, self.rounds
         if avoids >= sides:
             avoids, rounds = failed_at, rounds + 1
-        return None if failed_at >= sides or rounds >= ROUNDS else Fate(avoids, failed_at, rounds)
+        return None if failed_at >= sides or rounds >= ROUNDS else RetryHistory(avoids, failed_at, rounds)
 
 
 @dataclass(slots=True, eq=False)
@@ -59,7 +59,7 @@ class Group:
     began: float
     expected_s: float
     at_once: int
-    fate: Fate = field(default_factory=lambda: Fate())
+    fate: RetryHistory = field(default_factory=lambda: RetryHistory())
     twin: Group | None = None
 
     @property
@@ -75,13 +75,13 @@ class Group:
 
     def is_stalled(self, now: float) -> bool:
         """Whether it should have been back long ago."""
-        return now - self.began > max(STALLED * self.expected_s, STALLED_LEAST_S)
+        return now - self.began > max(STALLED * self.expected_s, MIN_STALLED_S)
 
 
 @dataclass(slots=True)
 class _Side:
     name: str
-    pace: Pace
+    pace: Throughput
     running: list[Group] = field(default_factory=list)
     failures: int = 0
     resumes_at: float = -math.inf
@@ -110,15 +110,15 @@ class _Side:
         return max(self.pace.latency_s(items), (self.ahead(now) + items) * self.item_s(now))
 
 
-class Deal:
+class Assignment:
     """One batch: what is open, what is where, what is done. Times are seconds on the caller's clock."""
 
-    def __init__(self, count: int, paces: Mapping[str, Pace], *, groups: int, repeatable: bool = True) -> None:
+    def __init__(self, count: int, paces: Mapping[str, Throughput], *, groups: int, repeatable: bool = True) -> None:
         self.count, self.repeatable = count, repeatable
         self.twins_left = 1 if repeatable and len(paces) > 1 else 0
         self._sides = {name: _Side(name, pace) for name, pace in paces.items()}
         self._next = 0
-        self._returned: list[tuple[int, int, Fate]] = []
+        self._returned: list[tuple[int, int, RetryHistory]] = []
         self.reclaimed: list[Group] = []  # taken away from their side; whoever carries this out cancels and clears them
         self._largest = math.ceil(count / groups)
         self.done = 0
@@ -179,15 +179,15 @@ class Deal:
 
     def _size(self, side: _Side, now: float) -> int:
         if not side.pace.is_known:
-            return max(1, min(self.count // FIRST_PART, FIRST_MOST))
+            return max(1, min(self.count // FIRST_PART, MAX_FIRST))
         share = self.left * self._part(side, now)
         items = math.ceil(share / (SHARES * max(side.pace.servers, side.pace.at_first)))
         items = max(min(items, self._largest), min(self._least(side, now), int(share)), 1)
-        return items if side.pace.is_measured else min(items, FIRST_MOST)
+        return items if side.pace.is_measured else min(items, MAX_FIRST)
 
     def _least(self, side: _Side, now: float) -> int:
         """Items that are worth a call: for the gateway, and for the way, where no second group can be on it."""
-        worth = min(math.ceil(LEAST_GROUP_S / side.item_s(now)), 2 * self._largest)
+        worth = min(math.ceil(MIN_GROUP_S / side.item_s(now)), 2 * self._largest)
         if side.pace.most > 1 or not side.pace.per_item_s:
             return worth
         return max(worth, math.ceil(WORTH_THE_WAY * side.pace.overhead_s / side.pace.per_item_s))
@@ -214,9 +214,9 @@ class Deal:
         start, self._next = self._next, min(self._next + items, self.count)
         return self._begin(side, start, self._next, now)
 
-    def _begin(self, side: _Side, start: int, stop: int, now: float, fate: Fate | None = None) -> Group:
+    def _begin(self, side: _Side, start: int, stop: int, now: float, fate: RetryHistory | None = None) -> Group:
         expected_s = side.finish_s(stop - start, now) if side.pace.is_known else 0.0
-        group = Group(start, stop, side.name, now, expected_s, len(side.running) + 1, fate or Fate())
+        group = Group(start, stop, side.name, now, expected_s, len(side.running) + 1, fate or RetryHistory())
         side.running.append(group)
         side.pace.began(now)
         return group
@@ -290,13 +290,13 @@ class Deal:
 
     def _pause(self, side: _Side, now: float, retry_after_s: float | None) -> None:
         side.failures += 1
-        pause_s = min(FIRST_PAUSE_S * 2 ** (side.failures - 1), LONGEST_PAUSE_S)
-        side.resumes_at = now + max(pause_s, min(retry_after_s or 0.0, LONGEST_PAUSE_S))
+        pause_s = min(FIRST_PAUSE_S * 2 ** (side.failures - 1), MAX_PAUSE_S)
+        side.resumes_at = now + max(pause_s, min(retry_after_s or 0.0, MAX_PAUSE_S))
 
     def look_again_s(self, now: float) -> float | None:
         """Seconds until there may be something to do without anything having come back; None: nothing."""
         waits = [side.resumes_at - now for side in self._sides.values() if side.is_out(now)]
         ages = [now - group.began for side in self._sides.values() for group in side.running]
         if ages and any(side.has_room(now) for side in self._sides.values()):
-            waits.append(max(LOOK_S, min(max(ages) / 8, LOOK_MOST_S)))
+            waits.append(max(LOOK_S, min(max(ages) / 8, MAX_LOOK_S)))
         return min(waits, default=None)

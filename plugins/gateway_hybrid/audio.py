@@ -102,7 +102,7 @@ def _quietest(wav: Wav, start_s: float, end_s: float) -> tuple[float, float]:
     return start_s + (best_at + width / 2) * FRAME_S, best / width
 
 
-class Sound:
+class AudioWork:
     """A transcription of which each piece is an item. Raises ValueError where the recording cannot be cut."""
 
     def __init__(self, task: Task, upload: Upload, piece_s: float) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Result, Services, Task, TaskInvalid, View
 from gateway_hybrid.confidence import Validator, confidence_of, judged, load_validator
 from gateway_hybrid.settings import HybridSettings
-from gateway_hybrid.sides import PASSED_ON, Sides, may_have_run, whole
+from gateway_hybrid.sides import PASSED_ON, EdgeCloudPair, may_have_run, whole
 
 TIGHT = 1.5  # predicted times of the cloud that must be left when it is asked
-PATIENCE, PATIENCE_LEAST_S = 4.0, 1.0  # of its p95, and at least so long
+PATIENCE, MIN_PATIENCE_S = 4.0, 1.0  # of its p95, and at least so long
 RESERVE_S = 0.05  # before the deadline, for the kept answer to go out
 SHARE_GAIN = 0.05
 REMEMBERED = 1024
@@ -45,7 +45,7 @@ class Cascade:
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.settings, self.services = settings, services
-        self.sides = Sides(settings, services)
+        self.sides = EdgeCloudPair(settings, services)
         self._validator: Validator | None = None
         self._escalated: dict[tuple[str, str], float] = {}
         self._without_logprobs: set[tuple[str, str]] = set()
@@ -116,8 +116,8 @@ class Cascade:
         if self.settings.wait_s is not None:
             return max(0.0, min(left_s, self.settings.wait_s))
         p95_s = self.services.view.p95_s(self.sides.cloud, task)
-        most_s = math.inf if p95_s is None else max(PATIENCE * p95_s, PATIENCE_LEAST_S)
-        return max(0.0, min(left_s, most_s))
+        max_s = math.inf if p95_s is None else max(PATIENCE * p95_s, MIN_PATIENCE_S)
+        return max(0.0, min(left_s, max_s))
 
     def _may_ask_cloud(self, error: GatewayError, task: Task) -> bool:
         if not task.may_leave or isinstance(error, TaskInvalid | DeadlineExceeded):

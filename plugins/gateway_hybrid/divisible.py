@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.plugin import BackendFailed, Result, Task, TaskInvalid
-from gateway_hybrid.audio import Sound
+from gateway_hybrid.audio import AudioWork
 
 
 class Work(Protocol):
@@ -46,7 +46,7 @@ def work_of(task: Task, argument: str, piece_s: float) -> Work | None:
         return InputsWork(task) if task.items > 1 else None
     if task.kind == "transcription" and (upload := task.files.get("file")):
         with contextlib.suppress(ValueError):
-            return Sound(task, upload, piece_s)
+            return AudioWork(task, upload, piece_s)
     return None
 
 

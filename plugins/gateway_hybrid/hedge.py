@@ -15,12 +15,12 @@ from typing import Any
 
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Services, Task, TaskInvalid, View
 from gateway_hybrid.settings import HybridSettings
-from gateway_hybrid.sides import Sides, is_final, may_have_run, whole
+from gateway_hybrid.sides import EdgeCloudPair, is_final, may_have_run, whole
 
-QUANTILE_LEAST = 0.95
+MIN_QUANTILE = 0.95
 BUDGET_USED = 0.7
 STEP = 0.3  # of the logarithm of the factor
-FACTOR_MOST = 100.0
+MAX_FACTOR = 100.0
 BURST = 5.0  # tokens kept
 REMEMBERED = 1024
 
@@ -34,7 +34,7 @@ class Quantile:
     def learn(self, *, was_late: bool) -> None:
         """One request that was late, or was not."""
         step = STEP * (1.0 - self._late) if was_late else -STEP * self._late
-        self.factor = min(max(self.factor * math.exp(step), 1 / FACTOR_MOST), FACTOR_MOST)
+        self.factor = min(max(self.factor * math.exp(step), 1 / MAX_FACTOR), MAX_FACTOR)
 
 
 class Hedge:
@@ -42,7 +42,7 @@ class Hedge:
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.settings, self.services = settings, services
-        self.sides = Sides(settings, services)
+        self.sides = EdgeCloudPair(settings, services)
         self.tokens = 1.0
         self._quantiles: dict[tuple[str, str, str], Quantile] = {}
 
@@ -116,7 +116,7 @@ class Hedge:
         key = (side, task.kind, task.name)
         if key not in self._quantiles and len(self._quantiles) >= REMEMBERED:
             self._quantiles.clear()
-        late = min(1.0 - QUANTILE_LEAST, BUDGET_USED * self.settings.budget)
+        late = min(1.0 - MIN_QUANTILE, BUDGET_USED * self.settings.budget)
         return self._quantiles.setdefault(key, Quantile(late))
 
     def estimate(self, task: Task, view: View) -> float | None:

@@ -23,11 +23,11 @@ from gateway.plugin import (
     TaskInvalid,
     View,
 )
-from gateway_hybrid.assignment import Deal, Group
+from gateway_hybrid.assignment import Assignment, Group
 from gateway_hybrid.divisible import Work, work_of
 from gateway_hybrid.settings import HybridSettings
-from gateway_hybrid.sides import PASSED_ON, Sides, may_have_run
-from gateway_hybrid.throughput import LEAST_S, Pace
+from gateway_hybrid.sides import PASSED_ON, EdgeCloudPair, may_have_run
+from gateway_hybrid.throughput import MIN_S, Throughput
 
 FIRST_GROUPS = 2  # in flight far away, whatever is known: one on its way, one being done
 HANDLING_S = 0.003  # of dividing and joining, for the estimate
@@ -53,7 +53,7 @@ class Scatter:
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.settings, self.services = settings, services
-        self.sides = Sides(settings, services)
+        self.sides = EdgeCloudPair(settings, services)
         self._memory: dict[tuple[str, str, str], Memory] = {}
 
     async def run(self, task: Task) -> Result:
@@ -89,17 +89,17 @@ class Scatter:
 
     # ── how fast the sides are ───────────────────────────────────────────────────────────────────
 
-    def _paces(self, task: Task, work: Work) -> dict[str, Pace]:
+    def _paces(self, task: Task, work: Work) -> dict[str, Throughput]:
         view = self.services.view
         speeds = self._speeds(task, work, view)
         return {side: self._pace(side, task, view, speeds.get(side)) for side in self.sides.of(task)}
 
-    def _pace(self, side: str, task: Task, view: View, speed: Speed | None) -> Pace:
+    def _pace(self, side: str, task: Task, view: View, speed: Speed | None) -> Throughput:
         most = max(1, view.slots(side))
         at_first = most if side == self.sides.edge else FIRST_GROUPS
         if speed is None or speed.overhead_s <= 0.0:
-            return Pace(most=most, at_first=at_first)
-        return Pace(
+            return Throughput(most=most, at_first=at_first)
+        return Throughput(
             most=most,
             at_first=at_first,
             per_item_s=speed.per_item_s,
@@ -113,7 +113,7 @@ class Scatter:
             return known.servers
         return float(max(1, view.slots(side))) if side == self.sides.edge else 1.0
 
-    def _remember(self, task: Task, paces: Mapping[str, Pace]) -> None:
+    def _remember(self, task: Task, paces: Mapping[str, Throughput]) -> None:
         if len(self._memory) >= REMEMBERED:
             self._memory.clear()
         for side, pace in paces.items():
@@ -134,7 +134,7 @@ class Scatter:
             per_item_s = known.per_item_s if known else (whole_s - first_s) / (work.count - 1)
             is_told_apart = per_item_s > 0.01 * whole_s / work.count
             out[side] = (
-                Speed(max(first_s - per_item_s, LEAST_S), per_item_s)
+                Speed(max(first_s - per_item_s, MIN_S), per_item_s)
                 if is_told_apart
                 else Speed(0.0, whole_s / work.count)
             )
@@ -202,11 +202,11 @@ def divide(count: int, speeds: Mapping[str, Speed]) -> tuple[float, dict[str, fl
 class _Batch:
     """One batch on its way: which groups run, and what came back for each."""
 
-    def __init__(self, scatter: Scatter, task: Task, work: Work, paces: dict[str, Pace]) -> None:
+    def __init__(self, scatter: Scatter, task: Task, work: Work, paces: dict[str, Throughput]) -> None:
         self.sides, self.services, self.task = scatter.sides, scatter.services, task
         self.work, self.paces = work, paces
         self._repeatable = scatter.settings.repeatable is not False
-        self._deal = Deal(work.count, paces, groups=scatter.settings.groups, repeatable=self._repeatable)
+        self._deal = Assignment(work.count, paces, groups=scatter.settings.groups, repeatable=self._repeatable)
         self._running: dict[asyncio.Task[Any], Group] = {}
         self._answers: dict[int, Any] = {}
         self._refusal: Result | None = None

@@ -11,7 +11,7 @@ from gateway_hybrid.settings import HybridSettings
 PASSED_ON = frozenset({400, 422})  # the client's mistake: the other side would say the same
 
 
-class Sides:
+class EdgeCloudPair:
     """Asks one side or the other. What may not leave the site knows one side only."""
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 FORGETTING = 0.8  # per group; about the last five count
 LINE_FORGETTING = 0.9
-LEAST_S = 1e-6
+MIN_S = 1e-6
 GAIN = 1.5
 
 
-class Pace:
+class Throughput:
     """One side's speed. `per_item_s` None: nothing is known yet. most: never more groups in flight than that.
 
     at_first: groups in flight until something is known. servers: how many items it is believed to do at once.
@@ -55,7 +55,7 @@ class Pace:
         """How many items it does at once, as far as that has shown."""
         if not self._items or not self.per_item_s:
             return self._servers
-        return min(max(self.per_item_s * self._items / max(self._time_s, LEAST_S), 1.0), float(self.most))
+        return min(max(self.per_item_s * self._items / max(self._time_s, MIN_S), 1.0), float(self.most))
 
     def latency_s(self, items: int) -> float:
         """Seconds a group of so many items takes by itself; 0 where nothing is known."""
@@ -64,12 +64,12 @@ class Pace:
     def item_s(self, now: float, in_flight: int = 0) -> float:
         """Seconds between finished items of the whole side. in_flight: items of its oldest group."""
         if not self._items:
-            return max((self.per_item_s or 0.0) / self._servers, LEAST_S)
+            return max((self.per_item_s or 0.0) / self._servers, MIN_S)
         seconds, items = self._time_s, self._items
         if self._mark is not None and in_flight:
             waiting = (FORGETTING * seconds + now - self._mark) / (FORGETTING * items + in_flight)
-            return max(seconds / items, waiting, LEAST_S)
-        return max(seconds / items, LEAST_S)
+            return max(seconds / items, waiting, MIN_S)
+        return max(seconds / items, MIN_S)
 
     def has_room(self, groups: int, drain_s: float, items: int) -> bool:
         """Whether a group of so many items may follow those in flight, which are done in `drain_s`."""
@@ -100,10 +100,10 @@ class Pace:
         spread = gg / n - (g / n) ** 2
         if spread > (0.2 * g / n) ** 2:
             slope = (gs / n - g / n * s / n) / spread
-            self.per_item_s = min(max(slope, LEAST_S), s / g)
+            self.per_item_s = min(max(slope, MIN_S), s / g)
             self.overhead_s = max(s / n - self.per_item_s * g / n, 0.0)
         elif self.per_item_s is None:
-            self.per_item_s = max(s / g, LEAST_S)
+            self.per_item_s = max(s / g, MIN_S)
         else:  # all of one size: what was believed before, made to fit
             factor = s / (n * self.overhead_s + g * self.per_item_s)
-            self.per_item_s, self.overhead_s = max(factor * self.per_item_s, LEAST_S), factor * self.overhead_s
+            self.per_item_s, self.overhead_s = max(factor * self.per_item_s, MIN_S), factor * self.overhead_s

@@ -22,7 +22,7 @@ from typing import Any
 from gateway.plugin import BackendUnavailable
 from gateway_speech.wav import RATE_HZ
 
-SHORTEST_PIECE_S, LONGEST_PIECE_S = 10, 20
+MIN_PIECE_S, MAX_PIECE_S = 10, 20
 PAUSE_S = 0.5  # ends a segment
 _FRAME = RATE_HZ // 100  # the decoder's own: 10 ms
 _QUIET_FRAMES = 30
@@ -118,8 +118,8 @@ class Recogniser:
 def pieces(samples: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Where to cut: (start, end) of pieces that together are all of it."""
     start = 0
-    while len(samples) - start > LONGEST_PIECE_S * RATE_HZ:
-        end = _quietest(samples, start + SHORTEST_PIECE_S * RATE_HZ, start + LONGEST_PIECE_S * RATE_HZ)
+    while len(samples) - start > MAX_PIECE_S * RATE_HZ:
+        end = _quietest(samples, start + MIN_PIECE_S * RATE_HZ, start + MAX_PIECE_S * RATE_HZ)
         yield start, end
         start = end
     yield start, len(samples)

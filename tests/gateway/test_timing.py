@@ -78,7 +78,7 @@ def test_the_account_closes_for_any_history_of_a_watch_and_its_forks(steps: list
 def test_a_history_put_together_has_the_same_account(steps: list[tuple[str, str, float]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         whole = account_of(steps)
-        patch.setattr(timing, "MOST_INTERVALS", 3)
+        patch.setattr(timing, "MAX_INTERVALS", 3)
         packed = account_of(steps)
     assert_closes(packed)
     assert packed.total_us == whole.total_us
@@ -115,7 +115,7 @@ def test_a_stream_to_a_slow_reader_takes_no_memory_for_its_account() -> None:
         for term in ("write", "edge"):
             clock.now += 0.001
             watch.enter(term)
-    assert len(watch._intervals) <= 2 * timing.MOST_INTERVALS
+    assert len(watch._intervals) <= 2 * timing.MAX_INTERVALS
     account = watch.close()
     assert account.terms_us["write"] == pytest.approx(20_000_000, rel=1e-3)
 

@@ -71,9 +71,13 @@ def _events(name: ast.expr, scope: ast.AST) -> set[str]:
 
 
 def _limited(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Variables that hold a `Limited("x.y")`, by their last name, and its event."""
+    """Variables that hold a `RateLimitedEvent("x.y")`, by their last name, and its event."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "Limited":
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and _called(node.value) == "RateLimitedEvent"
+        ):
             first = node.value.args[0]
             assert isinstance(first, ast.Constant)
             yield _last_name(node.targets[0]), first.value

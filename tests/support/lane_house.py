@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gateway.lanes import Lanes, Work
-from gateway.measure.board import Board
+from gateway.lanes import Scheduler, Work
+from gateway.measure.board import Measurements
 from gateway.plugin import LinkSample
 from gateway.policy import Policy, Query
 
@@ -19,8 +19,8 @@ class House:
 
     def __init__(self, policy: Policy | None = None, *, slots: int = 1, queue: int = 100) -> None:
         self.now = 100.0
-        self.board = Board(lambda: self.now)
-        self.lanes = Lanes(self.board, policy or Policy(), lambda: self.now)
+        self.board = Measurements(lambda: self.now)
+        self.lanes = Scheduler(self.board, policy or Policy(), lambda: self.now)
         self.lanes.add("box", site="edge", slots=slots, queue=queue, remote=False)
         self.lanes.add("cloud", site="cloud", slots=16, queue=queue, remote=True)
         self.started: list[tuple[str, str]] = []

@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from gateway.api.errors import ERRORS
-from gateway.ingress.http import adapter as http_door
+from gateway.ingress.http import adapter, body, server
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import Answer, answered, connected, post, read_answer, read_to_end
@@ -216,7 +216,7 @@ async def test_malformed_http_is_told_so_in_the_envelope_and_the_connection_goes
 async def test_a_flood_of_malformed_bytes_writes_few_lines(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_door, "_rejected", http_door.Limited("http.rejected", per_s=0.0, burst=3))
+    monkeypatch.setattr(server, "_rejected", server.RateLimitedEvent("http.rejected", per_s=0.0, burst=3))
     for _ in range(20):
         assert (await answered(desk.url, b"nonsense\r\n\r\n")).status == 400
     assert len(desk.lines.of("http.rejected")) == 3
@@ -229,8 +229,8 @@ async def test_a_flood_of_malformed_bytes_writes_few_lines(
 async def test_a_body_that_does_not_come_is_408_and_the_connection_goes(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_door, "BODY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(http_door, "LINGER_S", 0.05)
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server, "LINGER_S", 0.05)
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"{", length=100))
         found = await read_answer(reader)
@@ -244,8 +244,8 @@ async def test_a_body_that_does_not_come_is_408_and_the_connection_goes(
 async def test_a_body_that_keeps_coming_is_given_a_second_for_each_kilobyte(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_door, "BODY_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(http_door, "BODY_S_PER_BYTE", 10.0)
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(body, "BODY_S_PER_BYTE", 10.0)
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"{", length=2))
         await asyncio.sleep(0.1)  # a slow client, slower than any client may be that has sent nothing
@@ -254,7 +254,7 @@ async def test_a_body_that_keeps_coming_is_given_a_second_for_each_kilobyte(
 
 
 async def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.05)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(b"POST /v1/tasks/say HTTP/1.1\r\nHost: loc")
         assert b"200" not in await read_to_end(reader)
@@ -362,7 +362,7 @@ async def test_two_codings_of_a_body_are_no_less_than_one() -> None:
 async def test_a_client_elsewhere_is_not_told_where_the_time_went(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_door, "is_local", lambda _: False)
+    monkeypatch.setattr(adapter, "is_local", lambda _: False)
     found = await answered(desk.url, post("/v1/tasks/fail"))
     assert found.status == 500
     assert "server-timing" not in found.headers

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress.http import adapter as http_door
-from gateway.ingress.http import response
+from gateway.ingress.http import body, response, server
 from gateway.plugin import DeadlineExceeded
 from gateway.service.main import unhandled
 from gateway.telemetry import metrics
@@ -91,7 +90,7 @@ def resident_bytes() -> int:
 
 
 async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "LINGER_S", 0.5)
+    monkeypatch.setattr(server, "LINGER_S", 0.5)
     piece = b"x" * 1_000_000
     chunk = b"%x\r\n%s\r\n" % (len(piece), piece)
     head = b"POST /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -219,9 +218,9 @@ async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
 async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
     attacking: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(http_door, "BODY_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(http_door, "LINGER_S", 0.1)
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(server, "LINGER_S", 0.1)
     async with running_gateway(**DESK) as gateway:
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
@@ -237,7 +236,7 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
 async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_without_a_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
     async with running_gateway(**DESK) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(SAY)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.api.routes import match
-from gateway.dispatch.eligibility import must_stay
+from gateway.dispatch.eligibility import is_edge_only
 from gateway.ingress.auth import places_of
 from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
@@ -215,12 +215,12 @@ def test_no_chain_of_subtasks_and_changes_ever_lets_a_task_leave_again(
 @given(st.sampled_from("abc/*"), st.text("abc/*", max_size=6), st.text("abc/", max_size=6))
 def test_a_rule_keeps_its_name_itself_pinned_or_not(first: str, rest: str, backend_name: str) -> None:
     name = first + rest
-    assert must_stay((name,), (name,))
-    assert must_stay((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",))
-    assert must_stay((name,), ("another",), (name,))
-    assert must_stay((name,), (name.upper(),))
-    assert must_stay((name.upper(),), ("another",), (name,))
-    assert not must_stay((), (name,), (name,))
+    assert is_edge_only((name,), (name,))
+    assert is_edge_only((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",))
+    assert is_edge_only((name,), ("another",), (name,))
+    assert is_edge_only((name,), (name.upper(),))
+    assert is_edge_only((name.upper(),), ("another",), (name,))
+    assert not is_edge_only((), (name,), (name,))
 
 
 TOPIC = "edge-gateway/req/v1/chat/completions"
@@ -240,11 +240,11 @@ def test_a_topic_is_judged_as_it_is_routed_and_as_it_is_written(target: str) -> 
     found = match("POST", target)
     topic = f"edge-gateway/req{target}"
     places = places_of(found.path, target, topic)
-    assert must_stay((TOPIC,), (), places)
-    assert must_stay(("edge-gateway/req/v1/chat/*",), (), places)
-    assert must_stay((topic,), (), places)
-    assert must_stay(("/v1/chat/*",), (), places)
-    assert not must_stay(("edge-gateway/call/*",), (), places)
+    assert is_edge_only((TOPIC,), (), places)
+    assert is_edge_only(("edge-gateway/req/v1/chat/*",), (), places)
+    assert is_edge_only((topic,), (), places)
+    assert is_edge_only(("/v1/chat/*",), (), places)
+    assert not is_edge_only(("edge-gateway/call/*",), (), places)
 
 
 @pytest.mark.parametrize("edge_fails", [False, True])

@@ -277,7 +277,7 @@ async def test_a_message_that_is_no_request_is_rejected_with_a_line(lamp: Device
 async def test_more_messages_at_qos_0_than_can_be_served_are_told_to_come_again(
     lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ingress.mqtt.adapter.MOST_QOS_0", 2)
+    monkeypatch.setattr("gateway.ingress.mqtt.adapter.MAX_QOS_0", 2)
     for n in range(2):
         await lamp.send("/v1/tasks/hold", {"id": n}, str(n).encode(), qos=0)
     await Tally.held.wait()

@@ -46,7 +46,7 @@ async def proxy(broker: Broker) -> AsyncIterator[Proxy]:
 
 def impatient(service: Service) -> None:
     assert service.mqtt is not None
-    service.mqtt.backoff = Backoff(first_s=0.02, most_s=0.1)
+    service.mqtt.backoff = Backoff(first_s=0.02, max_s=0.1)
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ async def test_who_stops_while_the_way_is_cut_answers_what_it_has_all_the_same(b
         assert mqtt is not None
         await client.send("/v1/tasks/hold", {"id": "a"}, b"a")
         await Tally.held.wait()
-        mqtt.backoff = Backoff(first_s=0.2, most_s=0.2)
+        mqtt.backoff = Backoff(first_s=0.2, max_s=0.2)
         proxy.cut()
         await until(lambda: mqtt._connection is None)
         stopping = asyncio.create_task(mqtt.stop(20.0))

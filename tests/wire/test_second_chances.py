@@ -52,7 +52,7 @@ async def test_one_that_stalls_is_left_for_another() -> None:
 
 
 async def test_one_without_an_end_is_given_up_at_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "MOST_GATHERED_BYTES", 100_000)
+    monkeypatch.setattr(collect, "MAX_GATHERED_BYTES", 100_000)
     script = endless(ONE.opening(), ONE.events(["word "] * 20))
     async with between(script, SECOND) as (gateway, _, two):
         assert await ask(gateway, stream=False) == TEXT
@@ -63,8 +63,8 @@ async def test_one_without_an_end_is_given_up_at_a_size(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_events_without_content_are_not_kept_for_ever(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "MOST_EMPTY_BYTES", 50_000)
-    monkeypatch.setattr(collect, "MOST_GATHERED_BYTES", 50_000)
+    monkeypatch.setattr(attempt, "MAX_EMPTY_BYTES", 50_000)
+    monkeypatch.setattr(collect, "MAX_GATHERED_BYTES", 50_000)
     empty = event(ONE.said(delta={"content": ""})) * 20
     async with between(endless(ONE.opening(), empty), SECOND) as (gateway, *_):
         assert await ask(gateway, stream=stream) == TEXT

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.api.sse import HEARTBEAT
 from gateway.ingress import handler
-from gateway.ingress.http.response import HttpReply
+from gateway.ingress.http.response import HttpResponseWriter
 from gateway.testing import running_gateway
 from support.desk import Desk
 from support.raw import read_head
@@ -137,10 +137,10 @@ async def test_what_a_client_takes_for_a_comment_is_its_time_and_not_the_backend
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
-    heard, write = asyncio.Event(), HttpReply.write
+    heard, write = asyncio.Event(), HttpResponseWriter.write
     took_s: list[float] = []
 
-    async def reads_comments_slowly(reply: HttpReply, data: bytes) -> None:
+    async def reads_comments_slowly(reply: HttpResponseWriter, data: bytes) -> None:
         began = time.monotonic()
         if data == HEARTBEAT:
             await asyncio.sleep(0.02)
@@ -152,7 +152,7 @@ async def test_what_a_client_takes_for_a_comment_is_its_time_and_not_the_backend
         await heard.wait()
         await talk.send(event(said(" two")) + event(FINISH) + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
 
-    monkeypatch.setattr(HttpReply, "write", reads_comments_slowly)
+    monkeypatch.setattr(HttpResponseWriter, "write", reads_comments_slowly)
     async with relaying(chatting(pauses), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
         await read_head(reader)
         assert [await next_event(reader) for _ in range(4)][2:] == [": keep-alive"] * 2

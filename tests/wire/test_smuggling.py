@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress.http import adapter as http_door
+from gateway.ingress.http import server
 from gateway.testing import RunningGateway, running_gateway
 from support.documents import free_port
 from support.programs import needs, program
@@ -25,7 +25,7 @@ _marks = itertools.count()
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "LINGER_S", 0.1)
+    monkeypatch.setattr(server, "LINGER_S", 0.1)
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.ingress.http import adapter as http_door
-from gateway.ingress.http import response
+from gateway.ingress.http import adapter, response
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
 from support.raw import answered, connected, post, read_head, read_to_end
@@ -84,7 +83,7 @@ async def test_a_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
 
 
 async def test_the_timing_comment_is_not_for_clients_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_door, "is_local", lambda _: False)
+    monkeypatch.setattr(adapter, "is_local", lambda _: False)
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
         events, _ = await all_events(reader)

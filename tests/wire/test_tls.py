@@ -159,7 +159,7 @@ def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) ->
 
 
 async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 2)
+    monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 2)
     async with running_gateway(**DESK) as gateway:
         async with connected(gateway.url) as (reader, writer), connected(gateway.url) as (second, other):
             for there, to in ((reader, writer), (second, other)):
@@ -175,7 +175,7 @@ async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkey
 
 
 async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 8)
+    monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 8)
     async with running_gateway(**DESK) as gateway:
         socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
         refused = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
@@ -191,7 +191,7 @@ async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch
 async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 8)
+    monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 8)
     async with running_gateway(**DESK, **files.environ) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
@@ -202,7 +202,7 @@ async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
 
 
 async def test_who_failed_the_handshake_takes_nothing_up(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
+    monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
     async with running_gateway(**DESK, **files.environ) as gateway:
         for junk in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"") * 4:
             async with connected(gateway.url) as (reader, writer):
@@ -215,7 +215,7 @@ async def test_who_failed_the_handshake_takes_nothing_up(files: Files, monkeypat
 async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
     files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
+    monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
     path = tmp_path / "plain.sock"
     async with (
         running_gateway(**DESK, **files.environ, GATEWAY_LISTEN=f"127.0.0.1:0,unix:{path}") as gateway,
@@ -228,8 +228,8 @@ async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
 
 
 async def test_who_was_told_that_there_are_too_many_takes_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 1)
-    monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
+    monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 1)
+    monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
     async with running_gateway(**DESK) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(post("/v1/tasks/say", b"1"))
@@ -254,4 +254,4 @@ def is_told_to_go(sock: socket.socket) -> bool:
 
 @pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 756), (65536, 16, 57204), (64, 4, 16)])
 def test_so_many_may_connect_that_the_gateway_never_lacks_a_descriptor(descriptors: int, slots: int, most: int) -> None:
-    assert listener.most_connections(descriptors, slots) == most
+    assert listener.max_connections(descriptors, slots) == most

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import HttpVersion11, web
 
-from gateway.ingress.handler import Door
+from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.body import read_body
 from gateway.ingress.http.checks import (
     check_framing,
@@ -26,9 +26,9 @@ from gateway.ingress.http.checks import (
     names_in,
     preflight_of,
 )
-from gateway.ingress.http.response import HttpReply
+from gateway.ingress.http.response import HttpResponseWriter
 from gateway.ingress.http.server import log_rejected
-from gateway.ingress.transport import Incoming
+from gateway.ingress.transport import IncomingRequest
 from gateway.plugin import GatewayError
 
 
@@ -37,10 +37,10 @@ def time_left(until: float) -> float:
     return until - asyncio.get_running_loop().time()
 
 
-class HttpDoor:
+class HttpTransport:
     """Turns aiohttp's requests into the door's, and the door's answers into HTTP."""
 
-    def __init__(self, door: Door, *, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
+    def __init__(self, door: RequestHandler, *, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
         self._door, self._hosts, self._origins = door, allowed_hosts, allowed_origins
         self.is_draining = False
         self._serving: set[asyncio.Task[Any]] = set()
@@ -81,7 +81,9 @@ class HttpDoor:
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         # Behind an Upgrade, which nobody here knows, there may be bytes of another protocol.
-        reply = HttpReply(request, self._cors(request), close_after="Upgrade" in request.headers, draining=self._drains)
+        reply = HttpResponseWriter(
+            request, self._cors(request), close_after="Upgrade" in request.headers, draining=self._drains
+        )
         try:
             check_framing(request)
         except GatewayError as exc:
@@ -95,10 +97,10 @@ class HttpDoor:
     def _drains(self) -> bool:
         return self.is_draining
 
-    def _incoming(self, request: web.BaseRequest, reply: HttpReply) -> Incoming:
+    def _incoming(self, request: web.BaseRequest, reply: HttpResponseWriter) -> IncomingRequest:
         headers = headers_of(request)
         is_preflight = request.method == "OPTIONS" and "origin" in headers
-        return Incoming(
+        return IncomingRequest(
             door="http",
             method=request.method,
             target=_path_of(request.raw_path),
@@ -110,7 +112,7 @@ class HttpDoor:
             certified=tuple(names_in(request.get_extra_info("peercert") or {})),
         )
 
-    def _check(self, request: web.BaseRequest, reply: HttpReply) -> None:
+    def _check(self, request: web.BaseRequest, reply: HttpResponseWriter) -> None:
         try:
             check_host(request, self._hosts)
             check_headers(request)

@@ -6,15 +6,15 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.ingress.body_budget import Reading, Room
-from gateway.ingress.http.response import HttpReply
+from gateway.ingress.body_budget import BodyBudget, BodyReservation
+from gateway.ingress.http.response import HttpResponseWriter
 from gateway.plugin import GatewayError, TaskInvalid
 
 BODY_TIMEOUT_S = 20.0
 BODY_S_PER_BYTE = 1.0 / 1000
 
 
-async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int, room: Room) -> bytes:
+async def read_body(request: web.BaseRequest, reply: HttpResponseWriter, limit: int, room: BodyBudget) -> bytes:
     """The whole body. Raises GatewayError when it is larger than `limit` or there is `room`, or comes too slowly."""
     declared = request.content_length
     if declared is not None and declared > limit:
@@ -23,7 +23,7 @@ async def read_body(request: web.BaseRequest, reply: HttpReply, limit: int, room
         return await _read(request, reply, limit, reading)
 
 
-async def _read(request: web.BaseRequest, reply: HttpReply, limit: int, reading: Reading) -> bytes:
+async def _read(request: web.BaseRequest, reply: HttpResponseWriter, limit: int, reading: BodyReservation) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0

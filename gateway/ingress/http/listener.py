@@ -17,7 +17,7 @@ from aiohttp import web
 
 from gateway.ingress.http.response import last_words
 from gateway.plugin import TaskRefused
-from gateway.telemetry import Limited, metrics
+from gateway.telemetry import RateLimitedEvent, metrics
 
 BACKLOG = 1024
 AT_ONCE = 16  # connections taken in one go: those too many are told so before the next go
@@ -26,9 +26,9 @@ HANDSHAKES_SHARE = 8
 RESERVED_FDS = 128  # for backends, workers, files and the log; each slot of a backend beside it
 WANTED_FDS = 65_536
 GOODBYE_S = 1.0
-MOST_GOODBYES = 64  # at once; others are let go without a word
+MAX_GOODBYES = 64  # at once; others are let go without a word
 
-_full = Limited("http.full", per_s=1.0, burst=1)
+_full = RateLimitedEvent("http.full", per_s=1.0, burst=1)
 
 
 def raise_descriptor_limit() -> int:
@@ -44,13 +44,13 @@ def raise_descriptor_limit() -> int:
     return wanted
 
 
-def most_connections(descriptors: int, slots: int) -> int:
+def max_connections(descriptors: int, slots: int) -> int:
     """How many clients may be connected, so that the gateway never lacks a descriptor for its own work."""
     available = descriptors - RESERVED_FDS - 2 * slots
-    return max(16, available - most_handshakes(available))
+    return max(16, available - max_handshakes(available))
 
 
-def most_handshakes(connections: int) -> int:
+def max_handshakes(connections: int) -> int:
     """How many clients may be in the middle of their TLS handshake, beside those who are connected."""
     return max(4 * AT_ONCE, connections // HANDSHAKES_SHARE)
 
@@ -182,7 +182,7 @@ class Goodbye(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         _full.warning(peer=str(peer[0]) if isinstance(peer, tuple) else "unix")
         Goodbye.now += 1
-        if Goodbye.now > MOST_GOODBYES:
+        if Goodbye.now > MAX_GOODBYES:
             transport.abort()
             return
         error = TaskRefused("as many clients are connected as there can be; come back later", retry_after_s=1.0)

@@ -24,7 +24,7 @@ from gateway.plugin import GatewayError, new_id
 WRITE_TIMEOUT_S = 30.0
 CROWDED_S, MANY = 20.0, 32
 PIECE_BYTES = 32_768
-MOST_UNSENT_BYTES = 131_072  # in the kernel, per connection; its own limit is megabytes
+MAX_UNSENT_BYTES = 131_072  # in the kernel, per connection; its own limit is megabytes
 LAST_WORDS_S = 0.2  # for an error to leave the kernel before the reset that throws away what has not
 NEVER_WAITS_BYTES = 32_768  # what is less than asyncio's high-water mark is taken at once
 
@@ -32,7 +32,7 @@ SERVER = {"Server": "edge-gateway"}  # not the versions of what we are made of
 _RESET = struct.pack("ii", 1, 0)
 
 
-class Patience:
+class WriteTimeouts:
     """How long clients may not read. Knows who is being waited for, so that a crowd is seen."""
 
     def __init__(self) -> None:
@@ -58,18 +58,18 @@ class Patience:
                 deadline.reschedule(min(began + CROWDED_S, deadline.when() or began))
 
 
-_patience = Patience()
+_patience = WriteTimeouts()
 
 
 def bound_unread(transport: asyncio.BaseTransport) -> None:
     """What the kernel holds for a client is little; where nothing of it is taken for so long, the connection goes."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MOST_UNSENT_BYTES)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_TIMEOUT_S * 1000))
 
 
-class HttpReply:
+class HttpResponseWriter:
     """`door.Reply` over one aiohttp request. Raises ConnectionError once the client is gone, or was let go."""
 
     def __init__(

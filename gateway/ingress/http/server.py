@@ -15,12 +15,12 @@ from gateway.ingress.handler import report_bug
 from gateway.ingress.http.listener import Goodbye
 from gateway.ingress.http.response import bound_unread, error_response, last_words
 from gateway.plugin import GatewayError, TaskInvalid, new_id
-from gateway.telemetry import Limited
+from gateway.telemetry import RateLimitedEvent
 
 HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only deadline for a request's head
 LINGER_S = 2.0  # what is still sent after an early answer is read this long, lest a reset overtakes the answer
 
-_rejected = Limited("http.rejected", per_s=1.0, burst=10)
+_rejected = RateLimitedEvent("http.rejected", per_s=1.0, burst=10)
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 

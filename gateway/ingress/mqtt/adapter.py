@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.ingress.handler import Door
+from gateway.ingress.handler import RequestHandler
 from gateway.ingress.mqtt import presence
 from gateway.ingress.mqtt.backoff import Backoff
 from gateway.ingress.mqtt.connection import (
@@ -30,16 +30,16 @@ from gateway.ingress.mqtt.connection import (
     Delivery,
     PublishRefused,
 )
-from gateway.ingress.mqtt.deduplication import Exchange, Memory, identity_of
+from gateway.ingress.mqtt.deduplication import PendingRequest, RequestHistory, identity_of
 from gateway.ingress.mqtt.properties import Message, Publication
 from gateway.ingress.mqtt.request import body_of, headers_of
-from gateway.ingress.mqtt.response import MqttReply
+from gateway.ingress.mqtt.response import MqttResponseWriter
 from gateway.ingress.mqtt.topics import Address, Rejected, Topics
-from gateway.ingress.transport import Incoming
-from gateway.telemetry import Limited, broke, log, raised, watched
+from gateway.ingress.transport import IncomingRequest
+from gateway.telemetry import RateLimitedEvent, log, log_bug, log_task_failure, raised
 
-MOST_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
-MOST_HELD = 1024  # and where still more are, not even that
+MAX_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
+MAX_HELD = 1024  # and where still more are, not even that
 CLOSE_S = 5.0
 
 
@@ -50,7 +50,7 @@ class _Job:
     message: Message
     address: Address
     identity: Hashable
-    exchange: Exchange
+    exchange: PendingRequest
     taken_at: float
 
     @property
@@ -59,7 +59,7 @@ class _Job:
         return left_s is not None and time.monotonic() - self.taken_at >= left_s
 
 
-class MqttDoor:
+class MqttTransport:
     """Serves what comes by the broker. Start it, then stop it; both once.
 
     is_trusted: the broker knows who we are, or is on this host; answers then say where the time went.
@@ -68,7 +68,7 @@ class MqttDoor:
 
     def __init__(
         self,
-        door: Door,
+        door: RequestHandler,
         broker: Broker,
         topics: Topics,
         *,
@@ -78,11 +78,11 @@ class MqttDoor:
     ) -> None:
         self._door, self.broker, self.topics = door, broker, topics
         self._telemetry_s, self._is_trusted, self._key_id = telemetry_s, is_trusted, key_id
-        self._rejected = Limited("mqtt.rejected")
-        self._expired = Limited("mqtt.expired")
-        self._disconnected = Limited("mqtt.disconnected", per_s=1 / 60)
+        self._rejected = RateLimitedEvent("mqtt.rejected")
+        self._expired = RateLimitedEvent("mqtt.expired")
+        self._disconnected = RateLimitedEvent("mqtt.disconnected", per_s=1 / 60)
         self.backoff = Backoff()
-        self._memory = Memory(time.monotonic)
+        self._memory = RequestHistory(time.monotonic)
         self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._waiting: deque[_Job] = deque()
@@ -93,7 +93,7 @@ class MqttDoor:
 
     def start(self) -> None:
         """Connect, and stay connected, in the background: a broker that is away keeps nobody from being served."""
-        self._staying = watched(asyncio.create_task(self._stay_connected(), name="mqtt"))
+        self._staying = log_task_failure(asyncio.create_task(self._stay_connected(), name="mqtt"))
 
     async def stop(self, within_s: float) -> None:
         """Take nothing more; answer what is being served, within so many seconds; leave. The session stays."""
@@ -130,7 +130,7 @@ class MqttDoor:
         try:
             return await self._use(connection)
         except Exception as exc:  # a bug, ours or aiomqtt's; without another try nobody is served until a restart
-            broke("the connection to the broker", exc)
+            log_bug("the connection to the broker", exc)
             connection.why = connection.why or type(exc).__name__
             return False
 
@@ -177,7 +177,7 @@ class MqttDoor:
             return  # not acknowledged: the broker keeps it for the next start
         try:
             address = self.topics.read(message)
-            if message.qos == 0 and self._held >= MOST_HELD:
+            if message.qos == 0 and self._held >= MAX_HELD:
                 raise Rejected("too many at once")
         except Rejected as exc:
             self._rejected.warning(why=str(exc), topic=message.topic[:200])
@@ -197,14 +197,14 @@ class MqttDoor:
     def _held(self) -> int:
         return len(self._waiting) + len(self._serving)
 
-    def _repeat(self, known: Exchange, delivery: Delivery) -> None:
+    def _repeat(self, known: PendingRequest, delivery: Delivery) -> None:
         log.debug("mqtt.repeated", how="joined" if known.is_open else "remembered", topic=delivery.message.topic[:200])
         if known.is_open:
             known.join(delivery)
         else:
             self._spawn(self._remind(known, delivery))
 
-    async def _remind(self, known: Exchange, delivery: Delivery) -> None:
+    async def _remind(self, known: PendingRequest, delivery: Delivery) -> None:
         with suppress(PublishRefused):
             for publication in known.answer:
                 await self._send(publication)
@@ -247,7 +247,7 @@ class MqttDoor:
                 raise
             job.exchange.keep(publication)
 
-        reply = MqttReply(job.message, job.address, send)
+        reply = MqttResponseWriter(job.message, job.address, send)
         try:
             await self._door.serve(self._incoming(job), reply)
         except Exception as exc:  # a bug of ours; without the acknowledgement it would come again, and again
@@ -258,13 +258,13 @@ class MqttDoor:
         job.exchange.invites_again = reply.invites_again
         return job.exchange.settle()
 
-    def _incoming(self, job: _Job) -> Incoming:
-        is_too_many = job.message.qos == 0 and self._held > MOST_QOS_0
+    def _incoming(self, job: _Job) -> IncomingRequest:
+        is_too_many = job.message.qos == 0 and self._held > MAX_QOS_0
 
         async def read(limit: int) -> bytes:
             return body_of(job.message, limit, is_too_many=is_too_many)
 
-        return Incoming(
+        return IncomingRequest(
             door="mqtt",
             method="POST",
             target=job.address.target,

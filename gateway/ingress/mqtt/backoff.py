@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 FIRST_S = 0.5
-MOST_S = 30.0
+MAX_S = 30.0
 GOOD_AFTER_S = 10.0  # a connection that lived so long was a good one
 
 
@@ -20,7 +20,7 @@ class Backoff:
     """Pauses between tries, in seconds."""
 
     first_s: float = FIRST_S
-    most_s: float = MOST_S
+    max_s: float = MAX_S
     uniform: Callable[[float, float], float] = random.uniform
     tries: int = 0
 
@@ -28,6 +28,6 @@ class Backoff:
         """The pause after a connection that lived `lived_s` (0: it never opened)."""
         if lived_s >= GOOD_AFTER_S:
             self.tries = 0
-        most = min(self.most_s, self.first_s * 2.0 ** min(self.tries, 30))
+        most = min(self.max_s, self.first_s * 2.0 ** min(self.tries, 30))
         self.tries += 1
         return self.uniform(0.0, most)

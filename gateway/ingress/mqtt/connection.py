@@ -34,7 +34,7 @@ SESSION_S = 3600
 RECEIVE_MAXIMUM = 64  # requests the broker may hand over before we have acknowledged one
 CONNECT_S = 10.0
 CONFIRM_S = 60.0  # a broker that answers pings, but no PUBLISH for so long, is broken
-MOST_UNCONFIRMED = 64
+MAX_UNCONFIRMED = 64
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class Connection:
         self.broker_limits: Mapping[str, Any] = {}
         self._unsettled: deque[Delivery] = deque()
         self._unconfirmed: dict[int, asyncio.Future[ReasonCode]] = {}
-        self._window = asyncio.Semaphore(MOST_UNCONFIRMED)
+        self._window = asyncio.Semaphore(MAX_UNCONFIRMED)
         self._client = _client(broker, client_id, will, max_packet_bytes, session_s)
         self._paho = self._client._client
         self._paho.manual_ack_set(True)
@@ -211,7 +211,7 @@ class Connection:
             for name in ("ReceiveMaximum", "MaximumPacketSize", "MaximumQoS", "SharedSubscriptionAvailable")
             if hasattr(properties, name)
         }
-        self._window = asyncio.Semaphore(min(MOST_UNCONFIRMED, self.broker_limits.get("ReceiveMaximum", 65_535)))
+        self._window = asyncio.Semaphore(min(MAX_UNCONFIRMED, self.broker_limits.get("ReceiveMaximum", 65_535)))
         self._theirs[0](client, userdata, flags, reason, properties)
 
     def _on_disconnect(

@@ -35,7 +35,7 @@ def is_known_by_client(identity: Hashable) -> bool:
     return isinstance(identity, tuple) and identity[0] == "client"
 
 
-class Exchange:
+class PendingRequest:
     """One request and its answer, however often it was delivered; while it is open, more deliveries may join.
 
     invites_again: the answer is no end of the matter, and a client that asks again wants another.
@@ -86,16 +86,16 @@ class Exchange:
         return True
 
 
-class Memory:
+class RequestHistory:
     """Exchanges by identity: all that run, and of those that were answered as many as fit, the oldest dropped first."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._running: dict[Hashable, Exchange] = {}
-        self._answered: OrderedDict[Hashable, tuple[float, Exchange]] = OrderedDict()
+        self._running: dict[Hashable, PendingRequest] = {}
+        self._answered: OrderedDict[Hashable, tuple[float, PendingRequest]] = OrderedDict()
         self._bytes = 0
 
-    def find(self, message: Message, identity: Hashable) -> Exchange | None:
+    def find(self, message: Message, identity: Hashable) -> PendingRequest | None:
         """The exchange this message repeats, if it repeats one."""
         if not message.is_again and not is_known_by_client(identity):
             return None
@@ -105,12 +105,12 @@ class Memory:
         _, answered = self._answered.get(identity, (0.0, None))
         return None if answered is not None and answered.invites_again and not message.is_again else answered
 
-    def begin(self, identity: Hashable) -> Exchange:
+    def begin(self, identity: Hashable) -> PendingRequest:
         """A request that is to be run; `end` it, whatever happens."""
-        self._running[identity] = exchange = Exchange()
+        self._running[identity] = exchange = PendingRequest()
         return exchange
 
-    def end(self, identity: Hashable, exchange: Exchange, *, is_answered: bool) -> None:
+    def end(self, identity: Hashable, exchange: PendingRequest, *, is_answered: bool) -> None:
         """It runs no more."""
         if self._running.get(identity) is exchange:
             del self._running[identity]

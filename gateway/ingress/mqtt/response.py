@@ -21,7 +21,7 @@ from gateway.plugin import GatewayError
 from gateway.telemetry import log
 
 ROOM_BYTES = 64 * 1024  # what a stream may be ahead of the broker
-MOST_COLLECTED_BYTES = 32 * 1024 * 1024
+MAX_COLLECTED_BYTES = 32 * 1024 * 1024
 TOLD_BYTES = 1024  # an answer no larger than this is not replaced by an error about its size
 
 # Of HTTP alone; what they say about the body is a property of its own, or means nothing to a broker.
@@ -41,7 +41,7 @@ class _Envelope(msgspec.Struct):
 Send = Callable[[Publication], Awaitable[None]]
 
 
-class MqttReply:
+class MqttResponseWriter:
     """`door.Reply` for one message. `send` returns when the broker has the publication. Close it at the end."""
 
     def __init__(self, message: Message, address: Address, send: Send) -> None:
@@ -141,8 +141,8 @@ class MqttReply:
     def _check_collected(self) -> None:
         if self._address.answer_to is None:
             self._buffer.clear()
-        elif len(self._buffer) > MOST_COLLECTED_BYTES:
-            problem = f"the stream is longer than the {MOST_COLLECTED_BYTES} bytes that fit into one message"
+        elif len(self._buffer) > MAX_COLLECTED_BYTES:
+            problem = f"the stream is longer than the {MAX_COLLECTED_BYTES} bytes that fit into one message"
             raise GatewayError(f"{problem}; ask by MQTT 5 on a req topic, where it comes in parts", code="bad_request")
 
     async def _publish(self, payload: bytes, content_type: str, user: Pairs) -> None:

@@ -15,7 +15,7 @@ from gateway.plugin import BackendUnavailable
 
 from ..transport.exceptions import bad_response
 from ..transport.exchange import Exchange
-from .json_scan import Walk
+from .json_scan import JsonScanner
 
 STEP_BYTES = 32 << 10  # looked at in one go
 GZIP = 0x1F
@@ -25,7 +25,7 @@ class NotJson(Exception):
     """The body is none, or none that may begin so."""
 
 
-async def read(exchange: Exchange, cap: int, walk: Walk | None = None) -> bytes:
+async def read(exchange: Exchange, cap: int, walk: JsonScanner | None = None) -> bytes:
     """All of it, unpacked. Raises NotJson where `walk` says so, BackendUnavailable, and what aiohttp raises."""
     with BytesIO() as held:  # gives its bytes away without a copy; a failure, which may be kept, does not keep them
         async with aclosing(pieces(exchange, cap)) as found:

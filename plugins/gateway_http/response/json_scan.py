@@ -24,7 +24,7 @@ _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _OPENING = {ord("}"): ord("{"), ord("]"): ord("[")}
 
 
-class Walk:
+class JsonScanner:
     """Feed it the pieces in turn. `first`: the bytes it may begin with."""
 
     __slots__ = ("_decoder", "_first", "_has_begun", "_in_string", "_open")

@@ -19,7 +19,7 @@ from ..transport.exceptions import bad_response
 from ..transport.exchange import Exchange
 from .sse import DONE_EVENT, Event, EventTooLarge, Parser
 from .stream_state import Progress
-from .surrogates import Halves
+from .surrogates import SurrogateJoiner
 
 MAX_EVENT_BYTES = 1 << 20
 MAX_PICTURE_BYTES = 8 << 20  # an event that holds a picture
@@ -33,7 +33,7 @@ async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
     """Every event, framed, up to the proper end. Raises what aiohttp raises, BackendUnavailable, and Refused."""
     is_pictures = task.path.startswith(PICTURES_PATH)
     parser, progress = Parser(MAX_PICTURE_BYTES if is_pictures else MAX_EVENT_BYTES), Progress(task)
-    source, halves = _Source(exchange, progress), Halves()
+    source, halves = _Source(exchange, progress), SurrogateJoiner()
     while chunk := await source.read():
         for start in range(0, len(chunk), SLICE_BYTES):
             if start:

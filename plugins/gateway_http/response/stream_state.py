@@ -18,8 +18,8 @@ from .sse import DONE, Event
 from .upstream_errors import (
     NULL,
     Error,
-    Refused,
-    Said,
+    ErrorFields,
+    UpstreamRejected,
     begins,
     code_of,
     error_as,
@@ -49,7 +49,7 @@ class _Choice(msgspec.Struct):
     text: msgspec.Raw = NULL
 
 
-class _Chunk(Said):
+class _Chunk(ErrorFields):
     choices: msgspec.Raw = NULL
     response: msgspec.Raw = NULL
 
@@ -239,7 +239,7 @@ class Progress:
 
 def _reported(error: Error) -> Exception:
     if is_answer(error):
-        return Refused(error)
+        return UpstreamRejected(error)
     return bad_response(f"ended its stream with an error{code_of(error)}", said=message_of(error))
 
 

@@ -29,7 +29,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 Path = tuple[object, ...]
 
 
-class Halves:
+class SurrogateJoiner:
     """`joined` of every event of a stream, in turn."""
 
     def __init__(self) -> None:

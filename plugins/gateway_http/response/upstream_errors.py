@@ -36,7 +36,7 @@ TOO_LONG = re.compile(
 )
 
 
-class Refused(Exception):
+class UpstreamRejected(Exception):
     """The upstream says so, under status 200 or by an event of a stream."""
 
     def __init__(self, error: Error) -> None:
@@ -44,7 +44,7 @@ class Refused(Exception):
         self.error = error
 
 
-class Said(msgspec.Struct):
+class ErrorFields(msgspec.Struct):
     """The members of an object by which the servers there are report errors, or that they answer with."""
 
     error: msgspec.Raw = NULL
@@ -72,7 +72,7 @@ def is_text(raw: msgspec.Raw, text: bytes) -> bool:
     return memoryview(raw) == b'"' + text + b'"'
 
 
-def error_in(said: Said) -> Error | None:
+def error_in(said: ErrorFields) -> Error | None:
     """The error its member `error` is, or holds the text of; None where there is none."""
     if is_empty(said.error):
         return None
@@ -80,7 +80,7 @@ def error_in(said: Said) -> Error | None:
     return value if isinstance(value, dict) else {"message": value}
 
 
-def error_as(said: Said) -> Error:
+def error_as(said: ErrorFields) -> Error:
     """The error that the object itself is."""
     texts = (value_of(raw) for raw in (said.message, said.detail, said.text))
     codes = (value_of(raw) for raw in (said.code, said.error_code))

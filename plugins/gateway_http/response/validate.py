@@ -18,12 +18,12 @@ from gateway.plugin import BackendUnavailable, Task
 
 from ..transport.exceptions import bad_response
 from .expected_count import MAX_CHOICES, choices, inputs
-from .json_scan import OBJECT, Walk
+from .json_scan import OBJECT, JsonScanner
 from .upstream_errors import (
     NULL,
     Error,
-    Refused,
-    Said,
+    ErrorFields,
+    UpstreamRejected,
     begins,
     code_of,
     error_as,
@@ -67,13 +67,13 @@ class _Vector(msgspec.Struct):
     embedding: msgspec.Raw
 
 
-class _Answer(Said):
+class _Answer(ErrorFields):
     choices: msgspec.Raw = NULL
     data: msgspec.Raw = NULL
     status: msgspec.Raw = NULL
 
 
-class _OnlyError(Said, forbid_unknown_fields=True):
+class _OnlyError(ErrorFields, forbid_unknown_fields=True):
     """An error and what stands beside one: nothing that could be an answer."""
 
     param: msgspec.Raw = NULL
@@ -122,11 +122,11 @@ def max_bytes(task: Task) -> int:
     return MAX_BIG_BYTES if is_big else MAX_BYTES
 
 
-def walk_for(task: Task, content_type: str) -> Walk | None:
+def walk_for(task: Task, content_type: str) -> JsonScanner | None:
     """What looks at the body while it arrives, where that is to be JSON."""
     if _wants_object(task):
-        return Walk(OBJECT)
-    return Walk() if task.kind == "task" or _names_json(_media(content_type)) else None
+        return JsonScanner(OBJECT)
+    return JsonScanner() if task.kind == "task" or _names_json(_media(content_type)) else None
 
 
 def not_json(task: Task, content_type: str) -> BackendUnavailable:
@@ -297,7 +297,7 @@ def _error_of(task: Task, body: bytes, answer: _Answer) -> Error | None:
     return _error_itself(answer if only is None else only, is_only=only is not None)
 
 
-def _error_itself(said: Said, *, is_only: bool = True) -> Error | None:
+def _error_itself(said: ErrorFields, *, is_only: bool = True) -> Error | None:
     """The error that the object is, as vLLM, Anthropic and FastAPI have them."""
     is_one = is_text(said.object, b"error") or is_text(said.type, b"error")
     is_told = is_only and not all(map(is_empty, (said.detail, said.error_code)))
@@ -314,7 +314,7 @@ def _only_error(body: bytes) -> _OnlyError | None:
 
 def _reported(error: Error) -> Exception:
     if is_answer(error):
-        return Refused(error)
+        return UpstreamRejected(error)
     return bad_response(f"answered with an error{code_of(error)}", said=message_of(error))
 
 

@@ -22,7 +22,7 @@ from ..transport.exchange import Exchange
 from .body import NotJson, pieces, read
 from .json_scan import BOM
 from .surrogates import without_halves
-from .upstream_errors import Error, Said, body_of, code_of, error_as, error_in, is_answer, message_of
+from .upstream_errors import Error, ErrorFields, body_of, code_of, error_as, error_in, is_answer, message_of
 from .validate import (
     check_media,
     checked,
@@ -196,7 +196,7 @@ def _error(body: bytes) -> Error:
     """What the upstream's error says, or nothing; never a page of HTML."""
     try:
         body.decode()
-        said = msgspec.json.decode(body, type=Said)
+        said = msgspec.json.decode(body, type=ErrorFields)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return error_in(said) or error_as(said)

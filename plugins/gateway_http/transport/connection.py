@@ -33,7 +33,7 @@ POLL_S = 0.002
 TCP_INFO_RTT_OFFSET = 68  # linux/tcp.h: struct tcp_info, tcpi_rtt in microseconds
 
 
-class Wire(ResponseHandler):
+class UpstreamConnection(ResponseHandler):
     """One connection. `first_byte_at` is of the answer being waited for, interim answers apart."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -146,23 +146,23 @@ def _socket(transport: asyncio.BaseTransport | None) -> Any:
 class Response(aiohttp.ClientResponse):
     """An answer that knows its wire, also when it arrived whole and gave the connection back."""
 
-    wire: Wire
+    wire: UpstreamConnection
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Wait for the head."""
         protocol = connection.protocol
-        assert isinstance(protocol, Wire)
+        assert isinstance(protocol, UpstreamConnection)
         self.wire = protocol
         return await super().start(connection)
 
 
 class Connector(aiohttp.TCPConnector):
-    """A pool whose connections are `Wire`s."""
+    """A pool whose connections are `UpstreamConnection`s."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         loop = asyncio.get_running_loop()
-        self._factory: Any = lambda: Wire(loop)
+        self._factory: Any = lambda: UpstreamConnection(loop)
 
 
 class StampedBody(aiohttp.Payload):
@@ -173,7 +173,7 @@ class StampedBody(aiohttp.Payload):
         self._size = len(data)
         self._terms = terms
         self._transport: asyncio.Transport | None = None
-        self.wire: Wire | None = None
+        self.wire: UpstreamConnection | None = None
         self.began_at: float | None = None
         self.ended_at: float | None = None
         self.is_written = False  # all of it has left our hands
@@ -200,9 +200,9 @@ class StampedBody(aiohttp.Payload):
                 await asyncio.sleep(POLL_S)
         self._end()
 
-    def _begin(self, writer: Any) -> Wire:
+    def _begin(self, writer: Any) -> UpstreamConnection:
         wire = writer.protocol
-        assert isinstance(wire, Wire)
+        assert isinstance(wire, UpstreamConnection)
         self.wire, self._transport = wire, writer.transport
         self.began_at = time.monotonic()
         if not self.over:

@@ -131,7 +131,7 @@ def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0][:120]
 
 
-class Translated:
+class map_exceptions:
     """`with Translated(...)`: what is raised inside becomes one of the gateway's errors.
 
     on_link_failure is told in a word why, where the network is at fault.

@@ -110,9 +110,9 @@ def test_a_key_asks_for_what_it_lists_and_nothing_else() -> None:
 
 
 def test_a_keys_own_limit_only_ever_lowers_everybodys() -> None:
-    assert gate(max_body_bytes=10).named("ada").most_bytes(100) == 10
-    assert gate(max_body_bytes=1000).named("ada").most_bytes(100) == 100
-    assert ANYBODY.most_bytes(100) == 100
+    assert gate(max_body_bytes=10).named("ada").max_bytes(100) == 10
+    assert gate(max_body_bytes=1000).named("ada").max_bytes(100) == 100
+    assert ANYBODY.max_bytes(100) == 100
 
 
 # ── how often, how many ──────────────────────────────────────────────────────────────────────────

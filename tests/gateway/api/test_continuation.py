@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.continuation import MAX_TEXT_CHARS, REPEATED_CHARS, Overlap, Said, continuation
-from gateway.api.parse import Draft, read
+from gateway.api.continuation import MAX_TEXT_CHARS, REPEATED_CHARS, ChatContinuation, Overlap, continuation
+from gateway.api.parse import ParsedRequest, parse_request
 from gateway.api.render import streamed
 from gateway.api.routes import match
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
@@ -26,8 +26,8 @@ def task(messages: list[dict[str, Any]] | None = None, **members: Any) -> Task:
     return Task(kind="chat", name="m", body=body, deadline=1e12)
 
 
-def draft(kind: Any = "chat") -> Draft:
-    return Draft(kind=kind, name="m", path="/", body=b"", content_type="application/json", stream=True)
+def draft(kind: Any = "chat") -> ParsedRequest:
+    return ParsedRequest(kind=kind, name="m", path="/", body=b"", content_type="application/json", stream=True)
 
 
 def raw(text: str | None = None, **choice: Any) -> Part:
@@ -41,9 +41,9 @@ def said_on(text: str, **choice: Any) -> Part:
     return Part(raw=b"data: %s\n\n" % json.dumps({"choices": [{"index": 0, "text": text, **choice}]}).encode())
 
 
-def heard(*parts: Part, kind: Any = "chat") -> Said:
+def heard(*parts: Part, kind: Any = "chat") -> ChatContinuation:
     said = continuation(draft(kind))
-    assert isinstance(said, Said)
+    assert isinstance(said, ChatContinuation)
     for part in parts:
         said.heard(part)
     return said
@@ -310,7 +310,7 @@ def test_an_empty_reason_to_finish_finishes_nothing() -> None:
     ],
 )
 def test_several_answers_at_once_are_gone_on_with_by_nobody(path: str, body: Any, choices: int) -> None:
-    asked = read(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
+    asked = parse_request(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
     assert asked.choices == choices
     assert (continuation(asked) is None) == (choices > 1)
 
@@ -342,7 +342,7 @@ def test_who_starts_again_and_thinks_first_is_waited_for() -> None:
 
 def test_a_long_answer_in_tiny_pieces_takes_little_memory() -> None:
     said = continuation(draft())
-    assert isinstance(said, Said)
+    assert isinstance(said, ChatContinuation)
     tracemalloc.start()
     try:
         piece = raw("長")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from gateway.api import embeddings
 from gateway.api.embeddings import to_base64, to_floats
-from gateway.api.parse import Draft
-from gateway.api.render import Wanted
+from gateway.api.parse import ParsedRequest
+from gateway.api.render import ResponseRenderer
 from gateway.api.vectors import Cut
 from gateway.plugin import BackendUnavailable, Result
 
@@ -26,7 +26,7 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: str | None = "m") -> bytes:
-    draft = Draft(
+    draft = ParsedRequest(
         kind="embeddings",
         name="m",
         path="/v1/embeddings",
@@ -35,7 +35,7 @@ def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: st
         items=items,
         encoding_format=asked,
     )
-    return asyncio.run(Wanted(draft, "r", "the backend", served_as).whole(result)).body or b""
+    return asyncio.run(ResponseRenderer(draft, "r", "the backend", served_as).whole(result)).body or b""
 
 
 def relayed(*vectors: Any) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.api.answers import chat_answer
-from gateway.api.merge_chunks import MOST_PLACES, Merger
+from gateway.api.merge_chunks import MAX_PLACES, ChunkMerger
 from gateway.api.sse import Stamp, encode_json
 from gateway.plugin import BackendUnavailable
 
@@ -25,7 +25,7 @@ def told(*deltas: Delta) -> list[bytes]:
 
 
 def merged(events: Iterable[bytes]) -> dict[str, Any]:
-    merger = Merger(STAMP, "chat")
+    merger = ChunkMerger(STAMP, "chat")
     for data in events:
         merger.add(data)
     return json.loads(encode_json(chat_answer(STAMP, merger.answer())))
@@ -123,14 +123,14 @@ FLOODS: dict[str, Callable[[int], Delta]] = {
 @pytest.mark.parametrize("name", FLOODS)
 def test_an_answer_of_more_pieces_than_any_that_is_meant_is_refused(name: str) -> None:
     with pytest.raises(BackendUnavailable, match="more pieces"):
-        message(*map(FLOODS[name], range(MOST_PLACES + 1)))
+        message(*map(FLOODS[name], range(MAX_PLACES + 1)))
 
 
 def test_so_many_choices_and_so_many_entries_at_once_are_refused_too() -> None:
     with pytest.raises(BackendUnavailable, match="more pieces"):
-        merged(encode_json({"choices": [{"index": i, "delta": {}}]}) for i in range(MOST_PLACES + 1))
+        merged(encode_json({"choices": [{"index": i, "delta": {}}]}) for i in range(MAX_PLACES + 1))
     with pytest.raises(BackendUnavailable, match="more pieces"):
-        message({"tool_calls": [{"index": i} for i in range(MOST_PLACES + 1)]})
+        message({"tool_calls": [{"index": i} for i in range(MAX_PLACES + 1)]})
 
 
 LONG: dict[str, Callable[[int], Delta]] = {
@@ -151,7 +151,7 @@ def test_a_piece_costs_the_same_whatever_came_before_it(name: str) -> None:
 
 def cpu_s(deltas: list[Delta]) -> float:
     events = told(*deltas)
-    merger, start = Merger(STAMP, "chat"), time.process_time()
+    merger, start = ChunkMerger(STAMP, "chat"), time.process_time()
     for data in events:
         merger.add(data)
     encode_json(merger.answer())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.parse import MOST_KEYS, Draft, read
+from gateway.api.parse import MAX_KEYS, ParsedRequest, parse_request
 from gateway.api.routes import match
 from gateway.plugin import TaskInvalid, Upload
 from support.forms import encode
@@ -18,9 +18,9 @@ from support.forms import encode
 MESSAGES = [{"role": "user", "content": "hi", "name": "x"}]
 
 
-def draft_of(path: str, body: Any, content_type: str = "application/json") -> Draft:
+def draft_of(path: str, body: Any, content_type: str = "application/json") -> ParsedRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read(match("POST", path), content_type, raw)
+    return parse_request(match("POST", path), content_type, raw)
 
 
 def refusal_of(path: str, body: Any, content_type: str = "application/json") -> TaskInvalid:
@@ -96,7 +96,7 @@ def test_a_form_too_names_its_model_once(path: str, names: tuple[str, str]) -> N
 
 
 def test_who_writes_a_million_keys_to_hide_one_is_refused_at_ten_thousand() -> None:
-    many = b",".join(b'"k%d":1' % n for n in range(MOST_KEYS + 1))
+    many = b",".join(b'"k%d":1' % n for n in range(MAX_KEYS + 1))
     assert "more than" in refusal_of("/v1/responses", b'{"model":"m",' + many + b',"model":"m"}').message
     assert draft_of("/v1/responses", b'{"model":"m",' + many + b"}").name == "m"
 

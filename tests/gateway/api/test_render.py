@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 from gateway.api import answers, tasks
-from gateway.api.parse import Draft
-from gateway.api.render import Wanted
+from gateway.api.parse import ParsedRequest
+from gateway.api.render import ResponseRenderer
 from gateway.api.sse import encode_json
 from gateway.plugin import BackendFailed, BackendUnavailable, Kind, Result
 
 
-def draft(kind: Kind = "chat", **more: Any) -> Draft:
-    return Draft(kind=kind, name="assistant", path="/", body=b"", content_type="application/json", **more)
+def draft(kind: Kind = "chat", **more: Any) -> ParsedRequest:
+    return ParsedRequest(kind=kind, name="assistant", path="/", body=b"", content_type="application/json", **more)
 
 
 def rendered(result: Result, kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> Result:
-    return asyncio.run(Wanted(draft(kind, **more), "r1", "the backend", served_as).whole(result))
+    return asyncio.run(ResponseRenderer(draft(kind, **more), "r1", "the backend", served_as).whole(result))
 
 
 def answer(value: Any, kind: Kind = "chat") -> Any:

@@ -14,25 +14,27 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.api.content import has_content
-from gateway.api.parse import Draft
-from gateway.api.render import Wanted, streamed, wants_whole
+from gateway.api.parse import ParsedRequest
+from gateway.api.render import ResponseRenderer, streamed, wants_whole
 from gateway.api.sse import events_of
-from gateway.api.streams import Streamed
+from gateway.api.streams import StreamEncoder
 from gateway.plugin import BackendUnavailable, Kind, Part, Result
 
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 TYPED_KINDS: tuple[Kind, ...] = ("chat", "completion")
 
 
-def draft(kind: Kind = "chat", **more: Any) -> Draft:
-    return Draft(kind=kind, name="assistant", path="/", body=b"", content_type="application/json", stream=True, **more)
+def draft(kind: Kind = "chat", **more: Any) -> ParsedRequest:
+    return ParsedRequest(
+        kind=kind, name="assistant", path="/", body=b"", content_type="application/json", stream=True, **more
+    )
 
 
-def stream_of(kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> Streamed:
+def stream_of(kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> StreamEncoder:
     return streamed(draft(kind, **more), request_id="r1", served_as=served_as)
 
 
-def sent(stream: Streamed, parts: Sequence[Part], timing: dict[str, Any] | None = None) -> bytes:
+def sent(stream: StreamEncoder, parts: Sequence[Part], timing: dict[str, Any] | None = None) -> bytes:
     return b"".join([*(stream.part(part) for part in parts), stream.end(timing)])
 
 
@@ -345,12 +347,12 @@ def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list
     assert direct.get("usage") == streamed_answer.get("usage")
 
 
-def answer_of(asked: Draft, parts: Sequence[Part]) -> dict[str, Any]:
+def answer_of(asked: ParsedRequest, parts: Sequence[Part]) -> dict[str, Any]:
     return json.loads(collected(asked, parts).body or b"")
 
 
-def collected(asked: Draft, parts: Sequence[Part]) -> Result:
-    wanted = Wanted(replace(asked, stream=False), "r", "the backend", "assistant")
+def collected(asked: ParsedRequest, parts: Sequence[Part]) -> Result:
+    wanted = ResponseRenderer(replace(asked, stream=False), "r", "the backend", "assistant")
     for part in parts:
         wanted.add(part)
     return asyncio.run(wanted.whole(None))

@@ -43,7 +43,7 @@ def test_a_state_directory_nobody_can_write_to_is_a_problem(tmp_path: Path) -> N
 
 
 def test_a_disk_that_is_full_and_a_clock_of_1970_are_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LEAST_FREE_BYTES", 1 << 62)
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 62)
     monkeypatch.setattr(doctor, "BUILT", datetime(2999, 1, 1, tzinfo=UTC))
     found = findings({}, tmp_path)
     assert (found["state directory"].verdict, found["clock"].verdict) == ("problem", "problem")

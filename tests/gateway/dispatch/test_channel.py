@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.dispatch.channel import CHANNEL_BYTES, CHANNEL_PARTS, Channel
-from gateway.dispatch.resume import forget
+from gateway.dispatch.resume import cancel_and_close
 from gateway.plugin import Part
 
 WHO: Any = None
@@ -40,5 +40,5 @@ async def test_an_answer_that_came_when_nobody_wanted_it_any_more_is_closed() ->
 
     asking: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     asking.set_result(Closable())
-    forget(asking)
+    cancel_and_close(asking)
     assert closed == [True]

@@ -13,7 +13,7 @@ from gateway.dispatch.leaks import LEAKED_S, Leaks
 from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, Task
-from gateway.registry import Member
+from gateway.registry import ManagedBackend
 from gateway.workers import WorkerBackend
 from support.clock import Clock
 from support.services import KeptServices
@@ -22,9 +22,9 @@ from support.worker_backends import Quick
 DAY_S = 86_400.0
 
 
-def _member(backend: Backend[Any]) -> Member:
+def _member(backend: Backend[Any]) -> ManagedBackend:
     clock = Clock()
-    return Member(
+    return ManagedBackend(
         name="b",
         plugin="p",
         settings=backend.settings,

@@ -8,25 +8,25 @@ from typing import cast
 
 import pytest
 
-from gateway.dispatch import Expectations
+from gateway.dispatch import ResponseSpec
 from gateway.dispatch.attempt import Attempt, End, Item
 from gateway.dispatch.planner import Plan
-from gateway.dispatch.race import Race
+from gateway.dispatch.race import AttemptGroup
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, TaskRefused
 from gateway.policy import Decision
-from gateway.registry import Member, Offer
+from gateway.registry import ManagedBackend, ServingBackends
 from gateway.timing import Watch
 from support.lane_house import House
 
 
-def _race(house: House) -> Race:
+def _race(house: House) -> AttemptGroup:
     def spawn(attempt: Attempt) -> asyncio.Task[None]:
         return asyncio.create_task(asyncio.sleep(0))
 
     task = Task(kind="task", name="add", deadline=1e9)
     decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
-    plan = Plan(Offer({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
-    return Race(task, plan, Expectations(), Watch(), house.lanes, spawn)
+    plan = Plan(ServingBackends({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
+    return AttemptGroup(task, plan, ResponseSpec(), Watch(), house.lanes, spawn)
 
 
 async def test_a_rescue_into_a_full_line_is_declined_and_raises_nothing_into_the_lanes() -> None:
@@ -85,14 +85,14 @@ class Rescued:
         house = House()
         self.running: list[asyncio.Task[None]] = []
         decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
-        plan = Plan(Offer({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
+        plan = Plan(ServingBackends({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
         task = Task(kind="task", name="add", deadline=math.inf)
-        self.race = Race(task, plan, Expectations(), Watch(), house.lanes, self._spawn)
+        self.race = AttemptGroup(task, plan, ResponseSpec(), Watch(), house.lanes, self._spawn)
         self.race.start()
         assert self.race._rescue("box")
         self.first, self.second = self.race.attempts
         for attempt, name in ((self.first, "cloud"), (self.second, "box")):
-            attempt.member, attempt.is_settled = cast("Member", Named(name)), True
+            attempt.member, attempt.is_settled = cast("ManagedBackend", Named(name)), True
 
     def _spawn(self, attempt: Attempt) -> asyncio.Task[None]:
         self.running.append(asyncio.create_task(asyncio.Event().wait()))  # type: ignore[arg-type]

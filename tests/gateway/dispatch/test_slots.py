@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch import Answer, BackendServices, Dispatcher, Expectations, Limits
-from gateway.lanes import Lanes
-from gateway.measure.board import Board
+from gateway.dispatch import Answer, BackendServices, Dispatcher, Limits, ResponseSpec
+from gateway.lanes import Scheduler
+from gateway.measure.board import Measurements
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -25,7 +25,7 @@ from gateway.plugin import (
 )
 from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
-from gateway.request_log import Record
+from gateway.request_log import RequestRecord
 from gateway.timing import Watch
 from support.until import until
 
@@ -119,8 +119,8 @@ class House:
     """A dispatcher over two backends of one slot each; `here` is asked first, `there` lies beyond a network."""
 
     def __init__(self, here: Any, there: Any) -> None:
-        self.board = Board(asyncio.get_running_loop().time)
-        self.lanes = Lanes(self.board, Policy(), asyncio.get_running_loop().time)
+        self.board = Measurements(asyncio.get_running_loop().time)
+        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time)
         kinds = {
             "here": type("Here", (_Scripted,), {"script": staticmethod(here)}),
             "there": type("There", (_Scripted,), {"script": staticmethod(there), "remote": True}),
@@ -141,8 +141,8 @@ class House:
     def ask(self, *, pin: str | None = None, body: bytes = b"{}") -> asyncio.Task[Answer]:
         now = asyncio.get_running_loop().time()
         task = Task(kind="task", name="t", pin=pin, stream=True, deadline=now + 60.0, body=body)
-        expected = Expectations(limits=Limits(first_byte_s=30.0, stall_s=30.0))
-        return asyncio.create_task(self.dispatcher.dispatch(task, Watch(), Record(request_id="r"), expected))
+        expected = ResponseSpec(limits=Limits(first_byte_s=30.0, stall_s=30.0))
+        return asyncio.create_task(self.dispatcher.dispatch(task, Watch(), RequestRecord(request_id="r"), expected))
 
     def counts(self) -> set[int]:
         lanes = self.lanes.status().values()

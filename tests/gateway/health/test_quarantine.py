@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.health.quarantine import FIRST_S, MOST_S, RAISES, Quarantine
+from gateway.health.quarantine import FIRST_S, MAX_S, RAISES, Quarantine
 from gateway.testing.clock import FakeClock
 
 
@@ -29,7 +29,7 @@ def test_each_try_that_raises_again_costs_twice_as_long_up_to_a_quarter_of_an_ho
     quarantine = Quarantine(clock, lambda why, seconds: told.append(seconds))
     raise_it(quarantine, RAISES)
     for _ in range(6):
-        clock.move(MOST_S)
+        clock.move(MAX_S)
         raise_it(quarantine, 1)
     assert told == [60, 120, 240, 480, 900, 900, 900]
 

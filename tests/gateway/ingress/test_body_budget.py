@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.body_budget import COPIES, Room
+from gateway.ingress.body_budget import COPIES, BodyBudget
 from gateway.plugin import TaskRefused
 
 
-def room_of(size: int) -> Room:
-    room = Room()
+def room_of(size: int) -> BodyBudget:
+    room = BodyBudget()
     room.measured(size * COPIES)
     return room
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.measure.board import Board
+from gateway.measure.board import Measurements
 from gateway.measure.load import UNKNOWN, LoadSampler
 from support.clock import Clock
 
@@ -41,7 +41,7 @@ def test_two_readings_give_ratios(tmp_path: Path) -> None:
 
 def test_this_host_is_read_without_a_fault() -> None:
     sampler = LoadSampler(Clock())
-    board = Board(Clock(), sampler=sampler)
+    board = Measurements(Clock(), sampler=sampler)
     assert board.load() == UNKNOWN
     board.sample_load()
     assert set(board.load()) == set(UNKNOWN)

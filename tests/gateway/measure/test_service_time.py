@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.measure.board import PRIOR_CLOUD_S, Board
+from gateway.measure.board import PRIOR_CLOUD_S, Measurements
 from gateway.measure.service_time import Drift, ServiceTime
 from gateway.plugin import LinkSample
 from support.clock import Clock
@@ -23,13 +23,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def board(clock: Clock) -> Board:
-    board = Board(clock)
+def board(clock: Clock) -> Measurements:
+    board = Measurements(clock)
     board.add("edge", remote=False)
     return board
 
 
-def learn_line(board: Board, clock: Clock, samples: int, slowdown: float = 1.0, noise: float = 0.1) -> None:
+def learn_line(board: Measurements, clock: Clock, samples: int, slowdown: float = 1.0, noise: float = 0.1) -> None:
     rng = random.Random(samples)
     for _ in range(samples):
         x = rng.uniform(10.0, 100.0)
@@ -37,30 +37,30 @@ def learn_line(board: Board, clock: Clock, samples: int, slowdown: float = 1.0, 
         clock.now += 1.0
 
 
-def test_without_a_sample_the_prior_stands_and_says_so(board: Board) -> None:
+def test_without_a_sample_the_prior_stands_and_says_so(board: Measurements) -> None:
     board.add("edge", remote=False)
     board.add("cloud", remote=True)
     assert board.predict("edge", "task", "detect", 5.0).samples == 0
     assert board.predict("edge", "task", "detect", 5.0).mean_s < board.predict("cloud", "task", "detect", 5.0).mean_s
 
 
-def test_one_sample_replaces_the_prior(board: Board) -> None:
+def test_one_sample_replaces_the_prior(board: Measurements) -> None:
     board.learn("edge", "task", "detect", 5.0, 4.0)
     assert board.predict("edge", "task", "detect", 5.0).mean_s == pytest.approx(4.0)
 
 
-def test_one_small_sample_says_little_of_big_sizes(board: Board) -> None:
+def test_one_small_sample_says_little_of_big_sizes(board: Measurements) -> None:
     board.learn("cloud", "chat", "m", 100.0, 0.5)
     assert board.predict("cloud", "chat", "m", 8000.0).mean_s <= 1.0
 
 
-def test_a_slope_far_too_steep_is_corrected_by_the_first_big_sample(board: Board) -> None:
+def test_a_slope_far_too_steep_is_corrected_by_the_first_big_sample(board: Measurements) -> None:
     for x, seconds in ((92, 0.5), (67, 0.62), (1291, 0.52)):
         board.learn("cloud", "chat", "m", x, seconds)
     assert board.predict("cloud", "chat", "m", 1291).mean_s < 1.0
 
 
-def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Board) -> None:
+def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Measurements) -> None:
     board.learn("cloud", "chat", "m", 236, 5.36)  # a long answer to a short question
     for x, seconds in ((2147, 0.81), (2507, 0.57), (3397, 0.6), (3854, 0.95), (2157, 0.62), (1257, 0.41), (5886, 1.15)):
         board.learn("cloud", "chat", "m", x, seconds)
@@ -95,13 +95,15 @@ def test_nothing_is_predicted_that_is_far_outside_what_was_seen(
         assert min(taken) / 4.001 <= known.usual_s(x) <= 4.001 * max(taken)
 
 
-def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Board, clock: Clock) -> None:
+def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
     for x in (20.0, 50.0, 90.0):
         assert board.predict("edge", "task", "detect", x).mean_s == pytest.approx(0.1 + 0.01 * x, rel=0.15)
 
 
-def test_a_longer_way_to_the_cloud_is_added_to_what_was_learned_on_a_short_one(board: Board, clock: Clock) -> None:
+def test_a_longer_way_to_the_cloud_is_added_to_what_was_learned_on_a_short_one(
+    board: Measurements, clock: Clock
+) -> None:
     board.add("cloud", remote=True)
     for _ in range(20):
         board.observe("cloud", LinkSample(rtt_s=0.01))
@@ -113,7 +115,7 @@ def test_a_longer_way_to_the_cloud_is_added_to_what_was_learned_on_a_short_one(b
     assert board.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.32, rel=0.15)
 
 
-def test_a_throttled_backend_is_noticed_in_every_class_at_once(board: Board, clock: Clock) -> None:
+def test_a_throttled_backend_is_noticed_in_every_class_at_once(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
     for _ in range(50):
         board.learn("edge", "task", "other", 10.0, 1.0)
@@ -124,7 +126,7 @@ def test_a_throttled_backend_is_noticed_in_every_class_at_once(board: Board, clo
     assert board.predict("edge", "task", "other", 10.0).mean_s == pytest.approx(1.0, rel=0.15)
 
 
-def test_one_straggler_is_no_change_point_and_no_spread(board: Board, clock: Clock) -> None:
+def test_one_straggler_is_no_change_point_and_no_spread(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50, noise=0.05)
     before = board.predict("edge", "task", "detect", 50.0)
     board.learn("edge", "task", "detect", 50.0, 60.0)
@@ -133,20 +135,20 @@ def test_one_straggler_is_no_change_point_and_no_spread(board: Board, clock: Clo
     assert after.p95_s < before.p95_s * 1.6
 
 
-def test_the_95th_percentile_is_about_where_it_should_be(board: Board, clock: Clock) -> None:
+def test_the_95th_percentile_is_about_where_it_should_be(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 200, noise=0.3)
     estimate = board.predict("edge", "task", "detect", 50.0)
     assert estimate.p95_s / estimate.mean_s == pytest.approx(math.exp(1.645 * 0.3), rel=0.25)
 
 
-def test_a_time_out_teaches_that_it_takes_longer(board: Board, clock: Clock) -> None:
+def test_a_time_out_teaches_that_it_takes_longer(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 20)
     before = board.predict("edge", "task", "detect", 50.0).mean_s
     board.timed_out("edge", "task", "detect", 50.0, 10.0)
     assert board.predict("edge", "task", "detect", 50.0).mean_s > before
 
 
-def test_a_time_out_sooner_than_expected_teaches_nothing(board: Board, clock: Clock) -> None:
+def test_a_time_out_sooner_than_expected_teaches_nothing(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 20)
     before = board.predict("edge", "task", "detect", 50.0)
     board.timed_out("edge", "task", "detect", 50.0, 0.01)
@@ -154,7 +156,7 @@ def test_a_time_out_sooner_than_expected_teaches_nothing(board: Board, clock: Cl
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 0.0, 1e9])
-def test_impossible_durations_are_ignored(board: Board, seconds: float) -> None:
+def test_impossible_durations_are_ignored(board: Measurements, seconds: float) -> None:
     board.learn("edge", "task", "detect", 5.0, seconds)
     board.timed_out("edge", "task", "detect", 5.0, seconds)
     assert board.predict("edge", "task", "detect", 5.0).samples == 0
@@ -165,7 +167,7 @@ def test_predictions_stay_positive_and_finite_whatever_comes(
     samples: list[tuple[float, float, float]], asked: float
 ) -> None:
     clock = Clock()
-    board = Board(clock)
+    board = Measurements(clock)
     board.add("b", remote=False)
     for x, seconds, step in samples:
         board.learn("b", "task", "m", x, seconds)
@@ -176,9 +178,9 @@ def test_predictions_stay_positive_and_finite_whatever_comes(
     assert 0.0 < estimate.optimism <= 1.0
 
 
-def test_what_was_learned_survives_a_restart(board: Board, clock: Clock) -> None:
+def test_what_was_learned_survives_a_restart(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
-    again = Board(clock)
+    again = Measurements(clock)
     again.restore(board.save({"edge": "h"}), {"edge": "h"})
     again.add("edge", remote=False)
     now, then = again.predict("edge", "task", "detect", 50.0), board.predict("edge", "task", "detect", 50.0)
@@ -186,16 +188,16 @@ def test_what_was_learned_survives_a_restart(board: Board, clock: Clock) -> None
     assert now.samples == then.samples
 
 
-def test_other_settings_forget_what_was_learned(board: Board, clock: Clock) -> None:
+def test_other_settings_forget_what_was_learned(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
-    again = Board(clock)
+    again = Measurements(clock)
     again.restore(board.save({"edge": "h"}), {"edge": "other"})
     again.add("edge", remote=False)
     assert again.predict("edge", "task", "detect", 50.0).samples == 0
 
 
 def test_a_remote_backend_that_is_restored_is_a_remote_one(clock: Clock) -> None:
-    before, again = Board(clock), Board(clock)
+    before, again = Measurements(clock), Measurements(clock)
     before.add("cloud", remote=True)
     before.learn("cloud", "task", "detect", 5.0, 1.0)
     again.restore(before.save({"cloud": "h"}), {"cloud": "h"})
@@ -205,10 +207,10 @@ def test_a_remote_backend_that_is_restored_is_a_remote_one(clock: Clock) -> None
 
 
 def test_what_was_learned_of_a_backend_that_does_not_open_this_time_is_kept_for_the_next(
-    board: Board, clock: Clock
+    board: Measurements, clock: Clock
 ) -> None:
     learn_line(board, clock, 50)
-    saved, again = board.save({"edge": "h"}), Board(clock)
+    saved, again = board.save({"edge": "h"}), Measurements(clock)
     again.restore(saved, {"edge": "h"})
     assert again.save({"edge": "h"}) == saved
     again.remove("edge")
@@ -216,7 +218,7 @@ def test_what_was_learned_of_a_backend_that_does_not_open_this_time_is_kept_for_
 
 
 def test_to_look_at_a_backend_that_is_not_there_does_not_make_it(clock: Clock) -> None:
-    board = Board(clock)
+    board = Measurements(clock)
     board.link("nobody")
     board.carrier_lost("nobody")
     board.note_traffic("nobody")
@@ -234,7 +236,7 @@ DAMAGED = st.recursive(
 
 @given(DAMAGED)
 def test_damaged_state_is_skipped(damaged: object) -> None:
-    board = Board(Clock())
+    board = Measurements(Clock())
     for saved in (damaged, {"edge": damaged}, {"edge": {"settings": "h", "classes": damaged, "uplink": damaged}}):
         board.restore(saved, {"edge": "h"})
     board.add("edge", remote=False)
@@ -242,7 +244,7 @@ def test_damaged_state_is_skipped(damaged: object) -> None:
 
 
 def test_a_loser_gets_the_benefit_of_the_doubt_only_after_many_decisions_and_minutes(
-    board: Board, clock: Clock
+    board: Measurements, clock: Clock
 ) -> None:
     board.add("slow", remote=False)
     for _ in range(10):

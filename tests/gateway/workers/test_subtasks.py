@@ -13,7 +13,7 @@ from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Resu
 from gateway.plugin.errors import PluginRaised
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
-from gateway.workers.main import MOST_SUBTASKS
+from gateway.workers.main import MAX_SUBTASKS
 from support.services import KeptServices
 from support.worker_backends import Sends
 from support.workers import a_task, answer, pids
@@ -97,8 +97,8 @@ async def test_many_are_served_at_once_but_not_all() -> None:
         return Result(json=task.json)
 
     async with sending(serve) as (backend, _):
-        assert await answer(backend, a_task("many", 3 * MOST_SUBTASKS)) == list(range(3 * MOST_SUBTASKS))
-    assert 1 < most <= MOST_SUBTASKS
+        assert await answer(backend, a_task("many", 3 * MAX_SUBTASKS)) == list(range(3 * MAX_SUBTASKS))
+    assert 1 < most <= MAX_SUBTASKS
 
 
 @pytest.mark.parametrize(

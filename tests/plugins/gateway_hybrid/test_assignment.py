@@ -11,25 +11,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_hybrid.assignment import ROUNDS, Deal, Fate, Group
-from gateway_hybrid.throughput import Pace
+from gateway_hybrid.assignment import ROUNDS, Assignment, Group, RetryHistory
+from gateway_hybrid.throughput import Throughput
 
 BOTH = frozenset({"here", "there"})
 
 
-def pace(per_item_s: float | None = None, overhead_s: float = 0.0, most: int = 1, at_first: int = 1) -> Pace:
-    return Pace(most=most, at_first=at_first, per_item_s=per_item_s, overhead_s=overhead_s)
+def pace(per_item_s: float | None = None, overhead_s: float = 0.0, most: int = 1, at_first: int = 1) -> Throughput:
+    return Throughput(most=most, at_first=at_first, per_item_s=per_item_s, overhead_s=overhead_s)
 
 
-def deal(count: int, here: Pace | None = None, there: Pace | None = None, **settings: Any) -> Deal:
-    return Deal(count, {"here": here or pace(), "there": there or pace()}, groups=16, **settings)
+def deal(count: int, here: Throughput | None = None, there: Throughput | None = None, **settings: Any) -> Assignment:
+    return Assignment(count, {"here": here or pace(), "there": there or pace()}, groups=16, **settings)
 
 
 @dataclass
 class Game:
     """Plays a deal to its end: groups take what `seconds` says, or fail where it says None."""
 
-    table: Deal
+    table: Assignment
     now: float = 0.0
     answered: list[Group] = field(default_factory=list)
     started: list[Group] = field(default_factory=list)
@@ -179,7 +179,7 @@ def test_a_side_that_fails_pauses_longer_each_time() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(BOTH)), st.booleans()), max_size=30))
 def test_a_fate_is_sealed_where_every_side_failed_or_refusals_go_on_and_on(tried: list[tuple[str, bool]]) -> None:
-    fate: Fate | None = Fate()
+    fate: RetryHistory | None = RetryHistory()
     for count, (side, is_refusal) in enumerate(tried, 1):
         fate = fate.after(side, BOTH, is_refusal=is_refusal)
         if fate is None:
@@ -195,7 +195,7 @@ def test_a_fate_is_sealed_where_every_side_failed_or_refusals_go_on_and_on(tried
 def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> int:
     """How many groups of ten are kept in flight, by a side with so many servers behind a network."""
     side = pace(most=16, at_first=2)
-    table = Deal(groups * 10, {"there": side}, groups=groups)
+    table = Assignment(groups * 10, {"there": side}, groups=groups)
     free, most = [0.0] * servers, 0
 
     def seconds(group: Group, n: int) -> float:

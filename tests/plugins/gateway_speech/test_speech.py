@@ -23,7 +23,7 @@ from gateway_speech.recogniser import Word, confidence, pieces, segments, transc
 from gateway_speech.wav import RATE_HZ, read_pcm, resample, seconds_of
 from support.services import KeptServices
 
-RECORDING = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "conveyor.wav"
+RECORDING = Path(__file__).parents[3] / "gateway" / "demo" / "data" / "conveyor.wav"
 SAID = "turn on the conveyor belt and stop the machine"
 
 

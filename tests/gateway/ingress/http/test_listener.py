@@ -9,7 +9,7 @@ import pytest
 
 from gateway.ingress.http import listener
 from gateway.ingress.http.listener import Goodbye
-from gateway.ingress.http.response import MOST_UNSENT_BYTES, WRITE_TIMEOUT_S, bound_unread
+from gateway.ingress.http.response import MAX_UNSENT_BYTES, WRITE_TIMEOUT_S, bound_unread
 
 
 async def _goodbye() -> tuple[asyncio.BaseTransport, socket.socket]:
@@ -20,7 +20,7 @@ async def _goodbye() -> tuple[asyncio.BaseTransport, socket.socket]:
 
 
 async def test_of_those_who_are_too_many_only_some_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MOST_GOODBYES", 2)
+    monkeypatch.setattr(listener, "MAX_GOODBYES", 2)
     loop = asyncio.get_running_loop()
     held = [await _goodbye() for _ in range(3)]
     told = [await loop.sock_recv(far, 100) for _, far in held]
@@ -42,6 +42,6 @@ async def test_the_kernel_lets_go_of_who_takes_nothing_and_holds_little_for_them
         bound_unread(transport)
         found = transport.get_extra_info("socket")
         assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == WRITE_TIMEOUT_S * 1000
-        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == MOST_UNSENT_BYTES
+        assert found.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == MAX_UNSENT_BYTES
         transport.close()
         client.close()

@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack
 import pytest
 
 from gateway.ingress.http import response
-from gateway.ingress.http.response import Patience
+from gateway.ingress.http.response import WriteTimeouts
 
 
 async def test_a_crowd_is_shortened_once_however_many_come_after(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "MANY", 3)
     shortened = 0
-    patience = Patience()
+    patience = WriteTimeouts()
     really = patience._shorten
 
     def counted() -> None:

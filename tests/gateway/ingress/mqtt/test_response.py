@@ -10,7 +10,7 @@ import pytest
 from gateway.ingress.mqtt import response as rules
 from gateway.ingress.mqtt.connection import PublishRefused
 from gateway.ingress.mqtt.properties import Message, Publication
-from gateway.ingress.mqtt.response import MqttReply
+from gateway.ingress.mqtt.response import MqttResponseWriter
 from gateway.ingress.mqtt.topics import Address
 from gateway.plugin import GatewayError
 
@@ -36,9 +36,9 @@ class Post:
         return [dict(it.user).get(name) for it in self.sent]
 
 
-def reply_to(post: Post, *, in_parts: bool = True, answer_to: str | None = "r", qos: int = 1) -> MqttReply:
+def reply_to(post: Post, *, in_parts: bool = True, answer_to: str | None = "r", qos: int = 1) -> MqttResponseWriter:
     message = Message(topic="t", payload=b"", qos=qos, mid=1, correlation=b"c")
-    return MqttReply(message, Address(target="/", answer_to=answer_to, in_parts=in_parts), post.send)
+    return MqttResponseWriter(message, Address(target="/", answer_to=answer_to, in_parts=in_parts), post.send)
 
 
 async def test_a_whole_answer_is_one_message_with_its_status_and_headers() -> None:
@@ -143,7 +143,7 @@ async def test_where_no_parts_may_come_an_aborted_stream_is_its_error_alone() ->
 
 
 async def test_a_stream_that_fits_into_no_message_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "MOST_COLLECTED_BYTES", 10)
+    monkeypatch.setattr(rules, "MAX_COLLECTED_BYTES", 10)
     reply = reply_to(Post(), in_parts=False)
     await reply.begin(200, HEADERS)
     with pytest.raises(GatewayError, match="10 bytes"):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.response.json_scan import OBJECT, Walk
+from gateway_http.response.json_scan import OBJECT, JsonScanner
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -20,8 +20,8 @@ VALUES = st.recursive(
 )
 
 
-def is_json(pieces: list[bytes], walk: Walk | None = None) -> bool:
-    walk = walk or Walk()
+def is_json(pieces: list[bytes], walk: JsonScanner | None = None) -> bool:
+    walk = walk or JsonScanner()
     return all(walk.feed(piece) for piece in pieces) and walk.is_over
 
 
@@ -61,7 +61,7 @@ def test_what_is_none_does_not(body: bytes, by_byte: bool) -> None:
 def test_it_may_begin_with_a_byte_order_mark_and_only_as_is_asked() -> None:
     assert is_json([b"\xef\xbb\xbf {}"])
     assert is_json([b"[1]"])
-    assert not is_json([b"[1]"], Walk(OBJECT))
+    assert not is_json([b"[1]"], JsonScanner(OBJECT))
 
 
 PIECES = [
@@ -77,7 +77,7 @@ PIECES = [
 def test_the_time_a_piece_takes_follows_from_its_length(piece: bytes) -> None:
     def once(times: int) -> float:
         began = time.perf_counter()
-        assert Walk().feed(b"[" + piece * times)
+        assert JsonScanner().feed(b"[" + piece * times)
         return time.perf_counter() - began
 
     assert min(once(8) for _ in range(5)) < 16 * min(once(1) for _ in range(5))

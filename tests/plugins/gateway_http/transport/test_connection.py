@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from gateway_http.transport.connection import Connector, Response, Wire
+from gateway_http.transport.connection import Connector, Response, UpstreamConnection
 from gateway_http.transport.session import Resolver, socket_factory
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
@@ -25,7 +25,7 @@ async def test_every_connection_is_a_wire_with_our_options_that_counts_its_reque
             for count in (1, 2):
                 response = await session.get(upstream.url)
                 assert isinstance(response, Response)
-                assert isinstance(response.wire, Wire)
+                assert isinstance(response.wire, UpstreamConnection)
                 assert await response.read() == b"{}"
                 wire = response.wire
                 wire.finish(count)
