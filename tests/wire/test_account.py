@@ -179,7 +179,7 @@ def wishes(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
     ]
 
 
-async def test_five_hundred_requests_of_every_kind_and_outcome_close_their_accounts() -> None:
+async def test_time_account_balances_for_500_requests_of_every_kind_and_outcome() -> None:
     async with crowd() as people:
         kinds = wishes(people)
         chosen = [kinds[n % len(kinds)] for n in range(REQUESTS)]
@@ -227,7 +227,7 @@ def check_outcomes(lines: list[Line], people: Crowd) -> None:
 # ── clocks ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_clients_own_clock_agrees_with_the_account_to_a_millisecond() -> None:
+async def test_total_time_in_the_log_matches_the_clients_clock_within_1_ms() -> None:
     async with running_gateway(**DESK) as gateway:
         off_ms = [await clocks_apart_ms(gateway) for _ in range(ATTEMPTS)]
     assert min(off_ms) <= 1.0, off_ms
@@ -247,7 +247,7 @@ async def clocks_apart_ms(gateway: RunningGateway) -> float:
     return median(apart)
 
 
-async def test_one_request_after_the_other_leaves_little_of_its_time_unexplained() -> None:
+async def test_sequential_requests_leave_at_most_0_3_ms_unexplained() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         for _ in range(100):
             writer.write(post("/v1/tasks/say", b'{"a":10,"b":20}'))
@@ -256,7 +256,7 @@ async def test_one_request_after_the_other_leaves_little_of_its_time_unexplained
     assert median(line["t_other_ms"] for line in lines) <= 0.3
 
 
-async def test_server_timing_says_what_the_line_says() -> None:
+async def test_server_timing_header_matches_the_log_line() -> None:
     async with running_gateway(**DESK) as gateway, gateway.session() as http:
         async with http.post(f"{gateway.url}/v1/tasks/say", json=1) as got:
             told = dict(part.split(";dur=") for part in got.headers["Server-Timing"].split(", "))
@@ -268,7 +268,7 @@ async def test_server_timing_says_what_the_line_says() -> None:
     assert float(told["total"]) <= spent["total"]
 
 
-async def test_a_streams_last_comment_says_what_the_line_says() -> None:
+async def test_last_comment_of_a_stream_matches_the_log_line() -> None:
     async with running_gateway(**DESK) as gateway, gateway.session() as http:
         async with http.post(f"{gateway.url}/v1/tasks/count") as got:
             events = (await got.text()).split("\n\n")
@@ -283,7 +283,7 @@ async def test_a_streams_last_comment_says_what_the_line_says() -> None:
 # ── the cloud's part ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_clouds_time_is_what_it_claims_and_none_of_our_own() -> None:
+async def test_cloud_time_equals_the_upstreams_server_timing() -> None:
     async with relaying(slow_add, TASKS=ADD) as (gateway, _), gateway.session() as http:
         for _ in range(3):
             async with http.post(f"{gateway.url}/v1/tasks/add", json={}) as got:
@@ -294,7 +294,7 @@ async def test_the_clouds_time_is_what_it_claims_and_none_of_our_own() -> None:
             check(line)
 
 
-async def test_who_leaves_or_is_late_before_the_answer_begins_leaves_an_estimate() -> None:
+async def test_cloud_time_is_estimated_when_the_client_disconnects_or_the_deadline_passes() -> None:
     asked = asyncio.Event()
 
     async def silent(talk: Talk) -> None:
@@ -317,7 +317,7 @@ async def test_who_leaves_or_is_late_before_the_answer_begins_leaves_an_estimate
         assert gateway.lines.of("request.finished")[0]["t_network_ms"] > 0
 
 
-async def test_who_could_not_be_connected_to_has_spent_nothing_at_the_cloud() -> None:
+async def test_failed_connection_counts_no_cloud_or_network_time() -> None:
     async with running_gateway(**cloud("http://127.0.0.1:9", TASKS=ADD)) as gateway:
         failed = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
         line = await gateway.line(request_id=failed.headers["x-request-id"])

@@ -182,7 +182,7 @@ def assert_silent(text: str) -> None:
 
 
 @pytest.mark.parametrize("shape", ["json", "console"])
-async def test_nothing_that_is_said_and_no_secret_is_written_anywhere(tmp_path: Path, shape: str) -> None:
+async def test_prompts_responses_and_secrets_are_written_to_no_output(tmp_path: Path, shape: str) -> None:
     async with Upstream(UPSTREAM) as upstream:
         with gateway(tmp_path, settings(tmp_path, upstream.url) | {"GATEWAY_LOG__FORMAT": shape}) as process:
             statuses = await ask_everything(process)
@@ -195,7 +195,7 @@ async def test_nothing_that_is_said_and_no_secret_is_written_anywhere(tmp_path: 
 
 
 @needs("mosquitto")
-async def test_what_comes_by_mqtt_is_written_no_more_than_what_comes_by_http(tmp_path: Path) -> None:
+async def test_prompts_and_secrets_of_mqtt_requests_are_written_to_no_output(tmp_path: Path) -> None:
     async with running_broker() as broker:
         environ = settings(tmp_path, "http://127.0.0.1:9") | {
             "GATEWAY_MQTT__URL": broker.url,

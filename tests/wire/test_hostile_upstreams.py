@@ -71,7 +71,7 @@ async def ask(gateway: MeasuredGateway, *, stream: bool) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_the_other_one_answers_and_it_costs_little(name: str) -> None:
+async def test_hostile_upstream_falls_back_to_the_other_with_bounded_memory_and_stall(name: str) -> None:
     script, stream = HOSTILE[name]
     async with between() as (gateway, bad):
         for warm in (True, False):
@@ -103,7 +103,7 @@ NOW = datetime.datetime.now(datetime.UTC)
 
 
 @pytest.mark.parametrize("fault", ["expired", "wrong host", "unknown authority"])
-async def test_one_whose_certificate_does_not_hold_is_told_nothing_and_the_other_one_answers(fault: str) -> None:
+async def test_upstream_with_an_invalid_certificate_receives_nothing_and_the_other_serves(fault: str) -> None:
     ca, other = trustme.CA(), trustme.CA()
     contexts = {
         "expired": lambda: context(ca, "localhost", not_before=NOW - 2 * YEAR, not_after=NOW - YEAR),

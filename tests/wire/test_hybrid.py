@@ -95,7 +95,7 @@ BATCH = {"items": list(range(COUNT)), "edge_s": 0.005}
 SQUARES = {"result": [n * n for n in range(COUNT)]}
 
 
-async def test_a_batch_is_shared_and_its_account_closes() -> None:
+async def test_batch_is_divided_and_its_time_account_balances() -> None:
     async with house() as (gateway, upstream, http):
         status, value, headers = await post(gateway, http, "/v1/tasks/split_squares", BATCH)
         assert (status, value) == (200, SQUARES)
@@ -114,7 +114,7 @@ async def test_a_batch_is_shared_and_its_account_closes() -> None:
     assert asked(upstream) == sum(part["site"] == "cloud" for part in parts)
 
 
-async def test_what_a_class_has_taught_makes_the_policy_divide_it_and_explain_says_how() -> None:
+async def test_policy_divides_a_learned_task_class_and_explain_shows_the_plan() -> None:
     async with house() as (gateway, _, http):
         chosen = []
         for count in (3, 6, 12, COUNT, COUNT, COUNT, COUNT):
@@ -131,7 +131,7 @@ async def test_what_a_class_has_taught_makes_the_policy_divide_it_and_explain_sa
     assert explained["candidates"]["split"]["t_s"] == pytest.approx(plan["predicted_s"], rel=0.5)
 
 
-async def test_inputs_are_embedded_by_both_sides_in_the_encoding_that_was_asked_for() -> None:
+async def test_embeddings_divided_over_both_sides_keep_the_requested_encoding() -> None:
     texts = ["x" * n for n in range(1, COUNT + 1)]
     body = {"model": "split/m", "input": texts, "encoding_format": "base64", "edge_s": 0.002}
     async with house() as (gateway, upstream, http):
@@ -156,7 +156,7 @@ MODES = [
 ]
 
 
-async def test_what_may_not_leave_the_site_is_not_sent_by_any_mode() -> None:
+async def test_edge_only_request_is_sent_to_the_cloud_in_no_hybrid_mode() -> None:
     async with house() as (gateway, upstream, http):
         for path, body in MODES:
             status, value, headers = await post(gateway, http, path, body, **EDGE_ONLY)
@@ -167,7 +167,7 @@ async def test_what_may_not_leave_the_site_is_not_sent_by_any_mode() -> None:
         assert asked(upstream) == 0
 
 
-async def test_with_a_dead_cloud_every_mode_is_answered_by_the_edge_within_the_deadline() -> None:
+async def test_edge_answers_within_the_deadline_in_every_mode_when_the_cloud_is_down() -> None:
     async def says_nothing(talk: Talk) -> None:
         await talk.gone()
 
@@ -181,7 +181,7 @@ async def test_with_a_dead_cloud_every_mode_is_answered_by_the_edge_within_the_d
                 check_account(await gateway.line(request_id=headers["x-request-id"]))
 
 
-async def test_a_cascade_says_who_answered_and_how_sure_the_edge_was() -> None:
+async def test_cascade_reports_which_side_answered_and_the_edge_confidence() -> None:
     async with house() as (gateway, upstream, http):
         _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.9})
         assert (value["result"], headers["x-gateway-cascade"], asked(upstream)) == ("edge", "edge", 0)
@@ -198,7 +198,7 @@ async def test_a_cascade_says_who_answered_and_how_sure_the_edge_was() -> None:
 
 
 @pytest.mark.parametrize(("sure", "who"), [(0.9, "by the edge"), (0.1, "by the cloud")])
-async def test_a_client_that_asked_for_a_stream_gets_the_cascades_answer_as_one(sure: float, who: str) -> None:
+async def test_cascade_result_is_streamed_when_the_client_requests_a_stream(sure: float, who: str) -> None:
     body = {"model": "careful/m", "messages": HELLO, "stream": True, "temperature": sure}
     async with house() as (gateway, _, http), http.post(f"{gateway.url}/v1/chat/completions", json=body) as got:
         text = (await got.read()).decode()
@@ -209,7 +209,7 @@ async def test_a_client_that_asked_for_a_stream_gets_the_cascades_answer_as_one(
     assert "".join(choice[0]["delta"].get("content") or "" for choice in said if choice) == who
 
 
-async def test_a_late_edge_is_helped_by_the_cloud_and_freed() -> None:
+async def test_slow_edge_is_hedged_by_the_cloud_and_cancelled() -> None:
     edge_s = 1.0
     async with house() as (gateway, upstream, http):
         for _ in range(12):
@@ -240,7 +240,7 @@ def shut(gateway: RunningGateway) -> set[str]:
 
 
 @pytest.mark.parametrize("mode", ["hedge", "cascade"])
-async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_for_nobody(mode: str) -> None:
+async def test_failures_of_one_side_do_not_open_the_hybrids_breaker(mode: str) -> None:
     ill = backend("near", "support.canary:Canary", FAILS="true", REPEATABLE="true")
     body = {"model": "duet", "messages": HELLO}
     async with running_gateway(**over(mode, ill, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
@@ -251,7 +251,7 @@ async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_f
         assert shut(gateway) == {"near"}
 
 
-async def test_an_endpoint_that_one_side_lacks_is_not_missing_from_the_hybrid() -> None:
+async def test_endpoint_missing_on_one_side_is_not_marked_missing_on_the_hybrid() -> None:
     body = {"model": "duet", "input": "hello"}
     async with Upstream(answer(b"404 page not found", status=404)) as upstream:
         near = cloud(upstream.url, "near", SITE="edge", MODELS="bird")
@@ -267,7 +267,7 @@ async def test_an_endpoint_that_one_side_lacks_is_not_missing_from_the_hybrid() 
             assert [name for name in members if members[name].lacks.has("/v1/embeddings")] == ["near"]
 
 
-async def test_who_has_little_patience_with_a_hybrid_shuts_neither_side_for_others() -> None:
+async def test_short_client_deadlines_open_no_breaker_of_a_hybrid_or_its_sides() -> None:
     is_done = asyncio.Event()
 
     async def takes_its_time(talk: Talk) -> None:
@@ -285,7 +285,7 @@ async def test_who_has_little_patience_with_a_hybrid_shuts_neither_side_for_othe
             assert shut(gateway) == set()
 
 
-async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
+async def test_full_queue_of_a_side_does_not_open_the_hybrids_breaker() -> None:
     slow = backend("near", "echo", DELAY_S="0.2", SLOTS="1", QUEUE="0", MODELS='{"bird":"echo"}')
     body = {"model": "duet", "messages": HELLO}
     async with running_gateway(**over("hedge", slow, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
@@ -294,7 +294,7 @@ async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
         assert shut(gateway) == set()
 
 
-async def test_a_side_that_is_not_done_in_time_is_to_blame_and_not_the_hybrid_that_waits_for_it() -> None:
+async def test_timeout_of_a_side_opens_that_sides_breaker_and_not_the_hybrids() -> None:
     stuck = backend("near", "support.faulty:Faulty", TASKS='{"hang_on":"hang_on"}')
     environ = over("hedge", stuck, TASKS='{"wait":"hang_on"}') | {"GATEWAY_DEADLINE_S": "0.1"}
     async with running_gateway(**environ) as gateway, gateway.session() as http:

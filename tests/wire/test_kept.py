@@ -44,7 +44,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("backends", [1, 3])
-async def test_a_failure_keeps_nothing_of_what_failed(backends: int) -> None:
+async def test_failed_request_leaves_no_reference_cycle(backends: int) -> None:
     environ: dict[str, str] = {}
     for n in range(backends):
         environ |= backend(f"b{n}", f"{__name__}:Fails", REPEATABLE="true")

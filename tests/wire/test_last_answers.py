@@ -41,7 +41,7 @@ def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_no_time")
-async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -> None:
+async def test_request_unfinished_at_the_end_of_a_drain_is_answered_503() -> None:
     async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(WAIT)
         await Desk.waiting.wait()
@@ -55,7 +55,7 @@ async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -
 
 
 @pytest.mark.usefixtures("in_no_time")
-async def test_a_stream_that_is_not_done_in_time_ends_in_an_error_never_as_if_it_were_whole() -> None:
+async def test_stream_unfinished_at_the_end_of_a_drain_ends_in_an_error() -> None:
     async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/pause", b"{}"))
         status, _ = await read_head(reader)
@@ -68,7 +68,7 @@ async def test_a_stream_that_is_not_done_in_time_ends_in_an_error_never_as_if_it
         assert (line["status"], line["outcome"]) == (200, "failed")
 
 
-async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_the_time(
+async def test_request_that_arrives_during_a_drain_is_served_within_the_drain_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.FINISH_S", 0.0)
@@ -96,7 +96,7 @@ async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_
 
 @pytest.mark.usefixtures("in_no_time")
 @needs("mosquitto")
-async def test_what_came_by_mqtt_and_is_not_done_in_time_is_not_answered_and_comes_again() -> None:
+async def test_mqtt_request_unfinished_at_a_stop_is_redelivered_after_the_restart() -> None:
     async with running_broker() as broker, device(broker.port) as lamp:
         with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
         async with to_be_stopped(**with_broker) as gateway:

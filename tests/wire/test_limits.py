@@ -48,7 +48,7 @@ async def pressed(gateway: RunningGateway, ratio: float) -> None:
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_goes_on(desk: RunningGateway) -> None:
+async def test_new_requests_are_rejected_unread_when_memory_is_short_and_running_ones_finish(desk: RunningGateway) -> None:
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
@@ -69,7 +69,7 @@ async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_go
     ]
 
 
-async def test_where_hardly_any_is_left_who_comes_waits_outside_and_is_served_later(desk: RunningGateway) -> None:
+async def test_new_connections_wait_unaccepted_while_memory_is_exhausted(desk: RunningGateway) -> None:
     async with connected(desk.url) as (inside, to):
         to.write(SAY)
         assert (await read_answer(inside)).status == 200
@@ -90,7 +90,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_door, "LINGER_S", 0.5)
     piece = b"x" * 1_000_000
     chunk = b"%x\r\n%s\r\n" % (len(piece), piece)
@@ -116,7 +116,7 @@ async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pyt
         assert resident_bytes() - before < 24_000_000
 
 
-async def test_bodies_that_are_too_much_together_are_refused_before_they_are_read(desk: RunningGateway) -> None:
+async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_read(desk: RunningGateway) -> None:
     desk.service.door.room.measured(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
         first.write(post("/v1/tasks/say", b"", length=900_000))  # announced, and not yet sent
@@ -129,7 +129,7 @@ async def test_bodies_that_are_too_much_together_are_refused_before_they_are_rea
     assert desk.service.door.room.promised == 0
 
 
-async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 1.0)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch:
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_is_known_to_take_longer_than_the_client_waits_is_504_before_it_starts(desk: RunningGateway) -> None:
+async def test_request_predicted_to_exceed_its_deadline_is_504_before_it_starts(desk: RunningGateway) -> None:
     for _ in range(8):
         desk.service.board.learn("desk", "task", "say", 1.0, 3.0)
     before = metrics.SHED.values.get(("deadline",), 0)
@@ -216,7 +216,7 @@ async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
 
 
 @pytest.mark.parametrize("attacking", [slow_head, slow_body])
-async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
+async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_fast(
     attacking: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.5)
@@ -234,7 +234,7 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
         assert (await answered(gateway.url, SAY)).status == 200
 
 
-async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_without_a_word(
+async def test_late_request_head_is_408_and_an_idle_connection_closes_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.2)
@@ -252,7 +252,7 @@ async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_withou
             assert await read_to_end(reader) == b""
 
 
-async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_read_a_whole_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.3)
     async with running_gateway(**DESK) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
@@ -263,7 +263,7 @@ async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.Mo
         await asyncio.wait(attacks)
 
 
-async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_timeout_is_shortened_when_many_clients_do_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 60.0)
     monkeypatch.setattr(http_reply, "CROWDED_S", 0.2)
     monkeypatch.setattr(http_reply, "MANY", 3)
@@ -276,7 +276,7 @@ async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pyt
         await asyncio.wait(attacks)
 
 
-async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.2)
     said = b'"' + b"x" * 6_000_000 + b'"'
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
@@ -292,7 +292,7 @@ async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkey
     assert (heard, line["outcome"], line["bytes_out"]) == (length, "served", length)
 
 
-async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_read_is_disconnected_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.1)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -303,7 +303,7 @@ async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.Monk
             await reader.readexactly(6_000_000)
 
 
-async def test_a_flood_of_errors_of_the_loop_writes_few_lines(desk: RunningGateway) -> None:
+async def test_flood_of_event_loop_errors_writes_few_log_lines(desk: RunningGateway) -> None:
     for _ in range(500):
         unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
     assert 1 <= len(desk.lines.of("service.unhandled")) <= 12

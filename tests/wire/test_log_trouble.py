@@ -42,7 +42,7 @@ def reader_gone() -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("trouble", [full_disk, nobody_reads, reader_gone])
-async def test_it_starts_serves_reads_its_configuration_and_stops_in_order(
+async def test_gateway_starts_serves_reloads_and_stops_when_its_log_cannot_be_written(
     trouble: Callable[[], tuple[int, ...]], tmp_path: Path
 ) -> None:
     log_to, *kept = trouble()
@@ -69,7 +69,7 @@ async def in_flight_is_served(it: Gateway, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
-def test_a_wrong_configuration_ends_with_its_status_even_where_it_cannot_be_said(closed: bool) -> None:
+def test_invalid_configuration_exits_78_even_if_stderr_cannot_be_written(closed: bool) -> None:
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "GATEWAY_NO_SUCH": "1"}
     with open("/dev/full", "wb") as full:
         redirect = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if closed else []

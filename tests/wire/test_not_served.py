@@ -52,7 +52,7 @@ async def two(
 # ── an endpoint that one lacks ───────────────────────────────────────────────────────────────────
 
 
-async def test_who_lacks_an_endpoint_is_passed_over_and_asked_for_it_no_more() -> None:
+async def test_backend_without_the_endpoint_is_skipped_for_it_afterwards() -> None:
     first = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY)
     async with two(first, by_path({RESPONSES: answer(json=SAID)}, CHATTY)) as (gateway, one, other):
         for attempts in ("2", "1", "1"):
@@ -63,7 +63,7 @@ async def test_who_lacks_an_endpoint_is_passed_over_and_asked_for_it_no_more() -
         assert not gateway.lines.of("breaker.opened")
 
 
-async def test_where_nobody_has_it_the_404_is_told_every_time() -> None:
+async def test_404_is_returned_every_time_when_no_backend_has_the_endpoint() -> None:
     lacks = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY)
     async with two(lacks, lacks) as (gateway, *_):
         for _ in range(7):
@@ -78,7 +78,7 @@ PAUSES: Any = answer(json={"error": {"message": "slow down"}}, status=429, heade
 
 @pytest.mark.parametrize("trouble", [FAILS, PAUSES])
 @pytest.mark.parametrize("lacks_first", [True, False])
-async def test_what_passes_with_who_has_it_is_told_and_not_the_404_of_who_lacks_it(
+async def test_failure_of_a_backend_with_the_endpoint_is_reported_over_a_404(
     trouble: Script, lacks_first: bool
 ) -> None:
     lacks, has = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY), by_path({RESPONSES: trouble})
@@ -90,7 +90,7 @@ async def test_what_passes_with_who_has_it_is_told_and_not_the_404_of_who_lacks_
             assert got.headers["x-gateway-backend"] in ("two" if lacks_first else "one", "none")
 
 
-async def test_an_endpoint_that_nobody_has_behind_a_peer_is_looked_for_elsewhere() -> None:
+async def test_endpoint_missing_behind_a_peer_is_tried_on_another_backend() -> None:
     has, lacks = by_path({RESPONSES: answer(json=SAID)}, CHATTY), by_path({RESPONSES: answer(b"none", status=404)})
     async with relaying(lacks, MODELS="gpt") as (peer, far), two(has, has, peer=peer.url) as (gateway, *_):
         for _ in range(2):
@@ -99,13 +99,13 @@ async def test_an_endpoint_that_nobody_has_behind_a_peer_is_looked_for_elsewhere
         assert posts(far) == [RESPONSES]
 
 
-async def test_a_model_that_a_peer_does_not_know_is_its_answer() -> None:
+async def test_model_not_found_of_a_peer_is_returned_to_the_client() -> None:
     async with relaying(CHATTY, MODELS="other") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
         got = await say(gateway, RESPONSES)
         assert (got.status, got.json["error"]["code"], posts(other)) == (404, "model_not_found", [])
 
 
-async def test_what_an_upstream_of_a_peer_does_not_find_is_an_answer() -> None:
+async def test_not_found_of_an_upstream_behind_a_peer_is_returned_to_the_client() -> None:
     lost = by_path({RESPONSES: answer(json={"error": {"message": "no such one", "code": "not_found"}}, status=404)})
     async with relaying(lost, MODELS="gpt") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
         got = await say(gateway, RESPONSES)
@@ -115,7 +115,7 @@ async def test_what_an_upstream_of_a_peer_does_not_find_is_an_answer() -> None:
 # ── a peer whose rules leave nobody ──────────────────────────────────────────────────────────────
 
 
-async def test_what_a_peer_may_not_do_for_one_is_not_held_against_it() -> None:
+async def test_no_backend_of_a_peer_does_not_open_its_breaker() -> None:
     async with (
         Upstream(CHATTY) as upstream,
         running_gateway(**cloud(upstream.url, MODELS="gpt")) as peer,
@@ -132,7 +132,7 @@ def asked(gateway: RunningGateway) -> list[dict[str, Any]]:
     return [line for line in gateway.lines.of("request.finished") if line["attempts"]]
 
 
-async def test_peers_that_name_each_other_send_nothing_round() -> None:
+async def test_peers_that_name_each_other_do_not_loop_a_request() -> None:
     port = free_port()
     async with (
         running_gateway(**cloud(f"http://127.0.0.1:{port}", "there", MODELS="gpt")) as gateway,
@@ -151,7 +151,7 @@ def limits(*wait: tuple[str, str]) -> Script:
     return answer(json={"error": {"message": "slow down"}}, status=429, headers=list(wait))
 
 
-async def test_who_comes_while_the_upstream_pauses_is_told_how_long_that_lasts() -> None:
+async def test_request_during_an_upstream_pause_is_429_with_the_remaining_time() -> None:
     async with relaying(talking(limits(("Retry-After", "40"))), MODELS="gpt") as (gateway, upstream):
         assert (await say(gateway)).status == 429
         got = await say(gateway)
@@ -161,7 +161,7 @@ async def test_who_comes_while_the_upstream_pauses_is_told_how_long_that_lasts()
         assert len(posts(upstream)) == 1
 
 
-async def test_where_one_pauses_and_another_fails_the_sooner_one_is_told() -> None:
+async def test_shortest_retry_after_of_several_backends_is_reported() -> None:
     failing: Any = answer(json={"error": {"message": "no"}}, status=503, headers=[("Retry-After", "20")])
     async with two(talking(limits(("Retry-After", "40"))), talking(failing)) as (gateway, *_):
         assert (await say(gateway)).status == 503
@@ -170,7 +170,7 @@ async def test_where_one_pauses_and_another_fails_the_sooner_one_is_told() -> No
         assert 10 < int(got.headers["retry-after"]) <= 20
 
 
-async def test_a_limit_without_a_time_gets_one() -> None:
+async def test_429_without_retry_after_gets_a_default() -> None:
     async with relaying(talking(limits()), MODELS="gpt") as (gateway, _):
         got = await say(gateway)
         assert (got.status, got.headers["retry-after"], got.headers["retry-after-ms"]) == (429, "1", "1000")

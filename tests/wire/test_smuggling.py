@@ -46,13 +46,13 @@ def check_log(gateway: RunningGateway) -> None:
     assert "Traceback" not in str(gateway.lines.all)
 
 
-def test_the_corpus_is_as_large_as_it_should_be_and_has_no_case_twice() -> None:
+def test_smuggling_corpus_is_large_enough_and_has_no_duplicates() -> None:
     assert len(CORPUS) >= 60
     assert len({case.data for case in CORPUS}) == len({case.name for case in CORPUS}) == len(CORPUS)
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=str)
-async def test_what_is_ambiguous_is_refused_in_our_words_and_ends_the_connection(
+async def test_ambiguous_request_is_rejected_in_the_envelope_and_the_connection_closes(
     case: Smuggled, gateway: RunningGateway
 ) -> None:
     async with connected(gateway.url) as (reader, writer):
@@ -145,7 +145,7 @@ async def send_and_go_on(url: str, case: Smuggled) -> None:
 @pytest.mark.parametrize(
     "make", [pytest.param(_haproxy, marks=needs("haproxy")), pytest.param(_nginx, marks=needs("nginx"))]
 )
-async def test_behind_a_proxy_nothing_is_smuggled_and_everybody_gets_their_own_answer(
+async def test_request_smuggling_fails_behind_a_proxy_and_every_client_gets_its_own_response(
     make: Callable[[Path, int, str], list[str]], gateway: RunningGateway, tmp_path: Path
 ) -> None:
     async with behind(make, tmp_path, gateway.url) as url:
@@ -184,7 +184,7 @@ HOSTILE_BODIES = {
 
 @pytest.mark.parametrize("name", HOSTILE_BODIES)
 @pytest.mark.parametrize("path", ["/v1/tasks/say", "/v1/chat/completions", "/v1/embeddings"])
-async def test_hostile_json_is_400_before_anybody_is_asked(path: str, name: str, gateway: RunningGateway) -> None:
+async def test_hostile_json_is_400_before_a_backend_is_tried(path: str, name: str, gateway: RunningGateway) -> None:
     answer = await answered(gateway.url, post(path, HOSTILE_BODIES[name]))
     assert (answer.status, answer.json["error"]["code"]) == (400, "bad_request")
     line = await gateway.line()
@@ -201,7 +201,7 @@ async def test_hostile_json_is_400_before_anybody_is_asked(path: str, name: str,
         "/v1/tasks/%ed%a0%80", "/v1/tasks/%c0%ae%c0%ae", "/.git/config", "*",
     ],
 )  # fmt: skip
-async def test_a_path_that_walks_about_is_4xx_and_reaches_nothing(path: str, gateway: RunningGateway) -> None:
+async def test_path_traversal_is_4xx_and_reaches_no_route(path: str, gateway: RunningGateway) -> None:
     answer = await answered(gateway.url, post(path, b"1"))
     assert 400 <= answer.status < 500
     assert re.fullmatch(r"bad_request|not_found|method_not_allowed", answer.json["error"]["code"])

@@ -17,7 +17,7 @@ CALM = post("/v1/tasks/slow", b'{"seconds":0}')
 
 
 @pytest.mark.parametrize("how", ["exit_0", "exit_78", "exit_in_a_callback", "interrupt", "stop_the_loop"])
-async def test_a_plugin_cannot_end_the_gateway_and_is_named_where_it_tries(how: str, tmp_path: Path) -> None:
+async def test_plugin_cannot_end_the_gateway_and_its_attempt_is_logged_with_the_location(how: str, tmp_path: Path) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         async with connected(it.url) as (reader, writer):
             writer.write(post("/v1/tasks/slow", b'{"seconds":0.3}'))
@@ -35,7 +35,7 @@ async def test_a_plugin_cannot_end_the_gateway_and_is_named_where_it_tries(how: 
 @pytest.mark.parametrize(
     ("how", "name"), [("thread", "sleeper"), ("executor", "sleepers_"), ("default_executor", "asyncio_")]
 )
-async def test_a_thread_that_never_ends_does_not_keep_the_gateway_from_ending(
+async def test_thread_that_never_ends_does_not_prevent_the_exit(
     how: str, name: str, tmp_path: Path
 ) -> None:
     with gateway(tmp_path, **WRECKER) as it:
@@ -48,7 +48,7 @@ async def test_a_thread_that_never_ends_does_not_keep_the_gateway_from_ending(
         assert " at /" in thread
 
 
-async def test_threads_that_only_wait_for_work_are_no_news(tmp_path: Path) -> None:
+async def test_idle_plugin_threads_are_not_logged_at_the_exit(tmp_path: Path) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         assert (await answered(it.url, post("/v1/tasks/idle_executor", b"{}"))).status == 200
         it.process.send_signal(signal.SIGTERM)
@@ -57,7 +57,7 @@ async def test_threads_that_only_wait_for_work_are_no_news(tmp_path: Path) -> No
         assert not it.lines("service.abandoned")
 
 
-async def test_plugins_that_fill_asyncios_threads_keep_no_new_settings_from_being_read(tmp_path: Path) -> None:
+async def test_reload_works_when_plugins_fill_asyncios_default_executor(tmp_path: Path) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         for _ in range(40):  # asyncio has 32 at most
             assert (await answered(it.url, post("/v1/tasks/default_executor", b"{}"))).status == 200
@@ -74,7 +74,7 @@ async def test_plugins_that_fill_asyncios_threads_keep_no_new_settings_from_bein
         ("warn", "library.logged", "UserWarning"),
     ],
 )
-async def test_what_python_would_print_is_a_line_without_what_it_quotes(
+async def test_last_resort_exceptions_and_warnings_are_logged_without_their_text(
     how: str, event: str, error: str, tmp_path: Path
 ) -> None:
     with gateway(tmp_path, **WRECKER) as it:
@@ -95,7 +95,7 @@ async def test_what_python_would_print_is_a_line_without_what_it_quotes(
         ("warn", ": UserWarning"),
     ],
 )
-async def test_in_a_worker_it_is_a_line_of_its_output_without_what_it_quotes(
+async def test_last_resort_exceptions_in_a_worker_are_in_its_output_without_their_text(
     how: str, said: str, tmp_path: Path
 ) -> None:
     with gateway(tmp_path, **WRECKER, GATEWAY_BACKENDS__BAD__ISOLATION="process") as it:
