@@ -1,4 +1,4 @@
-"""Keys on the wire: who is let in before a body is read, what each key may, and that nothing falls through."""
+"""API keys over HTTP: authentication before the body is read, and per-key rules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ CHAT = b'{"model":"%s","messages":[{"role":"user","content":"x"}]}'
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[Any]:
-    """Writes a keys file: `any` may all, each other key what it is told; every secret is `a…`."""
+    """Return a writer of keys files: key `any` has no limits, the others get `rules`.
+
+    Every secret consists of the letter a.
+    """
 
     def write(**rules: dict[str, Any]) -> dict[str, str]:
         path = tmp_path / "keys.json"
@@ -52,7 +55,7 @@ def code(answer: Answer) -> str:
     return str(answer.json["error"]["code"])
 
 
-# ── no key, no answer ────────────────────────────────────────────────────────────────────────────
+# ── authentication ───────────────────────────────────────────────────────────────────────────────
 
 
 async def test_every_endpoint_except_health_requires_an_api_key(keys: Any) -> None:
@@ -120,7 +123,7 @@ async def test_client_key_is_ignored_when_no_keys_file_is_configured() -> None:
         assert (await answered(gateway.url, asked)).status == 200
 
 
-# ── what a key may ───────────────────────────────────────────────────────────────────────────────
+# ── rules of a key ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -221,7 +224,7 @@ async def test_keys_appear_in_no_log_line_and_no_response(keys: Any) -> None:
         assert "a" * 20 not in str(gateway.lines.all)
 
 
-# ── who may listen where ─────────────────────────────────────────────────────────────────────────
+# ── public listeners ─────────────────────────────────────────────────────────────────────────────
 
 
 async def test_public_admin_listener_requires_an_admin_key(keys: Any) -> None:
@@ -243,20 +246,20 @@ async def test_commands_that_query_the_admin_listener_send_the_key_from_a_file(
         for name, value in (rules | {"GATEWAY_ADMIN_LISTEN": address}).items():
             monkeypatch.setenv(name, value)
 
-        async def said(*command: str) -> tuple[int, str]:
+        async def run_command(*command: str) -> tuple[int, str]:
             code = await asyncio.to_thread(cli.main, command)
             printed = capsys.readouterr()
             return code, printed.out + printed.err
 
         root = ("--key-file", str(tmp_path / "root.key"))
-        code, text = await said("explain", "/v1/tasks/say", "1")
+        code, text = await run_command("explain", "/v1/tasks/say", "1")
         assert (code, "--key-file" in text) == (1, True)
-        assert (await said("explain", "/v1/tasks/say", "1", "--key-file", str(tmp_path / "any.key")))[0] == 1
-        code, text = await said("explain", "/v1/tasks/say", "1", *root)
+        assert (await run_command("explain", "/v1/tasks/say", "1", "--key-file", str(tmp_path / "any.key")))[0] == 1
+        code, text = await run_command("explain", "/v1/tasks/say", "1", *root)
         assert (code, "desk" in text) == (0, True)
-        assert "--key-file" in (await said("plugins", "list"))[1]
-        assert f"the gateway at {address} says" in (await said("plugins", "list", *root))[1]
-        code, text = await said("doctor", "--key-file", str(tmp_path / "none"))
+        assert "--key-file" in (await run_command("plugins", "list"))[1]
+        assert f"the gateway at {address} says" in (await run_command("plugins", "list", *root))[1]
+        code, text = await run_command("doctor", "--key-file", str(tmp_path / "none"))
         assert (code, "no such file" in text) == (1, True)
 
 

@@ -1,4 +1,4 @@
-"""The account of time closes for every request, whatever becomes of it; and a client's clock agrees with it."""
+"""The time account of every request balances and agrees with the client's clock."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from support.wiring import ADD, DESK, backend, cloud, relaying
 
 REQUESTS = 500
 AT_ONCE = 25
-ATTEMPTS = 5  # of a measurement on a machine that does other things too
+ATTEMPTS = 5  # the best of several measurements counts: the machine may be loaded
 Line = dict[str, Any]
 
 
 def total_ms(line: Line) -> float:
-    """What the terms of a line add up to."""
+    """Return the sum of the terms of a log line."""
     terms = sum(line[f"t_{term}_ms"] for term in TERMS)
     total: float = terms - line["t_overlap_ms"] + line["t_other_ms"]
     return total
 
 
 def check(line: Line) -> None:
-    """That a line has all its keys, balances, and holds nothing negative."""
+    """Assert that a line has all keys, balances and has no negative time."""
     assert set(line) == set(COMMON_KEYS) | set(REQUEST_KEYS)
     times = {key: value for key, value in line.items() if key.startswith("t_") and key != "t_cloud_source"}
     assert all(value is None or value >= 0 for value in times.values()), times
@@ -49,18 +49,21 @@ def check(line: Line) -> None:
     assert all(line[f"t_{term}_ms"] <= union_ms + 0.001 for term in TERMS), times
 
 
-def unexplained_too_much(line: Line) -> float:
-    """How far `other` is above what is allowed; negative is good."""
+def unexplained_excess_ms(line: Line) -> float:
+    """Return by how much `t_other_ms` exceeds its limit; negative if it is within it."""
     over: float = line["t_other_ms"] - max(0.05 * line["t_total_ms"], 0.3)
     return over
 
 
-# ── five hundred requests of all kinds and outcomes ──────────────────────────────────────────────
+# ── 500 requests of all kinds and outcomes ───────────────────────────────────────────────────────
 
 
 @dataclass
 class Crowd:
-    """Clients, and what each was told: status by request id; None for those who left."""
+    """Concurrent clients and their results.
+
+    `told` maps request ids to statuses, `left` counts the clients that disconnected early, `broken` the truncated bodies.
+    """
 
     gateway: RunningGateway
     http: aiohttp.ClientSession
@@ -82,11 +85,11 @@ class Crowd:
         await self.ask(f"/v1/tasks/{name}", {} if body is None else body, **headers)
 
     async def chat(self, model: str, *, stream: bool) -> None:
-        said = [{"role": "user", "content": "what is there to be said"}]
+        said = [{"role": "user", "content": "an example prompt"}]
         await self.ask("/v1/chat/completions", {"model": model, "messages": said, "stream": stream})
 
     async def leave(self) -> None:
-        """Ask, and go while the work is being done."""
+        """Send a request and disconnect while it runs."""
         async with connected(self.gateway.url) as (_, writer):
             self.left += 1
             who = self.left
@@ -95,7 +98,7 @@ class Crowd:
 
 
 async def slow_add(talk: Talk) -> None:
-    """An upstream that does something, and says how long it took."""
+    """Answer with a sum and a `Server-Timing` header."""
     await asyncio.sleep(0)
     await answer(json={"result": 3}, headers=[("Server-Timing", "total;dur=0.05")])(talk)
 
@@ -104,7 +107,7 @@ async def squares(talk: Talk) -> None:
     await answer(json={"result": [item * item for item in talk.request.json["items"]]})(talk)
 
 
-def said(text: str | None, **choice: Any) -> dict[str, Any]:
+def chunk_with(text: str | None, **choice: Any) -> dict[str, Any]:
     delta = {} if text is None else {"content": text}
     return {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, **choice}]}
 
@@ -112,8 +115,8 @@ def said(text: str | None, **choice: Any) -> dict[str, Any]:
 def chat_script() -> Callable[[Talk], Awaitable[None]]:
     whole = answer(json={"id": "c", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}]})
     streams = [
-        sse(said("a"), said("b"), said(None, finish_reason="stop")),
-        sends_and_cuts(sse_bytes(said("a"), done=False)),
+        sse(chunk_with("a"), chunk_with("b"), chunk_with(None, finish_reason="stop")),
+        sends_and_cuts(sse_bytes(chunk_with("a"), done=False)),
     ]
 
     async def script(talk: Talk) -> None:
@@ -143,8 +146,8 @@ async def crowd() -> AsyncIterator[Crowd]:
             yield Crowd(gateway, http)
 
 
-def wishes(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
-    """One of each kind of request and fate."""
+def request_kinds(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
+    """Return one request of each kind and outcome."""
     return [
         lambda: people.task("say", {"a": 1}),
         lambda: people.task("say", "x" * 100_000),
@@ -181,7 +184,7 @@ def wishes(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
 
 async def test_time_account_balances_for_500_requests_of_every_kind_and_outcome() -> None:
     async with crowd() as people:
-        kinds = wishes(people)
+        kinds = request_kinds(people)
         chosen = [kinds[n % len(kinds)] for n in range(REQUESTS)]
         random.Random(0).shuffle(chosen)
         gate = asyncio.Semaphore(AT_ONCE)
@@ -205,7 +208,7 @@ async def test_time_account_balances_for_500_requests_of_every_kind_and_outcome(
         check(line)
     check_outcomes(lines, people)
     assert {part["parent_id"] for part in parts} <= set(by_id)
-    assert median(unexplained_too_much(line) for line in lines) <= 0
+    assert median(unexplained_excess_ms(line) for line in lines) <= 0
     assert people.gateway.lines.of("door.broke") == []
     assert people.gateway.lines.of("service.unhandled") == []
 
@@ -234,7 +237,10 @@ async def test_total_time_in_the_log_matches_the_clients_clock_within_1_ms() -> 
 
 
 async def clocks_apart_ms(gateway: RunningGateway) -> float:
-    """The median difference between what a client measures and what the log says, over a connection that is kept."""
+    """Return the median difference between client time and logged time.
+
+    All requests use one kept-alive connection.
+    """
     apart = []
     async with connected(gateway.url) as (reader, writer):
         for _ in range(41):
@@ -263,7 +269,7 @@ async def test_server_timing_header_matches_the_log_line() -> None:
         line = await gateway.line(request_id=got.headers["x-request-id"])
     spent = {term: line[f"t_{term}_ms"] for term in (*TERMS, "other", "overlap", "total")}
     assert set(told) | {"write"} == {term for term, ms in spent.items() if ms} | {"other", "total"}
-    final = {"write", "other", "total"}  # these go on until the last byte is out, the header does not
+    final = {"write", "other", "total"}  # these run until the last byte is sent; the header is sent earlier
     assert all(abs(float(told[term]) - spent[term]) < 0.01 for term in set(told) - final)
     assert float(told["total"]) <= spent["total"]
 
@@ -280,7 +286,7 @@ async def test_last_comment_of_a_stream_matches_the_log_line() -> None:
     assert told["t_total_ms"] <= line["t_total_ms"]
 
 
-# ── the cloud's part ─────────────────────────────────────────────────────────────────────────────
+# ── cloud time ───────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_cloud_time_equals_the_upstreams_server_timing() -> None:

@@ -1,4 +1,4 @@
-"""What the operator sees: /status and /metrics, on a listener of their own."""
+"""The admin listener: /status and /metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.raw import answered, connected, post
 from support.upstream import answer, by_path
 from support.wiring import ADD, DESK, backend, relaying
 
-# Contract §5, word for word: names, and the labels it names.
+# Contract §5, verbatim: metric names with the labels they must have.
 METRICS: dict[str, set[str]] = {
     "requests_total": {"door", "kind", "backend", "outcome"},
     "request_duration_seconds": set(),
@@ -47,7 +47,7 @@ async def get(url: str, *, method: str = "GET") -> tuple[int, Any, aiohttp.Clien
 
 
 async def samples(gateway: RunningGateway) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Every series by its sample's name, as Prometheus itself would read them."""
+    """Return every series by sample name, parsed with Prometheus' own parser."""
     _, text, got = await get(f"{gateway.admin_url}/metrics")
     assert got.headers["Content-Type"].startswith("text/plain")
     out: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -67,7 +67,7 @@ async def test_every_contract_metric_is_exposed_after_some_traffic(monkeypatch: 
         await gateway.lines.wait("request.finished", 8)
         async with asyncio.timeout(5):
             while "edge_gateway_loop_stall_seconds_count" not in (found := await samples(gateway)):
-                pass  # the first tick is still to come
+                pass  # the first tick has not run yet
     names = {name.removeprefix("edge_gateway_") for name in found}
     for name, labels in METRICS.items():
         shown = name if name in names else f"{name}_count"
@@ -106,11 +106,11 @@ async def test_unknown_models_tasks_and_paths_create_no_metric_series() -> None:
         before = await series_in(gateway)
         for n in range(1, ROUNDS + 1):
             await ask_for_nonsense(gateway, n)
-        assert await series_in(gateway) - before < ROUNDS  # a few begin by themselves, whenever the gateway looks
+        assert await series_in(gateway) - before < ROUNDS  # periodic measurements start a few series themselves
 
 
 async def series_in(gateway: RunningGateway) -> int:
-    """How many series there are; not those of the loop's timer, which has one for each of its buckets."""
+    """Count the series, except the loop-stall histogram with one series per bucket."""
     found = await samples(gateway)
     return sum(len(series) for name, series in found.items() if "loop_stall" not in name)
 

@@ -1,4 +1,4 @@
-"""A plugin that blocks the loop is named by its line; one that never stops is counted; one that only raises is out."""
+"""Plugins that block the loop, ignore cancellation, raise or return wrong results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ async def test_exception_in_a_worker_plugin_makes_the_gateway_try_another_backen
         assert len(gateway.lines.of("worker.raised")) == 1
 
 
-async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_states_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(quarantine, "RAISES", 3)
     async with running_gateway(**BUGGY) as gateway:
         for _ in range(3):
@@ -102,7 +104,9 @@ async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_state
         assert len(gateway.lines.of("worker.raised")) == 3
 
 
-async def test_arguments_that_make_a_function_raise_do_not_quarantine_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_arguments_that_make_a_function_raise_do_not_quarantine_its_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(quarantine, "RAISES", 3)
     async with running_gateway(**backend("local", "local", SLOTS="1")) as gateway:
         for _ in range(4):
@@ -212,7 +216,7 @@ async def test_plugin_headers_cannot_change_framing_or_be_duplicated() -> None:
         for body in ([1], ["x" * 100_000]):
             asked = post("/v1/tasks/echo", json.dumps({"headers": given, "json": body}).encode())
             async with connected(gateway.url) as (reader, writer):
-                for _ in range(2):  # the connection goes on: nothing was left over
+                for _ in range(2):  # the connection is reused: no bytes of the first response are left over
                     writer.write(asked)
                     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                     names = [line.partition(":")[0] for line in head.split("\r\n")[1:-2]]

@@ -1,4 +1,4 @@
-"""Chunks whose framing breaks after the head has come."""
+"""Chunked request bodies with invalid framing after a valid head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the deadline of a whole answer bounds, and what it does not: a task that answers in parts."""
+"""Deadlines of streaming tasks compared with the deadline of a whole response."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def lingering(deadline_s: float, isolation: str = "loop") -> dict[str, str]:
     return lingers | {"GATEWAY_DEADLINE_S": str(deadline_s)}
 
 
-def said(body: bytes) -> list[bytes]:
+def data_lines(body: bytes) -> list[bytes]:
     return [line for line in body.splitlines() if line.startswith(b"data: ")]
 
 
@@ -29,7 +29,7 @@ async def test_streaming_task_may_continue_past_the_deadline_of_a_whole_response
     async with running_gateway(**lingering(0.3, isolation)) as gateway:
         answer = await answered(gateway.url, ASKED)
         line = await gateway.line(kind="task")
-    assert said(answer.body) == WHOLE
+    assert data_lines(answer.body) == WHOLE
     assert line["outcome"] == "served"
 
 
@@ -38,7 +38,7 @@ async def test_upstream_task_stream_may_continue_past_the_deadline_of_a_whole_re
         front = cloud(peer.url, TASKS='{"echo":"/v1/tasks/echo"}') | {"GATEWAY_DEADLINE_S": "0.3"}
         async with running_gateway(**front) as gateway:
             answer = await answered(gateway.url, ASKED)
-    assert said(answer.body) == WHOLE
+    assert data_lines(answer.body) == WHOLE
 
 
 async def test_client_deadline_header_also_limits_a_stream() -> None:

@@ -1,4 +1,4 @@
-"""Every row of the error table, as a client on a socket meets it: status, envelope, headers, one log line."""
+"""Every row of the error table: status, envelope, headers and one log line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ NO_UPLOAD = form(('name="model"', b"clerk"))
 
 @dataclass
 class Case:
-    """What is sent, and what must come back. says: words of the message. attempts: backends asked."""
+    """A request and the expected error.
+
+    `says` is part of the error message; `attempts` counts the backends tried.
+    """
 
     name: str
     sent: bytes
@@ -67,62 +70,62 @@ CASES = [
     Case("a lone surrogate", post("/v1/tasks/say", b'{"a":"\\ud800"}'), "bad_request", "stands alone"),
     Case("bytes that are not UTF-8", post("/v1/tasks/say", b'{"a":"\xff"}'), "bad_request", "UTF-8"),
     Case("chat without a body", post("/v1/chat/completions"), "bad_request", "empty"),
-    Case("chat that is no object", post("/v1/chat/completions", b"[]"), "bad_request", "does not fit"),
+    Case("chat that is not an object", post("/v1/chat/completions", b"[]"), "bad_request", "does not fit"),
     Case("chat without messages", post("/v1/chat/completions", b'{"model":"clerk"}'), "bad_request", "messages",
          param="messages"),
     Case(
-        "a locality nobody knows",
+        "an unknown locality",
         post("/v1/tasks/say", b"{}", "x-gateway-locality: mars"),
         "bad_request",
         "edge-only",
         param="x-gateway-locality",
     ),
     Case(
-        "a deadline that is no number",
+        "a deadline that is not a number",
         post("/v1/tasks/say", b"{}", "x-gateway-deadline-ms: soon"),
         "bad_request",
         "milliseconds",
         param="x-gateway-deadline-ms",
     ),
     *(
-        Case(f"a deadline that float() alone takes for a number: {text}",
+        Case(f"a deadline that only float() accepts: {text}",
              post("/v1/tasks/say", b"{}", f"x-gateway-deadline-ms: {text}"),
              "bad_request", "milliseconds", param="x-gateway-deadline-ms")
         for text in ("\u0661\u0662".encode().decode("latin-1"), "1_000", "nan", "+5", "0x10")
     ),
-    Case("what the plugin calls invalid", post("/v1/tasks/invalid"), "bad_request", "colour", 1, "colour"),
+    Case("input the plugin rejects", post("/v1/tasks/invalid"), "bad_request", "colour", 1, "colour"),
     Case("no upload", post("/v1/audio/transcriptions", NO_UPLOAD, FORM), "bad_request", "no file", param="file"),
-    Case("an upload that is cut", post("/v1/audio/transcriptions", NO_UPLOAD[:-4], FORM), "bad_request", "boundary"),
-    Case("no form at all", post("/v1/audio/transcriptions", b"{}"), "bad_request", "multipart"),
+    Case("a truncated upload", post("/v1/audio/transcriptions", NO_UPLOAD[:-4], FORM), "bad_request", "boundary"),
+    Case("a body that is not a form", post("/v1/audio/transcriptions", b"{}"), "bad_request", "multipart"),
     Case("an unknown path", post("/v1/task/say"), "not_found", "/v1/tasks/{task}"),
     Case("an unknown task", post("/v1/tasks/sai"), "not_found", "'say'"),
     Case("an unknown model", post("/v1/chat/completions", CHAT.replace(b"clerk", b"clark")), "model_not_found",
          "'clerk'", param="model"),
-    Case("a pin to a model it has not", post("/v1/chat/completions", CHAT.replace(b"clerk", b"desk/x")),
+    Case("a pin to an absent model", post("/v1/chat/completions", CHAT.replace(b"clerk", b"desk/x")),
          "model_not_found", "desk/clerk", param="model"),
-    Case("a method that does not fit", post("/v1/models", b"{}"), "method_not_allowed", "GET",
+    Case("a method that is not allowed", post("/v1/models", b"{}"), "method_not_allowed", "GET",
          more={"allow": "GET, HEAD"}),
     Case("a declared body over the limit", post("/v1/tasks/say", b"", length=1001), "body_too_large", "1000 bytes",
          environ=DESK | LIMIT),
     Case("a chunked body over the limit", chunked("/v1/tasks/say", b" " * 600, b" " * 600), "body_too_large",
          "1000 bytes", environ=DESK | LIMIT),
     Case("a compressed body", post("/v1/tasks/say", b"{}", "Content-Encoding: gzip"), "unsupported_encoding", "gzip"),
-    Case("another's name", post("/v1/tasks/say", b"{}", host="evil.example"), "misdirected_request", "evil.example"),
-    Case("a Host that is no name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
+    Case("another host", post("/v1/tasks/say", b"{}", host="evil.example"), "misdirected_request", "evil.example"),
+    Case("a Host that is not a host name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
     Case("a page of another origin", post("/v1/tasks/say", b"{}", "Origin: http://evil.example"), "forbidden", "evil"),
     Case("a plugin that raises", post("/v1/tasks/boom"), "plugin_error", "desk raised RuntimeError", 1),
-    Case("a plugin that gives nonsense", post("/v1/tasks/shapeless"), "plugin_error", "TypeError", 1),
+    Case("a plugin with an invalid result", post("/v1/tasks/shapeless"), "plugin_error", "TypeError", 1),
     Case("a backend that fails", post("/v1/tasks/fail"), "plugin_error", "cannot do this", 1),
     Case("a backend that is down", post("/v1/tasks/down"), "unavailable", "closed for today", 1),
     Case("a backend that is busy", post("/v1/tasks/refuse"), "overloaded", "busy", 1,
          more={"retry-after": "3", "retry-after-ms": "2500"}),
-    Case("what may not leave, served only far away", post("/v1/tasks/say", b"{}", "x-gateway-locality: edge-only"),
+    Case("edge-only, with a cloud backend only", post("/v1/tasks/say", b"{}", "x-gateway-locality: edge-only"),
          "no_backend", "far: edge-only", environ=OFF_SITE_DESK),
     Case("the client's deadline", post("/v1/tasks/wait", b"{}", "x-gateway-deadline-ms: 50"), "deadline_exceeded",
          "nothing came from desk", 1),
     Case("the operator's deadline", post("/v1/tasks/wait"), "deadline_exceeded", "nothing came from desk", 1,
          environ=DESK | {"GATEWAY_DEADLINE_S": "0.05"}),
-    Case("the client library's patience", post("/v1/tasks/wait", b"", "x-stainless-read-timeout: 0.05"),
+    Case("the read timeout of the client library", post("/v1/tasks/wait", b"", "x-stainless-read-timeout: 0.05"),
          "deadline_exceeded", "nothing came from desk", 1),
 ]  # fmt: skip
 
@@ -137,7 +140,7 @@ TOLD_ELSEWHERE = {
 
 
 def check(found: Answer, code: str, *, attempts: int = 0, param: str | None = None, status: int | None = None) -> str:
-    """That an answer is an error as the contract has it; returns its message."""
+    """Assert that a response is the error of the contract; return its message."""
     assert found.status == (status or ERRORS[code].status), found
     error = found.json["error"]
     assert set(found.json) == {"error"}
@@ -165,7 +168,7 @@ async def test_error_response_has_status_envelope_headers_and_log_line(case: Cas
         assert {name: found.headers.get(name) for name in case.more} == case.more
         line = await gateway.line(request_id=found.headers["x-request-id"])
     assert (line["status"], line["reason"]) == (found.status, case.code)
-    assert message.startswith(line["error"])  # what quotes the request is for the client alone
+    assert message.startswith(line["error"])  # parts that quote the request are sent to the client and not logged
     assert (line["backend"], line["site"]) == (found.headers["x-gateway-backend"], found.headers["x-gateway-site"])
     assert (line["backend"] == "none") == (case.attempts == 0)
     assert len(gateway.lines.of("request.finished")) == 1
@@ -176,7 +179,7 @@ def test_every_error_code_is_covered_by_a_test() -> None:
     assert {case.code for case in CASES} | TOLD_ELSEWHERE == set(ERRORS)
 
 
-# ── bytes that are no request ────────────────────────────────────────────────────────────────────
+# ── malformed requests ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,7 @@ def test_every_error_code_is_covered_by_a_test() -> None:
         b"GET /livez HTTP/1.1\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
     ],
-    ids=["TLS", "no path", "length no number", "two lengths", "length and chunked", "coding", "NUL", "long", "no host",
+    ids=["TLS", "no path", "invalid length", "two lengths", "length and chunked", "coding", "NUL", "long", "no host",
          "two hosts"],
 )  # fmt: skip
 async def test_malformed_http_is_400_in_the_envelope_and_the_connection_closes(
@@ -223,7 +226,7 @@ async def test_flood_of_malformed_requests_writes_few_log_lines(
     assert desk.lines.of("library.logged") == []
 
 
-# ── too slow ─────────────────────────────────────────────────────────────────────────────────────
+# ── timeouts ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_body_that_does_not_arrive_is_408_and_the_connection_closes(
@@ -248,7 +251,7 @@ async def test_body_timeout_is_extended_in_proportion_to_the_received_bytes(
     monkeypatch.setattr(http_door, "BODY_S_PER_BYTE", 10.0)
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"{", length=2))
-        await asyncio.sleep(0.1)  # a slow client, slower than any client may be that has sent nothing
+        await asyncio.sleep(0.1)  # longer than BODY_TIMEOUT_S, the limit for a client that has sent nothing
         writer.write(b"}")
         assert (await read_answer(reader)).json == {"result": {}}
 
@@ -260,7 +263,7 @@ async def test_request_head_that_does_not_arrive_closes_the_connection(monkeypat
         assert b"200" not in await read_to_end(reader)
 
 
-# ── what waits for 100 Continue, and what follows an answer ──────────────────────────────────────
+# ── Expect: 100-continue, and the connection after a response ────────────────────────────────────
 
 
 async def test_expect_100_continue_receives_100_before_the_body_is_sent(desk: RunningGateway) -> None:
@@ -314,8 +317,8 @@ async def test_browser_of_an_allowed_origin_gets_cors_headers_and_preflight() ->
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", f"Origin: {origin}"))
         assert (found.json, found.headers["access-control-allow-origin"]) == ({"result": 1}, origin)
         assert "x-gateway-backend" in found.headers["access-control-expose-headers"]
-        assert found.headers["vary"] == "Origin"  # or a cache gives one page what another was answered
-        wanted = "authorization,x-stainless-read-timeout,traceparent"  # an SDK adds its own
+        assert found.headers["vary"] == "Origin"  # otherwise a cache serves one origin the response for another
+        wanted = "authorization,x-stainless-read-timeout,traceparent"  # an SDK adds its own headers
         asks = (
             f"OPTIONS /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n"
             f"Access-Control-Request-Headers: {wanted}\r\n\r\n"
@@ -368,7 +371,7 @@ async def test_server_timing_is_not_sent_to_remote_clients(
     assert "server-timing" not in found.headers
 
 
-# ── load, and what is not known yet ──────────────────────────────────────────────────────────────
+# ── full queues and model lists that are not loaded ──────────────────────────────────────────────
 
 
 async def test_request_is_503_overloaded_with_retry_after_when_the_queue_is_full() -> None:
@@ -411,12 +414,12 @@ async def test_edge_only_request_is_503_even_if_the_cloud_backend_failed_to_open
         assert (found.status, "locked" in found.json["error"]["message"]) == (503, True)
 
 
-# ── an upstream's errors ─────────────────────────────────────────────────────────────────────────
+# ── upstream errors ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 422])
 async def test_upstream_4xx_is_passed_through_with_status_and_body(status: int) -> None:
-    said = {"detail": "as I say"}
+    said = {"detail": "invalid argument"}
     async with relaying(answer(status=status, json=said), TASKS=ADD) as (gateway, _):
         found = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
         line = await gateway.line()
@@ -442,7 +445,7 @@ async def test_upstream_4xx_is_passed_through_with_status_and_body(status: int) 
         (answer(b'{"a":', content_type="application/json"), 502, "upstream_bad_response"),
         (cut(), 503, "unavailable"),
     ],
-    ids=["429", "500", "503", "401", "403", "redirect", "web page", "half of JSON", "hangs up"],
+    ids=["429", "500", "503", "401", "403", "redirect", "web page", "truncated JSON", "hangs up"],
 )
 async def test_upstream_failure_keeps_a_meaningful_status_in_our_error_envelope(
     theirs: Any, status: int, code: str

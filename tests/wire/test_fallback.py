@@ -1,4 +1,4 @@
-"""What fails, fails alone: another backend serves, or the client is told; nobody else notices."""
+"""Fallback: after a failure another backend serves, or the client gets the error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cu
 from support.wiring import ADD, DESK, backend, cloud, relaying
 from support.workers import until
 
-ATTEMPTS = 3  # of a measurement on a machine that does other things too
+ATTEMPTS = 3  # the best of several measurements counts: the machine may be loaded
 SUM = {"result": 30}
 NUMBERS = {"a": 10, "b": 20}
 
@@ -30,7 +30,7 @@ NUMBERS = {"a": 10, "b": 20}
 async def call(
     gateway: RunningGateway, path: str = "/v1/tasks/add", body: Any = NUMBERS, **headers: str
 ) -> tuple[int, Any, dict[str, str]]:
-    """Status, JSON and headers (lower-cased) of one request."""
+    """Send one request; return its status, JSON and lower-cased headers."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     async with gateway.session() as http, http.post(gateway.url + path, json=body, headers=names) as got:
         return got.status, await got.json(), {name.lower(): value for name, value in got.headers.items()}
@@ -40,15 +40,15 @@ def posts(upstream: Upstream) -> list[Any]:
     return [request for request in upstream.requests if request.method == "POST"]
 
 
-# ── a worker is killed at work ───────────────────────────────────────────────────────────────────
+# ── a worker is killed while it runs a task ──────────────────────────────────────────────────────
 
 FUNCTIONS = "support.functions:stumble,support.functions:add"
 
 
 async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) -> tuple[Any, float]:
-    """Have a request stumble, kill its worker, ask for other things meanwhile.
+    """Kill the worker of a running request while other requests are served.
 
-    Returns how it was answered, and the seconds until the pool was whole again.
+    Returns the response of that request, and the seconds until the pool was complete again.
     """
     async with gateway.session() as http, asyncio.TaskGroup() as clients:
         victim = clients.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(marker)}))
@@ -64,7 +64,7 @@ async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) 
 
 
 async def until_written(marker: Path) -> int:
-    """The process that says in `marker` that it is at work."""
+    """Return the pid that the running worker wrote to `marker`."""
     await until(marker.exists)
     return int(await asyncio.to_thread(marker.read_text))
 
@@ -81,7 +81,7 @@ async def sums(http: aiohttp.ClientSession, gateway: RunningGateway) -> list[Any
 async def test_repeatable_task_of_a_killed_worker_is_run_again(tmp_path: Path, slots: int) -> None:
     environ = backend("local", "local", TASKS=FUNCTIONS, SLOTS=str(slots), REPEATABLE="true")
     async with running_gateway(**environ) as gateway:
-        if slots == 1:  # the others would wait behind it
+        if slots == 1:  # other requests would wait in the queue behind it
             victim = asyncio.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(tmp_path / "pid")}))
             os.kill(await until_written(tmp_path / "pid"), signal.SIGKILL)
             status, said, _ = await victim
@@ -124,7 +124,7 @@ async def test_repeatable_task_of_a_killed_worker_is_run_by_another_backend(tmp_
 
 
 def pair(bad: str, good: str, **settings: str) -> dict[str, str]:
-    """Two upstreams that serve the same; `bad` costs less, so it is asked first."""
+    """Configure two equivalent upstreams; `bad` costs less, so it is tried first."""
     both = {"TASKS": ADD, "MODELS": "gpt", **settings}
     costs = {"USD_PER_REQUEST": "9"}
     return cloud(bad, "bad", **both) | cloud(good, "good", **both, **costs) | {"GATEWAY_POLICY__USD": "1"}
@@ -155,7 +155,10 @@ async def test_repeatable_task_falls_back_to_the_next_backend_after_an_upstream_
     assert (status, said) == (200, SUM)
     assert (headers["x-gateway-backend"], headers["x-gateway-attempts"]) == ("good", "2")
     assert (line["reason"], line["attempts"], line["site"]) == ("fell-back", 2, "cloud")
-    assert (len(posts(bad)) >= 1, len(posts(good))) == (True, 1)  # a connection that was kept is tried once more
+    assert (len(posts(bad)) >= 1, len(posts(good))) == (
+        True,
+        1,
+    )  # a failed request on a kept-alive connection is sent once more
     assert line["candidates"].keys() == {"bad", "good"}
 
 
@@ -186,8 +189,10 @@ async def test_non_repeatable_task_that_did_not_start_falls_back_to_the_next_bac
 
 
 @pytest.mark.parametrize("code", ["overloaded", "unavailable"])
-async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Its line is full, or was closed, since the choice was made."""
+async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
+    monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """The queue became full, or was closed, after the backend was chosen."""
     both = backend("one", "support.desk:Desk") | backend("two", "support.desk:Desk")
     async with running_gateway(**both) as gateway:
         submit, refused = gateway.service.lanes.submit, list[str]()
@@ -227,7 +232,7 @@ async def test_stalled_attempt_is_hedged_and_the_first_response_wins() -> None:
         Upstream(GOOD) as good,
         running_gateway(**pair(stalling.url, good.url, REPEATABLE="true")) as gateway,
     ):
-        for _ in range(5):  # so that it is known how long an answer takes
+        for _ in range(5):  # measures the response time, which hedging needs
             assert (await call(gateway))[2]["x-gateway-backend"] == "bad"
         stalling.script = by_path({"/add": stall(gone=gone)})
         status, said, headers = await call(gateway)
@@ -303,13 +308,13 @@ async def test_gateway_starts_and_is_ready_when_every_backend_is_unreachable() -
         assert headers["x-gateway-site"] in ("none", "cloud")
 
 
-# ── what may not leave, stays ────────────────────────────────────────────────────────────────────
+# ── edge-only requests ───────────────────────────────────────────────────────────────────────────
 
 SECRET = "the-patient-is-called-Ada"
 
 
 def seen_by(upstream: Upstream) -> bytes:
-    """Everything an upstream was ever sent that the gateway had from a client."""
+    """Return all client data that the upstream received."""
     return b"".join(r.body + json.dumps([r.path, dict(r.headers)]).encode() for r in upstream.requests)
 
 
@@ -323,7 +328,7 @@ def seen_by(upstream: Upstream) -> bytes:
         ("/v1/chat/completions", {"model": "cloud/gpt", "messages": [{"role": "user", "content": SECRET}]}, False),
         ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": SECRET}]}, True),
     ],
-    ids=["cheaper there", "divided", "failing here", "only there", "pinned there", "auto"],
+    ids=["cloud is cheaper", "divided", "edge fails", "cloud only", "pinned to cloud", "auto"],
 )
 async def test_edge_only_data_is_never_sent_to_the_cloud(path: str, body: Any, served: bool) -> None:
     tasks = json.dumps({name: f"/{name}" for name in ("say", "down", "only", "squares")})
@@ -366,7 +371,9 @@ async def test_plugin_subtask_of_an_edge_only_request_cannot_leave_the_site() ->
     ],
     ids=["no module", "no attribute", "no class", "does not open"],
 )
-async def test_plugin_that_fails_to_load_is_excluded_and_named_while_others_serve(broken: dict[str, str], says: str) -> None:
+async def test_plugin_that_fails_to_load_is_excluded_and_named_while_others_serve(
+    broken: dict[str, str], says: str
+) -> None:
     async with running_gateway(**DESK, **broken) as gateway, gateway.session() as http:
         assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200
         async with http.get(f"{gateway.admin_url}/status") as got:

@@ -1,4 +1,4 @@
-"""A bug in what goes on beside requests is told, and ends nothing else: the ticker, the connections, the stop."""
+"""A bug in background work is logged and ends no other work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Bug(Exception):
 
 
 def breaking(times: int, then: Any) -> Any:
-    """A function that raises so often, and does what it should from then on."""
+    """Return a function that raises `times` times and then calls `then`."""
     left = [times]
 
     def broken(*args: Any, **named: Any) -> Any:

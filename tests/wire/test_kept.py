@@ -1,4 +1,4 @@
-"""What a request leaves behind: nothing, however it ended, and without waiting for the collector of cycles."""
+"""A failed request is freed by reference counting, without the cycle collector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.wiring import backend
 
 
 class Held:
-    """What a backend has in its hands when it fails: an answer of megabytes, say."""
+    """An object the backend holds when it fails, for example a large response."""
 
     alive: ClassVar[weakref.WeakSet[Held]] = weakref.WeakSet()
 

@@ -1,4 +1,4 @@
-"""What a gateway that is short of something does, and what slow clients can do to it: nothing, for long."""
+"""Limits on memory, time, slow clients and log lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAY = post("/v1/tasks/say", b"1")
 
 
 class Gauge:
-    """Memory as a test says it is."""
+    """A memory gauge with the ratio that the test sets."""
 
     def __init__(self, used: float) -> None:
         self._used = used
@@ -48,7 +48,9 @@ async def pressed(gateway: RunningGateway, ratio: float) -> None:
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_new_requests_are_rejected_unread_when_memory_is_short_and_running_ones_finish(desk: RunningGateway) -> None:
+async def test_new_requests_are_rejected_unread_when_memory_is_short_and_running_ones_finish(
+    desk: RunningGateway,
+) -> None:
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
@@ -119,7 +121,7 @@ async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: 
 async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_read(desk: RunningGateway) -> None:
     desk.service.door.room.measured(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
-        first.write(post("/v1/tasks/say", b"", length=900_000))  # announced, and not yet sent
+        first.write(post("/v1/tasks/say", b"", length=900_000))  # announced by Content-Length but not sent yet
         await until(lambda: desk.service.door.room.promised == 900_000)
         refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
@@ -129,7 +131,9 @@ async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_re
     assert desk.service.door.room.promised == 0
 
 
-async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 1.0)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -147,7 +151,7 @@ async def test_request_predicted_to_exceed_its_deadline_is_504_before_it_starts(
     for _ in range(8):
         desk.service.board.learn("desk", "task", "say", 1.0, 3.0)
     before = metrics.SHED.values.get(("deadline",), 0)
-    for _ in range(3):  # who only asks what would happen changes nothing
+    for _ in range(3):  # explain does not count as shed load
         with pytest.raises(DeadlineExceeded, match="too long"):
             desk.service.door.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
     assert metrics.SHED.values.get(("deadline",), 0) == before
@@ -189,7 +193,7 @@ Attack = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def attack(gateway: RunningGateway, attacking: Attack) -> None:
-    """Until the connection is gone."""
+    """Run one attacking client until its connection is closed."""
     async with connected(gateway.url) as (reader, writer):
         attacker = asyncio.ensure_future(attacking(reader, writer))
         try:
@@ -226,7 +230,9 @@ async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
         disturbed = await latencies(gateway)
-        assert not any(attacker.done() for attacker in attacks), "they were gone before all was measured"
+        assert not any(attacker.done() for attacker in attacks), (
+            "an attacking client was disconnected before the measurement ended"
+        )
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
         ratio = statistics.median(disturbed) / statistics.median(undisturbed)
@@ -286,7 +292,7 @@ async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monke
         began, heard = time.monotonic(), 0
         while heard < length:
             heard += len(await reader.read(65_536))
-            await asyncio.sleep(0.01)  # the slowness of the reader, which is what is tested
+            await asyncio.sleep(0.01)  # makes the reader slow, which is the tested condition
         line = await gateway.line()
         assert time.monotonic() - began > 2 * http_reply.WRITE_TIMEOUT_S
     assert (heard, line["outcome"], line["bytes_out"]) == (length, "served", length)

@@ -1,4 +1,4 @@
-"""What a plugin does while it opens, is asked how it is, or says what it serves harms nobody else, and is told."""
+"""Faults of a plugin while it opens, is probed or declares affect no other backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAY = post("/v1/tasks/say", b"1")
 
 
 @pytest.fixture(autouse=True)
-def _good_again() -> Iterator[None]:
+def _reset_rascal() -> Iterator[None]:
     yield
     Rascal.says, Rascal.broken = [], ""
 
@@ -36,7 +36,7 @@ async def listed(gateway: RunningGateway, path: str) -> tuple[int, str]:
 async def test_backend_fails_and_others_serve_however_its_opening_ends(
     monkeypatch: pytest.MonkeyPatch, opens: str
 ) -> None:
-    monkeypatch.setattr("gateway.service.life.START_S", 1.0)  # what never opens is not waited for longer here
+    monkeypatch.setattr("gateway.service.life.START_S", 1.0)  # shortens the wait for a backend that never opens
     async with running_gateway(**backend("bad", "support.rascals:Rascal", OPENS=opens), **DESK) as gateway:
         member = gateway.service.registry.members["bad"]
         assert (member.state, member.opened.is_set()) == ("failed", True)

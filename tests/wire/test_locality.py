@@ -1,4 +1,4 @@
-"""What may not leave never leaves: by key, by header, by model, by task, by path; whatever else draws it away."""
+"""Edge-only rules by key, header, model, task and path are never broken."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def keys(tmp_path: Path) -> Iterator[str]:
     Canary.given.clear()
 
 
-def world(keys: str, *, edge_fails: bool) -> dict[str, str]:
-    """One backend here that is dear, or fails; one far away that is free; and one that divides work among both."""
+def edge_cloud_and_hybrid(keys: str, *, edge_fails: bool) -> dict[str, str]:
+    """Configure a costly or failing edge backend, a free cloud backend and a hybrid."""
     return (
         backend("near", "support.canary:Canary", USD_PER_REQUEST="9", FAILS=str(edge_fails).lower(), REPEATABLE="true")
         | backend("far", "support.canary:Canary", SITE="cloud", REPEATABLE="true")
@@ -55,7 +55,7 @@ def chat(model: str, *, stream: bool = False) -> bytes:
     return json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "x"}]}).encode()
 
 
-# What is asked, and whether a rule of the operator's keeps it here.
+# Path, body, and whether an edge-only rule of the operator applies.
 ASKED: list[tuple[str, bytes, bool]] = [
     ("/v1/tasks/sing", b"{}", False),
     ("/v1/tasks/hum", b"{}", True),
@@ -75,9 +75,11 @@ ASKED: list[tuple[str, bytes, bool]] = [
 
 
 @pytest.mark.parametrize("edge_fails", [False, True])
-async def test_only_permitted_requests_leave_the_site_for_every_path_key_and_header(keys: str, edge_fails: bool) -> None:
+async def test_only_permitted_requests_leave_the_site_for_every_path_key_and_header(
+    keys: str, edge_fails: bool
+) -> None:
     reached: set[str] = set()
-    async with running_gateway(**world(keys, edge_fails=edge_fails)) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=edge_fails)) as gateway:
         for (path, body, by_rule), key, says_so in itertools.product(ASKED, ("any", "home"), (False, True)):
             Canary.given.clear()
             locality = ["x-gateway-locality: edge-only"] if says_so else []
@@ -94,7 +96,7 @@ async def test_only_permitted_requests_leave_the_site_for_every_path_key_and_hea
 
 async def test_every_body_sent_off_site_is_counted_and_logged(keys: str) -> None:
     before = dict(metrics.EGRESS.values)
-    async with running_gateway(**world(keys, edge_fails=False)) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False)) as gateway:
         for _ in range(3):
             asked = post("/v1/tasks/sing", b'{"a":1}', f"x-api-key: egw_any_{SECRET}")
             assert (await answered(gateway.url, asked)).headers["x-gateway-site"] == "cloud"
@@ -116,12 +118,10 @@ async def test_off_site_body_is_logged_before_the_backend_is_known_to_be_reachab
 
 
 @pytest.mark.parametrize("says_so", [False, True])
-async def test_task_created_by_a_plugin_inherits_locality_and_deadline_of_its_request(
-    keys: str, says_so: bool
-) -> None:
+async def test_task_created_by_a_plugin_inherits_locality_and_deadline_of_its_request(keys: str, says_so: bool) -> None:
     makes = backend("maker", "support.canary:Maker")
     locality = ["x-gateway-locality: edge-only"] if says_so else []
-    async with running_gateway(**world(keys, edge_fails=False), **makes) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False), **makes) as gateway:
         lines = [f"x-api-key: egw_any_{SECRET}", "x-gateway-deadline-ms: 60000", *locality]
         assert (await answered(gateway.url, post("/v1/tasks/made", b"{}", *lines))).status == 200
     ((site, task),) = Canary.given
@@ -132,7 +132,7 @@ async def test_task_created_by_a_plugin_inherits_locality_and_deadline_of_its_re
 async def test_final_egress_check_stops_a_task_that_both_filters_missed(
     keys: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running_gateway(**world(keys, edge_fails=False)) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False)) as gateway:
         planner = gateway.service.dispatcher.planner
         query_of = planner._query
         monkeypatch.setattr(planner, "_refusal", lambda *_: None)  # both filters are broken
@@ -145,7 +145,10 @@ async def test_final_egress_check_stops_a_task_that_both_filters_missed(
 
 @pytest.mark.parametrize("more", ["", "#", "#x", ";x", " ", " HTTP/1.1", "?x#y"])
 async def test_suffixes_after_an_edge_only_path_do_not_let_it_leave(more: str) -> None:
-    """An exact rule, and a real upstream: it drops what a URL's path does not have."""
+    """Parser differential: suffixes that a router keeps and a URL library drops.
+
+    Uses an exact rule and a real upstream.
+    """
     async with Upstream(answer(json={"data": []})) as upstream:
         world = cloud(upstream.url, MODELS="m") | {"GATEWAY_POLICY__EDGE_ONLY": "/v1/images/edits"}
         async with running_gateway(**world) as gateway:
@@ -157,7 +160,7 @@ async def test_suffixes_after_an_edge_only_path_do_not_let_it_leave(more: str) -
 
 
 class Claims(Canary):
-    """Sends its work away itself, and says of one object that it did not."""
+    """A backend that sets `site = "hybrid"` on the instance only, to bypass the rule."""
 
     def __init__(self, settings: CanarySettings, services: Services) -> None:
         super().__init__(settings, services)
@@ -173,7 +176,7 @@ async def test_only_a_class_level_site_lets_a_backend_divide_edge_only_work(keys
         assert [line["backend"] for line in gateway.lines.of("egress.sent")] == ["c"]
 
 
-# ── for any input ────────────────────────────────────────────────────────────────────────────────
+# ── rules for generated input ────────────────────────────────────────────────────────────────────
 
 
 async def test_auto_is_edge_only_if_a_model_it_may_resolve_to_is() -> None:
@@ -249,13 +252,11 @@ def test_edge_only_rule_matches_a_topic_as_routed_and_as_written(target: str) ->
 
 @pytest.mark.parametrize("edge_fails", [False, True])
 @pytest.mark.parametrize("mode", ["scatter", "cascade", "hedge"])
-async def test_edge_only_name_stays_edge_only_under_its_hybrid_alias(
-    keys: str, mode: str, edge_fails: bool
-) -> None:
+async def test_edge_only_name_stays_edge_only_under_its_hybrid_alias(keys: str, mode: str, edge_fails: bool) -> None:
     names = {"TASKS": '{"choir":"hum"}', "MODELS": '{"duet":"wren"}'}
-    names |= {"THRESHOLD": "1"} if mode == "cascade" else {}  # the edge is never sure enough
+    names |= {"THRESHOLD": "1"} if mode == "cascade" else {}  # the edge confidence is always below it
     both = backend("both", "hybrid", MODE=mode, EDGE="near", CLOUD="far", **names)
-    async with running_gateway(**{**world(keys, edge_fails=edge_fails), **both}) as gateway:
+    async with running_gateway(**{**edge_cloud_and_hybrid(keys, edge_fails=edge_fails), **both}) as gateway:
         for path, body in (
             ("/v1/tasks/choir", b'{"items":[1,2,3]}'),
             ("/v1/chat/completions", chat("duet")),

@@ -1,4 +1,4 @@
-"""What the gateway is for, on real input: sums, speech, and lists divided over both sites."""
+"""Main use cases with real input: sums, speech, lists divided over both sites."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPEECH = backend("speech", "speech", SLOTS="1")
 
 
 async def curl(*arguments: str) -> tuple[str, dict[str, str]]:
-    """What curl prints, and the headers it got, lower-cased."""
+    """Run curl; return its output and the lower-cased response headers."""
     process = await asyncio.create_subprocess_exec(
         program("curl"),
         "-sS",
@@ -46,7 +46,7 @@ async def curl(*arguments: str) -> tuple[str, dict[str, str]]:
 
 @asynccontextmanager
 async def cloud_process(folder: Path) -> AsyncIterator[str]:
-    """The same program as a process of its own, in the role of the cloud; its URL."""
+    """Run a second gateway process as the cloud; yield its URL."""
     port, admin_port = choose_ports(0)
     async with Child("cloud", LOCAL | SPEECH, port=port, admin_port=admin_port, folder=folder):
         yield f"http://127.0.0.1:{port}"
@@ -95,7 +95,7 @@ async def add(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def textbook_service() -> AsyncIterator[str]:
-    """The cloud of the textbook: `POST /add`, and nothing else."""
+    """Run an HTTP service that only has `POST /add`; yield its URL."""
     app = web.Application()
     app.router.add_post("/add", add)
     runner = web.AppRunner(app)
@@ -171,13 +171,13 @@ async def upload(gateway: RunningGateway, recording: bytes, **fields: str) -> tu
         return got.status, await got.text()
 
 
-# ── both at once ─────────────────────────────────────────────────────────────────────────────────
+# ── divided lists ────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_list_is_divided_over_both_sites_working_in_parallel() -> None:
     async def far_squares(talk: Talk) -> None:
         await Desk.waiting.wait()
-        await asyncio.sleep(0.02)  # so that there is an overlap to be seen in rounded milliseconds
+        await asyncio.sleep(0.02)  # makes the overlap visible in rounded milliseconds
         Desk.open.set()
         await answer(json={"result": [item * item for item in talk.request.json["items"]]})(talk)
 
@@ -222,5 +222,7 @@ async def test_list_is_divided_over_this_gateway_and_a_second_gateway(tmp_path: 
         parts = gateway.lines.of("subtask.finished")
     assert said == {"result": [item * item for item in items]}
     assert line["site"] == "hybrid"
-    assert sum(part["items"] for part in parts if part["outcome"] == "served") >= 100  # what is late is dealt twice
+    assert (
+        sum(part["items"] for part in parts if part["outcome"] == "served") >= 100
+    )  # late groups are sent to both sides
     assert {part["backend"] for part in parts} == {"local", "cloud"}

@@ -1,4 +1,4 @@
-"""The MQTT door with a real broker: requests and answers, streams, refusals, presence."""
+"""The MQTT transport with a real broker: requests, streams, errors, presence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
         yield gateway
 
 
-# ── requests and answers ─────────────────────────────────────────────────────────────────────────
+# ── requests and responses ───────────────────────────────────────────────────────────────────────
 
 
 async def test_request_is_answered_on_its_response_topic(lamp: Device, gateway: RunningGateway) -> None:
@@ -72,7 +72,9 @@ async def test_time_account_of_an_mqtt_request_balances(lamp: Device, gateway: R
         ("/chat/completions", TALK, lambda it: it["object"] == "chat.completion"),
     ],
 )
-async def test_routes_with_a_body_work_over_mqtt_as_over_http(lamp: Device, path: str, body: object, look: object) -> None:
+async def test_routes_with_a_body_work_over_mqtt_as_over_http(
+    lamp: Device, path: str, body: object, look: object
+) -> None:
     assert look((await lamp.ask(path, body)).json)  # type: ignore[operator]
 
 
@@ -105,7 +107,7 @@ async def test_user_properties_are_read_as_request_headers(lamp: Device, gateway
     assert answer.json["error"]["param"] == "x-gateway-locality"
 
 
-# ── the programs people use ──────────────────────────────────────────────────────────────────────
+# ── common MQTT clients ──────────────────────────────────────────────────────────────────────────
 
 
 @needs("mosquitto_rr", "mosquitto_pub")
@@ -137,7 +139,7 @@ async def test_retained_message_on_the_response_topic_is_left_alone(broker: Brok
     assert [(answer.payload, answer.is_retained) for answer in heard] == [(b"junk", True), (b'{"result":5}', False)]
     async with device(broker.port, "edge-gateway/reply/#") as later:
         heard = await later.until(lambda heard: len(heard) == 1)
-    assert heard[0].payload == b"junk"  # nothing of ours was kept
+    assert heard[0].payload == b"junk"  # the gateway left no retained message
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
@@ -189,7 +191,7 @@ async def test_repeated_stream_request_is_answered_with_the_same_parts(lamp: Dev
     assert [(part.payload, part.user) for part in again] == [(part.payload, part.user) for part in first]
 
 
-# ── what cannot be served ────────────────────────────────────────────────────────────────────────
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -264,11 +266,13 @@ async def test_response_topic_that_is_a_request_topic_is_rejected(
 ) -> None:
     await lamp.send("/v1/tasks/tally", {"id": "a"}, ResponseTopic=response)
     assert response.rpartition("/")[0].split("/")[1] in (await gateway.line("mqtt.rejected"))["why"]
-    assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and it was acknowledged
+    assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and the rejected message was acknowledged
     assert Tally.runs["a"] == 0
 
 
-async def test_message_on_an_invalid_request_topic_is_rejected_and_logged(lamp: Device, gateway: RunningGateway) -> None:
+async def test_message_on_an_invalid_request_topic_is_rejected_and_logged(
+    lamp: Device, gateway: RunningGateway
+) -> None:
     await lamp.publish("edge-gateway/call/lamp", b"x")
     assert "CLIENT/ID" in (await gateway.line("mqtt.rejected"))["why"]
     assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
@@ -314,7 +318,7 @@ async def test_non_ascii_topic_is_accepted_as_a_task_name(lamp: Device) -> None:
     assert "caf\u00e9" in refused.json["error"]["message"]
 
 
-# ── who may ask ──────────────────────────────────────────────────────────────────────────────────
+# ── keys and broker accounts ─────────────────────────────────────────────────────────────────────
 
 
 async def test_rules_of_the_configured_mqtt_key_apply(broker: Broker, tmp_path: Path) -> None:
@@ -382,7 +386,7 @@ async def test_running_request_is_answered_at_a_stop_and_a_later_one_stays_queue
             await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
             await Tally.held.wait()
             stopping = asyncio.create_task(gateway.service.stop())
-            await asyncio.sleep(0)  # it has begun
+            await asyncio.sleep(0)  # lets the stop begin
             await lamp.send("/v1/tasks/tally", {"id": "b"}, b"b")
             Tally.open.set()
             await stopping
@@ -395,4 +399,4 @@ async def test_running_request_is_answered_at_a_stop_and_a_later_one_stays_queue
 
 
 async def _nothing() -> None:
-    """It has stopped."""
+    """Replace `stop` after the test has stopped the service."""

@@ -1,4 +1,7 @@
-"""What we lean on in aiomqtt and paho, private parts included: a release that moves it fails here."""
+"""Behaviour and private attributes of aiomqtt and paho that the gateway relies on.
+
+A release that changes them fails here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ TOPICS = ("$share/g/req/#",)
 
 
 class Taken(asyncio.Queue[Delivery]):
-    """Deliveries in the order in which they came."""
+    """A queue of deliveries in order of arrival."""
 
     async def bodies(self, count: int) -> list[bytes]:
         async with asyncio.timeout(10):
@@ -106,7 +109,7 @@ async def test_broker_holds_back_messages_over_the_receive_maximum(mosquitto: Mo
             for n in range(70):
                 await lamp.publish("req/x", n)
             await connection.publish(Publication(topic="devices/lamp/answers", payload=b"now"))
-            await lamp.until(lambda heard: bool(heard))  # a whole round trip later
+            await lamp.until(lambda heard: bool(heard))  # waits for one round trip
             assert taken.qsize() == 64
             (await taken.get()).acknowledge()
             assert len(await taken.bodies(64)) == 64

@@ -1,4 +1,4 @@
-"""The MQTT door with a real broker: what is asked again, who is answered from memory and who is served anew."""
+"""Repeated MQTT requests: answered from memory, joined to a run, or run again."""
 
 from __future__ import annotations
 

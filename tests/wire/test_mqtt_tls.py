@@ -1,4 +1,4 @@
-"""TLS to the broker, both ways; and what a broker is found to be like."""
+"""Mutual TLS to the broker, and the broker probe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ECHO = {"GATEWAY_BACKENDS__E__PLUGIN": "echo"}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ca.pem, broker.pem with its key, gateway.pem with its key."""
+    """Create ca.pem, and broker.pem and gateway.pem with their keys."""
     folder, ca = tmp_path_factory.mktemp("tls"), trustme.CA()
     folder.chmod(0o755)
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
@@ -55,7 +55,9 @@ async def test_gateway_and_broker_authenticate_with_certificates(files: Path) ->
             assert (await lamp.ask("/v1/tasks/echo", body)).json == {"result": body}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")  # paho leaves it to the collector
+@pytest.mark.filterwarnings(
+    "ignore:unclosed <ssl.SSLSocket:ResourceWarning"
+)  # paho leaves closing to the garbage collector
 async def test_gateway_does_not_connect_to_a_broker_with_an_untrusted_certificate(files: Path) -> None:
     port = free_port()
     async with (
@@ -73,7 +75,7 @@ async def test_invalid_certificate_files_are_rejected_before_the_start(tmp_path:
             pass
 
 
-# ── what a broker is like ────────────────────────────────────────────────────────────────────────
+# ── the probe ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_probe_reports_round_trip_and_limits_of_a_working_broker() -> None:

@@ -1,4 +1,4 @@
-"""Who does not serve this is passed over, and stays well for others; and when to come back is told."""
+"""Backends without an endpoint, peers that exclude every backend, Retry-After."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ async def say(gateway: RunningGateway, path: str = CHAT, **headers: str) -> Got:
 async def two(
     first: Script, second: Script, *, peer: str | None = None
 ) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
-    """The first, or a peer in its place, costs less, so it is asked first."""
+    """Run a gateway with two upstreams.
+
+    The first, or `peer` in its place, costs less and is tried first.
+    """
     async with Upstream(first) as one, Upstream(second) as other:
         both = cloud(peer or one.url, "one", MODELS="gpt") | cloud(other.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
         async with running_gateway(**both, GATEWAY_POLICY__USD="1") as gateway:
             yield gateway, one, other
 
 
-# ── an endpoint that one lacks ───────────────────────────────────────────────────────────────────
+# ── missing endpoints ────────────────────────────────────────────────────────────────────────────
 
 
 async def test_backend_without_the_endpoint_is_skipped_for_it_afterwards() -> None:
@@ -84,7 +87,7 @@ async def test_failure_of_a_backend_with_the_endpoint_is_reported_over_a_404(
     lacks, has = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY), by_path({RESPONSES: trouble})
     told = (500, "upstream_bad_response", True) if trouble is FAILS else (429, "rate_limited", True)
     async with two(*((lacks, has) if lacks_first else (has, lacks))) as (gateway, *_):
-        for _ in range(3):  # the lack is not known yet; it is, and the breaker of the other may be open
+        for _ in range(3):  # first unknown as missing, then known; the other breaker may be open by then
             got = await say(gateway, RESPONSES)
             assert (got.status, got.json["error"]["code"], got.json["error"]["retryable"]) == told
             assert got.headers["x-gateway-backend"] in ("two" if lacks_first else "one", "none")
@@ -112,7 +115,7 @@ async def test_not_found_of_an_upstream_behind_a_peer_is_returned_to_the_client(
         assert (got.status, got.json["error"]["message"], posts(other)) == (404, "no such one", [])
 
 
-# ── a peer whose rules leave nobody ──────────────────────────────────────────────────────────────
+# ── a peer whose policy excludes every backend ───────────────────────────────────────────────────
 
 
 async def test_no_backend_of_a_peer_does_not_open_its_breaker() -> None:
@@ -128,7 +131,7 @@ async def test_no_backend_of_a_peer_does_not_open_its_breaker() -> None:
         assert posts(upstream) == [CHAT]
 
 
-def asked(gateway: RunningGateway) -> list[dict[str, Any]]:
+def attempted_requests(gateway: RunningGateway) -> list[dict[str, Any]]:
     return [line for line in gateway.lines.of("request.finished") if line["attempts"]]
 
 
@@ -140,11 +143,13 @@ async def test_peers_that_name_each_other_do_not_loop_a_request() -> None:
     ):
         got = await say(gateway, via="1.1 secret.host")
         assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
-        await until(lambda: got.json["error"]["request_id"] in {line["request_id"] for line in asked(other)})
-        assert len(asked(other)) == 3  # of both: here, there, and here again
+        await until(
+            lambda: got.json["error"]["request_id"] in {line["request_id"] for line in attempted_requests(other)}
+        )
+        assert len(attempted_requests(other)) == 3  # both gateways: here, there, and here again
 
 
-# ── when to come back ────────────────────────────────────────────────────────────────────────────
+# ── Retry-After ──────────────────────────────────────────────────────────────────────────────────
 
 
 def limits(*wait: tuple[str, str]) -> Script:

@@ -1,4 +1,4 @@
-"""What is predicted for work of known sizes, once a class has been seen fifty times."""
+"""Prediction error for tasks of known sizes after 50 observations of their class."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway as a process: signals, what systemd hears, a hung loop, and sockets it is handed."""
+"""The gateway as a process: signals, systemd, a hung loop, passed sockets."""
 
 from __future__ import annotations
 
@@ -65,7 +65,10 @@ async def test_sighup_during_startup_does_not_end_the_process(tmp_path: Path) ->
 
 
 def ignores_hangup(pid: int) -> bool:
-    """Whether the process has begun to run our code: before that, SIGHUP is Python's, and deadly."""
+    """Return True if the process handles SIGHUP.
+
+    Before our code runs, SIGHUP has its default action and ends the process.
+    """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     masks = {name: int(mask, 16) for name, _, mask in (line.partition(":\t") for line in lines) if name[:3] == "Sig"
              and name in ("SigIgn", "SigCgt")}  # fmt: skip
@@ -81,7 +84,7 @@ async def test_watchdog_is_notified_only_while_the_event_loop_runs(tmp_path: Pat
             writer.write(post("/v1/tasks/hang", json.dumps({"file": str(turns)}).encode()))
             await until(lambda: it.lines("loop.stalled"))
             fed, since = it.notify.heard("WATCHDOG=1"), turns.stat().st_size
-            await until(lambda: turns.stat().st_size >= since + 7)  # of a tenth of a second; fed every two tenths
+            await until(lambda: turns.stat().st_size >= since + 7)  # 0.1 s each; the watchdog is notified every 0.2 s
             assert it.notify.heard("WATCHDOG=1") == fed
         assert it.lines("loop.stalled")[0]["backend"] == "bad"
 
@@ -124,7 +127,7 @@ def test_public_systemd_socket_requires_keys(tmp_path: Path) -> None:
 
 
 async def test_restart_behind_a_systemd_socket_refuses_no_request(tmp_path: Path) -> None:
-    """Two processes, one after the other, on one listening socket; a hundred clients all the while."""
+    """Two consecutive processes share one listening socket under load of 100 clients."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 

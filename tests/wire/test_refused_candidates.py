@@ -1,4 +1,4 @@
-"""Who was looked at, and why each was out, stands in the line of a request that nobody was left for."""
+"""The log line of an unserved request lists why each candidate was excluded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ async def line_of(gateway: RunningGateway, sent: bytes, status: int) -> dict:
     [(SAY, b"{}", {"far", "farther"}), ("/v1/chat/completions", CHAT, {"far"})],
     ids=["free", "pinned"],
 )
-async def test_log_line_lists_each_exclusion_when_policy_excludes_every_backend(path: str, body: bytes, names: set) -> None:
+async def test_log_line_lists_each_exclusion_when_policy_excludes_every_backend(
+    path: str, body: bytes, names: set
+) -> None:
     async with running_gateway(**TWO_FAR) as gateway:
         line = await line_of(gateway, post(path, body, "x-gateway-locality: edge-only"), 503)
     assert line["reason"] == "no_backend"

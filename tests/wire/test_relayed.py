@@ -1,4 +1,4 @@
-"""What is only relayed: sound as it is made, and events only to who asked for them."""
+"""Relayed responses: audio as it arrives, events only on request."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def post(gateway: RunningGateway, path: str, **more: Any) -> tuple[int, st
         return got.status, got.content_type, await got.read()
 
 
-# ── sound ────────────────────────────────────────────────────────────────────────────────────────
+# ── audio ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def speaks(go_on: asyncio.Event, end: bytes) -> Script:
-    """The first words, and the rest once they were heard."""
+    """Send the first bytes, and the rest after `go_on` is set."""
 
     async def script(talk: Talk) -> None:
         await talk.send(head(200, SOUND) + chunk(b"ID3 first"))
@@ -69,13 +69,13 @@ async def test_body_declared_as_audio_but_not_audio_is_502_before_the_first_byte
 
 
 async def test_late_audio_gets_no_keep_alive_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "HEARTBEAT_S", 1e-5)  # any answer is later than that
+    monkeypatch.setattr(door, "HEARTBEAT_S", 1e-5)  # every response takes longer than this
     late = answer(b"ID3 late", content_type="audio/mpeg")
     async with relaying(by_path({SPEECH: late}), MODELS="gpt") as (gateway, _):
         assert await post(gateway, SPEECH, stream=True) == (200, "audio/mpeg", b"ID3 late")
 
 
-# ── events, and a whole answer ───────────────────────────────────────────────────────────────────
+# ── events and whole responses ───────────────────────────────────────────────────────────────────
 
 
 def response(status: str) -> dict[str, Any]:
@@ -96,7 +96,9 @@ WHOLE = answer(json={"id": "m", "content": [{"type": "text", "text": "hi"}]})
 
 
 @pytest.mark.parametrize(("stream", "first", "second"), [(False, MESSAGE, WHOLE), (True, WHOLE, MESSAGE)])
-async def test_backend_answering_in_the_wrong_form_falls_back_to_another(stream: bool, first: Script, second: Script) -> None:
+async def test_backend_answering_in_the_wrong_form_falls_back_to_another(
+    stream: bool, first: Script, second: Script
+) -> None:
     async with Upstream(by_path({MESSAGES: first})) as one, Upstream(by_path({MESSAGES: second})) as two:
         both = cloud(one.url, "one", MODELS="gpt") | cloud(two.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
         async with running_gateway(**both, GATEWAY_POLICY__USD="1") as gateway:

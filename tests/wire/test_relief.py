@@ -1,4 +1,4 @@
-"""Listeners that pause and go on: as often as they are told, in any order, they listen once or not at all."""
+"""Pausing and resuming listeners: in any order, each listens once or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAY = post("/v1/tasks/say", b"1")
 
 
 class Gauge:
-    """A memory that is as full as it is told."""
+    """A memory gauge with the ratio that the test sets."""
 
     ratio_now = 0.5
 
@@ -36,7 +36,7 @@ def site_of(gateway: RunningGateway) -> Site:
 
 
 def sockets_on(port: int) -> int:
-    """How many of our descriptors are sockets that listen on it."""
+    """Count the descriptors of this process that listen on the port."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -107,10 +107,10 @@ async def test_certificate_renewal_does_not_end_a_pause(monkeypatch: pytest.Monk
 
 
 async def test_held_listener_is_resumed_by_no_memory_check_start_or_reload() -> None:
-    """Not by a look at the memory that had begun, nor by a start or a reload under way."""
+    """A memory check, a start or a reload in progress leaves a held listener paused."""
     async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
         listeners = gateway.service.listeners
-        listeners._is_activated = True  # as behind systemd's sockets, which go on to listen
+        listeners._is_activated = True  # as with sockets passed by systemd, which stay open
         listeners.hold()
         await gateway.service.relief.look(listeners.sites)
         await listeners.go()
@@ -121,7 +121,10 @@ async def test_held_listener_is_resumed_by_no_memory_check_start_or_reload() -> 
 async def test_listener_that_failed_to_reopen_with_new_certificates_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of them have the new ones, or accept nobody: none goes on with the old ones, and no reload is half done."""
+    """A listener that cannot reopen with new certificates accepts no connection.
+
+    Without this rule a reload could leave one listener on the old certificates.
+    """
     async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
         loop, (first, second) = asyncio.get_running_loop(), gateway.service.listeners.sites
         create, tls = loop.create_server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

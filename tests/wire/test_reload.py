@@ -1,4 +1,4 @@
-"""New settings while it serves: what changed takes hold, what did not goes on, and what is wrong changes nothing."""
+"""Reloads: changes apply, unchanged parts continue, errors change nothing."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ async def test_renewed_certificate_is_used_for_new_connections(tmp_path: Path) -
         assert await reload(gateway, **DESK, **files) == []
         assert await served(gateway, ca) == {"result": 1}
         assert await reload(gateway, **DESK) == []
-        assert await status(gateway) == 200  # in plain again
+        assert await status(gateway) == 200  # plain HTTP again
 
 
 async def test_changed_client_ca_applies_to_new_connections(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ async def test_public_listener_never_loses_its_keys_by_a_reload(tmp_path: Path) 
     public = {"GATEWAY_LISTEN": "0.0.0.0:0", "GATEWAY_ALLOWED_HOSTS": "localhost"}
     async with running_gateway(**DESK, **public, GATEWAY_KEYS_FILE=str(path)) as gateway:
         with pytest.raises(SettingsError, match="can be reached from other machines"):
-            await reload(gateway, **DESK)  # which would listen on loopback alone, from the next start on
+            await reload(gateway, **DESK)  # it would listen on loopback only, but not before the next start
         assert await answered_status(gateway, SAY) == 401
 
 
@@ -377,7 +377,7 @@ async def test_setting_that_needs_a_restart_is_reported_at_every_reload() -> Non
 
 
 def broken(plugin: str, folder: Path) -> Path:
-    """An environment file that asks for a plugin that breaks, beside one that does not."""
+    """Write an environment file with a faulty plugin and a working one."""
     file = folder / "gateway.env"
     variables = LOOPBACK | DESK | backend("broken", plugin) | {"GATEWAY_STATE_DIR": str(folder)}
     file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))

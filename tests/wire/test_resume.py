@@ -1,4 +1,4 @@
-"""A stream that breaks after content goes on elsewhere, and its client cannot tell; or it is told."""
+"""Streams that break after content: continued by another backend, or an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ PREFILL = {"RESUME": "prefill"}
 
 
 async def chunks_of(gateway: RunningGateway, *, model: str = "gpt", **more: Any) -> list[Any]:
-    """What openai-python reads. Raises what it raises, with the chunks so far in `.chunks`."""
+    """Return the chunks openai-python reads.
+
+    Raises openai.OpenAIError with the chunks so far in `.chunks`.
+    """
     heard: list[Any] = []
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
         try:
@@ -44,7 +47,7 @@ FAULTS: dict[str, Script] = {
     "cut": cut(),
     "reset": reset(),
     "ends without an end": sends(LAST_CHUNK),
-    "nonsense": sends(event("{")),
+    "invalid JSON": sends(event("{")),
     "an error event": sends(event({"error": {"message": "out of memory"}})),
 }
 
@@ -108,7 +111,7 @@ async def test_stream_ends_in_an_error_when_the_next_backend_generates_other_tex
         line = await gateway.line()
     assert text_of(raised.value.chunks) == SO_FAR  # type: ignore[attr-defined]
     assert (line["status"], line["outcome"], line["attempts"]) == (200, "failed", 2)
-    assert "broke its answer off" in line["error"]  # why it broke off in the first place
+    assert "broke its answer off" in line["error"]  # the error of the first backend
 
 
 async def test_second_break_is_continued_by_a_third_backend() -> None:

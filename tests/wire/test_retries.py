@@ -1,4 +1,4 @@
-"""Tries of our own where there is nobody else to ask: few, paid for, when the upstream says, and never in vain."""
+"""Retries of the only backend: few, within the budget and after Retry-After."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def ask(gateway: RunningGateway, *lines: str) -> Answer:
     return await answered(gateway.url, post(CHAT, BODY, *lines))
 
 
-def told(found: Answer) -> tuple[int, str, str | None]:
+def retry_fields(found: Answer) -> tuple[int, str, str | None]:
     return found.status, found.headers["x-gateway-attempts"], found.headers.get("x-should-retry")
 
 
@@ -55,12 +55,12 @@ async def test_retry_waits_for_the_upstreams_retry_after(header: tuple[str, str]
         (refuses(503, None, ("x-should-retry", "false")), ()),
         (refuses(401), ()),
     ],
-    ids=["too long to hold a connection", "past the deadline", "it says that it is of no use", "a wrong key"],
+    ids=["too long to hold a connection", "past the deadline", "x-should-retry is false", "a wrong key"],
 )
 async def test_request_is_not_retried_when_a_retry_cannot_succeed(script: Script, lines: tuple[str, ...]) -> None:
     async with relaying(talking(script), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway, *lines)
-    assert told(found)[1:] == ("1", "false")
+    assert retry_fields(found)[1:] == ("1", "false")
     assert len(asked(upstream)) == 1
     if found.status == 429:
         assert int(found.headers["retry-after"]) >= 2
@@ -76,7 +76,7 @@ async def test_retry_headers_of_an_upstream_refusal_are_passed_through() -> None
     busy = refuses(409, None, ("x-should-retry", "true"), ("retry-after-ms", "250"))
     async with relaying(talking(busy), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
-    assert told(found) == (409, "1", "true")
+    assert retry_fields(found) == (409, "1", "true")
     assert found.headers["retry-after-ms"] == "250"
     assert len(asked(upstream)) == 1
 
@@ -84,21 +84,23 @@ async def test_retry_headers_of_an_upstream_refusal_are_passed_through() -> None
 async def test_second_failure_is_final_and_the_client_is_advised_not_to_retry() -> None:
     async with relaying(talking(refuses(500)), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
-    assert told(found) == (500, "2", "false")
+    assert retry_fields(found) == (500, "2", "false")
     assert len(asked(upstream)) == 2
 
 
 async def test_non_repeatable_task_is_not_retried() -> None:
     async with relaying(answer(status=500, json={}), TASKS=ADD) as (gateway, upstream):
         found = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
-    assert told(found) == (500, "1", "false")
+    assert retry_fields(found) == (500, "1", "false")
     assert len([request for request in upstream.requests if request.method == "POST"]) == 1
 
 
 async def test_retries_stay_within_the_retry_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "PAUSE_S", 0.001)
     monkeypatch.setattr(dispatcher, "PAUSE_MARGIN_S", 0.0)
-    turns = [script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())]  # no breaker opens
+    turns = [
+        script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())
+    ]  # two successes per failure keep the breaker closed
     async with relaying(talking(in_turn(*turns)), MODELS="gpt") as (gateway, upstream):
         requests = 0
         while len(asked(upstream)) < 100:

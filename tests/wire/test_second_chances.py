@@ -1,4 +1,4 @@
-"""A first backend that answers, but not with an answer: the second one is asked, and the client cannot tell."""
+"""Fallback from a first backend that sends an unusable response or stays silent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from support.upstream import (
 ONE, SECOND = Speaker(), Speaker(name="b")
 
 
-# ── a stream where a whole was asked for ─────────────────────────────────────────────────────────
+# ── a stream for a client that wants a whole response ────────────────────────────────────────────
 
 
 async def test_stream_sent_to_a_client_that_wants_a_whole_response_is_collected() -> None:
@@ -62,7 +62,9 @@ async def test_collected_stream_without_an_end_is_abandoned_at_the_size_limit(mo
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_events_without_content_are_buffered_only_up_to_a_limit(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_events_without_content_are_buffered_only_up_to_a_limit(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attempt, "MOST_EMPTY_BYTES", 50_000)
     monkeypatch.setattr(gathering, "MOST_GATHERED_BYTES", 50_000)
     empty = event(ONE.said(delta={"content": ""})) * 20
@@ -76,7 +78,7 @@ async def test_events_without_content_are_buffered_only_up_to_a_limit(stream: bo
 
 
 def drips(piece: bytes) -> Script:
-    """Sends `piece` again and again: it is alive, and says nothing."""
+    """Send `piece` every 20 ms without any content."""
 
     async def script(talk: Talk) -> None:
         await talk.send(OPENING)
@@ -105,7 +107,7 @@ async def test_second_backend_answers_every_request_while_the_first_is_silent(sc
 
 async def test_hedged_attempt_gets_all_of_the_remaining_time() -> None:
     async def thinks(talk: Talk) -> None:
-        await asyncio.sleep(1.0)  # with the wait for the rescue, more than half of the time
+        await asyncio.sleep(1.0)  # together with the wait before the hedge, more than half of the time
         await SECOND(talk)
 
     async with between(stall(), thinks, environ={"GATEWAY_FIRST_BYTE_S": "3"}) as (gateway, *_):
@@ -128,7 +130,7 @@ async def test_empty_deltas_after_content_count_as_a_stall() -> None:
     assert asked(two)[0]["messages"][-1]["content"] == "".join(WORDS[:4])
 
 
-# ── what has not the shape ───────────────────────────────────────────────────────────────────────
+# ── invalid choices ──────────────────────────────────────────────────────────────────────────────
 
 BAD_CHOICES: list[Any] = [["x"], [None], "x", {"0": {}}, 3, [{"index": 0, "message": "hello"}]]
 

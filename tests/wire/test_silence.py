@@ -1,4 +1,4 @@
-"""Silence: comments keep a client waiting, and what comes after them is told in the stream."""
+"""Keep-alive comments in silent streams, and errors after them in the stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.wiring import DESK, relaying
 
 
 def after(heard: asyncio.Event, script: Script) -> Script:
-    """The same answer, once that has happened."""
+    """Delay `script` until the event is set."""
 
     async def thinks(talk: Talk) -> None:
         await heard.wait()
@@ -160,4 +160,4 @@ async def test_time_spent_writing_heartbeats_counts_as_client_write_time(
         _, is_whole = await all_events(reader)
         line = await gateway.line()
     assert is_whole
-    assert line["t_write_ms"] >= 1000 * sum(took_s[1:])  # the first may be before there is an answer
+    assert line["t_write_ms"] >= 1000 * sum(took_s[1:])  # the first write may precede the response

@@ -1,7 +1,8 @@
-"""The sixteen faults of an upstream, with a healthy second one: openai-python gets its answer, or the error it should.
+"""Sixteen upstream faults with a healthy second upstream, via openai-python.
 
-The list is that of the Failover Bench (github.com/failoverbench/failoverbench); no gateway it measured passes
-more than eleven. Times are scaled down: what takes 20 s there is here longer than the limits set.
+The client gets the response, or the correct error. The list of faults is that of the Failover Bench
+(github.com/failoverbench/failoverbench); no gateway it measured passes more than eleven. Times are scaled down: a
+20 s fault there is here a fault longer than the configured limits.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ async def test_02_every_client_is_served_during_a_storm_of_429(stream: bool) -> 
         assert await asyncio.gather(*[ask(gateway, stream=stream) for _ in range(30)]) == [TEXT] * 30
         at_first = len(asked(one))
         assert await asyncio.gather(*[ask(gateway, stream=stream) for _ in range(30)]) == [TEXT] * 30
-    assert len(asked(one)) <= at_first + 2  # by then its breaker is open; a try now and then
+    assert len(asked(one)) <= at_first + 2  # the breaker is open by then; only half-open trials reach it
 
 
 @BOTH
@@ -77,7 +78,7 @@ async def test_06_upstream_that_never_answers_is_abandoned(stream: bool) -> None
     async with between(stall(gone=gone), SECOND) as (gateway, *_):
         began = time.monotonic()
         assert await ask(gateway, stream=stream) == TEXT
-        assert time.monotonic() - began < 20  # long before any limit of the defaults
+        assert time.monotonic() - began < 20  # far below every default timeout
         await asyncio.wait_for(gone.wait(), 5)
 
 
@@ -123,14 +124,14 @@ async def test_10_malformed_event_is_not_relayed(data: str, after: int, settings
         assert await ask(gateway) == TEXT
 
 
-async def says_no_done(talk: Talk) -> None:
+async def omits_done(talk: Talk) -> None:
     speaker = Speaker()
     events = speaker.events(WORDS) + event(speaker.said(finish_reason="stop"))
     await talk.send(speaker.opening() + events + LAST_CHUNK)
 
 
 async def test_11_missing_done_is_added_when_the_response_is_complete() -> None:
-    async with between(says_no_done, SECOND) as (gateway, _, two), gateway.session() as http:
+    async with between(omits_done, SECOND) as (gateway, _, two), gateway.session() as http:
         assert await ask(gateway) == TEXT
         body = {"model": "gpt", "messages": [QUESTION], "stream": True}
         async with http.post(f"{gateway.url}/v1/chat/completions", json=body) as got:

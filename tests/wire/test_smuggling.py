@@ -1,4 +1,4 @@
-"""Nothing that two parsers read differently gets past us: alone, and behind the proxies people put in front."""
+"""Request smuggling: parser differentials, directly and behind proxies."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def gateway() -> AsyncIterator[RunningGateway]:
         yield running
 
 
-async def ask_for_itself(url: str) -> None:
-    """An honest request gets its own answer, and nobody else's."""
+async def check_own_response(url: str) -> None:
+    """Assert that a valid request gets its own response, not that of another."""
     mark = f"mark-{next(_marks)}"
     answer = await answered(url, post("/v1/tasks/say", f'"{mark}"'.encode()))
     assert (answer.status, answer.json) == (200, {"result": mark})
@@ -68,7 +68,7 @@ async def test_ambiguous_request_is_rejected_in_the_envelope_and_the_connection_
         assert b"200 OK" not in rest
     assert rest.count(b"HTTP/1.1 ") <= 1
     assert [line for line in gateway.lines.of("request.finished") if line["model"] == "smuggled"] == []
-    await ask_for_itself(gateway.url)
+    await check_own_response(gateway.url)
     check_log(gateway)
 
 
@@ -132,14 +132,17 @@ async def behind(make: Callable[[Path, int, str], list[str]], folder: Path, url:
         yield f"http://127.0.0.1:{port}"
 
 
-async def send_and_go_on(url: str, case: Smuggled) -> None:
-    """Whatever the proxy makes of it; then the next ones, over the same connections to the gateway, get their own."""
+async def send_then_check(url: str, case: Smuggled) -> None:
+    """Send a case through the proxy; assert that the next request gets its response.
+
+    The proxy reuses its connections to the gateway. The response to the case itself does not matter.
+    """
     async with connected(url) as (reader, writer):
         writer.write(case.data)
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(0.2):
                 await reader.read(65536)
-    await ask_for_itself(url)
+    await check_own_response(url)
 
 
 @pytest.mark.parametrize(
@@ -150,14 +153,14 @@ async def test_request_smuggling_fails_behind_a_proxy_and_every_client_gets_its_
 ) -> None:
     async with behind(make, tmp_path, gateway.url) as url:
         for start in range(0, len(CORPUS), 16):
-            await asyncio.gather(*(send_and_go_on(url, case) for case in CORPUS[start : start + 16]))
+            await asyncio.gather(*(send_then_check(url, case) for case in CORPUS[start : start + 16]))
     check_log(gateway)
     served = [line for line in gateway.lines.of("request.finished") if line["model"] is not None]
     assert len(served) >= len(CORPUS)
     assert [line for line in served if line["trace_id"] != TRACE_ID] == []
 
 
-# ── bodies, paths ────────────────────────────────────────────────────────────────────────────────
+# ── hostile bodies and paths ─────────────────────────────────────────────────────────────────────
 
 DEEP = 200_000
 HOSTILE_BODIES = {

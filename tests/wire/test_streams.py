@@ -1,4 +1,4 @@
-"""Streams over real sockets: relayed as they come, never complete when they are not, ended when nobody reads."""
+"""Streams over real sockets: relaying, breaks, disconnects and slow readers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from support.upstream import (
 )
 from support.wiring import DESK, cloud, relaying
 
-ATTEMPTS = 5  # of a measurement on a machine that does other things too
+ATTEMPTS = 5  # the best of several measurements counts: the machine may be loaded
 
 
 # ── relayed as it arrives ────────────────────────────────────────────────────────────────────────
@@ -92,7 +92,7 @@ async def test_timing_comment_is_not_sent_to_remote_clients(monkeypatch: pytest.
     assert events[-1] == "data: [DONE]"
 
 
-# ── cut ──────────────────────────────────────────────────────────────────────────────────────────
+# ── broken streams ───────────────────────────────────────────────────────────────────────────────
 
 
 async def resets(talk: Talk) -> None:
@@ -110,7 +110,7 @@ async def ends_too_early(talk: Talk) -> None:
     await talk.send(OPENING + event(said("to ")) + event(said("be")) + LAST_CHUNK)
 
 
-async def talks_nonsense(talk: Talk) -> None:
+async def sends_invalid_json(talk: Talk) -> None:
     await talk.send(OPENING + event(said("to ")) + event(said("be")) + chunk(b"data: {half\n\n"))
 
 
@@ -118,13 +118,11 @@ async def reports_an_error(talk: Talk) -> None:
     await talk.send(OPENING + event(said("to ")) + event(said("be")) + event({"error": {"message": "out of memory"}}))
 
 
-CUTS = [resets, hangs_up, ends_too_early, talks_nonsense, reports_an_error]
+CUTS = [resets, hangs_up, ends_too_early, sends_invalid_json, reports_an_error]
 
 
 @pytest.mark.parametrize("script", CUTS, ids=lambda script: script.__name__)
-async def test_cut_stream_ends_in_an_error_and_an_aborted_connection(
-    script: Script, unhandled: list[Any]
-) -> None:
+async def test_cut_stream_ends_in_an_error_and_an_aborted_connection(script: Script, unhandled: list[Any]) -> None:
     async with relaying(chatting(script), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
         status, headers = await read_head(reader)
         raw = await read_to_end(reader)
@@ -192,11 +190,11 @@ async def test_stream_without_content_within_the_first_byte_timeout_is_504() -> 
     assert status == 504
 
 
-# ── who leaves ───────────────────────────────────────────────────────────────────────────────────
+# ── disconnecting and slow clients ───────────────────────────────────────────────────────────────
 
 
 async def closed_after_s(script_of: Callable[[asyncio.Event], Script], *, reads: bool) -> float:
-    """Seconds from a client's leaving to the upstream's seeing its connection closed."""
+    """Return the seconds from the client's disconnect to that of the upstream."""
     began, gone = asyncio.Event(), asyncio.Event()
 
     async def script(talk: Talk) -> None:
@@ -277,7 +275,7 @@ async def test_slow_reader_applies_backpressure_to_the_backend() -> None:
 
 
 async def settled(value: Callable[[], int], turns: int = 2000) -> None:
-    """Turn the loop until `value` has stayed the same for that many turns."""
+    """Run the event loop until `value` was constant for `turns` iterations."""
     async with asyncio.timeout(10):
         seen, same = -1, 0
         while same < turns:
@@ -286,7 +284,7 @@ async def settled(value: Callable[[], int], turns: int = 2000) -> None:
             seen = value()
 
 
-# ── nothing is committed before the first content ────────────────────────────────────────────────
+# ── fallback before the first content ────────────────────────────────────────────────────────────
 
 
 async def dies_after_its_role(talk: Talk) -> None:
@@ -330,7 +328,7 @@ async def test_backend_generating_other_text_does_not_continue_after_the_first_c
     assert len([r for r in good.requests if r.method == "POST"]) == 1
 
 
-# ── relayed, whatever it is ───────────────────────────────────────────────────────────────────────
+# ── other relayed requests ────────────────────────────────────────────────────────────────────────
 
 
 async def test_events_are_relayed_when_the_path_has_no_known_stream_option() -> None:

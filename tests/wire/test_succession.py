@@ -1,4 +1,4 @@
-"""A backend that changes while it serves: who is asked meanwhile, and that nobody is refused for it."""
+"""Replacing a backend during a reload: requests are served throughout."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CANARY = backend("bird", "support.canary:Canary")
 
 
 @pytest.fixture(autouse=True)
-def _good_again() -> Iterator[None]:
+def _reset_rascal() -> Iterator[None]:
     yield
     Rascal.says, Rascal.broken = [], ""
 
 
 async def reload(gateway: RunningGateway, **environ: str) -> None:
-    """As SIGHUP does: it does not wait for backends to come and go."""
+    """Reload as SIGHUP does, without waiting for backends to open and close."""
     state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
     await gateway.service.reload(load(LOOPBACK | state | environ))
 
@@ -123,7 +123,7 @@ async def test_queued_request_moves_to_the_replacement_if_it_is_equivalent(chang
 async def test_queued_edge_only_request_stays_when_a_candidate_moves_to_the_cloud(
     monkeypatch: pytest.MonkeyPatch, lanes_hear_of_it: bool
 ) -> None:
-    """Decided among two here; one of them is in the cloud by the time there is room for it."""
+    """Queue for two edge backends; one moves to the cloud before a slot is free."""
     monkeypatch.setattr(Turnstile, "gates", {})
     monkeypatch.setattr(Turnstile, "standing", set())
     both = TURNSTILES["a"] | TURNSTILES["b"]
@@ -193,7 +193,7 @@ async def test_reverted_settings_cancel_the_opening_replacement_and_keep_the_old
         await until(lambda: Latecomer.may_open is not opened_before)
         assert len(lives) == 2
         await reload(gateway, **old_late)
-        await until(lambda: len(lives) == 1)  # though it would never have opened
+        await until(lambda: len(lives) == 1)  # the replacement would never have opened
         await is_at_rest(gateway)
         assert gateway.service.registry.members["late"] is old
         assert (old.state, await status(gateway, LATE)) == ("serving", 200)
@@ -276,7 +276,7 @@ async def test_measurements_are_kept_when_a_backend_returns_unchanged() -> None:
             assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 0
 
 
-# ── what systemd hears ───────────────────────────────────────────────────────────────────────────
+# ── systemd notification ─────────────────────────────────────────────────────────────────────────
 
 
 async def reloading(

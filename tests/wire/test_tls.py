@@ -1,4 +1,4 @@
-"""TLS and mutual TLS on the data listener, and how many may be connected."""
+"""TLS and mutual TLS on the data listener, and connection limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE = "127.0.0.1"
 
 
 class Files:
-    """A certificate authority, and a server's certificate in files."""
+    """A certificate authority, and a server certificate in files."""
 
     def __init__(self, folder: Path) -> None:
         self.ca, self.folder = trustme.CA(), folder
@@ -46,14 +46,14 @@ class Files:
         return self.environ | {"GATEWAY_TLS__CLIENT_CA_FILE": str(self.ca_file)}
 
     def client(self, *, ca: trustme.CA | None = None) -> ssl.SSLContext:
-        """A client that trusts the server; with a certificate of `ca`."""
+        """Return a client context that trusts the server; `ca` issues its certificate."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
         if ca is not None:
             ca.issue_cert("client.example").configure_cert(context)
         return context
 
     def keys(self, **rules: dict[str, Any]) -> dict[str, str]:
-        """A keys file; every secret is `a…`."""
+        """Write a keys file; every secret consists of the letter a."""
         path = self.folder / "keys.json"
         secret = hash_of("a" * SECRET_CHARS)
         write_keys(path, {name: Key(sha256=secret, **rule) for name, rule in rules.items()})
@@ -98,7 +98,9 @@ async def test_client_certificate_grants_exactly_the_rights_of_the_key_that_name
         assert await status(gateway, sensor) == 200
         assert await status(gateway, sensor, path="count") == 403
         assert await status(gateway, sensor, path="count", key="egw_other_" + "a" * SECRET_CHARS) == 200
-        assert await status(gateway, sensor, key="egw_sensor_" + "b" * SECRET_CHARS) == 401  # never falls through
+        assert (
+            await status(gateway, sensor, key="egw_sensor_" + "b" * SECRET_CHARS) == 401
+        )  # an invalid key never falls through to the certificate
 
 
 async def test_client_certificate_named_by_no_key_is_401(files: Files) -> None:
@@ -141,7 +143,9 @@ async def test_plain_http_on_a_tls_port_is_rejected_without_a_traceback(files: F
         assert "Traceback" not in str(gateway.lines.all)
 
 
-async def test_client_that_does_not_finish_the_handshake_is_disconnected(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_finish_the_handshake_is_disconnected(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listening, "HANDSHAKE_S", 0.05)
     async with running_gateway(**DESK, **files.environ) as gateway, connected(gateway.url) as (reader, _):
         assert await asyncio.wait_for(read_to_end(reader), 5) == b""
@@ -155,7 +159,7 @@ def test_invalid_tls_files_are_reported_before_the_start(files: Files) -> None:
     assert "no CERT_FILE" in only(DESK | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
 
 
-# ── how many ─────────────────────────────────────────────────────────────────────────────────────
+# ── connection limits ────────────────────────────────────────────────────────────────────────────
 
 
 async def test_connection_over_the_limit_is_503_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +182,7 @@ async def test_burst_of_connections_is_cut_at_the_connection_limit(monkeypatch: 
     monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 8)
     async with running_gateway(**DESK) as gateway:
         socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
-        refused = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
+        refused = [sock for sock in socks if await asyncio.to_thread(is_closed_by_gateway, sock)]
         assert len(refused) == 52
         for sock in socks:
             sock.close()
@@ -195,7 +199,7 @@ async def test_unfinished_tls_handshakes_are_limited_to_a_share_of_the_connectio
     async with running_gateway(**DESK, **files.environ) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
-        gone = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
+        gone = [sock for sock in socks if await asyncio.to_thread(is_closed_by_gateway, sock)]
         assert len(gone) == 22
         for sock in socks:
             sock.close()
@@ -241,7 +245,7 @@ async def test_connections_rejected_at_the_limit_release_their_slots(monkeypatch
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
-def is_told_to_go(sock: socket.socket) -> bool:
+def is_closed_by_gateway(sock: socket.socket) -> bool:
     sock.settimeout(0.2)
     try:
         sock.recv(4096)

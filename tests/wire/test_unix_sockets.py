@@ -1,4 +1,4 @@
-"""A Unix socket's file goes with the gateway that made it; systemd's stays, and another gateway's."""
+"""A stopping gateway removes only the Unix socket files that it created."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plugin in worker processes has parts of its task done by others, under the rules of the request they belong to."""
+"""Subtasks of a plugin in a worker process follow the rules of the parent request."""
 
 from __future__ import annotations
 
