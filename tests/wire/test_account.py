@@ -62,7 +62,8 @@ def unexplained_excess_ms(line: Line) -> float:
 class Crowd:
     """Concurrent clients and their results.
 
-    `told` maps request ids to statuses, `left` counts the clients that disconnected early, `broken` the truncated bodies.
+    `told` maps request ids to statuses. `left` counts the clients that disconnected early,
+    `broken` the truncated bodies.
     """
 
     gateway: RunningGateway

@@ -111,7 +111,7 @@ CASES = [
          "1000 bytes", environ=DESK | LIMIT),
     Case("a compressed body", post("/v1/tasks/say", b"{}", "Content-Encoding: gzip"), "unsupported_encoding", "gzip"),
     Case("another host", post("/v1/tasks/say", b"{}", host="evil.example"), "misdirected_request", "evil.example"),
-    Case("a Host that is not a host name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
+    Case("a Host that is not a name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
     Case("a page of another origin", post("/v1/tasks/say", b"{}", "Origin: http://evil.example"), "forbidden", "evil"),
     Case("a plugin that raises", post("/v1/tasks/boom"), "plugin_error", "desk raised RuntimeError", 1),
     Case("a plugin with an invalid result", post("/v1/tasks/shapeless"), "plugin_error", "TypeError", 1),

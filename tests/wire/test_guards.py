@@ -1,4 +1,7 @@
-"""A bug in background work is logged and ends no other work."""
+"""A bug in background work is logged and ends no other work.
+
+Covers the ticker, the watcher of a backend, the MQTT connection and the steps of a stop.
+"""
 
 from __future__ import annotations
 

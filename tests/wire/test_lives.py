@@ -1,4 +1,4 @@
-"""Faults of a plugin while it opens, is probed or declares affect no other backend."""
+"""Faults of a plugin that opens, is probed or declares affect no other backend."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ async def test_stream_without_content_within_the_first_byte_timeout_is_504() -> 
 
 
 async def closed_after_s(script_of: Callable[[asyncio.Event], Script], *, reads: bool) -> float:
-    """Return the seconds from the client's disconnect to that of the upstream."""
+    """Return the seconds from the client's disconnect until the upstream sees it."""
     began, gone = asyncio.Event(), asyncio.Event()
 
     async def script(talk: Talk) -> None:

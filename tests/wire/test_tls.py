@@ -46,7 +46,7 @@ class Files:
         return self.environ | {"GATEWAY_TLS__CLIENT_CA_FILE": str(self.ca_file)}
 
     def client(self, *, ca: trustme.CA | None = None) -> ssl.SSLContext:
-        """Return a client context that trusts the server; `ca` issues its certificate."""
+        """Return a client context that trusts the server and has a certificate of `ca`."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
         if ca is not None:
             ca.issue_cert("client.example").configure_cert(context)
