@@ -1,4 +1,4 @@
-"""Gateways for these tests; what a gateway sets for the whole process is put back after each of them."""
+"""Fixtures of the wire tests; process-wide state is restored after each test."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from support.wiring import DESK
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _imports_are_no_garbage() -> Iterator[None]:
-    """As `serve` does: what is imported stays, or each full collection stops the loop for a tenth of a second."""
+def _frozen_imports() -> Iterator[None]:
+    """Freeze the imported objects, as `serve` does.
+
+    Without this, each full garbage collection stops the event loop for 0.1 s.
+    """
     gc.collect()
     gc.freeze()
     yield
@@ -28,7 +31,8 @@ def _imports_are_no_garbage() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _process_as_it_was() -> Iterator[None]:
+def _restored_process_state() -> Iterator[None]:
+    """Restore the logging handlers, the log level, structlog and the metrics."""
     root, configured = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers[:], root.level
     counted = [(metric, copy.deepcopy(_series(metric))) for metric in metrics.REGISTRY]
@@ -47,7 +51,7 @@ def _series(metric: metrics.Metric) -> dict:
 
 @pytest.fixture
 async def unhandled() -> list[dict]:
-    """What the loop's exception handler was told; empty in a good world."""
+    """Contexts passed to the loop's exception handler; a test expects none."""
     told: list[dict] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
     return told
@@ -55,7 +59,7 @@ async def unhandled() -> list[dict]:
 
 @pytest.fixture
 async def desk() -> AsyncIterator[RunningGateway]:
-    """A gateway with one Desk."""
+    """A gateway with one backend of class Desk."""
     async with running_gateway(**DESK) as gateway:
         yield gateway
 

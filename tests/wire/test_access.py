@@ -1,4 +1,4 @@
-"""Keys on the wire: who is let in before a body is read, what each key may, and that nothing falls through."""
+"""API keys over HTTP: authentication before the body is read, and per-key rules."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ CHAT = b'{"model":"%s","messages":[{"role":"user","content":"x"}]}'
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[Any]:
-    """Writes a keys file: `any` may all, each other key what it is told; every secret is `a…`."""
+    """Return a writer of keys files: key `any` has no limits, the others get `rules`.
+
+    Every secret consists of the letter a.
+    """
 
     def write(**rules: dict[str, Any]) -> dict[str, str]:
         path = tmp_path / "keys.json"
@@ -52,10 +55,10 @@ def code(answer: Answer) -> str:
     return str(answer.json["error"]["code"])
 
 
-# ── no key, no answer ────────────────────────────────────────────────────────────────────────────
+# ── authentication ───────────────────────────────────────────────────────────────────────────────
 
 
-async def test_every_endpoint_but_health_needs_a_key(keys: Any) -> None:
+async def test_every_endpoint_except_health_requires_an_api_key(keys: Any) -> None:
     async with running_gateway(**DESK, **keys()) as gateway:
         for route in ROUTES:
             path = route.path.replace("{", "").replace("}", "")
@@ -69,7 +72,7 @@ async def test_every_endpoint_but_health_needs_a_key(keys: Any) -> None:
 
 
 @pytest.mark.parametrize("header", [f"Authorization: bearer {ANY}", f"x-api-key: {ANY}", f"api-key: {ANY}"])
-async def test_a_key_is_taken_from_the_headers_clients_have_for_it(keys: Any, header: str) -> None:
+async def test_api_key_is_accepted_from_each_header_that_clients_use(keys: Any, header: str) -> None:
     async with running_gateway(**DESK, **keys()) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", header))
         assert (answer.status, answer.json) == (200, {"result": 1})
@@ -87,12 +90,12 @@ async def test_a_key_is_taken_from_the_headers_clients_have_for_it(keys: Any, he
         [f"Cookie: key={ANY}"],
     ],
 )
-async def test_a_failed_authentication_never_falls_through(keys: Any, lines: list[str]) -> None:
+async def test_failed_authentication_never_falls_through_to_another_credential(keys: Any, lines: list[str]) -> None:
     async with running_gateway(**DESK, **keys()) as gateway:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))).status == 401
 
 
-async def test_a_key_in_the_url_is_no_key_and_one_header_twice_is_no_request(keys: Any) -> None:
+async def test_key_in_url_is_ignored_and_duplicate_authorization_header_is_400(keys: Any) -> None:
     async with running_gateway(**DESK, **keys()) as gateway:
         assert (await answered(gateway.url, post(f"/v1/tasks/say?api-key={ANY}", b"1"))).status == 401
         twice = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer(), bearer()))
@@ -102,25 +105,25 @@ async def test_a_key_in_the_url_is_no_key_and_one_header_twice_is_no_request(key
 @pytest.mark.parametrize(
     "path", ["/v1/tasks/say/../../livez", "/livez/../v1/tasks/say", "//v1/tasks/say", "/v1/tasks%2Fsay"]
 )
-async def test_no_spelling_of_a_path_gets_past_the_key(keys: Any, path: str) -> None:
+async def test_no_path_spelling_bypasses_authentication(keys: Any, path: str) -> None:
     async with running_gateway(**DESK, **keys()) as gateway:
         assert (await answered(gateway.url, post(path, b"1"))).status in (401, 404, 405)
 
 
-async def test_an_unknown_key_is_refused_before_its_body_is_read(keys: Any) -> None:
+async def test_unknown_key_is_rejected_before_the_body_is_read(keys: Any) -> None:
     async with running_gateway(**DESK, **keys()) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"", length=30_000_000))
         answer = await asyncio.wait_for(read_answer(reader), 5)
         assert (answer.status, answer.headers["connection"]) == (401, "close")
 
 
-async def test_without_a_keys_file_a_clients_key_means_nothing() -> None:
+async def test_client_key_is_ignored_when_no_keys_file_is_configured() -> None:
     async with running_gateway(**DESK) as gateway:
         asked = post("/v1/tasks/say", b"1", "Authorization: Bearer sk-anything")
         assert (await answered(gateway.url, asked)).status == 200
 
 
-# ── what a key may ───────────────────────────────────────────────────────────────────────────────
+# ── rules of a key ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -132,7 +135,7 @@ async def test_without_a_keys_file_a_clients_key_means_nothing() -> None:
         rb'"mod\u0065l":"dear","model":"cheap"',
     ],
 )
-async def test_no_parser_reads_a_model_that_the_key_may_not_ask_for(keys: Any, names: bytes) -> None:
+async def test_duplicate_or_differently_cased_model_field_cannot_bypass_key_rules(keys: Any, names: bytes) -> None:
     async with Upstream(answer(json={})) as upstream:
         rules = keys(narrow={"models": ("cheap",)})
         async with running_gateway(**cloud(upstream.url, MODELS="cheap,dear"), **rules) as gateway:
@@ -142,7 +145,7 @@ async def test_no_parser_reads_a_model_that_the_key_may_not_ask_for(keys: Any, n
         assert [each.path for each in upstream.requests if "chat" in each.path] == []
 
 
-async def test_a_key_asks_for_its_own_models_and_tasks_alone(keys: Any) -> None:
+async def test_key_may_use_only_the_models_and_tasks_it_lists(keys: Any) -> None:
     rules = keys(narrow={"models": ("desk/clerk",), "tasks": ("say",)})
     async with running_gateway(**DESK, **rules) as gateway:
 
@@ -157,7 +160,7 @@ async def test_a_key_asks_for_its_own_models_and_tasks_alone(keys: Any) -> None:
         assert await ask("/v1/chat/completions", CHAT % b"auto") == 403
 
 
-async def test_a_key_is_shown_what_it_may_ask_for_and_no_more(keys: Any) -> None:
+async def test_model_and_task_lists_show_only_what_the_key_may_use(keys: Any) -> None:
     rules = keys(narrow={"models": ("desk/*",), "tasks": ("say", "boom")})
     async with running_gateway(**DESK, **rules) as gateway:
         models = (await answered(gateway.url, get("/v1/models", bearer("narrow")))).json["data"]
@@ -168,14 +171,14 @@ async def test_a_key_is_shown_what_it_may_ask_for_and_no_more(keys: Any) -> None
         assert (await answered(gateway.url, get("/v1/models/clerk", bearer("narrow")))).status == 403
 
 
-async def test_a_keys_body_limit_is_told_with_the_limit(keys: Any) -> None:
+async def test_body_over_the_keys_limit_is_413_and_the_error_states_the_limit(keys: Any) -> None:
     async with running_gateway(**DESK, **keys(small={"max_body_bytes": 4})) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"12345", bearer("small")))
         assert (answer.status, code(answer)) == (413, "body_too_large")
         assert "4 bytes" in answer.json["error"]["message"]
 
 
-async def test_what_a_key_keeps_here_never_leaves(keys: Any) -> None:
+async def test_request_of_a_key_without_cloud_access_never_leaves_the_site(keys: Any) -> None:
     before = metrics.EGRESS.values.copy()
     async with running_gateway(**OFF_SITE_DESK, **keys(home={"allow_cloud": False})) as gateway:
         kept = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("home")))
@@ -184,14 +187,14 @@ async def test_what_a_key_keeps_here_never_leaves(keys: Any) -> None:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer()))).status == 200
 
 
-async def test_an_expired_key_is_refused_by_name(keys: Any) -> None:
+async def test_expired_key_is_401_and_the_error_names_the_key(keys: Any) -> None:
     async with running_gateway(**DESK, **keys(old={"expires": datetime(2020, 1, 1, tzinfo=UTC)})) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("old")))
         assert answer.status == 401
         assert "old has expired" in answer.json["error"]["message"]
 
 
-async def test_more_than_a_keys_rate_is_429_with_the_time_to_come_back(keys: Any) -> None:
+async def test_request_over_the_keys_rate_is_429_with_retry_after(keys: Any) -> None:
     async with running_gateway(**DESK, **keys(slow={"requests_per_minute": 1.0, "burst": 1})) as gateway:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))).status == 200
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))
@@ -202,7 +205,7 @@ async def test_more_than_a_keys_rate_is_429_with_the_time_to_come_back(keys: Any
         assert (await gateway.line(status=429))["outcome"] == "refused"
 
 
-async def test_a_key_has_so_many_requests_open_and_one_that_is_left_is_closed(keys: Any) -> None:
+async def test_key_concurrency_limit_is_enforced_and_freed_when_the_client_disconnects(keys: Any) -> None:
     async with running_gateway(**DESK, **keys(one={"concurrency": 1})) as gateway:
         async with connected(gateway.url) as (_, writer):
             writer.write(post("/v1/tasks/wait", b"{}", bearer("one")))
@@ -212,7 +215,7 @@ async def test_a_key_has_so_many_requests_open_and_one_that_is_left_is_closed(ke
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 200
 
 
-async def test_keys_appear_in_no_line_of_the_log_and_in_no_answer(keys: Any) -> None:
+async def test_keys_appear_in_no_log_line_and_no_response(keys: Any) -> None:
     async with running_gateway(**DESK, **keys()) as gateway:
         for lines in ([bearer()], [f"x-api-key: {ANY}x"], [f"Authorization: {ANY}", "api-key: other"]):
             answer = await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))
@@ -221,10 +224,10 @@ async def test_keys_appear_in_no_line_of_the_log_and_in_no_answer(keys: Any) -> 
         assert "a" * 20 not in str(gateway.lines.all)
 
 
-# ── who may listen where ─────────────────────────────────────────────────────────────────────────
+# ── public listeners ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_admin_listener_that_others_reach_is_for_admin_keys(keys: Any) -> None:
+async def test_public_admin_listener_requires_an_admin_key(keys: Any) -> None:
     rules = keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
     async with running_gateway(**DESK, **rules) as gateway:
         url = gateway.admin_url.replace("0.0.0.0", "127.0.0.1")
@@ -232,7 +235,7 @@ async def test_an_admin_listener_that_others_reach_is_for_admin_keys(keys: Any) 
         assert found == [401, 403, 200]
 
 
-async def test_the_commands_that_ask_it_show_the_key_in_a_file(
+async def test_commands_that_query_the_admin_listener_send_the_key_from_a_file(
     keys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rules = DESK | keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
@@ -243,30 +246,30 @@ async def test_the_commands_that_ask_it_show_the_key_in_a_file(
         for name, value in (rules | {"GATEWAY_ADMIN_LISTEN": address}).items():
             monkeypatch.setenv(name, value)
 
-        async def said(*command: str) -> tuple[int, str]:
+        async def run_command(*command: str) -> tuple[int, str]:
             code = await asyncio.to_thread(cli.main, command)
             printed = capsys.readouterr()
             return code, printed.out + printed.err
 
         root = ("--key-file", str(tmp_path / "root.key"))
-        code, text = await said("explain", "/v1/tasks/say", "1")
+        code, text = await run_command("explain", "/v1/tasks/say", "1")
         assert (code, "--key-file" in text) == (1, True)
-        assert (await said("explain", "/v1/tasks/say", "1", "--key-file", str(tmp_path / "any.key")))[0] == 1
-        code, text = await said("explain", "/v1/tasks/say", "1", *root)
+        assert (await run_command("explain", "/v1/tasks/say", "1", "--key-file", str(tmp_path / "any.key")))[0] == 1
+        code, text = await run_command("explain", "/v1/tasks/say", "1", *root)
         assert (code, "desk" in text) == (0, True)
-        assert "--key-file" in (await said("plugins", "list"))[1]
-        assert f"the gateway at {address} says" in (await said("plugins", "list", *root))[1]
-        code, text = await said("doctor", "--key-file", str(tmp_path / "none"))
+        assert "--key-file" in (await run_command("plugins", "list"))[1]
+        assert f"the gateway at {address} says" in (await run_command("plugins", "list", *root))[1]
+        code, text = await run_command("doctor", "--key-file", str(tmp_path / "none"))
         assert (code, "no such file" in text) == (1, True)
 
 
-def test_a_public_listener_is_refused_without_keys_and_accepted_with(keys: Any) -> None:
+def test_public_listener_is_rejected_without_keys_and_accepted_with_keys(keys: Any) -> None:
     public = DESK | {"GATEWAY_LISTEN": "0.0.0.0:8080"}
     assert "set GATEWAY_KEYS_FILE" in only(public)
     assert load(public | keys()).keys is not None
 
 
-def test_a_public_admin_listener_needs_a_key_that_has_admin(keys: Any) -> None:
+def test_public_admin_listener_requires_an_unexpired_key_with_admin(keys: Any) -> None:
     public = DESK | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
     told = "no key that has not expired has `admin`"
     assert told in only(public)
@@ -274,5 +277,5 @@ def test_a_public_admin_listener_needs_a_key_that_has_admin(keys: Any) -> None:
     assert told in only(public | keys(old={"admin": True, "expires": datetime(2020, 1, 31, tzinfo=UTC)}))
 
 
-def test_a_keys_file_that_cannot_be_read_is_a_problem_of_its_variable(tmp_path: Path) -> None:
+def test_unreadable_keys_file_is_reported_as_an_error_of_its_variable(tmp_path: Path) -> None:
     assert only(DESK | {"GATEWAY_KEYS_FILE": str(tmp_path / "none")}).startswith("GATEWAY_KEYS_FILE: ")

@@ -1,4 +1,4 @@
-"""The account of time closes for every request, whatever becomes of it; and a client's clock agrees with it."""
+"""The time account of every request balances and agrees with the client's clock."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from support.wiring import ADD, DESK, backend, cloud, relaying
 
 REQUESTS = 500
 AT_ONCE = 25
-ATTEMPTS = 5  # of a measurement on a machine that does other things too
+ATTEMPTS = 5  # the best of several measurements counts: the machine may be loaded
 Line = dict[str, Any]
 
 
 def total_ms(line: Line) -> float:
-    """What the terms of a line add up to."""
+    """Return the sum of the terms of a log line."""
     terms = sum(line[f"t_{term}_ms"] for term in TERMS)
     total: float = terms - line["t_overlap_ms"] + line["t_other_ms"]
     return total
 
 
 def check(line: Line) -> None:
-    """That a line has all its keys, balances, and holds nothing negative."""
+    """Assert that a line has all keys, balances and has no negative time."""
     assert set(line) == set(COMMON_KEYS) | set(REQUEST_KEYS)
     times = {key: value for key, value in line.items() if key.startswith("t_") and key != "t_cloud_source"}
     assert all(value is None or value >= 0 for value in times.values()), times
@@ -49,18 +49,22 @@ def check(line: Line) -> None:
     assert all(line[f"t_{term}_ms"] <= union_ms + 0.001 for term in TERMS), times
 
 
-def unexplained_too_much(line: Line) -> float:
-    """How far `other` is above what is allowed; negative is good."""
+def unexplained_excess_ms(line: Line) -> float:
+    """Return by how much `t_other_ms` exceeds its limit; negative if it is within it."""
     over: float = line["t_other_ms"] - max(0.05 * line["t_total_ms"], 0.3)
     return over
 
 
-# ── five hundred requests of all kinds and outcomes ──────────────────────────────────────────────
+# ── 500 requests of all kinds and outcomes ───────────────────────────────────────────────────────
 
 
 @dataclass
 class Crowd:
-    """Clients, and what each was told: status by request id; None for those who left."""
+    """Concurrent clients and their results.
+
+    `told` maps request ids to statuses. `left` counts the clients that disconnected early,
+    `broken` the truncated bodies.
+    """
 
     gateway: RunningGateway
     http: aiohttp.ClientSession
@@ -82,11 +86,11 @@ class Crowd:
         await self.ask(f"/v1/tasks/{name}", {} if body is None else body, **headers)
 
     async def chat(self, model: str, *, stream: bool) -> None:
-        said = [{"role": "user", "content": "what is there to be said"}]
+        said = [{"role": "user", "content": "an example prompt"}]
         await self.ask("/v1/chat/completions", {"model": model, "messages": said, "stream": stream})
 
     async def leave(self) -> None:
-        """Ask, and go while the work is being done."""
+        """Send a request and disconnect while it runs."""
         async with connected(self.gateway.url) as (_, writer):
             self.left += 1
             who = self.left
@@ -95,7 +99,7 @@ class Crowd:
 
 
 async def slow_add(talk: Talk) -> None:
-    """An upstream that does something, and says how long it took."""
+    """Answer with a sum and a `Server-Timing` header."""
     await asyncio.sleep(0)
     await answer(json={"result": 3}, headers=[("Server-Timing", "total;dur=0.05")])(talk)
 
@@ -104,7 +108,7 @@ async def squares(talk: Talk) -> None:
     await answer(json={"result": [item * item for item in talk.request.json["items"]]})(talk)
 
 
-def said(text: str | None, **choice: Any) -> dict[str, Any]:
+def chunk_with(text: str | None, **choice: Any) -> dict[str, Any]:
     delta = {} if text is None else {"content": text}
     return {"id": "c", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta, **choice}]}
 
@@ -112,8 +116,8 @@ def said(text: str | None, **choice: Any) -> dict[str, Any]:
 def chat_script() -> Callable[[Talk], Awaitable[None]]:
     whole = answer(json={"id": "c", "choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}]})
     streams = [
-        sse(said("a"), said("b"), said(None, finish_reason="stop")),
-        sends_and_cuts(sse_bytes(said("a"), done=False)),
+        sse(chunk_with("a"), chunk_with("b"), chunk_with(None, finish_reason="stop")),
+        sends_and_cuts(sse_bytes(chunk_with("a"), done=False)),
     ]
 
     async def script(talk: Talk) -> None:
@@ -143,8 +147,8 @@ async def crowd() -> AsyncIterator[Crowd]:
             yield Crowd(gateway, http)
 
 
-def wishes(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
-    """One of each kind of request and fate."""
+def request_kinds(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
+    """Return one request of each kind and outcome."""
     return [
         lambda: people.task("say", {"a": 1}),
         lambda: people.task("say", "x" * 100_000),
@@ -179,9 +183,9 @@ def wishes(people: Crowd) -> list[Callable[[], Awaitable[None]]]:
     ]
 
 
-async def test_five_hundred_requests_of_every_kind_and_outcome_close_their_accounts() -> None:
+async def test_time_account_balances_for_500_requests_of_every_kind_and_outcome() -> None:
     async with crowd() as people:
-        kinds = wishes(people)
+        kinds = request_kinds(people)
         chosen = [kinds[n % len(kinds)] for n in range(REQUESTS)]
         random.Random(0).shuffle(chosen)
         gate = asyncio.Semaphore(AT_ONCE)
@@ -205,7 +209,7 @@ async def test_five_hundred_requests_of_every_kind_and_outcome_close_their_accou
         check(line)
     check_outcomes(lines, people)
     assert {part["parent_id"] for part in parts} <= set(by_id)
-    assert median(unexplained_too_much(line) for line in lines) <= 0
+    assert median(unexplained_excess_ms(line) for line in lines) <= 0
     assert people.gateway.lines.of("door.broke") == []
     assert people.gateway.lines.of("service.unhandled") == []
 
@@ -227,14 +231,17 @@ def check_outcomes(lines: list[Line], people: Crowd) -> None:
 # ── clocks ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_clients_own_clock_agrees_with_the_account_to_a_millisecond() -> None:
+async def test_total_time_in_the_log_matches_the_clients_clock_within_1_ms() -> None:
     async with running_gateway(**DESK) as gateway:
         off_ms = [await clocks_apart_ms(gateway) for _ in range(ATTEMPTS)]
     assert min(off_ms) <= 1.0, off_ms
 
 
 async def clocks_apart_ms(gateway: RunningGateway) -> float:
-    """The median difference between what a client measures and what the log says, over a connection that is kept."""
+    """Return the median difference between client time and logged time.
+
+    All requests use one kept-alive connection.
+    """
     apart = []
     async with connected(gateway.url) as (reader, writer):
         for _ in range(41):
@@ -247,7 +254,7 @@ async def clocks_apart_ms(gateway: RunningGateway) -> float:
     return median(apart)
 
 
-async def test_one_request_after_the_other_leaves_little_of_its_time_unexplained() -> None:
+async def test_sequential_requests_leave_at_most_0_3_ms_unexplained() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         for _ in range(100):
             writer.write(post("/v1/tasks/say", b'{"a":10,"b":20}'))
@@ -256,19 +263,19 @@ async def test_one_request_after_the_other_leaves_little_of_its_time_unexplained
     assert median(line["t_other_ms"] for line in lines) <= 0.3
 
 
-async def test_server_timing_says_what_the_line_says() -> None:
+async def test_server_timing_header_matches_the_log_line() -> None:
     async with running_gateway(**DESK) as gateway, gateway.session() as http:
         async with http.post(f"{gateway.url}/v1/tasks/say", json=1) as got:
             told = dict(part.split(";dur=") for part in got.headers["Server-Timing"].split(", "))
         line = await gateway.line(request_id=got.headers["x-request-id"])
     spent = {term: line[f"t_{term}_ms"] for term in (*TERMS, "other", "overlap", "total")}
     assert set(told) | {"write"} == {term for term, ms in spent.items() if ms} | {"other", "total"}
-    final = {"write", "other", "total"}  # these go on until the last byte is out, the header does not
+    final = {"write", "other", "total"}  # these run until the last byte is sent; the header is sent earlier
     assert all(abs(float(told[term]) - spent[term]) < 0.01 for term in set(told) - final)
     assert float(told["total"]) <= spent["total"]
 
 
-async def test_a_streams_last_comment_says_what_the_line_says() -> None:
+async def test_last_comment_of_a_stream_matches_the_log_line() -> None:
     async with running_gateway(**DESK) as gateway, gateway.session() as http:
         async with http.post(f"{gateway.url}/v1/tasks/count") as got:
             events = (await got.text()).split("\n\n")
@@ -280,10 +287,10 @@ async def test_a_streams_last_comment_says_what_the_line_says() -> None:
     assert told["t_total_ms"] <= line["t_total_ms"]
 
 
-# ── the cloud's part ─────────────────────────────────────────────────────────────────────────────
+# ── cloud time ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_the_clouds_time_is_what_it_claims_and_none_of_our_own() -> None:
+async def test_cloud_time_equals_the_upstreams_server_timing() -> None:
     async with relaying(slow_add, TASKS=ADD) as (gateway, _), gateway.session() as http:
         for _ in range(3):
             async with http.post(f"{gateway.url}/v1/tasks/add", json={}) as got:
@@ -294,7 +301,7 @@ async def test_the_clouds_time_is_what_it_claims_and_none_of_our_own() -> None:
             check(line)
 
 
-async def test_who_leaves_or_is_late_before_the_answer_begins_leaves_an_estimate() -> None:
+async def test_cloud_time_is_estimated_when_the_client_disconnects_or_the_deadline_passes() -> None:
     asked = asyncio.Event()
 
     async def silent(talk: Talk) -> None:
@@ -317,7 +324,7 @@ async def test_who_leaves_or_is_late_before_the_answer_begins_leaves_an_estimate
         assert gateway.lines.of("request.finished")[0]["t_network_ms"] > 0
 
 
-async def test_who_could_not_be_connected_to_has_spent_nothing_at_the_cloud() -> None:
+async def test_failed_connection_counts_no_cloud_or_network_time() -> None:
     async with running_gateway(**cloud("http://127.0.0.1:9", TASKS=ADD)) as gateway:
         failed = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
         line = await gateway.line(request_id=failed.headers["x-request-id"])

@@ -1,4 +1,4 @@
-"""What the operator sees: /status and /metrics, on a listener of their own."""
+"""The admin listener: /status and /metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.raw import answered, connected, post
 from support.upstream import answer, by_path
 from support.wiring import ADD, DESK, backend, relaying
 
-# Contract §5, word for word: names, and the labels it names.
+# Contract §5, verbatim: metric names with the labels they must have.
 METRICS: dict[str, set[str]] = {
     "requests_total": {"door", "kind", "backend", "outcome"},
     "request_duration_seconds": set(),
@@ -47,7 +47,7 @@ async def get(url: str, *, method: str = "GET") -> tuple[int, Any, aiohttp.Clien
 
 
 async def samples(gateway: RunningGateway) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """Every series by its sample's name, as Prometheus itself would read them."""
+    """Return every series by sample name, parsed with Prometheus' own parser."""
     _, text, got = await get(f"{gateway.admin_url}/metrics")
     assert got.headers["Content-Type"].startswith("text/plain")
     out: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -57,7 +57,7 @@ async def samples(gateway: RunningGateway) -> dict[str, list[tuple[dict[str, str
     return out
 
 
-async def test_every_metric_of_the_contract_is_there_after_some_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_every_contract_metric_is_exposed_after_some_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "TICK_S", 0.01)
     script = by_path({"/add": answer(json={"result": BIG})})
     async with relaying(script, TASKS=ADD, environ=DESK) as (gateway, _):
@@ -67,7 +67,7 @@ async def test_every_metric_of_the_contract_is_there_after_some_traffic(monkeypa
         await gateway.lines.wait("request.finished", 8)
         async with asyncio.timeout(5):
             while "edge_gateway_loop_stall_seconds_count" not in (found := await samples(gateway)):
-                pass  # the first tick is still to come
+                pass  # the first tick has not run yet
     names = {name.removeprefix("edge_gateway_") for name in found}
     for name, labels in METRICS.items():
         shown = name if name in names else f"{name}_count"
@@ -79,7 +79,7 @@ async def test_every_metric_of_the_contract_is_there_after_some_traffic(monkeypa
     assert "desk" not in sent
 
 
-async def test_requests_are_counted_as_they_are_logged() -> None:
+async def test_request_counters_match_the_request_log() -> None:
     async with running_gateway(**DESK) as gateway:
         before = await counted(gateway)
         for path in ("say", "say", "boom", "nosuch", "invalid", "refuse", "count"):
@@ -100,17 +100,17 @@ async def counted(gateway: RunningGateway) -> Counter[tuple[str, ...]]:
 ROUNDS = 20
 
 
-async def test_strangers_cannot_make_the_metrics_grow() -> None:
+async def test_unknown_models_tasks_and_paths_create_no_metric_series() -> None:
     async with running_gateway(**DESK) as gateway:
         await ask_for_nonsense(gateway, 0)
         before = await series_in(gateway)
         for n in range(1, ROUNDS + 1):
             await ask_for_nonsense(gateway, n)
-        assert await series_in(gateway) - before < ROUNDS  # a few begin by themselves, whenever the gateway looks
+        assert await series_in(gateway) - before < ROUNDS  # periodic measurements start a few series themselves
 
 
 async def series_in(gateway: RunningGateway) -> int:
-    """How many series there are; not those of the loop's timer, which has one for each of its buckets."""
+    """Count the series, except the loop-stall histogram with one series per bucket."""
     found = await samples(gateway)
     return sum(len(series) for name, series in found.items() if "loop_stall" not in name)
 
@@ -127,7 +127,7 @@ async def ask_for_nonsense(gateway: RunningGateway, n: int) -> None:
         await answered(gateway.url, sent)
 
 
-async def test_a_request_at_work_is_seen_in_its_lane() -> None:
+async def test_running_request_is_counted_as_busy_in_its_lane() -> None:
     environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     async with running_gateway(**environ) as gateway, connected(gateway.url) as (_, first):
         first.write(post("/v1/tasks/wait"))
@@ -137,7 +137,7 @@ async def test_a_request_at_work_is_seen_in_its_lane() -> None:
     assert (status["backends"]["desk"]["lane"]["busy"], busy) == (1, [({"backend": "desk"}, 1.0)])
 
 
-async def test_status_tells_what_there_is_to_know() -> None:
+async def test_status_reports_state_tasks_models_breaker_and_lane_of_each_backend() -> None:
     environ = DESK | backend("locked", "support.desk:Desk", REFUSES_TO_OPEN="true")
     async with relaying(by_path({"/add": answer(json={})}), TASKS=ADD, MODELS="gpt", environ=environ) as (gateway, _):
         await answered(gateway.url, post("/v1/tasks/add", b"{}"))
@@ -155,7 +155,7 @@ async def test_status_tells_what_there_is_to_know() -> None:
     assert (locked["state"], "locked" in locked["error"]) == ("failed", True)
 
 
-async def test_status_tells_of_each_worker_process() -> None:
+async def test_status_reports_each_worker_process() -> None:
     async with running_gateway(**backend("quick", "support.worker_backends:Quick"), **DESK) as gateway:
         _, status, _ = await get(f"{gateway.admin_url}/status")
     (worker,) = status["backends"]["quick"]["workers"]
@@ -164,7 +164,7 @@ async def test_status_tells_of_each_worker_process() -> None:
     assert status["backends"]["desk"]["workers"] is None
 
 
-async def test_status_and_metrics_hold_no_secret() -> None:
+async def test_status_metrics_and_logs_contain_no_secret() -> None:
     secrets = {"API_KEY": "sk-very-secret"}
     async with relaying(by_path({"/add": answer(json={})}), TASKS=ADD, **secrets) as (gateway, upstream):
         await answered(gateway.url, post("/v1/tasks/add", b'{"note":"private words"}'))
@@ -178,14 +178,14 @@ async def test_status_and_metrics_hold_no_secret() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/nothing", "/status/", "/v1/models", "/livez", "/debug"])
-async def test_a_path_the_admin_listener_has_not_is_404_in_the_envelope(desk: RunningGateway, path: str) -> None:
+async def test_unknown_path_on_the_admin_listener_is_404_in_the_error_envelope(desk: RunningGateway, path: str) -> None:
     code, said, _ = await get(desk.admin_url + path)
     assert (code, said["error"]["code"]) == (404, "not_found")
     assert "/status" in said["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/explain", "/explain?path=/v1/tasks/say"])
-async def test_what_the_admin_listener_has_is_not_on_the_data_listener(desk: RunningGateway, path: str) -> None:
+async def test_admin_paths_are_404_on_the_data_listener(desk: RunningGateway, path: str) -> None:
     for method in ("GET", "POST"):
         assert (await get(desk.url + path, method=method))[0] == 404
 
@@ -198,12 +198,12 @@ async def test_the_admin_listener_is_read_only(desk: RunningGateway, path: str) 
         assert got.headers["Allow"] == "GET, HEAD"
 
 
-async def test_the_admin_listener_answers_to_its_own_names_only(desk: RunningGateway) -> None:
+async def test_admin_listener_rejects_a_host_that_is_not_its_own(desk: RunningGateway) -> None:
     found = await answered(desk.admin_url, b"GET /status HTTP/1.1\r\nHost: evil.example\r\n\r\n")
     assert (found.status, found.json["error"]["code"]) == (421, "misdirected_request")
 
 
-async def test_traffic_on_the_admin_listener_is_no_request(desk: RunningGateway) -> None:
+async def test_admin_requests_and_health_checks_are_not_logged_as_requests(desk: RunningGateway) -> None:
     await get(f"{desk.admin_url}/status")
     await get(f"{desk.admin_url}/nothing")
     async with aiohttp.request("GET", f"{desk.url}/livez"):
@@ -211,7 +211,7 @@ async def test_traffic_on_the_admin_listener_is_no_request(desk: RunningGateway)
     assert desk.lines.of("request.finished") == []
 
 
-async def test_a_bug_of_ours_is_500_in_the_envelope_and_a_line_that_says_where(
+async def test_bug_in_an_admin_handler_is_500_and_logged_with_its_location(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admin, "status", None)
@@ -224,7 +224,7 @@ async def test_a_bug_of_ours_is_500_in_the_envelope_and_a_line_that_says_where(
     assert desk.lines.of("http.rejected") == []
 
 
-async def test_pages_in_a_browser_have_no_business_on_the_admin_listener(desk: RunningGateway) -> None:
+async def test_admin_listener_rejects_requests_from_browser_pages(desk: RunningGateway) -> None:
     for asked in (
         b"GET /status HTTP/1.1\r\nHost: localhost\r\nOrigin: https://evil.example\r\nConnection: close\r\n\r\n",
         post("/explain?path=/v1/tasks/say", b"1", "Origin: null", "Connection: close"),
@@ -235,6 +235,6 @@ async def test_pages_in_a_browser_have_no_business_on_the_admin_listener(desk: R
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/none"])
-async def test_the_admin_listener_does_not_say_what_it_is_made_of(desk: RunningGateway, path: str) -> None:
+async def test_admin_listener_server_header_reveals_only_the_product_name(desk: RunningGateway, path: str) -> None:
     _, _, got = await get(f"{desk.admin_url}{path}")
     assert got.headers["Server"] == "edge-gateway"

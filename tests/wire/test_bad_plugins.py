@@ -1,4 +1,4 @@
-"""A plugin that blocks the loop is named by its line; one that never stops is counted; one that only raises is out."""
+"""Plugins that block the loop, ignore cancellation, raise or return wrong results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def gateway() -> AsyncIterator[RunningGateway]:
             Faulty.may_end.set()
 
 
-async def test_who_blocks_the_loop_is_named_by_line_and_backend_once_and_counted(gateway: RunningGateway) -> None:
+async def test_blocking_plugin_is_logged_once_with_line_and_backend_and_counted(gateway: RunningGateway) -> None:
     before = metrics.STALLS.values.get(("bad",), 0)
     for _ in range(3):
         assert (await answered(gateway.url, post("/v1/tasks/block", b"{}"))).status == 200
@@ -45,7 +45,7 @@ async def test_who_blocks_the_loop_is_named_by_line_and_backend_once_and_counted
     assert metrics.STALLS.values[("bad",)] > before
 
 
-async def test_a_task_that_ignores_its_cancellation_is_counted_and_a_plugin_full_of_them_is_left_out(
+async def test_task_ignoring_cancellation_is_counted_and_its_backend_excluded_when_full(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leaks, "LEAKED_S", 0.0)
@@ -67,7 +67,7 @@ async def test_a_task_that_ignores_its_cancellation_is_counted_and_a_plugin_full
     assert metrics.LEAKED.values[("bad",)] == 0
 
 
-async def test_a_plugin_that_only_raises_is_left_out_and_told(
+async def test_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quarantine, "RAISES", 3)
@@ -82,7 +82,7 @@ async def test_a_plugin_that_only_raises_is_left_out_and_told(
 BUGGY = backend("buggy", "support.worker_backends:Buggy", REPEATABLE="true")
 
 
-async def test_what_a_plugin_in_a_worker_raises_is_asked_of_another() -> None:
+async def test_exception_in_a_worker_plugin_makes_the_gateway_try_another_backend() -> None:
     sound = backend("sound", "support.worker_backends:Quick", ISOLATION="loop", USD_PER_REQUEST="1", REPEATABLE="true")
     async with running_gateway(**BUGGY, **sound) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
@@ -90,7 +90,9 @@ async def test_what_a_plugin_in_a_worker_raises_is_asked_of_another() -> None:
         assert len(gateway.lines.of("worker.raised")) == 1
 
 
-async def test_a_plugin_in_a_worker_that_only_raises_is_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(quarantine, "RAISES", 3)
     async with running_gateway(**BUGGY) as gateway:
         for _ in range(3):
@@ -102,7 +104,9 @@ async def test_a_plugin_in_a_worker_that_only_raises_is_left_out_and_told(monkey
         assert len(gateway.lines.of("worker.raised")) == 3
 
 
-async def test_arguments_that_make_a_function_raise_shut_it_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_arguments_that_make_a_function_raise_do_not_quarantine_its_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(quarantine, "RAISES", 3)
     async with running_gateway(**backend("local", "local", SLOTS="1")) as gateway:
         for _ in range(4):
@@ -114,7 +118,7 @@ async def test_arguments_that_make_a_function_raise_shut_it_for_nobody(monkeypat
         assert (line["error"], line["suppressed"]) == ("TypeError", 0)
 
 
-async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(gateway: RunningGateway) -> None:
+async def test_plugin_that_raises_system_exit_fails_only_its_own_request(gateway: RunningGateway) -> None:
     for task in ("exit", "interrupt", "cancels", "panic"):
         answer = await answered(gateway.url, post(f"/v1/tasks/{task}", b"{}"))
         assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error")
@@ -127,7 +131,7 @@ async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(ga
     }
 
 
-async def test_a_plugin_that_says_it_is_busy_has_run_nothing_and_another_is_asked() -> None:
+async def test_plugin_that_raises_busy_makes_the_gateway_try_another_backend() -> None:
     other = backend("desk", "support.desk:Desk", TASKS="refuse,serve", USD_PER_REQUEST="1")
     tasks = {"GATEWAY_BACKENDS__DESK__TASKS": '{"refuse":"say"}'}
     async with running_gateway(**FAULTY, **(other | tasks), GATEWAY_POLICY__USD="1") as running:
@@ -136,7 +140,7 @@ async def test_a_plugin_that_says_it_is_busy_has_run_nothing_and_another_is_aske
     assert (answer.status, answer.headers["x-gateway-backend"]) == (200, "desk")
 
 
-async def test_clients_of_little_patience_shut_a_backend_for_nobody(gateway: RunningGateway) -> None:
+async def test_client_deadlines_that_expire_do_not_open_the_breaker(gateway: RunningGateway) -> None:
     for _ in range(7):
         late = await answered(gateway.url, post("/v1/tasks/hang_on", b"{}", "x-gateway-deadline-ms: 30"))
         assert late.status == 504
@@ -145,7 +149,7 @@ async def test_clients_of_little_patience_shut_a_backend_for_nobody(gateway: Run
     assert not gateway.lines.of("breaker.opened")
 
 
-async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gateway_stops_even_if_a_plugin_ignores_cancellation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.dispatch.dispatcher.CLOSE_S", 0.1)
     async with running_gateway(**FAULTY) as running:
         async with connected(running.url) as (_, writer):
@@ -155,7 +159,7 @@ async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.Monk
     Faulty.may_end.set()
 
 
-async def test_a_stream_that_hangs_in_a_worker_holds_its_slot_no_longer_than_a_whole_request() -> None:
+async def test_stream_hanging_in_a_worker_is_killed_at_the_deadline_of_a_whole_response() -> None:
     hangs = backend("slow", "support.worker_backends:Stubborn", MODELS="m", SLOTS="1")
     chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, "seconds": 600}
     async with running_gateway(**hangs, GATEWAY_FIRST_BYTE_S="0.2", GATEWAY_DEADLINE_S="0.3") as gateway:
@@ -186,7 +190,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
-async def test_an_answer_of_a_wrong_type_is_the_plugins_error_and_names_the_field_wherever_it_runs(
+async def test_result_with_a_wrong_field_type_is_a_plugin_error_naming_the_field(
     isolation: str,
 ) -> None:
     async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION=isolation)) as gateway:
@@ -203,7 +207,7 @@ async def test_an_answer_of_a_wrong_type_is_the_plugins_error_and_names_the_fiel
         assert gateway.lines.of("worker.died") == gateway.lines.of("breaker.opened") == []
 
 
-async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> None:
+async def test_plugin_headers_cannot_change_framing_or_be_duplicated() -> None:
     given = {
         "Content-Length": "5", "TRANSFER-encoding": "chunked", "Connection": "keep-alive, X-Hop", "x-hop": "1",
         "Upgrade": "h2c", "Content-Type": "text/html", "X-Gateway-Backend": "another", "X-Kept": "é",
@@ -212,7 +216,7 @@ async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> Non
         for body in ([1], ["x" * 100_000]):
             asked = post("/v1/tasks/echo", json.dumps({"headers": given, "json": body}).encode())
             async with connected(gateway.url) as (reader, writer):
-                for _ in range(2):  # the connection goes on: nothing was left over
+                for _ in range(2):  # the connection is reused: no bytes of the first response are left over
                     writer.write(asked)
                     head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                     names = [line.partition(":")[0] for line in head.split("\r\n")[1:-2]]
@@ -226,7 +230,7 @@ async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> Non
 
 
 @pytest.mark.parametrize("task", ["breaks", "gone"])
-async def test_what_breaks_off_has_failed_though_somebody_may_ask_again(task: str) -> None:
+async def test_stream_that_breaks_midway_is_logged_as_failed_even_if_retryable(task: str) -> None:
     async with running_gateway(**backend("desk", "support.desk:Desk", TASKS=task)) as gateway:
         async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/{task}", json={}) as got:
             with pytest.raises(aiohttp.ClientPayloadError):

@@ -1,4 +1,4 @@
-"""Chunks whose framing breaks after the head has come."""
+"""Chunked request bodies with invalid framing after a valid head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CHUNKED = b"POST /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding:
 @pytest.mark.parametrize(
     "rest", [b"ZZ\r\n\r\n", b"5\r\nabcdeXX\r\n0\r\n\r\n", b"-5\r\nabc\r\n"], ids=["size", "end", "sign"]
 )
-async def test_framing_that_breaks_after_the_head_is_told_at_once_and_the_connection_goes(
+async def test_invalid_chunk_framing_is_400_immediately_and_the_connection_closes(
     desk: RunningGateway, rest: bytes, unhandled: list[Any]
 ) -> None:
     async with connected(desk.url) as (reader, writer):
@@ -33,7 +33,7 @@ async def test_framing_that_breaks_after_the_head_is_told_at_once_and_the_connec
     assert desk.lines.of("http.rejected") == desk.lines.of("library.logged") == unhandled == []
 
 
-async def test_framing_that_breaks_in_a_body_nobody_reads_ends_the_connection_without_a_word_in_the_log(
+async def test_invalid_chunk_framing_in_an_unread_body_closes_the_connection_without_a_log_line(
     desk: RunningGateway, unhandled: list[Any]
 ) -> None:
     async with connected(desk.url) as (reader, writer):

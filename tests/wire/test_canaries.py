@@ -1,7 +1,7 @@
-"""What clients say, what they are answered, and every secret stand in no output of a real process, at any level.
+"""Prompts, responses and secrets appear in no output at any log level.
 
-A canary is a word that occurs nowhere else. Each is put where it belongs: prompts and answers into requests of every
-kind, those that fail too; secrets into the configuration. Then everything the process has written is searched.
+A canary is a word that occurs nowhere else. The tests put canaries into prompts and responses of requests of every
+kind, including failing ones, and into the secrets of the configuration. Then they search all output of the process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BOUNDARY = b"--b\r\nContent-Disposition: form-data; name=%b\r\n\r\n%b\r\n"
 
 
 class Process:
-    """A gateway that serves, and all it has written."""
+    """A running gateway process and its output files."""
 
     def __init__(self, folder: Path, port: int, admin: int) -> None:
         self.folder, self.url, self.admin_url = folder, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{admin}"
@@ -94,7 +94,7 @@ def gateway(folder: Path, environ: dict[str, str]) -> Iterator[Process]:
 
 
 async def echoes_its_mistake(talk: Talk) -> None:
-    """An upstream that quotes the request in its error, and the key it was shown."""
+    """Answer 500 with an error that quotes the request body and the API key."""
     quoted = {"message": f"cannot read {talk.request.body.decode()}, {talk.request.headers.get('authorization')}"}
     await talk.send(whole(json.dumps({"error": quoted}).encode(), status=500))
 
@@ -123,7 +123,7 @@ def settings(folder: Path, url: str) -> dict[str, str]:
 
 
 async def ask_everything(process: Process) -> set[int]:
-    """Requests of every kind, right and wrong; the statuses they got."""
+    """Send valid and invalid requests of every kind; return the set of statuses."""
     key, wrong = f"Authorization: Bearer {KEY}", f"x-api-key: {KEY}x"
     chat = {"model": "gpt", **CONVERSATION}
     form = BOUNDARY % (b'"model"', b"far/gpt") + BOUNDARY % (f'"file"; filename="{SAID}.wav"'.encode(), SAID.encode())
@@ -165,8 +165,8 @@ async def ask_everything(process: Process) -> set[int]:
     return statuses
 
 
-async def told_by(process: Process) -> str:
-    """All the admin listener says."""
+async def admin_output_of(process: Process) -> str:
+    """Return the bodies of all admin pages."""
     pages = [await answered(process.admin_url, f"GET {page} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
              for page in ("/status", "/metrics")]  # fmt: skip
     body = json.dumps({"model": "gpt", **CONVERSATION}).encode()
@@ -175,27 +175,27 @@ async def told_by(process: Process) -> str:
     return "".join(page.body.decode() for page in pages)
 
 
-def assert_silent(text: str) -> None:
+def assert_no_canary(text: str) -> None:
     forms = [form for word in (SAID, ANSWERED, SECRET) for form in (word, base64.b64encode(word.encode()).decode())]
     found = [line[:400] for line in text.splitlines() if any(form.lower() in line.lower() for form in forms)]
     assert not found
 
 
 @pytest.mark.parametrize("shape", ["json", "console"])
-async def test_nothing_that_is_said_and_no_secret_is_written_anywhere(tmp_path: Path, shape: str) -> None:
+async def test_prompts_responses_and_secrets_are_written_to_no_output(tmp_path: Path, shape: str) -> None:
     async with Upstream(UPSTREAM) as upstream:
         with gateway(tmp_path, settings(tmp_path, upstream.url) | {"GATEWAY_LOG__FORMAT": shape}) as process:
             statuses = await ask_everything(process)
-            told = await told_by(process)
+            told = await admin_output_of(process)
     assert {200, 400, 401, 415, 500} <= statuses
     text = process.written()
     assert text.count("request.finished") >= 21
     assert all(word in text for word in ("http.rejected", "local.raised", "egress.sent", "learned.json"))
-    assert_silent(text + told)
+    assert_no_canary(text + told)
 
 
 @needs("mosquitto")
-async def test_what_comes_by_mqtt_is_written_no_more_than_what_comes_by_http(tmp_path: Path) -> None:
+async def test_prompts_and_secrets_of_mqtt_requests_are_written_to_no_output(tmp_path: Path) -> None:
     async with running_broker() as broker:
         environ = settings(tmp_path, "http://127.0.0.1:9") | {
             "GATEWAY_MQTT__URL": broker.url,
@@ -212,7 +212,7 @@ async def test_what_comes_by_mqtt_is_written_no_more_than_what_comes_by_http(tmp
                     await lamp.ask(f"/v1/tasks/{path}", n, json.dumps(body).encode(), qos=1)
     text = process.written()
     assert text.count('"door":"mqtt"') == 4
-    assert_silent(text)
+    assert_no_canary(text)
 
 
 def test_no_command_prints_a_secret(tmp_path: Path) -> None:
@@ -235,4 +235,4 @@ def test_no_command_prints_a_secret(tmp_path: Path) -> None:
         assert done.returncode in (0, 1), done.stderr
         said += done.stdout + done.stderr
     assert "GATEWAY_MQTT__PASSWORD" in said
-    assert_silent(said)
+    assert_no_canary(said)

@@ -1,4 +1,4 @@
-"""What the deadline of a whole answer bounds, and what it does not: a task that answers in parts."""
+"""Deadlines of streaming tasks compared with the deadline of a whole response."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ def lingering(deadline_s: float, isolation: str = "loop") -> dict[str, str]:
     return lingers | {"GATEWAY_DEADLINE_S": str(deadline_s)}
 
 
-def said(body: bytes) -> list[bytes]:
+def data_lines(body: bytes) -> list[bytes]:
     return [line for line in body.splitlines() if line.startswith(b"data: ")]
 
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
-async def test_a_task_that_streams_may_go_on_when_the_time_of_a_whole_answer_is_over(isolation: str) -> None:
+async def test_streaming_task_may_continue_past_the_deadline_of_a_whole_response(isolation: str) -> None:
     async with running_gateway(**lingering(0.3, isolation)) as gateway:
         answer = await answered(gateway.url, ASKED)
         line = await gateway.line(kind="task")
-    assert said(answer.body) == WHOLE
+    assert data_lines(answer.body) == WHOLE
     assert line["outcome"] == "served"
 
 
-async def test_so_may_one_that_an_upstream_streams() -> None:
+async def test_upstream_task_stream_may_continue_past_the_deadline_of_a_whole_response() -> None:
     async with running_gateway(**lingering(0.6)) as peer:
         front = cloud(peer.url, TASKS='{"echo":"/v1/tasks/echo"}') | {"GATEWAY_DEADLINE_S": "0.3"}
         async with running_gateway(**front) as gateway:
             answer = await answered(gateway.url, ASKED)
-    assert said(answer.body) == WHOLE
+    assert data_lines(answer.body) == WHOLE
 
 
-async def test_what_the_client_itself_allows_bounds_its_stream_too() -> None:
+async def test_client_deadline_header_also_limits_a_stream() -> None:
     async with running_gateway(**lingering(30)) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/echo", b"1", "x-gateway-deadline-ms: 100"))
         told = await read_to_end(reader)
@@ -50,7 +50,7 @@ async def test_what_the_client_itself_allows_bounds_its_stream_too() -> None:
     assert b"[DONE]" not in told
 
 
-async def test_a_worker_whose_stream_nobody_hears_any_more_is_free_again_though_its_deadline_has_passed() -> None:
+async def test_worker_is_freed_when_the_client_leaves_a_stream_past_its_deadline() -> None:
     environ = lingering(0.05, "process") | backend("slow", "support.worker_backends:Tool", SLOTS="1")
     async with running_gateway(**environ) as gateway:
         async with connected(gateway.url) as (reader, writer):

@@ -1,4 +1,4 @@
-"""Every row of the error table, as a client on a socket meets it: status, envelope, headers, one log line."""
+"""Every row of the error table: status, envelope, headers and one log line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ NO_UPLOAD = form(('name="model"', b"clerk"))
 
 @dataclass
 class Case:
-    """What is sent, and what must come back. says: words of the message. attempts: backends asked."""
+    """A request and the expected error.
+
+    `says` is part of the error message; `attempts` counts the backends tried.
+    """
 
     name: str
     sent: bytes
@@ -67,62 +70,62 @@ CASES = [
     Case("a lone surrogate", post("/v1/tasks/say", b'{"a":"\\ud800"}'), "bad_request", "stands alone"),
     Case("bytes that are not UTF-8", post("/v1/tasks/say", b'{"a":"\xff"}'), "bad_request", "UTF-8"),
     Case("chat without a body", post("/v1/chat/completions"), "bad_request", "empty"),
-    Case("chat that is no object", post("/v1/chat/completions", b"[]"), "bad_request", "does not fit"),
+    Case("chat that is not an object", post("/v1/chat/completions", b"[]"), "bad_request", "does not fit"),
     Case("chat without messages", post("/v1/chat/completions", b'{"model":"clerk"}'), "bad_request", "messages",
          param="messages"),
     Case(
-        "a locality nobody knows",
+        "an unknown locality",
         post("/v1/tasks/say", b"{}", "x-gateway-locality: mars"),
         "bad_request",
         "edge-only",
         param="x-gateway-locality",
     ),
     Case(
-        "a deadline that is no number",
+        "a deadline that is not a number",
         post("/v1/tasks/say", b"{}", "x-gateway-deadline-ms: soon"),
         "bad_request",
         "milliseconds",
         param="x-gateway-deadline-ms",
     ),
     *(
-        Case(f"a deadline that float() alone takes for a number: {text}",
+        Case(f"a deadline that only float() accepts: {text}",
              post("/v1/tasks/say", b"{}", f"x-gateway-deadline-ms: {text}"),
              "bad_request", "milliseconds", param="x-gateway-deadline-ms")
         for text in ("\u0661\u0662".encode().decode("latin-1"), "1_000", "nan", "+5", "0x10")
     ),
-    Case("what the plugin calls invalid", post("/v1/tasks/invalid"), "bad_request", "colour", 1, "colour"),
+    Case("input the plugin rejects", post("/v1/tasks/invalid"), "bad_request", "colour", 1, "colour"),
     Case("no upload", post("/v1/audio/transcriptions", NO_UPLOAD, FORM), "bad_request", "no file", param="file"),
-    Case("an upload that is cut", post("/v1/audio/transcriptions", NO_UPLOAD[:-4], FORM), "bad_request", "boundary"),
-    Case("no form at all", post("/v1/audio/transcriptions", b"{}"), "bad_request", "multipart"),
+    Case("a truncated upload", post("/v1/audio/transcriptions", NO_UPLOAD[:-4], FORM), "bad_request", "boundary"),
+    Case("a body that is not a form", post("/v1/audio/transcriptions", b"{}"), "bad_request", "multipart"),
     Case("an unknown path", post("/v1/task/say"), "not_found", "/v1/tasks/{task}"),
     Case("an unknown task", post("/v1/tasks/sai"), "not_found", "'say'"),
     Case("an unknown model", post("/v1/chat/completions", CHAT.replace(b"clerk", b"clark")), "model_not_found",
          "'clerk'", param="model"),
-    Case("a pin to a model it has not", post("/v1/chat/completions", CHAT.replace(b"clerk", b"desk/x")),
+    Case("a pin to an absent model", post("/v1/chat/completions", CHAT.replace(b"clerk", b"desk/x")),
          "model_not_found", "desk/clerk", param="model"),
-    Case("a method that does not fit", post("/v1/models", b"{}"), "method_not_allowed", "GET",
+    Case("a method that is not allowed", post("/v1/models", b"{}"), "method_not_allowed", "GET",
          more={"allow": "GET, HEAD"}),
     Case("a declared body over the limit", post("/v1/tasks/say", b"", length=1001), "body_too_large", "1000 bytes",
          environ=DESK | LIMIT),
     Case("a chunked body over the limit", chunked("/v1/tasks/say", b" " * 600, b" " * 600), "body_too_large",
          "1000 bytes", environ=DESK | LIMIT),
     Case("a compressed body", post("/v1/tasks/say", b"{}", "Content-Encoding: gzip"), "unsupported_encoding", "gzip"),
-    Case("another's name", post("/v1/tasks/say", b"{}", host="evil.example"), "misdirected_request", "evil.example"),
-    Case("a Host that is no name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
+    Case("another host", post("/v1/tasks/say", b"{}", host="evil.example"), "misdirected_request", "evil.example"),
+    Case("a Host that is not a name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
     Case("a page of another origin", post("/v1/tasks/say", b"{}", "Origin: http://evil.example"), "forbidden", "evil"),
     Case("a plugin that raises", post("/v1/tasks/boom"), "plugin_error", "desk raised RuntimeError", 1),
-    Case("a plugin that gives nonsense", post("/v1/tasks/shapeless"), "plugin_error", "TypeError", 1),
+    Case("a plugin with an invalid result", post("/v1/tasks/shapeless"), "plugin_error", "TypeError", 1),
     Case("a backend that fails", post("/v1/tasks/fail"), "plugin_error", "cannot do this", 1),
     Case("a backend that is down", post("/v1/tasks/down"), "unavailable", "closed for today", 1),
     Case("a backend that is busy", post("/v1/tasks/refuse"), "overloaded", "busy", 1,
          more={"retry-after": "3", "retry-after-ms": "2500"}),
-    Case("what may not leave, served only far away", post("/v1/tasks/say", b"{}", "x-gateway-locality: edge-only"),
+    Case("edge-only, with a cloud backend only", post("/v1/tasks/say", b"{}", "x-gateway-locality: edge-only"),
          "no_backend", "far: edge-only", environ=OFF_SITE_DESK),
     Case("the client's deadline", post("/v1/tasks/wait", b"{}", "x-gateway-deadline-ms: 50"), "deadline_exceeded",
          "nothing came from desk", 1),
     Case("the operator's deadline", post("/v1/tasks/wait"), "deadline_exceeded", "nothing came from desk", 1,
          environ=DESK | {"GATEWAY_DEADLINE_S": "0.05"}),
-    Case("the client library's patience", post("/v1/tasks/wait", b"", "x-stainless-read-timeout: 0.05"),
+    Case("the read timeout of the client library", post("/v1/tasks/wait", b"", "x-stainless-read-timeout: 0.05"),
          "deadline_exceeded", "nothing came from desk", 1),
 ]  # fmt: skip
 
@@ -137,7 +140,7 @@ TOLD_ELSEWHERE = {
 
 
 def check(found: Answer, code: str, *, attempts: int = 0, param: str | None = None, status: int | None = None) -> str:
-    """That an answer is an error as the contract has it; returns its message."""
+    """Assert that a response is the error of the contract; return its message."""
     assert found.status == (status or ERRORS[code].status), found
     error = found.json["error"]
     assert set(found.json) == {"error"}
@@ -156,7 +159,7 @@ def check(found: Answer, code: str, *, attempts: int = 0, param: str | None = No
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-async def test_an_error_has_its_status_its_envelope_its_headers_and_its_line(case: Case, unhandled: list[Any]) -> None:
+async def test_error_response_has_status_envelope_headers_and_log_line(case: Case, unhandled: list[Any]) -> None:
     async with running_gateway(**case.environ) as gateway:
         found = await answered(gateway.url, case.sent)
         message = check(found, case.code, attempts=case.attempts, param=case.param)
@@ -165,18 +168,18 @@ async def test_an_error_has_its_status_its_envelope_its_headers_and_its_line(cas
         assert {name: found.headers.get(name) for name in case.more} == case.more
         line = await gateway.line(request_id=found.headers["x-request-id"])
     assert (line["status"], line["reason"]) == (found.status, case.code)
-    assert message.startswith(line["error"])  # what quotes the request is for the client alone
+    assert message.startswith(line["error"])  # parts that quote the request are sent to the client and not logged
     assert (line["backend"], line["site"]) == (found.headers["x-gateway-backend"], found.headers["x-gateway-site"])
     assert (line["backend"] == "none") == (case.attempts == 0)
     assert len(gateway.lines.of("request.finished")) == 1
     assert unhandled == []
 
 
-def test_every_code_of_the_table_is_produced_by_some_test() -> None:
+def test_every_error_code_is_covered_by_a_test() -> None:
     assert {case.code for case in CASES} | TOLD_ELSEWHERE == set(ERRORS)
 
 
-# ── bytes that are no request ────────────────────────────────────────────────────────────────────
+# ── malformed requests ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -193,10 +196,10 @@ def test_every_code_of_the_table_is_produced_by_some_test() -> None:
         b"GET /livez HTTP/1.1\r\n\r\n",
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
     ],
-    ids=["TLS", "no path", "length no number", "two lengths", "length and chunked", "coding", "NUL", "long", "no host",
+    ids=["TLS", "no path", "invalid length", "two lengths", "length and chunked", "coding", "NUL", "long", "no host",
          "two hosts"],
 )  # fmt: skip
-async def test_malformed_http_is_told_so_in_the_envelope_and_the_connection_goes(
+async def test_malformed_http_is_400_in_the_envelope_and_the_connection_closes(
     desk: RunningGateway, sent: bytes, unhandled: list[Any]
 ) -> None:
     async with connected(desk.url) as (reader, writer):
@@ -213,7 +216,7 @@ async def test_malformed_http_is_told_so_in_the_envelope_and_the_connection_goes
     assert unhandled == []
 
 
-async def test_a_flood_of_malformed_bytes_writes_few_lines(
+async def test_flood_of_malformed_requests_writes_few_log_lines(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "_rejected", server.RateLimitedEvent("http.rejected", per_s=0.0, burst=3))
@@ -223,10 +226,10 @@ async def test_a_flood_of_malformed_bytes_writes_few_lines(
     assert desk.lines.of("library.logged") == []
 
 
-# ── too slow ─────────────────────────────────────────────────────────────────────────────────────
+# ── timeouts ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_body_that_does_not_come_is_408_and_the_connection_goes(
+async def test_body_that_does_not_arrive_is_408_and_the_connection_closes(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.05)
@@ -241,29 +244,29 @@ async def test_a_body_that_does_not_come_is_408_and_the_connection_goes(
     assert line["t_read_ms"] >= 40
 
 
-async def test_a_body_that_keeps_coming_is_given_a_second_for_each_kilobyte(
+async def test_body_timeout_is_extended_in_proportion_to_the_received_bytes(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.05)
     monkeypatch.setattr(body, "BODY_S_PER_BYTE", 10.0)
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"{", length=2))
-        await asyncio.sleep(0.1)  # a slow client, slower than any client may be that has sent nothing
+        await asyncio.sleep(0.1)  # longer than BODY_TIMEOUT_S, the limit for a client that has sent nothing
         writer.write(b"}")
         assert (await read_answer(reader)).json == {"result": {}}
 
 
-async def test_a_head_that_does_not_come_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_request_head_that_does_not_arrive_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.05)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(b"POST /v1/tasks/say HTTP/1.1\r\nHost: loc")
         assert b"200" not in await read_to_end(reader)
 
 
-# ── what waits for 100 Continue, and what follows an answer ──────────────────────────────────────
+# ── Expect: 100-continue, and the connection after a response ────────────────────────────────────
 
 
-async def test_who_expects_100_continue_is_told_to_go_on(desk: RunningGateway) -> None:
+async def test_expect_100_continue_receives_100_before_the_body_is_sent(desk: RunningGateway) -> None:
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"", "Expect: 100-continue", length=2))
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
@@ -271,20 +274,20 @@ async def test_who_expects_100_continue_is_told_to_go_on(desk: RunningGateway) -
         assert (await read_answer(reader)).json == {"result": {}}
 
 
-async def test_who_expects_100_continue_with_too_much_is_refused_before_it_is_sent() -> None:
+async def test_expect_100_continue_with_an_oversized_body_is_rejected_before_it_is_sent() -> None:
     async with running_gateway(**DESK, **LIMIT) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"", "Expect: 100-continue", length=5000))
         assert "1000 bytes" in check(await read_answer(reader), "body_too_large")
 
 
-async def test_a_connection_is_kept_after_an_error_whose_body_was_read(desk: RunningGateway) -> None:
+async def test_connection_is_kept_alive_after_an_error_whose_body_was_read(desk: RunningGateway) -> None:
     async with connected(desk.url) as (reader, writer):
         for sent, status in ((b"{", 400), (b"{}", 200), (b"[1", 400), (b"1", 200)):
             writer.write(post("/v1/tasks/say", sent))
             assert (await read_answer(reader)).status == status
 
 
-async def test_a_body_nobody_read_is_never_taken_for_the_next_request(desk: RunningGateway) -> None:
+async def test_unread_body_is_never_parsed_as_the_next_request(desk: RunningGateway) -> None:
     smuggled = b"GET /v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", smuggled, "Content-Encoding: gzip"))
@@ -293,7 +296,7 @@ async def test_a_body_nobody_read_is_never_taken_for_the_next_request(desk: Runn
     assert len(desk.lines.of("request.finished")) == 1
 
 
-async def test_every_get_of_the_table_answers_head_without_a_body(desk: RunningGateway) -> None:
+async def test_every_get_route_answers_head_without_a_body(desk: RunningGateway) -> None:
     for path in ("/livez", "/healthz", "/readyz", "/v1/models", "/v1/models/clerk", "/v1/tasks", "/openapi.json"):
         async with connected(desk.url) as (reader, writer):
             writer.write(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
@@ -302,20 +305,20 @@ async def test_every_get_of_the_table_answers_head_without_a_body(desk: RunningG
         assert body == b""
 
 
-async def test_an_absolute_target_must_name_the_host_it_is_sent_to(desk: RunningGateway) -> None:
+async def test_absolute_request_target_must_match_the_host_header(desk: RunningGateway) -> None:
     sent = b"GET http://%s/livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
     assert (await answered(desk.url, sent % b"localhost")).status == 200
     assert (await answered(desk.url, sent % b"evil.example")).json["error"]["code"] == "misdirected_request"
 
 
-async def test_a_browser_of_an_allowed_origin_may_ask_and_read_the_answer() -> None:
+async def test_browser_of_an_allowed_origin_gets_cors_headers_and_preflight() -> None:
     origin = "http://app.example"
     async with running_gateway(**DESK, GATEWAY_ALLOWED_ORIGINS=origin) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", f"Origin: {origin}"))
         assert (found.json, found.headers["access-control-allow-origin"]) == ({"result": 1}, origin)
         assert "x-gateway-backend" in found.headers["access-control-expose-headers"]
-        assert found.headers["vary"] == "Origin"  # or a cache gives one page what another was answered
-        wanted = "authorization,x-stainless-read-timeout,traceparent"  # an SDK adds its own
+        assert found.headers["vary"] == "Origin"  # otherwise a cache serves one origin the response for another
+        wanted = "authorization,x-stainless-read-timeout,traceparent"  # an SDK adds its own headers
         asks = (
             f"OPTIONS /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nOrigin: {origin}\r\n"
             f"Access-Control-Request-Headers: {wanted}\r\n\r\n"
@@ -328,7 +331,7 @@ async def test_a_browser_of_an_allowed_origin_may_ask_and_read_the_answer() -> N
         assert f"access-control-allow-headers: {wanted}" in preflight
 
 
-async def test_who_finds_every_place_taken_is_told_to_come_back_and_that_nobody_was_asked() -> None:
+async def test_request_is_503_with_retry_after_when_slots_and_queue_are_full() -> None:
     few = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "1"}
     async with (
         running_gateway(**few) as gateway,
@@ -345,7 +348,7 @@ async def test_who_finds_every_place_taken_is_told_to_come_back_and_that_nobody_
 
 
 @pytest.mark.parametrize("line", ["X_API_KEY: a", "api-key: a\r\napi-key: b"])
-async def test_a_header_that_others_may_read_otherwise_is_refused_with_a_line_like_any_request(line: str) -> None:
+async def test_ambiguous_header_is_rejected_and_logged_like_any_request(line: str) -> None:
     async with running_gateway(**DESK) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", line))
         check(found, "bad_request")
@@ -353,13 +356,13 @@ async def test_a_header_that_others_may_read_otherwise_is_refused_with_a_line_li
         assert (await gateway.line())["status"] == 400
 
 
-async def test_two_codings_of_a_body_are_no_less_than_one() -> None:
+async def test_repeated_content_encoding_header_is_rejected() -> None:
     async with running_gateway(**DESK) as gateway:
         asked = post("/v1/tasks/say", b"1", "Content-Encoding: gzip", "Content-Encoding: identity")
         check(await answered(gateway.url, asked), "unsupported_encoding")
 
 
-async def test_a_client_elsewhere_is_not_told_where_the_time_went(
+async def test_server_timing_is_not_sent_to_remote_clients(
     desk: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "is_local", lambda _: False)
@@ -368,10 +371,10 @@ async def test_a_client_elsewhere_is_not_told_where_the_time_went(
     assert "server-timing" not in found.headers
 
 
-# ── load, and what is not known yet ──────────────────────────────────────────────────────────────
+# ── full queues and model lists that are not loaded ──────────────────────────────────────────────
 
 
-async def test_who_finds_the_line_full_is_told_when_to_come_back() -> None:
+async def test_request_is_503_overloaded_with_retry_after_when_the_queue_is_full() -> None:
     environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "0"}
     async with running_gateway(**environ) as gateway, gateway.session() as http:
         first = asyncio.create_task(http.post(f"{gateway.url}/v1/tasks/wait"))
@@ -386,14 +389,14 @@ async def test_who_finds_the_line_full_is_told_when_to_come_back() -> None:
             assert served.status == 200
 
 
-async def test_a_backend_whose_health_check_fails_is_asked_where_nobody_else_is_left() -> None:
+async def test_backend_failing_its_health_check_is_used_when_it_is_the_only_one() -> None:
     script = by_path({"/add": answer(json={"sum": 3})}, answer(status=500, json={}))
     async with relaying(script, TASKS=ADD) as (gateway, _):
         await gateway.line("backend.unwell")
         assert (await answered(gateway.url, post("/v1/tasks/add", b"{}"))).json == {"sum": 3}
 
 
-async def test_a_list_that_is_not_known_yet_is_503_and_never_404() -> None:
+async def test_unknown_model_is_503_not_404_while_the_model_list_is_not_loaded() -> None:
     async with relaying(answer(status=503, json={})) as (gateway, _):
         for sent in (post("/v1/tasks/add"), post("/v1/chat/completions", CHAT)):
             found = await answered(gateway.url, sent)
@@ -403,7 +406,7 @@ async def test_a_list_that_is_not_known_yet_is_503_and_never_404() -> None:
         assert found.status == 503
 
 
-async def test_an_edge_only_request_is_503_no_backend_though_the_far_one_is_down_too() -> None:
+async def test_edge_only_request_is_503_even_if_the_cloud_backend_failed_to_open() -> None:
     environ = OFF_SITE_DESK | {"GATEWAY_BACKENDS__FAR__REFUSES_TO_OPEN": "true"}
     async with running_gateway(**environ) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"{}"))
@@ -411,12 +414,12 @@ async def test_an_edge_only_request_is_503_no_backend_though_the_far_one_is_down
         assert (found.status, "locked" in found.json["error"]["message"]) == (503, True)
 
 
-# ── an upstream's errors ─────────────────────────────────────────────────────────────────────────
+# ── upstream errors ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 413, 422])
-async def test_an_upstreams_refusal_passes_with_its_status_and_its_body(status: int) -> None:
-    said = {"detail": "as I say"}
+async def test_upstream_4xx_is_passed_through_with_status_and_body(status: int) -> None:
+    said = {"detail": "invalid argument"}
     async with relaying(answer(status=status, json=said), TASKS=ADD) as (gateway, _):
         found = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
         line = await gateway.line()
@@ -442,9 +445,9 @@ async def test_an_upstreams_refusal_passes_with_its_status_and_its_body(status: 
         (answer(b'{"a":', content_type="application/json"), 502, "upstream_bad_response"),
         (cut(), 503, "unavailable"),
     ],
-    ids=["429", "500", "503", "401", "403", "redirect", "web page", "half of JSON", "hangs up"],
+    ids=["429", "500", "503", "401", "403", "redirect", "web page", "truncated JSON", "hangs up"],
 )
-async def test_an_upstreams_failure_keeps_its_status_where_that_says_something_and_gets_our_envelope(
+async def test_upstream_failure_keeps_a_meaningful_status_in_our_error_envelope(
     theirs: Any, status: int, code: str
 ) -> None:
     async with relaying(by_path({"/add": theirs}), TASKS=ADD) as (gateway, _):
@@ -456,7 +459,7 @@ async def test_an_upstreams_failure_keeps_its_status_where_that_says_something_a
         assert (found.headers["retry-after"], found.headers["retry-after-ms"]) == ("7", "7000")
 
 
-async def test_a_certificate_that_does_not_hold_is_502_and_says_why() -> None:
+async def test_invalid_upstream_certificate_is_502_and_the_error_states_why() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
     async with relaying(answer(json={}), tls=context, TASKS=ADD) as (gateway, upstream):
@@ -466,7 +469,7 @@ async def test_a_certificate_that_does_not_hold_is_502_and_says_why() -> None:
     assert upstream.requests == []
 
 
-async def test_no_client_header_but_those_that_may_travel_reaches_an_upstream() -> None:
+async def test_only_allowed_client_headers_are_forwarded_upstream() -> None:
     async with relaying(answer(json={"ok": 1}), TASKS=ADD) as (gateway, upstream):
         secrets = ("Authorization: Bearer s3cret", "x-api-key: s3cret", "api-key: s3cret", "Cookie: s3cret")
         trace = "traceparent: 00-" + "a" * 32 + "-" + "b" * 16 + "-01"

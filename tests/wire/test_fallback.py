@@ -1,4 +1,4 @@
-"""What fails, fails alone: another backend serves, or the client is told; nobody else notices."""
+"""Fallback: after a failure another backend serves, or the client gets the error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cu
 from support.wiring import ADD, DESK, backend, cloud, relaying
 from support.workers import until
 
-ATTEMPTS = 3  # of a measurement on a machine that does other things too
+ATTEMPTS = 3  # the best of several measurements counts: the machine may be loaded
 SUM = {"result": 30}
 NUMBERS = {"a": 10, "b": 20}
 
@@ -30,7 +30,7 @@ NUMBERS = {"a": 10, "b": 20}
 async def call(
     gateway: RunningGateway, path: str = "/v1/tasks/add", body: Any = NUMBERS, **headers: str
 ) -> tuple[int, Any, dict[str, str]]:
-    """Status, JSON and headers (lower-cased) of one request."""
+    """Send one request; return its status, JSON and lower-cased headers."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     async with gateway.session() as http, http.post(gateway.url + path, json=body, headers=names) as got:
         return got.status, await got.json(), {name.lower(): value for name, value in got.headers.items()}
@@ -40,15 +40,15 @@ def posts(upstream: Upstream) -> list[Any]:
     return [request for request in upstream.requests if request.method == "POST"]
 
 
-# ── a worker is killed at work ───────────────────────────────────────────────────────────────────
+# ── a worker is killed while it runs a task ──────────────────────────────────────────────────────
 
 FUNCTIONS = "support.functions:stumble,support.functions:add"
 
 
 async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) -> tuple[Any, float]:
-    """Have a request stumble, kill its worker, ask for other things meanwhile.
+    """Kill the worker of a running request while other requests are served.
 
-    Returns how it was answered, and the seconds until the pool was whole again.
+    Returns the response of that request, and the seconds until the pool was complete again.
     """
     async with gateway.session() as http, asyncio.TaskGroup() as clients:
         victim = clients.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(marker)}))
@@ -64,7 +64,7 @@ async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) 
 
 
 async def until_written(marker: Path) -> int:
-    """The process that says in `marker` that it is at work."""
+    """Return the pid that the running worker wrote to `marker`."""
     await until(marker.exists)
     return int(await asyncio.to_thread(marker.read_text))
 
@@ -78,10 +78,10 @@ async def sums(http: aiohttp.ClientSession, gateway: RunningGateway) -> list[Any
 
 
 @pytest.mark.parametrize("slots", [1, 2])
-async def test_what_a_killed_worker_was_doing_is_done_again_where_that_is_harmless(tmp_path: Path, slots: int) -> None:
+async def test_repeatable_task_of_a_killed_worker_is_run_again(tmp_path: Path, slots: int) -> None:
     environ = backend("local", "local", TASKS=FUNCTIONS, SLOTS=str(slots), REPEATABLE="true")
     async with running_gateway(**environ) as gateway:
-        if slots == 1:  # the others would wait behind it
+        if slots == 1:  # other requests would wait in the queue behind it
             victim = asyncio.create_task(call(gateway, "/v1/tasks/stumble", {"marker": str(tmp_path / "pid")}))
             os.kill(await until_written(tmp_path / "pid"), signal.SIGKILL)
             status, said, _ = await victim
@@ -93,7 +93,7 @@ async def test_what_a_killed_worker_was_doing_is_done_again_where_that_is_harmle
     assert "SIGKILL" in gateway.lines.of("worker.died")[0]["how"]
 
 
-async def test_what_a_killed_worker_was_doing_is_told_to_its_client_where_it_may_not_run_twice(tmp_path: Path) -> None:
+async def test_non_repeatable_task_of_a_killed_worker_fails_with_503(tmp_path: Path) -> None:
     environ = backend("local", "local", TASKS=FUNCTIONS, SLOTS="2")
     whole_s = []
     async with running_gateway(**environ) as gateway:
@@ -106,7 +106,7 @@ async def test_what_a_killed_worker_was_doing_is_told_to_its_client_where_it_may
     assert min(whole_s) <= 1.0
 
 
-async def test_what_a_killed_worker_was_doing_is_done_by_another_backend_that_can(tmp_path: Path) -> None:
+async def test_repeatable_task_of_a_killed_worker_is_run_by_another_backend(tmp_path: Path) -> None:
     environ = (
         backend("first", "local", TASKS=FUNCTIONS, SLOTS="1", REPEATABLE="true")
         | backend("second", "local", TASKS=FUNCTIONS, SLOTS="1", REPEATABLE="true", USD_PER_REQUEST="9")
@@ -124,7 +124,7 @@ async def test_what_a_killed_worker_was_doing_is_done_by_another_backend_that_ca
 
 
 def pair(bad: str, good: str, **settings: str) -> dict[str, str]:
-    """Two upstreams that serve the same; `bad` costs less, so it is asked first."""
+    """Configure two equivalent upstreams; `bad` costs less, so it is tried first."""
     both = {"TASKS": ADD, "MODELS": "gpt", **settings}
     costs = {"USD_PER_REQUEST": "9"}
     return cloud(bad, "bad", **both) | cloud(good, "good", **both, **costs) | {"GATEWAY_POLICY__USD": "1"}
@@ -144,7 +144,7 @@ GOOD = by_path({"/add": answer(json=SUM)})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_what_an_upstream_fails_is_served_by_the_next_where_running_twice_is_harmless(fault: str) -> None:
+async def test_repeatable_task_falls_back_to_the_next_backend_after_an_upstream_fault(fault: str) -> None:
     async with (
         Upstream(by_path({"/add": FAULTS[fault]})) as bad,
         Upstream(GOOD) as good,
@@ -155,12 +155,15 @@ async def test_what_an_upstream_fails_is_served_by_the_next_where_running_twice_
     assert (status, said) == (200, SUM)
     assert (headers["x-gateway-backend"], headers["x-gateway-attempts"]) == ("good", "2")
     assert (line["reason"], line["attempts"], line["site"]) == ("fell-back", 2, "cloud")
-    assert (len(posts(bad)) >= 1, len(posts(good))) == (True, 1)  # a connection that was kept is tried once more
+    assert (len(posts(bad)) >= 1, len(posts(good))) == (
+        True,
+        1,
+    )  # a failed request on a kept-alive connection is sent once more
     assert line["candidates"].keys() == {"bad", "good"}
 
 
 @pytest.mark.parametrize("fault", ["reset", "hang-up", "500", "cut"])
-async def test_what_may_have_begun_is_not_begun_again_where_running_twice_could_do_harm(fault: str) -> None:
+async def test_non_repeatable_task_that_may_have_started_is_not_retried(fault: str) -> None:
     async with (
         Upstream(by_path({"/add": FAULTS[fault]})) as bad,
         Upstream(GOOD) as good,
@@ -174,7 +177,7 @@ async def test_what_may_have_begun_is_not_begun_again_where_running_twice_could_
     assert said["error"]["message"]
 
 
-async def test_what_certainly_did_not_begin_is_served_by_the_next_even_where_it_may_not_run_twice() -> None:
+async def test_non_repeatable_task_that_did_not_start_falls_back_to_the_next_backend() -> None:
     async with (
         Upstream(GOOD) as good,
         Upstream(GOOD) as gone,
@@ -186,8 +189,10 @@ async def test_what_certainly_did_not_begin_is_served_by_the_next_even_where_it_
 
 
 @pytest.mark.parametrize("code", ["overloaded", "unavailable"])
-async def test_what_found_no_place_in_line_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Its line is full, or was closed, since the choice was made."""
+async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
+    monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """The queue became full, or was closed, after the backend was chosen."""
     both = backend("one", "support.desk:Desk") | backend("two", "support.desk:Desk")
     async with running_gateway(**both) as gateway:
         submit, refused = gateway.service.lanes.submit, list[str]()
@@ -204,7 +209,7 @@ async def test_what_found_no_place_in_line_is_served_by_the_next(monkeypatch: py
         assert [headers["x-gateway-backend"], *refused] in (["one", "two"], ["two", "one"])
 
 
-async def test_an_upstream_that_hangs_is_given_up_in_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_upstream_times_out_early_enough_to_try_the_next_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PATIENCE", 0.1)
     monkeypatch.setattr(patience, "PATIENCE_SHARE", 0.01)
     gone = asyncio.Event()
@@ -220,14 +225,14 @@ async def test_an_upstream_that_hangs_is_given_up_in_time_for_the_next(monkeypat
     assert line["t_total_ms"] < 5000
 
 
-async def test_what_stalls_is_asked_of_another_too_and_the_first_answer_counts() -> None:
+async def test_stalled_attempt_is_hedged_and_the_first_response_wins() -> None:
     gone = asyncio.Event()
     async with (
         Upstream(by_path({"/add": answer(json=SUM)})) as stalling,
         Upstream(GOOD) as good,
         running_gateway(**pair(stalling.url, good.url, REPEATABLE="true")) as gateway,
     ):
-        for _ in range(5):  # so that it is known how long an answer takes
+        for _ in range(5):  # measures the response time, which hedging needs
             assert (await call(gateway))[2]["x-gateway-backend"] == "bad"
         stalling.script = by_path({"/add": stall(gone=gone)})
         status, said, headers = await call(gateway)
@@ -247,7 +252,7 @@ async def test_what_stalls_is_asked_of_another_too_and_the_first_answer_counts()
     )
 
 
-async def test_what_nobody_can_serve_says_how_the_last_one_failed() -> None:
+async def test_last_failure_is_reported_when_every_backend_fails() -> None:
     bad = by_path({"/add": answer(status=500, json={"error": {"message": "disk full"}})})
     async with (
         Upstream(bad) as first,
@@ -263,7 +268,7 @@ async def test_what_nobody_can_serve_says_how_the_last_one_failed() -> None:
 # ── the link is down ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_while_the_link_is_down_the_edge_serves_and_when_it_is_back_the_cloud_does_again() -> None:
+async def test_edge_serves_while_the_link_is_down_and_the_cloud_serves_after_recovery() -> None:
     async with (
         Upstream(by_path({"/say": answer(json={"result": "far"})})) as upstream,
         DelayProxy("127.0.0.1", upstream.port) as link,
@@ -291,7 +296,7 @@ async def test_while_the_link_is_down_the_edge_serves_and_when_it_is_back_the_cl
             assert (await call(gateway, "/v1/tasks/say"))[1] == {"result": "far"}
 
 
-async def test_a_gateway_starts_and_is_ready_with_every_backend_unreachable() -> None:
+async def test_gateway_starts_and_is_ready_when_every_backend_is_unreachable() -> None:
     async with Upstream(GOOD) as gone:
         url = gone.url
     async with running_gateway(**cloud(url, TASKS=ADD)) as gateway, gateway.session() as http:
@@ -303,13 +308,13 @@ async def test_a_gateway_starts_and_is_ready_with_every_backend_unreachable() ->
         assert headers["x-gateway-site"] in ("none", "cloud")
 
 
-# ── what may not leave, stays ────────────────────────────────────────────────────────────────────
+# ── edge-only requests ───────────────────────────────────────────────────────────────────────────
 
 SECRET = "the-patient-is-called-Ada"
 
 
 def seen_by(upstream: Upstream) -> bytes:
-    """Everything an upstream was ever sent that the gateway had from a client."""
+    """Return all client data that the upstream received."""
     return b"".join(r.body + json.dumps([r.path, dict(r.headers)]).encode() for r in upstream.requests)
 
 
@@ -323,9 +328,9 @@ def seen_by(upstream: Upstream) -> bytes:
         ("/v1/chat/completions", {"model": "cloud/gpt", "messages": [{"role": "user", "content": SECRET}]}, False),
         ("/v1/chat/completions", {"model": "auto", "messages": [{"role": "user", "content": SECRET}]}, True),
     ],
-    ids=["cheaper there", "divided", "failing here", "only there", "pinned there", "auto"],
+    ids=["cloud is cheaper", "divided", "edge fails", "cloud only", "pinned to cloud", "auto"],
 )
-async def test_what_is_edge_only_never_leaves(path: str, body: Any, served: bool) -> None:
+async def test_edge_only_data_is_never_sent_to_the_cloud(path: str, body: Any, served: bool) -> None:
     tasks = json.dumps({name: f"/{name}" for name in ("say", "down", "only", "squares")})
     environ = (
         backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", REPEATABLE="true")
@@ -343,7 +348,7 @@ async def test_what_is_edge_only_never_leaves(path: str, body: Any, served: bool
     assert posts(upstream) == []
 
 
-async def test_a_plugin_cannot_send_away_what_may_not_leave() -> None:
+async def test_plugin_subtask_of_an_edge_only_request_cannot_leave_the_site() -> None:
     environ = backend("smuggler", "support.smuggler:Smuggler")
     async with relaying(by_path({}, answer(json={})), TASKS='{"out":"/out"}', environ=environ) as (gateway, upstream):
         status, said, _ = await call(gateway, "/v1/tasks/smuggle", {"text": SECRET}, x_gateway_locality="edge-only")
@@ -366,7 +371,9 @@ async def test_a_plugin_cannot_send_away_what_may_not_leave() -> None:
     ],
     ids=["no module", "no attribute", "no class", "does not open"],
 )
-async def test_a_broken_plugin_is_left_out_by_name_while_the_others_serve(broken: dict[str, str], says: str) -> None:
+async def test_plugin_that_fails_to_load_is_excluded_and_named_while_others_serve(
+    broken: dict[str, str], says: str
+) -> None:
     async with running_gateway(**DESK, **broken) as gateway, gateway.session() as http:
         assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200
         async with http.get(f"{gateway.admin_url}/status") as got:
@@ -382,7 +389,7 @@ async def test_a_broken_plugin_is_left_out_by_name_while_the_others_serve(broken
 # ── breakers ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_breaker_opens_after_repeated_failures_and_everybody_can_see_it() -> None:
+async def test_breaker_opens_after_repeated_failures_and_is_visible_in_log_status_and_metrics() -> None:
     fails = by_path({"/add": answer(status=500, json={"error": {"message": "oops"}})})
     async with relaying(fails, TASKS=ADD, environ={"GATEWAY_POLICY__PROBE_S": "60"}) as (gateway, upstream):
         for _ in range(5):
@@ -403,7 +410,7 @@ async def test_a_breaker_opens_after_repeated_failures_and_everybody_can_see_it(
     assert 'edge_gateway_breaker_state{backend="cloud"} 2' in metrics
 
 
-async def test_a_breaker_closes_when_the_backend_is_well_again() -> None:
+async def test_breaker_closes_after_the_backend_recovers() -> None:
     fails = by_path({"/add": answer(status=500, json={})})
     async with relaying(fails, TASKS=ADD, environ={"GATEWAY_POLICY__PROBE_S": "0.05"}) as (gateway, upstream):
         for _ in range(5):
@@ -415,7 +422,7 @@ async def test_a_breaker_closes_when_the_backend_is_well_again() -> None:
         await gateway.lines.wait("breaker.closed")
 
 
-async def test_clients_mistakes_never_open_a_breaker() -> None:
+async def test_client_errors_never_open_the_breaker() -> None:
     async with running_gateway(**DESK) as gateway:
         for _ in range(10):
             assert (await call(gateway, "/v1/tasks/invalid"))[0] == 400
@@ -423,7 +430,7 @@ async def test_clients_mistakes_never_open_a_breaker() -> None:
     assert gateway.lines.of("breaker.opened") == []
 
 
-async def test_retry_after_of_an_upstream_is_heeded() -> None:
+async def test_upstream_retry_after_opens_the_breaker_for_that_time() -> None:
     limited = by_path({"/add": answer(status=429, json={}, headers=[("Retry-After", "30")])})
     async with relaying(limited, TASKS=ADD) as (gateway, upstream):
         assert (await call(gateway))[0] == 429
@@ -433,7 +440,7 @@ async def test_retry_after_of_an_upstream_is_heeded() -> None:
     assert len(posts(upstream)) == 1
 
 
-async def test_arguments_that_a_function_fails_on_keep_nobody_else_from_the_backend() -> None:
+async def test_argument_errors_of_one_function_do_not_block_other_tasks_of_the_backend() -> None:
     async with running_gateway(**backend("local", "local")) as gateway, gateway.session() as http:
         for _ in range(12):
             async with http.post(f"{gateway.url}/v1/tasks/add", json={"a": "x", "b": 2}) as got:

@@ -1,4 +1,7 @@
-"""A bug in what goes on beside requests is told, and ends nothing else: the ticker, the connections, the stop."""
+"""A bug in background work is logged and ends no other work.
+
+Covers the ticker, the watcher of a backend, the MQTT connection and the steps of a stop.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ class Bug(Exception):
 
 
 def breaking(times: int, then: Any) -> Any:
-    """A function that raises so often, and does what it should from then on."""
+    """Return a function that raises `times` times and then calls `then`."""
     left = [times]
 
     def broken(*args: Any, **named: Any) -> Any:
@@ -39,7 +42,7 @@ def breaking(times: int, then: Any) -> Any:
     return broken
 
 
-async def test_a_tick_that_breaks_is_told_and_the_ticker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ticker_continues_and_logs_after_one_step_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
         ticked, sampled = asyncio.Event(), asyncio.Event()
         monkeypatch.setattr(gateway.service.board, "sample_load", sampled.set)
@@ -51,7 +54,7 @@ async def test_a_tick_that_breaks_is_told_and_the_ticker_goes_on(monkeypatch: py
         await asyncio.wait_for(sampled.wait(), 10)
 
 
-async def test_a_bug_in_watching_a_backend_is_told_and_it_serves_on_and_is_watched(
+async def test_backend_keeps_serving_and_is_watched_again_after_its_watcher_raises(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looked = asyncio.Event()
@@ -68,7 +71,7 @@ async def test_a_bug_in_watching_a_backend_is_told_and_it_serves_on_and_is_watch
         assert gateway.service.registry.members["desk"].state == "serving"
 
 
-async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path: Path) -> None:
+async def test_every_stop_step_runs_even_if_an_earlier_step_raises(tmp_path: Path) -> None:
     lines = Lines()
     loopback = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
     loaded = load(DESK | loopback | {"GATEWAY_STATE_DIR": str(tmp_path)})
@@ -88,7 +91,7 @@ async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path:
         await answered(f"http://{service.bound[0]}", post("/v1/tasks/say", b"1"))
 
 
-async def test_what_was_learned_is_let_go_where_it_cannot_be_read(tmp_path: Path) -> None:
+async def test_unreadable_state_file_is_discarded_and_the_gateway_serves(tmp_path: Path) -> None:
     for nothing in (b"{", b"[" * 100_000 + b"]" * 100_000, b"\xff"):
         (tmp_path / "learned.json").write_bytes(nothing)
         async with running_gateway(**DESK, GATEWAY_STATE_DIR=str(tmp_path)) as gateway:
@@ -97,7 +100,7 @@ async def test_what_was_learned_is_let_go_where_it_cannot_be_read(tmp_path: Path
 
 
 @needs("mosquitto", "mosquitto_passwd")
-async def test_a_bug_in_the_connection_to_the_broker_is_told_and_it_connects_again(
+async def test_mqtt_reconnects_and_logs_after_a_bug_in_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(presence, "telemetry", breaking(1, presence.telemetry))

@@ -1,4 +1,4 @@
-"""Hybrids in a whole gateway: a real worker at the edge, an upstream over real sockets as the cloud."""
+"""Hybrid backends with a local edge backend and an upstream as the cloud."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ async def vectors(talk: Talk) -> None:
     await answer(json={"object": "list", "data": data, "model": "m", "usage": usage})(talk)
 
 
-async def says(talk: Talk) -> None:
+async def answers_chat(talk: Talk) -> None:
     message = {"role": "assistant", "content": "by the cloud"}
     await answer(json={"id": "c", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})(talk)
 
 
-def far_away() -> Script:
+def cloud_script() -> Script:
     return by_path(
         {
             "/squares": squares,
             "/guess": answer(json={"result": "cloud"}),
             "/v1/embeddings": vectors,
-            "/v1/chat/completions": says,
+            "/v1/chat/completions": answers_chat,
         }
     )
 
@@ -60,8 +60,10 @@ def hybrid(name: str, mode: str, **settings: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def house(script: Script | None = None) -> AsyncIterator[tuple[RunningGateway, Upstream, aiohttp.ClientSession]]:
-    async with Upstream(script or far_away()) as upstream:
+async def hybrid_gateway(
+    script: Script | None = None,
+) -> AsyncIterator[tuple[RunningGateway, Upstream, aiohttp.ClientSession]]:
+    async with Upstream(script or cloud_script()) as upstream:
         environ = {
             **backend("hand", "support.hybrid_backends:Hand"),
             **cloud(upstream.url, TASKS='{"squares":"/squares","guess":"/guess"}', MODELS="m", REPEATABLE="true"),
@@ -80,8 +82,8 @@ async def post(
         return got.status, await got.json(), got.headers
 
 
-def asked(upstream: Upstream) -> int:
-    """Requests that carried somebody's data."""
+def post_count(upstream: Upstream) -> int:
+    """Count the requests that carried client data."""
     return sum(request.method == "POST" for request in upstream.requests)
 
 
@@ -95,8 +97,8 @@ BATCH = {"items": list(range(COUNT)), "edge_s": 0.005}
 SQUARES = {"result": [n * n for n in range(COUNT)]}
 
 
-async def test_a_batch_is_shared_and_its_account_closes() -> None:
-    async with house() as (gateway, upstream, http):
+async def test_batch_is_divided_and_its_time_account_balances() -> None:
+    async with hybrid_gateway() as (gateway, upstream, http):
         status, value, headers = await post(gateway, http, "/v1/tasks/split_squares", BATCH)
         assert (status, value) == (200, SQUARES)
         assert (headers["x-gateway-backend"], headers["x-gateway-site"]) == ("split", "hybrid")
@@ -111,11 +113,11 @@ async def test_a_batch_is_shared_and_its_account_closes() -> None:
     assert line["t_edge_ms"] > 0
     assert line["t_cloud_ms"] + line["t_network_ms"] > 0
     assert line["items"] == COUNT
-    assert asked(upstream) == sum(part["site"] == "cloud" for part in parts)
+    assert post_count(upstream) == sum(part["site"] == "cloud" for part in parts)
 
 
-async def test_what_a_class_has_taught_makes_the_policy_divide_it_and_explain_says_how() -> None:
-    async with house() as (gateway, _, http):
+async def test_policy_divides_a_learned_task_class_and_explain_shows_the_plan() -> None:
+    async with hybrid_gateway() as (gateway, _, http):
         chosen = []
         for count in (3, 6, 12, COUNT, COUNT, COUNT, COUNT):
             body = {"items": list(range(count)), "edge_s": 0.005}
@@ -131,13 +133,13 @@ async def test_what_a_class_has_taught_makes_the_policy_divide_it_and_explain_sa
     assert explained["candidates"]["split"]["t_s"] == pytest.approx(plan["predicted_s"], rel=0.5)
 
 
-async def test_inputs_are_embedded_by_both_sides_in_the_encoding_that_was_asked_for() -> None:
+async def test_embeddings_divided_over_both_sides_keep_the_requested_encoding() -> None:
     texts = ["x" * n for n in range(1, COUNT + 1)]
     body = {"model": "split/m", "input": texts, "encoding_format": "base64", "edge_s": 0.002}
-    async with house() as (gateway, upstream, http):
+    async with hybrid_gateway() as (gateway, upstream, http):
         status, value, headers = await post(gateway, http, "/v1/embeddings", body)
         line = await gateway.line(request_id=headers["x-request-id"])
-        assert asked(upstream) > 0
+        assert post_count(upstream) > 0
     assert status == 200
     assert [one["index"] for one in value["data"]] == list(range(COUNT))
     assert all(isinstance(one["embedding"], str) for one in value["data"])
@@ -156,23 +158,23 @@ MODES = [
 ]
 
 
-async def test_what_may_not_leave_the_site_is_not_sent_by_any_mode() -> None:
-    async with house() as (gateway, upstream, http):
+async def test_edge_only_request_is_sent_to_the_cloud_in_no_hybrid_mode() -> None:
+    async with hybrid_gateway() as (gateway, upstream, http):
         for path, body in MODES:
             status, value, headers = await post(gateway, http, path, body, **EDGE_ONLY)
             assert status == 200, value
             line = await gateway.line(request_id=headers["x-request-id"])
             assert line["t_cloud_ms"] == 0
             check_account(line)
-        assert asked(upstream) == 0
+        assert post_count(upstream) == 0
 
 
-async def test_with_a_dead_cloud_every_mode_is_answered_by_the_edge_within_the_deadline() -> None:
-    async def says_nothing(talk: Talk) -> None:
+async def test_edge_answers_within_the_deadline_in_every_mode_when_the_cloud_is_down() -> None:
+    async def never_answers(talk: Talk) -> None:
         await talk.gone()
 
-    for script in (reset(), says_nothing):
-        async with house(script) as (gateway, _, http):
+    for script in (reset(), never_answers):
+        async with hybrid_gateway(script) as (gateway, _, http):
             for path, body in MODES:
                 began = time.monotonic()
                 status, value, headers = await post(gateway, http, path, body, **{"x-gateway-deadline-ms": "2500"})
@@ -181,10 +183,10 @@ async def test_with_a_dead_cloud_every_mode_is_answered_by_the_edge_within_the_d
                 check_account(await gateway.line(request_id=headers["x-request-id"]))
 
 
-async def test_a_cascade_says_who_answered_and_how_sure_the_edge_was() -> None:
-    async with house() as (gateway, upstream, http):
+async def test_cascade_reports_which_side_answered_and_the_edge_confidence() -> None:
+    async with hybrid_gateway() as (gateway, upstream, http):
         _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.9})
-        assert (value["result"], headers["x-gateway-cascade"], asked(upstream)) == ("edge", "edge", 0)
+        assert (value["result"], headers["x-gateway-cascade"], post_count(upstream)) == ("edge", "edge", 0)
         _, value, headers = await post(gateway, http, "/v1/tasks/careful_guess", {"confidence": 0.25})
         assert (value["result"], headers["x-gateway-cascade"]) == ("cloud", "cloud")
         assert headers["x-gateway-confidence"] == "0.25"
@@ -198,9 +200,12 @@ async def test_a_cascade_says_who_answered_and_how_sure_the_edge_was() -> None:
 
 
 @pytest.mark.parametrize(("sure", "who"), [(0.9, "by the edge"), (0.1, "by the cloud")])
-async def test_a_client_that_asked_for_a_stream_gets_the_cascades_answer_as_one(sure: float, who: str) -> None:
+async def test_cascade_result_is_streamed_when_the_client_requests_a_stream(sure: float, who: str) -> None:
     body = {"model": "careful/m", "messages": HELLO, "stream": True, "temperature": sure}
-    async with house() as (gateway, _, http), http.post(f"{gateway.url}/v1/chat/completions", json=body) as got:
+    async with (
+        hybrid_gateway() as (gateway, _, http),
+        http.post(f"{gateway.url}/v1/chat/completions", json=body) as got,
+    ):
         text = (await got.read()).decode()
         assert "x-gateway-cascade" in got.headers
     events = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
@@ -209,12 +214,12 @@ async def test_a_client_that_asked_for_a_stream_gets_the_cascades_answer_as_one(
     assert "".join(choice[0]["delta"].get("content") or "" for choice in said if choice) == who
 
 
-async def test_a_late_edge_is_helped_by_the_cloud_and_freed() -> None:
+async def test_slow_edge_is_hedged_by_the_cloud_and_cancelled() -> None:
     edge_s = 1.0
-    async with house() as (gateway, upstream, http):
+    async with hybrid_gateway() as (gateway, upstream, http):
         for _ in range(12):
             await post(gateway, http, "/v1/tasks/eager_guess", {"confidence": 1})
-        before, hedged_before = asked(upstream), len(gateway.lines.of("hybrid.hedged"))
+        before, hedged_before = post_count(upstream), len(gateway.lines.of("hybrid.hedged"))
         began = time.monotonic()
         late = {"confidence": 1, "edge_s": edge_s}
         status, value, headers = await post(gateway, http, "/v1/tasks/eager_guess", late)
@@ -222,25 +227,25 @@ async def test_a_late_edge_is_helped_by_the_cloud_and_freed() -> None:
         line = await gateway.line(request_id=headers["x-request-id"])
         hedged = len(gateway.lines.of("hybrid.hedged")) - hedged_before
     assert (status, value) == (200, {"result": "cloud"})
-    assert asked(upstream) == before + 1
+    assert post_count(upstream) == before + 1
     assert hedged == 1
-    assert took_s < edge_s  # nobody waited for the edge
+    assert took_s < edge_s  # the response did not wait for the edge
     check_account(line)
     assert line["r_path"] == "parallel"
 
 
 def over(mode: str, edge: dict[str, str], **settings: str) -> dict[str, str]:
-    """A hybrid over an edge that fails and a far side that answers."""
+    """Configure a hybrid of the given edge backend and a cloud backend that answers."""
     far = backend("far", "echo", SITE="cloud", MODELS='{"bird":"echo"}', TASKS='{"hang_on":"echo"}')
     return edge | far | backend("both", "hybrid", MODE=mode, EDGE="near", CLOUD="far", **settings)
 
 
-def shut(gateway: RunningGateway) -> set[str]:
+def open_breakers(gateway: RunningGateway) -> set[str]:
     return {line["backend"] for line in gateway.lines.of("breaker.opened")}
 
 
 @pytest.mark.parametrize("mode", ["hedge", "cascade"])
-async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_for_nobody(mode: str) -> None:
+async def test_failures_of_one_side_do_not_open_the_hybrids_breaker(mode: str) -> None:
     ill = backend("near", "support.canary:Canary", FAILS="true", REPEATABLE="true")
     body = {"model": "duet", "messages": HELLO}
     async with running_gateway(**over(mode, ill, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
@@ -248,10 +253,10 @@ async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_f
             assert (await post(gateway, http, "/v1/chat/completions", body, **EDGE_ONLY))[0] == 503
         status, _, headers = await post(gateway, http, "/v1/chat/completions", body)
         assert (status, headers["x-gateway-backend"]) == (200, "both")
-        assert shut(gateway) == {"near"}
+        assert open_breakers(gateway) == {"near"}
 
 
-async def test_an_endpoint_that_one_side_lacks_is_not_missing_from_the_hybrid() -> None:
+async def test_endpoint_missing_on_one_side_is_not_marked_missing_on_the_hybrid() -> None:
     body = {"model": "duet", "input": "hello"}
     async with Upstream(answer(b"404 page not found", status=404)) as upstream:
         near = cloud(upstream.url, "near", SITE="edge", MODELS="bird")
@@ -267,7 +272,7 @@ async def test_an_endpoint_that_one_side_lacks_is_not_missing_from_the_hybrid() 
             assert [name for name in members if members[name].lacks.has("/v1/embeddings")] == ["near"]
 
 
-async def test_who_has_little_patience_with_a_hybrid_shuts_neither_side_for_others() -> None:
+async def test_short_client_deadlines_open_no_breaker_of_a_hybrid_or_its_sides() -> None:
     is_done = asyncio.Event()
 
     async def takes_its_time(talk: Talk) -> None:
@@ -282,23 +287,23 @@ async def test_who_has_little_patience_with_a_hybrid_shuts_neither_side_for_othe
                 got = await post(gateway, http, "/v1/embeddings", body, **{"x-gateway-deadline-ms": "60"})
                 assert got[0] == 504
             is_done.set()
-            assert shut(gateway) == set()
+            assert open_breakers(gateway) == set()
 
 
-async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
+async def test_full_queue_of_a_side_does_not_open_the_hybrids_breaker() -> None:
     slow = backend("near", "echo", DELAY_S="0.2", SLOTS="1", QUEUE="0", MODELS='{"bird":"echo"}')
     body = {"model": "duet", "messages": HELLO}
     async with running_gateway(**over("hedge", slow, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
         asked_at_once = [post(gateway, http, "/v1/chat/completions", body, **EDGE_ONLY) for _ in range(10)]
         assert {status for status, *_ in await asyncio.gather(*asked_at_once)} == {200, 503}
-        assert shut(gateway) == set()
+        assert open_breakers(gateway) == set()
 
 
-async def test_a_side_that_is_not_done_in_time_is_to_blame_and_not_the_hybrid_that_waits_for_it() -> None:
+async def test_timeout_of_a_side_opens_that_sides_breaker_and_not_the_hybrids() -> None:
     stuck = backend("near", "support.faulty:Faulty", TASKS='{"hang_on":"hang_on"}')
     environ = over("hedge", stuck, TASKS='{"wait":"hang_on"}') | {"GATEWAY_DEADLINE_S": "0.1"}
     async with running_gateway(**environ) as gateway, gateway.session() as http:
         for _ in range(6):
             assert (await post(gateway, http, "/v1/tasks/wait", {}, **EDGE_ONLY))[0] in (503, 504)
         Faulty.may_end.set()
-        assert shut(gateway) == {"near"}
+        assert open_breakers(gateway) == {"near"}

@@ -1,4 +1,4 @@
-"""What a request leaves behind: nothing, however it ended, and without waiting for the collector of cycles."""
+"""A failed request is freed by reference counting, without the cycle collector."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.wiring import backend
 
 
 class Held:
-    """What a backend has in its hands when it fails: an answer of megabytes, say."""
+    """An object the backend holds when it fails, for example a large response."""
 
     alive: ClassVar[weakref.WeakSet[Held]] = weakref.WeakSet()
 
@@ -44,7 +44,7 @@ def no_collector() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("backends", [1, 3])
-async def test_a_failure_keeps_nothing_of_what_failed(backends: int) -> None:
+async def test_failed_request_leaves_no_reference_cycle(backends: int) -> None:
     environ: dict[str, str] = {}
     for n in range(backends):
         environ |= backend(f"b{n}", f"{__name__}:Fails", REPEATABLE="true")

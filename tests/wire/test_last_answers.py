@@ -1,4 +1,4 @@
-"""The end of a stop: what is not done in time is told so, and what came while the gateway drained is done."""
+"""The end of a drain: unfinished requests get an error, late requests are served."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ WAIT = post("/v1/tasks/wait", b"{}")
 
 @asynccontextmanager
 async def to_be_stopped(**environ: str) -> AsyncIterator[RunningGateway]:
-    """A gateway that the test stops itself."""
+    """Run a gateway that the test stops itself."""
     async with running_gateway(**environ) as gateway:
         yield gateway
         gateway.service.stop = _nothing  # type: ignore[method-assign]
 
 
 async def _nothing() -> None:
-    """It has stopped."""
+    """Replace `stop` after the test has stopped the service."""
 
 
 @pytest.fixture
-def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in flight at a stop has no time left."""
+def no_drain_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give running requests no time to finish at a stop."""
     monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
 
 
-@pytest.mark.usefixtures("in_no_time")
-async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -> None:
+@pytest.mark.usefixtures("no_drain_time")
+async def test_request_unfinished_at_the_end_of_a_drain_is_answered_503() -> None:
     async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(WAIT)
         await Desk.waiting.wait()
@@ -54,8 +54,8 @@ async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -
         assert (line["status"], line["outcome"], line["reason"]) == (503, "failed", "unavailable")
 
 
-@pytest.mark.usefixtures("in_no_time")
-async def test_a_stream_that_is_not_done_in_time_ends_in_an_error_never_as_if_it_were_whole() -> None:
+@pytest.mark.usefixtures("no_drain_time")
+async def test_stream_unfinished_at_the_end_of_a_drain_ends_in_an_error() -> None:
     async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/pause", b"{}"))
         status, _ = await read_head(reader)
@@ -68,7 +68,7 @@ async def test_a_stream_that_is_not_done_in_time_ends_in_an_error_never_as_if_it
         assert (line["status"], line["outcome"]) == (200, "failed")
 
 
-async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_the_time(
+async def test_request_that_arrives_during_a_drain_is_served_within_the_drain_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.FINISH_S", 0.0)
@@ -87,16 +87,16 @@ async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_
         Desk.open.set()
         assert (await read_answer(first)).status == 200
         await until(lambda: not gateway.service.listeners.sites[0].is_accepting)
-        for _ in range(10):  # that what would break it off now could have begun
+        for _ in range(10):  # lets a wrong cancellation begin
             await asyncio.sleep(0)
         Tally.open.set()
         assert (await read_answer(late)).status == 200
         await stopping
 
 
-@pytest.mark.usefixtures("in_no_time")
+@pytest.mark.usefixtures("no_drain_time")
 @needs("mosquitto")
-async def test_what_came_by_mqtt_and_is_not_done_in_time_is_not_answered_and_comes_again() -> None:
+async def test_mqtt_request_unfinished_at_a_stop_is_redelivered_after_the_restart() -> None:
     async with running_broker() as broker, device(broker.port) as lamp:
         with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
         async with to_be_stopped(**with_broker) as gateway:

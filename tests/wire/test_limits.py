@@ -1,4 +1,4 @@
-"""What a gateway that is short of something does, and what slow clients can do to it: nothing, for long."""
+"""Limits on memory, time, slow clients and log lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SAY = post("/v1/tasks/say", b"1")
 
 
 class Gauge:
-    """Memory as a test says it is."""
+    """A memory gauge with the ratio that the test sets."""
 
     def __init__(self, used: float) -> None:
         self._used = used
@@ -47,7 +47,9 @@ async def pressed(gateway: RunningGateway, ratio: float) -> None:
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_goes_on(desk: RunningGateway) -> None:
+async def test_new_requests_are_rejected_unread_when_memory_is_short_and_running_ones_finish(
+    desk: RunningGateway,
+) -> None:
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
@@ -68,7 +70,7 @@ async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_go
     ]
 
 
-async def test_where_hardly_any_is_left_who_comes_waits_outside_and_is_served_later(desk: RunningGateway) -> None:
+async def test_new_connections_wait_unaccepted_while_memory_is_exhausted(desk: RunningGateway) -> None:
     async with connected(desk.url) as (inside, to):
         to.write(SAY)
         assert (await read_answer(inside)).status == 200
@@ -89,7 +91,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "LINGER_S", 0.5)
     piece = b"x" * 1_000_000
     chunk = b"%x\r\n%s\r\n" % (len(piece), piece)
@@ -115,10 +117,10 @@ async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pyt
         assert resident_bytes() - before < 24_000_000
 
 
-async def test_bodies_that_are_too_much_together_are_refused_before_they_are_read(desk: RunningGateway) -> None:
+async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_read(desk: RunningGateway) -> None:
     desk.service.door.room.measured(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
-        first.write(post("/v1/tasks/say", b"", length=900_000))  # announced, and not yet sent
+        first.write(post("/v1/tasks/say", b"", length=900_000))  # announced by Content-Length but not sent yet
         await until(lambda: desk.service.door.room.promised == 900_000)
         refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
@@ -128,7 +130,9 @@ async def test_bodies_that_are_too_much_together_are_refused_before_they_are_rea
     assert desk.service.door.room.promised == 0
 
 
-async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 1.0)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -142,11 +146,11 @@ async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch:
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_is_known_to_take_longer_than_the_client_waits_is_504_before_it_starts(desk: RunningGateway) -> None:
+async def test_request_predicted_to_exceed_its_deadline_is_504_before_it_starts(desk: RunningGateway) -> None:
     for _ in range(8):
         desk.service.board.learn("desk", "task", "say", 1.0, 3.0)
     before = metrics.SHED.values.get(("deadline",), 0)
-    for _ in range(3):  # who only asks what would happen changes nothing
+    for _ in range(3):  # explain does not count as shed load
         with pytest.raises(DeadlineExceeded, match="too long"):
             desk.service.door.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
     assert metrics.SHED.values.get(("deadline",), 0) == before
@@ -188,7 +192,7 @@ Attack = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def attack(gateway: RunningGateway, attacking: Attack) -> None:
-    """Until the connection is gone."""
+    """Run one attacking client until its connection is closed."""
     async with connected(gateway.url) as (reader, writer):
         attacker = asyncio.ensure_future(attacking(reader, writer))
         try:
@@ -215,7 +219,7 @@ async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
 
 
 @pytest.mark.parametrize("attacking", [slow_head, slow_body])
-async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
+async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_fast(
     attacking: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.5)
@@ -225,7 +229,9 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
         disturbed = await latencies(gateway)
-        assert not any(attacker.done() for attacker in attacks), "they were gone before all was measured"
+        assert not any(attacker.done() for attacker in attacks), (
+            "an attacking client was disconnected before the measurement ended"
+        )
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
         ratio = statistics.median(disturbed) / statistics.median(undisturbed)
@@ -233,7 +239,7 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
         assert (await answered(gateway.url, SAY)).status == 200
 
 
-async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_without_a_word(
+async def test_late_request_head_is_408_and_an_idle_connection_closes_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
@@ -251,7 +257,7 @@ async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_withou
             assert await read_to_end(reader) == b""
 
 
-async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_read_a_whole_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.3)
     async with running_gateway(**DESK) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
@@ -262,7 +268,7 @@ async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.Mo
         await asyncio.wait(attacks)
 
 
-async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_timeout_is_shortened_when_many_clients_do_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 60.0)
     monkeypatch.setattr(response, "CROWDED_S", 0.2)
     monkeypatch.setattr(response, "MANY", 3)
@@ -275,7 +281,7 @@ async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pyt
         await asyncio.wait(attacks)
 
 
-async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.2)
     said = b'"' + b"x" * 6_000_000 + b'"'
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
@@ -285,13 +291,13 @@ async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkey
         began, heard = time.monotonic(), 0
         while heard < length:
             heard += len(await reader.read(65_536))
-            await asyncio.sleep(0.01)  # the slowness of the reader, which is what is tested
+            await asyncio.sleep(0.01)  # makes the reader slow, which is the tested condition
         line = await gateway.line()
         assert time.monotonic() - began > 2 * response.WRITE_TIMEOUT_S
     assert (heard, line["outcome"], line["bytes_out"]) == (length, "served", length)
 
 
-async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_read_is_disconnected_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -302,7 +308,7 @@ async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.Monk
             await reader.readexactly(6_000_000)
 
 
-async def test_a_flood_of_errors_of_the_loop_writes_few_lines(desk: RunningGateway) -> None:
+async def test_flood_of_event_loop_errors_writes_few_log_lines(desk: RunningGateway) -> None:
     for _ in range(500):
         unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
     assert 1 <= len(desk.lines.of("service.unhandled")) <= 12

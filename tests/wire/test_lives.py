@@ -1,4 +1,4 @@
-"""What a plugin does while it opens, is asked how it is, or says what it serves harms nobody else, and is told."""
+"""Faults of a plugin that opens, is probed or declares affect no other backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAY = post("/v1/tasks/say", b"1")
 
 
 @pytest.fixture(autouse=True)
-def _good_again() -> Iterator[None]:
+def _reset_rascal() -> Iterator[None]:
     yield
     Rascal.says, Rascal.broken = [], ""
 
@@ -33,10 +33,10 @@ async def listed(gateway: RunningGateway, path: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("opens", ["cancelled", "panic", "speechless"])
-async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_serve(
+async def test_backend_fails_and_others_serve_however_its_opening_ends(
     monkeypatch: pytest.MonkeyPatch, opens: str
 ) -> None:
-    monkeypatch.setattr("gateway.service.service.START_S", 1.0)  # what never opens is not waited for longer here
+    monkeypatch.setattr("gateway.service.service.START_S", 1.0)  # shortens the wait for a backend that never opens
     async with running_gateway(**backend("bad", "support.rascals:Rascal", OPENS=opens), **DESK) as gateway:
         member = gateway.service.registry.members["bad"]
         assert (member.state, member.opened.is_set()) == ("failed", True)
@@ -48,7 +48,7 @@ async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_se
 
 
 @pytest.mark.parametrize("raised", [Panic, asyncio.CancelledError])
-async def test_a_health_check_that_raises_whatever_it_may_is_unwell_and_asked_again(raised: Any) -> None:
+async def test_health_check_that_raises_marks_the_backend_unhealthy_and_is_repeated(raised: Any) -> None:
     Rascal.says = [None, raised()]
     rascal = backend("bad", "support.rascals:Rascal") | {"GATEWAY_POLICY__PROBE_S": "0.1"}
     async with running_gateway(**rascal) as gateway:
@@ -59,7 +59,7 @@ async def test_a_health_check_that_raises_whatever_it_may_is_unwell_and_asked_ag
         assert (await answered(gateway.url, SERVE)).status == 200
 
 
-async def test_a_plugin_that_cancels_the_task_it_lives_in_does_not_end_in_silence() -> None:
+async def test_plugin_that_cancels_its_lifecycle_task_is_closed_and_logged() -> None:
     Rascal.says = ["cancels itself"]
     async with running_gateway(**backend("bad", "support.rascals:Rascal"), **DESK) as gateway:
         (told,) = await gateway.lines.wait("backend.ended")
@@ -70,7 +70,7 @@ async def test_a_plugin_that_cancels_the_task_it_lives_in_does_not_end_in_silenc
 
 
 @pytest.mark.parametrize(("plugin", "how"), [("PropertyLiar", ""), ("Liar", "number"), ("Liar", "kinds")])
-async def test_what_one_plugin_cannot_say_of_itself_is_unknown_and_the_others_are_listed(plugin: str, how: str) -> None:
+async def test_faulty_declaration_of_one_plugin_is_logged_and_others_are_listed(plugin: str, how: str) -> None:
     liar = backend("aliar", f"support.rascals:{plugin}", OPENS=how)
     async with running_gateway(**liar, **DESK) as gateway:
         for _ in range(2):
@@ -86,7 +86,7 @@ async def test_what_one_plugin_cannot_say_of_itself_is_unknown_and_the_others_ar
 
 
 @pytest.mark.parametrize("what", ["site", "slots", "remote"])
-async def test_a_backend_of_no_shape_is_left_out_by_name(what: str) -> None:
+async def test_backend_with_an_invalid_declaration_fails_and_the_error_names_the_field(what: str) -> None:
     async with running_gateway(**backend("aliar", "support.rascals:Shapeless", OPENS=what), **DESK) as gateway:
         (told,) = gateway.lines.of("backend.failed_to_open")
         assert (told["backend"], f"`{what}`" in told["error"]) == ("aliar", True)
@@ -96,7 +96,7 @@ async def test_a_backend_of_no_shape_is_left_out_by_name(what: str) -> None:
 
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
-async def test_an_exceptions_words_are_for_the_operator_and_no_client(isolation: str) -> None:
+async def test_exception_text_reaches_the_operator_and_no_client(isolation: str) -> None:
     rascal = backend("bad", "support.rascals:Rascal", OPENS="raises", ISOLATION=isolation)
     async with running_gateway(**rascal) as gateway:
         (told,) = gateway.lines.of("backend.failed_to_open")
@@ -109,14 +109,14 @@ async def test_an_exceptions_words_are_for_the_operator_and_no_client(isolation:
             assert "hunter2" not in found.body.decode()
 
 
-async def test_what_is_a_plugins_own_word_is_shown_to_clients() -> None:
+async def test_plugins_own_error_message_is_shown_to_clients() -> None:
     Rascal.broken = "the licence is missing; set LICENCE"
     async with running_gateway(**backend("bad", "support.rascals:Rascal")) as gateway:
         refused = await answered(gateway.url, SERVE)
         assert (refused.status, Rascal.broken in refused.json["error"]["message"]) == (503, True)
 
 
-async def test_what_a_plugin_raises_at_a_request_has_no_words_in_a_worker_either() -> None:
+async def test_exception_text_from_a_worker_plugin_is_not_shown_to_clients() -> None:
     async with running_gateway(**backend("buggy", "support.worker_backends:Buggy")) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
         assert answer.json["error"]["message"] == "`echo` raised LookupError"

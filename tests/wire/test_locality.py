@@ -1,4 +1,4 @@
-"""What may not leave never leaves: by key, by header, by model, by task, by path; whatever else draws it away."""
+"""Edge-only rules by key, header, model, task and path are never broken."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def keys(tmp_path: Path) -> Iterator[str]:
     Canary.given.clear()
 
 
-def world(keys: str, *, edge_fails: bool) -> dict[str, str]:
-    """One backend here that is dear, or fails; one far away that is free; and one that divides work among both."""
+def edge_cloud_and_hybrid(keys: str, *, edge_fails: bool) -> dict[str, str]:
+    """Configure a costly or failing edge backend, a free cloud backend and a hybrid."""
     return (
         backend("near", "support.canary:Canary", USD_PER_REQUEST="9", FAILS=str(edge_fails).lower(), REPEATABLE="true")
         | backend("far", "support.canary:Canary", SITE="cloud", REPEATABLE="true")
@@ -55,7 +55,7 @@ def chat(model: str, *, stream: bool = False) -> bytes:
     return json.dumps({"model": model, "stream": stream, "messages": [{"role": "user", "content": "x"}]}).encode()
 
 
-# What is asked, and whether a rule of the operator's keeps it here.
+# Path, body, and whether an edge-only rule of the operator applies.
 ASKED: list[tuple[str, bytes, bool]] = [
     ("/v1/tasks/sing", b"{}", False),
     ("/v1/tasks/hum", b"{}", True),
@@ -75,9 +75,11 @@ ASKED: list[tuple[str, bytes, bool]] = [
 
 
 @pytest.mark.parametrize("edge_fails", [False, True])
-async def test_whatever_is_asked_in_whatever_way_only_what_may_leave_leaves(keys: str, edge_fails: bool) -> None:
+async def test_only_permitted_requests_leave_the_site_for_every_path_key_and_header(
+    keys: str, edge_fails: bool
+) -> None:
     reached: set[str] = set()
-    async with running_gateway(**world(keys, edge_fails=edge_fails)) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=edge_fails)) as gateway:
         for (path, body, by_rule), key, says_so in itertools.product(ASKED, ("any", "home"), (False, True)):
             Canary.given.clear()
             locality = ["x-gateway-locality: edge-only"] if says_so else []
@@ -92,9 +94,9 @@ async def test_whatever_is_asked_in_whatever_way_only_what_may_leave_leaves(keys
     assert reached == {"edge", "cloud"}
 
 
-async def test_every_body_that_leaves_is_counted_and_has_its_line(keys: str) -> None:
+async def test_every_body_sent_off_site_is_counted_and_logged(keys: str) -> None:
     before = dict(metrics.EGRESS.values)
-    async with running_gateway(**world(keys, edge_fails=False)) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False)) as gateway:
         for _ in range(3):
             asked = post("/v1/tasks/sing", b'{"a":1}', f"x-api-key: egw_any_{SECRET}")
             assert (await answered(gateway.url, asked)).headers["x-gateway-site"] == "cloud"
@@ -105,7 +107,7 @@ async def test_every_body_that_leaves_is_counted_and_has_its_line(keys: str) -> 
     assert metrics.EGRESS.values[("far",)] - before.get(("far",), 0) == 21
 
 
-async def test_a_body_has_its_line_before_anybody_knows_whether_its_backend_can_be_reached() -> None:
+async def test_off_site_body_is_logged_before_the_backend_is_known_to_be_reachable() -> None:
     world = cloud(f"http://127.0.0.1:{free_port()}", MODELS="m")
     async with running_gateway(**world) as gateway:
         body = chat("m")
@@ -116,12 +118,10 @@ async def test_a_body_has_its_line_before_anybody_knows_whether_its_backend_can_
 
 
 @pytest.mark.parametrize("says_so", [False, True])
-async def test_a_task_that_a_plugin_makes_itself_has_no_more_freedom_and_time_than_its_parent(
-    keys: str, says_so: bool
-) -> None:
+async def test_task_created_by_a_plugin_inherits_locality_and_deadline_of_its_request(keys: str, says_so: bool) -> None:
     makes = backend("maker", "support.canary:Maker")
     locality = ["x-gateway-locality: edge-only"] if says_so else []
-    async with running_gateway(**world(keys, edge_fails=False), **makes) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False), **makes) as gateway:
         lines = [f"x-api-key: egw_any_{SECRET}", "x-gateway-deadline-ms: 60000", *locality]
         assert (await answered(gateway.url, post("/v1/tasks/made", b"{}", *lines))).status == 200
     ((site, task),) = Canary.given
@@ -129,10 +129,10 @@ async def test_a_task_that_a_plugin_makes_itself_has_no_more_freedom_and_time_th
     assert task.deadline <= time.monotonic() + 60.0
 
 
-async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check(
+async def test_final_egress_check_stops_a_task_that_both_filters_missed(
     keys: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with running_gateway(**world(keys, edge_fails=False)) as gateway:
+    async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False)) as gateway:
         planner = gateway.service.dispatcher.planner
         query_of = planner._query
         monkeypatch.setattr(planner, "_refusal", lambda *_: None)  # both filters are broken
@@ -144,8 +144,11 @@ async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check
 
 
 @pytest.mark.parametrize("more", ["", "#", "#x", ";x", " ", " HTTP/1.1", "?x#y"])
-async def test_nothing_put_behind_a_path_that_stays_lets_it_leave(more: str) -> None:
-    """An exact rule, and a real upstream: it drops what a URL's path does not have."""
+async def test_suffixes_after_an_edge_only_path_do_not_let_it_leave(more: str) -> None:
+    """Parser differential: suffixes that a router keeps and a URL library drops.
+
+    Uses an exact rule and a real upstream.
+    """
     async with Upstream(answer(json={"data": []})) as upstream:
         world = cloud(upstream.url, MODELS="m") | {"GATEWAY_POLICY__EDGE_ONLY": "/v1/images/edits"}
         async with running_gateway(**world) as gateway:
@@ -157,14 +160,14 @@ async def test_nothing_put_behind_a_path_that_stays_lets_it_leave(more: str) -> 
 
 
 class Claims(Canary):
-    """Sends its work away itself, and says of one object that it did not."""
+    """A backend that sets `site = "hybrid"` on the instance only, to bypass the rule."""
 
     def __init__(self, settings: CanarySettings, services: Services) -> None:
         super().__init__(settings, services)
         self.site = "hybrid"
 
 
-async def test_only_a_class_that_says_so_divides_its_work_by_the_gateway(keys: str) -> None:
+async def test_only_a_class_level_site_lets_a_backend_divide_edge_only_work(keys: str) -> None:
     async with running_gateway(**backend("c", f"{__name__}:Claims")) as gateway:
         asked = post("/v1/tasks/sing", b"{}", "x-gateway-locality: edge-only")
         assert (await answered(gateway.url, asked)).status == 503
@@ -173,10 +176,10 @@ async def test_only_a_class_that_says_so_divides_its_work_by_the_gateway(keys: s
         assert [line["backend"] for line in gateway.lines.of("egress.sent")] == ["c"]
 
 
-# ── for any input ────────────────────────────────────────────────────────────────────────────────
+# ── rules for generated input ────────────────────────────────────────────────────────────────────
 
 
-async def test_auto_stays_where_a_model_it_may_become_does() -> None:
+async def test_auto_is_edge_only_if_a_model_it_may_resolve_to_is() -> None:
     world = backend("far", "support.canary:Canary", SITE="cloud", MODELS='{"assistant":"bird","other":"wren"}')
     async with running_gateway(**world, GATEWAY_POLICY__EDGE_ONLY="assistant") as gateway:
         found = {}
@@ -185,7 +188,7 @@ async def test_auto_stays_where_a_model_it_may_become_does() -> None:
     assert found == {"assistant": 503, "auto": 503, "far/auto": 503, "other": 200}
 
 
-def test_a_path_without_its_slash_is_no_rule() -> None:
+def test_edge_only_path_rule_without_a_leading_slash_is_rejected() -> None:
     told = only(backend("e", "echo") | {"GATEWAY_POLICY__EDGE_ONLY": "v1/tasks/far"})
     assert "/v1/tasks/far" in told
 
@@ -202,7 +205,7 @@ CHANGES = st.lists(
 
 
 @given(CHANGES, st.booleans())
-def test_no_chain_of_subtasks_and_changes_ever_lets_a_task_leave_again(
+def test_subtasks_and_replacements_never_regain_permission_to_leave(
     changes: list[tuple[str, dict[str, Any]]], may_leave: bool
 ) -> None:
     task, still = Task(kind="task", name="t", deadline=1.0, may_leave=may_leave), may_leave
@@ -213,7 +216,7 @@ def test_no_chain_of_subtasks_and_changes_ever_lets_a_task_leave_again(
 
 
 @given(st.sampled_from("abc/*"), st.text("abc/*", max_size=6), st.text("abc/", max_size=6))
-def test_a_rule_keeps_its_name_itself_pinned_or_not(first: str, rest: str, backend_name: str) -> None:
+def test_edge_only_rule_matches_its_name_pinned_or_not(first: str, rest: str, backend_name: str) -> None:
     name = first + rest
     assert is_edge_only((name,), (name,))
     assert is_edge_only((name,), (f"{backend_name.replace('/', '') or 'b'}/{name}",))
@@ -236,7 +239,7 @@ TOPIC = "edge-gateway/req/v1/chat/completions"
         "/ch%61t/completions",
     ],
 )
-def test_a_topic_is_judged_as_it_is_routed_and_as_it_is_written(target: str) -> None:
+def test_edge_only_rule_matches_a_topic_as_routed_and_as_written(target: str) -> None:
     found = match("POST", target)
     topic = f"edge-gateway/req{target}"
     places = places_of(found.path, target, topic)
@@ -249,13 +252,11 @@ def test_a_topic_is_judged_as_it_is_routed_and_as_it_is_written(target: str) -> 
 
 @pytest.mark.parametrize("edge_fails", [False, True])
 @pytest.mark.parametrize("mode", ["scatter", "cascade", "hedge"])
-async def test_a_name_that_stays_stays_under_whatever_name_a_hybrid_offers_it(
-    keys: str, mode: str, edge_fails: bool
-) -> None:
+async def test_edge_only_name_stays_edge_only_under_its_hybrid_alias(keys: str, mode: str, edge_fails: bool) -> None:
     names = {"TASKS": '{"choir":"hum"}', "MODELS": '{"duet":"wren"}'}
-    names |= {"THRESHOLD": "1"} if mode == "cascade" else {}  # the edge is never sure enough
+    names |= {"THRESHOLD": "1"} if mode == "cascade" else {}  # the edge confidence is always below it
     both = backend("both", "hybrid", MODE=mode, EDGE="near", CLOUD="far", **names)
-    async with running_gateway(**{**world(keys, edge_fails=edge_fails), **both}) as gateway:
+    async with running_gateway(**{**edge_cloud_and_hybrid(keys, edge_fails=edge_fails), **both}) as gateway:
         for path, body in (
             ("/v1/tasks/choir", b'{"items":[1,2,3]}'),
             ("/v1/chat/completions", chat("duet")),

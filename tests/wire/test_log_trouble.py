@@ -1,4 +1,4 @@
-"""A log that cannot be written is no reason not to serve, not to read the configuration, or not to stop in order."""
+"""The gateway serves, reloads and stops when its log cannot be written."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def full_disk() -> tuple[int, ...]:
     return (os.open("/dev/full", os.O_WRONLY),)
 
 
-def nobody_reads() -> tuple[int, ...]:
-    """A pipe with no room left; its reading end is kept open."""
+def full_pipe() -> tuple[int, ...]:
+    """Return a full pipe with an open, unread reading end."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     try:
@@ -41,13 +41,13 @@ def reader_gone() -> tuple[int, ...]:
     return (writing,)
 
 
-@pytest.mark.parametrize("trouble", [full_disk, nobody_reads, reader_gone])
-async def test_it_starts_serves_reads_its_configuration_and_stops_in_order(
+@pytest.mark.parametrize("trouble", [full_disk, full_pipe, reader_gone])
+async def test_gateway_starts_serves_reloads_and_stops_when_its_log_cannot_be_written(
     trouble: Callable[[], tuple[int, ...]], tmp_path: Path
 ) -> None:
     log_to, *kept = trouble()
     with gateway(tmp_path, log_to=log_to) as it:
-        for _ in range(60):  # lines of more than a pipe holds
+        for _ in range(60):  # more log output than a pipe buffers
             assert (await answered(it.url, CALM)).status == 200
         it.process.send_signal(signal.SIGHUP)
         await until(lambda: it.notify.heard("READY=1") == 2)
@@ -69,7 +69,7 @@ async def in_flight_is_served(it: Gateway, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["full", "closed"])
-def test_a_wrong_configuration_ends_with_its_status_even_where_it_cannot_be_said(closed: bool) -> None:
+def test_invalid_configuration_exits_78_even_if_stderr_cannot_be_written(closed: bool) -> None:
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{ROOT / 'plugins'}", "GATEWAY_NO_SUCH": "1"}
     with open("/dev/full", "wb") as full:
         redirect = ["sh", "-c", 'exec "$0" "$@" 2>&-'] if closed else []

@@ -1,4 +1,4 @@
-"""What the gateway is for, on real input: sums, speech, and lists divided over both sites."""
+"""Main use cases with real input: sums, speech, lists divided over both sites."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SPEECH = backend("speech", "speech", SLOTS="1")
 
 
 async def curl(*arguments: str) -> tuple[str, dict[str, str]]:
-    """What curl prints, and the headers it got, lower-cased."""
+    """Run curl; return its output and the lower-cased response headers."""
     process = await asyncio.create_subprocess_exec(
         program("curl"),
         "-sS",
@@ -46,7 +46,7 @@ async def curl(*arguments: str) -> tuple[str, dict[str, str]]:
 
 @asynccontextmanager
 async def cloud_process(folder: Path) -> AsyncIterator[str]:
-    """The same program as a process of its own, in the role of the cloud; its URL."""
+    """Run a second gateway process as the cloud; yield its URL."""
     port, admin_port = choose_ports(0)
     async with Child("cloud", LOCAL | SPEECH, port=port, admin_port=admin_port, folder=folder):
         yield f"http://127.0.0.1:{port}"
@@ -56,7 +56,7 @@ async def cloud_process(folder: Path) -> AsyncIterator[str]:
 
 
 @needs("curl")
-async def test_the_plainest_curl_gets_its_sum_from_this_very_machine() -> None:
+async def test_curl_request_gets_its_sum_from_the_local_backend() -> None:
     async with running_gateway(**LOCAL) as gateway:
         said, headers = await curl("-d", '{"a":10,"b":20}', f"{gateway.url}/v1/tasks/add")
         line = await gateway.line()
@@ -78,7 +78,7 @@ async def test_the_plainest_curl_gets_its_sum_from_this_very_machine() -> None:
 @pytest.mark.parametrize(
     ("body", "says"), [('{"a":10}', "b"), ('{"a":1,"b":2,"c":3}', "c"), ("[10,20]", "object"), ("30", "object")]
 )
-async def test_wrong_arguments_are_400_and_named(body: str, says: str) -> None:
+async def test_wrong_arguments_are_400_and_the_error_names_them(body: str, says: str) -> None:
     async with (
         running_gateway(**LOCAL) as gateway,
         aiohttp.request("POST", f"{gateway.url}/v1/tasks/add", data=body) as got,
@@ -95,7 +95,7 @@ async def add(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def textbook_service() -> AsyncIterator[str]:
-    """The cloud of the textbook: `POST /add`, and nothing else."""
+    """Run an HTTP service that only has `POST /add`; yield its URL."""
     app = web.Application()
     app.router.add_post("/add", add)
     runner = web.AppRunner(app)
@@ -109,7 +109,7 @@ async def textbook_service() -> AsyncIterator[str]:
 
 
 @needs("curl")
-async def test_a_textbook_service_is_a_backend_by_settings_alone() -> None:
+async def test_minimal_http_service_becomes_a_backend_by_settings_alone() -> None:
     async with textbook_service() as url, running_gateway(**cloud(url, TASKS=ADD)) as gateway:
         said, headers = await curl("-d", '{"a":10,"b":20}', f"{gateway.url}/v1/tasks/add")
         line = await gateway.line()
@@ -125,7 +125,7 @@ async def test_a_textbook_service_is_a_backend_by_settings_alone() -> None:
     assert second["tcp_rtt_ms"] > 0
 
 
-async def test_a_generator_of_the_operators_is_a_stream() -> None:
+async def test_generator_function_is_served_as_a_stream() -> None:
     async with (
         running_gateway(**LOCAL) as gateway,
         aiohttp.request("POST", f"{gateway.url}/v1/tasks/count", json={"n": 3}) as got,
@@ -144,7 +144,7 @@ async def transcribed(gateway: RunningGateway, model: str, **options: Any) -> An
         return await ai.audio.transcriptions.with_raw_response.create(model=model, file=RECORDING, **options)
 
 
-async def test_the_recording_is_heard_exactly_at_the_edge_and_in_the_cloud(tmp_path: Path) -> None:
+async def test_recording_is_transcribed_exactly_at_the_edge_and_in_the_cloud(tmp_path: Path) -> None:
     async with cloud_process(tmp_path) as url, running_gateway(**SPEECH, **cloud(url)) as gateway:
         edge = await transcribed(gateway, "speech/pocketsphinx")
         far = await transcribed(gateway, "cloud/pocketsphinx")
@@ -171,13 +171,13 @@ async def upload(gateway: RunningGateway, recording: bytes, **fields: str) -> tu
         return got.status, await got.text()
 
 
-# ── both at once ─────────────────────────────────────────────────────────────────────────────────
+# ── divided lists ────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_list_is_divided_over_both_sites_which_work_at_the_same_time() -> None:
+async def test_list_is_divided_over_both_sites_working_in_parallel() -> None:
     async def far_squares(talk: Talk) -> None:
         await Desk.waiting.wait()
-        await asyncio.sleep(0.02)  # so that there is an overlap to be seen in rounded milliseconds
+        await asyncio.sleep(0.02)  # makes the overlap visible in rounded milliseconds
         Desk.open.set()
         await answer(json={"result": [item * item for item in talk.request.json["items"]]})(talk)
 
@@ -208,7 +208,7 @@ async def test_a_list_is_divided_over_both_sites_which_work_at_the_same_time() -
     assert line["r_total_per_s"] >= line["r_edge_per_s"] > 0
 
 
-async def test_a_list_is_divided_over_this_machine_and_a_second_gateway(tmp_path: Path) -> None:
+async def test_list_is_divided_over_this_gateway_and_a_second_gateway(tmp_path: Path) -> None:
     hybrid = backend("hybrid", "hybrid", EDGE="local", CLOUD="cloud", TASKS='{"scatter":"squares"}')
     items = list(range(100))
     async with (
@@ -222,5 +222,7 @@ async def test_a_list_is_divided_over_this_machine_and_a_second_gateway(tmp_path
         parts = gateway.lines.of("subtask.finished")
     assert said == {"result": [item * item for item in items]}
     assert line["site"] == "hybrid"
-    assert sum(part["items"] for part in parts if part["outcome"] == "served") >= 100  # what is late is dealt twice
+    assert (
+        sum(part["items"] for part in parts if part["outcome"] == "served") >= 100
+    )  # late groups are sent to both sides
     assert {part["backend"] for part in parts} == {"local", "cloud"}

@@ -1,4 +1,4 @@
-"""The MQTT door with a real broker: requests and answers, streams, refusals, presence."""
+"""The MQTT transport with a real broker: requests, streams, errors, presence."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
         yield gateway
 
 
-# ── requests and answers ─────────────────────────────────────────────────────────────────────────
+# ── requests and responses ───────────────────────────────────────────────────────────────────────
 
 
-async def test_a_request_is_answered_on_its_response_topic(lamp: Device, gateway: RunningGateway) -> None:
+async def test_request_is_answered_on_its_response_topic(lamp: Device, gateway: RunningGateway) -> None:
     answer = await lamp.ask("/v1/tasks/echo", {"a": 1}, b"\0\xff")
     assert answer.json == {"result": {"a": 1}}
     assert answer.correlation == b"\0\xff"
@@ -52,7 +52,7 @@ async def test_a_request_is_answered_on_its_response_topic(lamp: Device, gateway
     assert (line["door"], line["kind"], line["outcome"], line["status"]) == ("mqtt", "task", "served", 200)
 
 
-async def test_the_account_of_a_request_by_mqtt_is_closed(lamp: Device, gateway: RunningGateway) -> None:
+async def test_time_account_of_an_mqtt_request_balances(lamp: Device, gateway: RunningGateway) -> None:
     await lamp.ask("/v1/tasks/echo", "x" * 10_000)
     line = await gateway.line(door="mqtt")
     terms = {key: value for key, value in line.items() if key.startswith("t_") and key.endswith("_ms")}
@@ -72,32 +72,34 @@ async def test_the_account_of_a_request_by_mqtt_is_closed(lamp: Device, gateway:
         ("/chat/completions", TALK, lambda it: it["object"] == "chat.completion"),
     ],
 )
-async def test_what_takes_a_body_by_http_takes_it_by_mqtt(lamp: Device, path: str, body: object, look: object) -> None:
+async def test_routes_with_a_body_work_over_mqtt_as_over_http(
+    lamp: Device, path: str, body: object, look: object
+) -> None:
     assert look((await lamp.ask(path, body)).json)  # type: ignore[operator]
 
 
-async def test_a_base64_embedding_is_as_by_http(lamp: Device) -> None:
+async def test_base64_embedding_over_mqtt_matches_http(lamp: Device) -> None:
     answer = await lamp.ask("/v1/embeddings", {"model": "echo", "input": "x", "encoding_format": "base64"})
     assert len(struct.unpack("<2f", base64.b64decode(answer.json["data"][0]["embedding"]))) == 2
 
 
-async def test_a_form_says_what_it_is_by_its_content_type(lamp: Device) -> None:
+async def test_form_is_recognised_by_its_mqtt_content_type(lamp: Device) -> None:
     form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nnobody\r\n--x--\r\n'
     answer = await lamp.ask("/v1/audio/transcriptions", form, ContentType="multipart/form-data; boundary=x")
     assert answer.json["error"]["message"].startswith("the form has no file")
 
 
-async def test_a_request_at_qos_0_is_answered_too(lamp: Device) -> None:
+async def test_qos_0_request_is_answered(lamp: Device) -> None:
     assert (await lamp.ask("/v1/tasks/echo", 1, qos=0)).json == {"result": 1}
 
 
-async def test_a_request_without_a_response_topic_is_run(lamp: Device, gateway: RunningGateway) -> None:
+async def test_request_without_a_response_topic_is_run(lamp: Device, gateway: RunningGateway) -> None:
     await lamp.publish("edge-gateway/req/v1/tasks/tally", {"id": "a"})
     await gateway.line(door="mqtt", outcome="served")
     assert Tally.runs["a"] == 1
 
 
-async def test_headers_travel_as_user_properties(lamp: Device, gateway: RunningGateway) -> None:
+async def test_user_properties_are_read_as_request_headers(lamp: Device, gateway: RunningGateway) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     await lamp.ask("/v1/tasks/echo", 1, user=[("traceparent", trace)])
     assert (await gateway.line(door="mqtt"))["trace_id"] == trace.split("-")[1]
@@ -105,11 +107,11 @@ async def test_headers_travel_as_user_properties(lamp: Device, gateway: RunningG
     assert answer.json["error"]["param"] == "x-gateway-locality"
 
 
-# ── the programs people use ──────────────────────────────────────────────────────────────────────
+# ── common MQTT clients ──────────────────────────────────────────────────────────────────────────
 
 
 @needs("mosquitto_rr", "mosquitto_pub")
-async def test_mosquitto_rr_gets_its_answer_by_version_5(broker: Broker, gateway: RunningGateway) -> None:
+async def test_mosquitto_rr_gets_its_response_over_mqtt_5(broker: Broker, gateway: RunningGateway) -> None:
     out = await run(
         "mosquitto_rr", "-V", "5", "-p", str(broker.port), "-q", "1", "-W", "10",
         "-t", "edge-gateway/req/v1/tasks/echo", "-e", "answers/rr", "-m", "[1]",
@@ -119,7 +121,7 @@ async def test_mosquitto_rr_gets_its_answer_by_version_5(broker: Broker, gateway
 
 
 @needs("mosquitto_rr", "mosquitto_pub")
-async def test_a_client_of_version_3_1_1_calls_and_is_answered(broker: Broker, gateway: RunningGateway) -> None:
+async def test_mqtt_3_1_1_client_is_answered_on_its_reply_topic(broker: Broker, gateway: RunningGateway) -> None:
     out = await run(
         "mosquitto_rr", "-V", "311", "-p", str(broker.port), "-q", "1", "-W", "10",
         "-t", "edge-gateway/call/lamp/1/v1/tasks/echo", "-e", "edge-gateway/reply/lamp/1", "-m", "[1]",
@@ -127,7 +129,7 @@ async def test_a_client_of_version_3_1_1_calls_and_is_answered(broker: Broker, g
     assert json.loads(out) == {"result": [1]}
 
 
-async def test_retained_junk_on_the_response_topic_is_not_ours(broker: Broker, lamp: Device) -> None:
+async def test_retained_message_on_the_response_topic_is_left_alone(broker: Broker, lamp: Device) -> None:
     await lamp.client.publish("edge-gateway/reply/lamp/1", b"junk", qos=1, retain=True)
     v311 = {"protocol": aiomqtt.ProtocolVersion.V311}
     async with device(broker.port, "edge-gateway/reply/lamp/1", **v311) as old:
@@ -137,13 +139,13 @@ async def test_retained_junk_on_the_response_topic_is_not_ours(broker: Broker, l
     assert [(answer.payload, answer.is_retained) for answer in heard] == [(b"junk", True), (b'{"result":5}', False)]
     async with device(broker.port, "edge-gateway/reply/#") as later:
         heard = await later.until(lambda heard: len(heard) == 1)
-    assert heard[0].payload == b"junk"  # nothing of ours was kept
+    assert heard[0].payload == b"junk"  # the gateway left no retained message
 
 
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_stream_comes_in_numbered_parts(lamp: Device, gateway: RunningGateway) -> None:
+async def test_stream_arrives_in_numbered_parts(lamp: Device, gateway: RunningGateway) -> None:
     parts = await streamed(lamp, "/v1/chat/completions", TALK | {"stream": True})
     assert [part.user["seq"] for part in parts] == [str(n) for n in range(len(parts))]
     assert ["final" in part.user for part in parts] == [False] * (len(parts) - 1) + [True]
@@ -157,7 +159,7 @@ async def test_a_stream_comes_in_numbered_parts(lamp: Device, gateway: RunningGa
     assert (await gateway.line(door="mqtt"))["outcome"] == "served"
 
 
-async def test_a_long_stream_is_in_order_and_whole(lamp: Device) -> None:
+async def test_long_stream_arrives_complete_and_in_order(lamp: Device) -> None:
     parts = await streamed(lamp, "/v1/tasks/parts", {"n": 2000})
     text = b"".join(part.payload for part in parts).decode()
     assert [json.loads(event[6:])["part"] for event in text.split("\n\n") if event.startswith("data: {")] == [
@@ -165,7 +167,7 @@ async def test_a_long_stream_is_in_order_and_whole(lamp: Device) -> None:
     ]
 
 
-async def test_a_stream_that_breaks_is_marked_as_aborted(lamp: Device, gateway: RunningGateway) -> None:
+async def test_stream_that_breaks_is_marked_as_aborted(lamp: Device, gateway: RunningGateway) -> None:
     parts = await streamed(lamp, "/v1/tasks/breaks", {})
     assert parts[-1].user["aborted"] == "true"
     text = b"".join(part.payload for part in parts)
@@ -174,7 +176,7 @@ async def test_a_stream_that_breaks_is_marked_as_aborted(lamp: Device, gateway: 
     assert (await gateway.line(door="mqtt"))["outcome"] == "failed"
 
 
-async def test_a_stream_for_version_3_1_1_comes_whole(broker: Broker, gateway: RunningGateway) -> None:
+async def test_stream_to_an_mqtt_3_1_1_client_arrives_as_one_message(broker: Broker, gateway: RunningGateway) -> None:
     async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
         await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/parts", b'{"n":3}', qos=1)
         (answer,) = await old.until(lambda heard: len(heard) == 1)
@@ -182,14 +184,14 @@ async def test_a_stream_for_version_3_1_1_comes_whole(broker: Broker, gateway: R
     assert answer.payload.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_stream_is_remembered_part_by_part(lamp: Device) -> None:
+async def test_repeated_stream_request_is_answered_with_the_same_parts(lamp: Device) -> None:
     first = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
     lamp.heard.clear()
     again = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
     assert [(part.payload, part.user) for part in again] == [(part.payload, part.user) for part in first]
 
 
-# ── what cannot be served ────────────────────────────────────────────────────────────────────────
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ async def test_a_stream_is_remembered_part_by_part(lamp: Device) -> None:
         ("/v1/chat/completions", TALK | {"model": "nobody"}, "404", "model_not_found"),
     ],
 )
-async def test_what_is_wrong_is_answered_as_by_http(
+async def test_invalid_mqtt_request_gets_the_same_error_as_over_http(
     lamp: Device, gateway: RunningGateway, path: str, body: object, status: str, code: str
 ) -> None:
     answer = await lamp.ask(path, body)
@@ -217,7 +219,7 @@ async def test_what_is_wrong_is_answered_as_by_http(
     assert (line["status"], line["reason"]) == (int(status), code)
 
 
-async def test_a_body_that_is_too_large_is_answered(broker: Broker) -> None:
+async def test_oversized_mqtt_body_is_answered_413(broker: Broker) -> None:
     async with (
         running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url, GATEWAY_MAX_BODY_BYTES="1000") as gateway,
         device(broker.port) as lamp,
@@ -227,7 +229,7 @@ async def test_a_body_that_is_too_large_is_answered(broker: Broker) -> None:
         assert (answer.user["status"], answer.json["error"]["code"]) == ("413", "body_too_large")
 
 
-async def test_an_answer_larger_than_the_broker_takes_becomes_an_error() -> None:
+async def test_response_over_the_brokers_packet_limit_becomes_an_error() -> None:
     async with (
         running_broker(more="max_packet_size 5000") as broker,
         running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway,
@@ -241,13 +243,13 @@ async def test_an_answer_larger_than_the_broker_takes_becomes_an_error() -> None
         assert len(gateway.lines.of("mqtt.connected")) == 1
 
 
-async def test_a_deadline_is_a_deadline(lamp: Device, gateway: RunningGateway) -> None:
+async def test_message_expiry_interval_is_the_request_deadline(lamp: Device, gateway: RunningGateway) -> None:
     answer = await lamp.ask("/v1/tasks/hold", {"id": 1}, MessageExpiryInterval=1)
     assert (answer.user["status"], answer.json["error"]["code"]) == ("504", "deadline_exceeded")
     assert (await gateway.line(door="mqtt"))["outcome"] == "timed_out"
 
 
-async def test_an_expired_request_is_dropped_with_a_line(gateway: RunningGateway) -> None:
+async def test_expired_request_is_dropped_and_logged(gateway: RunningGateway) -> None:
     settled: list[bool] = []
     message = Message(topic="edge-gateway/req/v1/tasks/tally", payload=b'{"id":"a"}', qos=1, mid=1, expiry_s=0)
     assert gateway.service.mqtt is not None
@@ -259,22 +261,24 @@ async def test_an_expired_request_is_dropped_with_a_line(gateway: RunningGateway
 
 
 @pytest.mark.parametrize("response", ["edge-gateway/req/v1/tasks/tally", "edge-gateway/call/a/1/v1/tasks/tally"])
-async def test_an_answer_is_never_reflected_into_a_request(
+async def test_response_topic_that_is_a_request_topic_is_rejected(
     lamp: Device, gateway: RunningGateway, response: str
 ) -> None:
     await lamp.send("/v1/tasks/tally", {"id": "a"}, ResponseTopic=response)
     assert response.rpartition("/")[0].split("/")[1] in (await gateway.line("mqtt.rejected"))["why"]
-    assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and it was acknowledged
+    assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and the rejected message was acknowledged
     assert Tally.runs["a"] == 0
 
 
-async def test_a_message_that_is_no_request_is_rejected_with_a_line(lamp: Device, gateway: RunningGateway) -> None:
+async def test_message_on_an_invalid_request_topic_is_rejected_and_logged(
+    lamp: Device, gateway: RunningGateway
+) -> None:
     await lamp.publish("edge-gateway/call/lamp", b"x")
     assert "CLIENT/ID" in (await gateway.line("mqtt.rejected"))["why"]
     assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
 
 
-async def test_more_messages_at_qos_0_than_can_be_served_are_told_to_come_again(
+async def test_qos_0_messages_over_the_limit_are_answered_503_with_retry_after(
     lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.ingress.mqtt.adapter.MAX_QOS_0", 2)
@@ -287,7 +291,7 @@ async def test_more_messages_at_qos_0_than_can_be_served_are_told_to_come_again(
     Tally.open.set()
 
 
-async def test_a_request_that_kills_its_worker_is_answered_once_and_does_not_come_again(broker: Broker) -> None:
+async def test_request_that_kills_its_worker_is_answered_once_and_not_redelivered(broker: Broker) -> None:
     tool = {"GATEWAY_BACKENDS__TOOL__PLUGIN": "support.worker_backends:Tool", "GATEWAY_MQTT__URL": broker.url}
     async with device(broker.port) as lamp:
         async with running_gateway(**tool) as gateway:
@@ -303,21 +307,21 @@ async def test_a_request_that_kills_its_worker_is_answered_once_and_does_not_com
 
 
 @pytest.mark.parametrize("more", [" ", " HTTP/1.1", ";x", "?a b"])
-async def test_a_topic_is_a_path_and_has_no_place_for_what_has_none_in_it(lamp: Device, more: str) -> None:
+async def test_topic_with_characters_not_allowed_in_a_path_is_400(lamp: Device, more: str) -> None:
     refused = await lamp.ask(f"/v1/images/edits{more}", {"model": "echo"})
     assert (refused.user["status"], refused.json["error"]["code"]) == ("400", "bad_request")
 
 
-async def test_a_topic_beyond_ascii_is_a_name_like_any(lamp: Device) -> None:
+async def test_non_ascii_topic_is_accepted_as_a_task_name(lamp: Device) -> None:
     refused = await lamp.ask("/v1/tasks/caf\u00e9", {})
     assert (refused.user["status"], refused.json["error"]["code"]) == ("404", "not_found")
     assert "caf\u00e9" in refused.json["error"]["message"]
 
 
-# ── who may ask ──────────────────────────────────────────────────────────────────────────────────
+# ── keys and broker accounts ─────────────────────────────────────────────────────────────────────
 
 
-async def test_the_rules_of_the_key_that_was_named_apply(broker: Broker, tmp_path: Path) -> None:
+async def test_rules_of_the_configured_mqtt_key_apply(broker: Broker, tmp_path: Path) -> None:
     keys = tmp_path / "keys.toml"
     write_keys(keys, {"mqtt": Key(sha256=hash_of("secret"), tasks=("echo",))})
     with_keys = {"GATEWAY_KEYS_FILE": str(keys), "GATEWAY_MQTT__KEY": "mqtt", "GATEWAY_MQTT__URL": broker.url}
@@ -328,7 +332,7 @@ async def test_the_rules_of_the_key_that_was_named_apply(broker: Broker, tmp_pat
         assert (refused.user["status"], refused.json["error"]["code"]) == ("403", "forbidden")
 
 
-async def test_a_broker_with_passwords_and_rules_lets_each_device_hear_its_own_answers() -> None:
+async def test_each_device_receives_its_own_responses_on_a_broker_with_acls() -> None:
     lamp_is = {"username": "lamp", "password": PASSWORDS["lamp"]}
     ours = {"GATEWAY_MQTT__USERNAME": "edge-gateway", "GATEWAY_MQTT__PASSWORD": PASSWORDS["edge-gateway"]}
     async with (
@@ -347,7 +351,7 @@ async def test_a_broker_with_passwords_and_rules_lets_each_device_hear_its_own_a
 # ── presence and telemetry ───────────────────────────────────────────────────────────────────────
 
 
-async def test_who_comes_later_sees_that_it_is_there_and_then_that_it_is_not(broker: Broker) -> None:
+async def test_retained_status_is_online_while_serving_and_offline_after_the_stop(broker: Broker) -> None:
     async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
         host = gateway.service.mqtt.topics.host  # type: ignore[union-attr]
@@ -359,7 +363,7 @@ async def test_who_comes_later_sees_that_it_is_there_and_then_that_it_is_not(bro
     assert (status.payload, status.is_retained) == (b"offline", True)
 
 
-async def test_telemetry_says_how_it_is_at_the_interval_that_was_set(broker: Broker) -> None:
+async def test_telemetry_is_published_at_the_configured_interval(broker: Broker) -> None:
     faster = {"GATEWAY_MQTT__TELEMETRY_S": "0.05", "GATEWAY_MQTT__URL": broker.url, "GATEWAY_MQTT__PREFIX": "site/7"}
     async with device(broker.port, "site/7/telemetry/+") as watcher, running_gateway(**ECHO, **faster):
         said = [answer.json for answer in await watcher.until(lambda heard: len(heard) == 3)]
@@ -374,7 +378,7 @@ async def test_telemetry_says_how_it_is_at_the_interval_that_was_set(broker: Bro
 # ── stopping ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_is_being_served_at_a_stop_is_answered_and_what_came_after_is_kept(broker: Broker) -> None:
+async def test_running_request_is_answered_at_a_stop_and_a_later_one_stays_queued(broker: Broker) -> None:
     with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
     async with device(broker.port) as lamp:
         async with running_gateway(**with_broker) as gateway:
@@ -382,7 +386,7 @@ async def test_what_is_being_served_at_a_stop_is_answered_and_what_came_after_is
             await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
             await Tally.held.wait()
             stopping = asyncio.create_task(gateway.service.stop())
-            await asyncio.sleep(0)  # it has begun
+            await asyncio.sleep(0)  # lets the stop begin
             await lamp.send("/v1/tasks/tally", {"id": "b"}, b"b")
             Tally.open.set()
             await stopping
@@ -395,4 +399,4 @@ async def test_what_is_being_served_at_a_stop_is_answered_and_what_came_after_is
 
 
 async def _nothing() -> None:
-    """It has stopped."""
+    """Replace `stop` after the test has stopped the service."""

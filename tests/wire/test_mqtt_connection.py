@@ -1,4 +1,7 @@
-"""What we lean on in aiomqtt and paho, private parts included: a release that moves it fails here."""
+"""Behaviour and private attributes of aiomqtt and paho that the gateway relies on.
+
+A release that changes them fails here.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ TOPICS = ("$share/g/req/#",)
 
 
 class Taken(asyncio.Queue[Delivery]):
-    """Deliveries in the order in which they came."""
+    """A queue of deliveries in order of arrival."""
 
     async def bodies(self, count: int) -> list[bytes]:
         async with asyncio.timeout(10):
@@ -47,7 +50,7 @@ async def connected(port: int, taken: Taken, **who: str) -> AsyncIterator[Connec
         await connection.close()
 
 
-async def test_the_private_parts_we_lean_on_are_there() -> None:
+async def test_private_attributes_used_from_aiomqtt_and_paho_exist() -> None:
     client = aiomqtt.Client("127.0.0.1")
     assert isinstance(client._client, Paho)
     assert isinstance(client._disconnected, asyncio.Future)
@@ -57,7 +60,7 @@ async def test_the_private_parts_we_lean_on_are_there() -> None:
     assert list(inspect.signature(Paho._sock_close).parameters) == ["self"]
 
 
-async def test_nothing_is_acknowledged_before_it_is_said_to_be(mosquitto: Mosquitto) -> None:
+async def test_message_is_not_acknowledged_before_acknowledge_is_called(mosquitto: Mosquitto) -> None:
     async with device(mosquitto.port) as lamp:
         taken = Taken()
         async with connected(mosquitto.port, taken) as connection:
@@ -73,7 +76,7 @@ async def test_nothing_is_acknowledged_before_it_is_said_to_be(mosquitto: Mosqui
             assert await again.bodies(3) == [b"2", b"3", b"4"]
 
 
-async def test_what_was_resumed_before_anybody_subscribed_is_not_acknowledged_either(mosquitto: Mosquitto) -> None:
+async def test_message_resumed_before_subscribing_is_not_acknowledged(mosquitto: Mosquitto) -> None:
     async with device(mosquitto.port) as lamp:
         async with connected(mosquitto.port, Taken()) as connection:
             await connection.subscribe(TOPICS)
@@ -84,7 +87,7 @@ async def test_what_was_resumed_before_anybody_subscribed_is_not_acknowledged_ei
             assert await taken.bodies(5) == [b"0", b"1", b"2", b"3", b"4"]
 
 
-async def test_a_later_message_is_acknowledged_only_after_those_before_it(mosquitto: Mosquitto) -> None:
+async def test_later_message_is_acknowledged_only_after_the_earlier_ones(mosquitto: Mosquitto) -> None:
     async with device(mosquitto.port) as lamp:
         taken = Taken()
         async with connected(mosquitto.port, taken) as connection:
@@ -98,7 +101,7 @@ async def test_a_later_message_is_acknowledged_only_after_those_before_it(mosqui
             assert await again.bodies(3) == [b"0", b"1", b"2"]
 
 
-async def test_the_broker_keeps_the_rest_back_until_something_is_acknowledged(mosquitto: Mosquitto) -> None:
+async def test_broker_holds_back_messages_over_the_receive_maximum(mosquitto: Mosquitto) -> None:
     async with device(mosquitto.port) as lamp:
         taken = Taken()
         async with connected(mosquitto.port, taken) as connection:
@@ -106,13 +109,13 @@ async def test_the_broker_keeps_the_rest_back_until_something_is_acknowledged(mo
             for n in range(70):
                 await lamp.publish("req/x", n)
             await connection.publish(Publication(topic="devices/lamp/answers", payload=b"now"))
-            await lamp.until(lambda heard: bool(heard))  # a whole round trip later
+            await lamp.until(lambda heard: bool(heard))  # waits for one round trip
             assert taken.qsize() == 64
             (await taken.get()).acknowledge()
             assert len(await taken.bodies(64)) == 64
 
 
-async def test_a_publication_the_broker_s_rules_forbid_is_refused_with_its_reason() -> None:
+async def test_publication_forbidden_by_the_brokers_acl_is_refused_with_its_reason() -> None:
     async with running_broker(anonymous=False) as mosquitto:
         who = {"username": "edge-gateway", "password": PASSWORDS["edge-gateway"]}
         async with connected(mosquitto.port, Taken(), **who) as connection:
@@ -124,14 +127,14 @@ async def test_a_publication_the_broker_s_rules_forbid_is_refused_with_its_reaso
             assert not connection.lost.is_set()
 
 
-async def test_a_broker_that_does_not_know_us_says_so() -> None:
+async def test_connection_with_wrong_credentials_raises_not_authorized() -> None:
     async with running_broker(anonymous=False) as mosquitto:
         with pytest.raises(ConnectionLost, match="Not authorized"):
             async with connected(mosquitto.port, Taken(), username="edge-gateway", password="wrong"):
                 pass
 
 
-async def test_publishing_ends_when_the_connection_does(mosquitto: Mosquitto) -> None:
+async def test_publishing_raises_when_the_connection_is_lost(mosquitto: Mosquitto) -> None:
     async with connected(mosquitto.port, Taken()) as connection:
         await connection.publish(Publication(topic="a", payload=b"x"))
         await mosquitto.stop()
@@ -140,6 +143,6 @@ async def test_publishing_ends_when_the_connection_does(mosquitto: Mosquitto) ->
             await connection.publish(Publication(topic="a", payload=b"x"))
 
 
-async def test_where_there_is_no_broker_it_says_so() -> None:
+async def test_connecting_without_a_broker_raises_connection_refused() -> None:
     with pytest.raises(ConnectionLost, match="refused"):
         await Connection(Broker(host="127.0.0.1", port=1), "us", Taken().put_nowait).open()

@@ -1,4 +1,4 @@
-"""The MQTT door with a real broker: what is asked again, who is answered from memory and who is served anew."""
+"""Repeated MQTT requests: answered from memory, joined to a run, or run again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
         yield gateway
 
 
-async def test_a_repeat_is_answered_from_memory(lamp: Device, gateway: RunningGateway) -> None:
+async def test_repeated_request_is_answered_from_memory(lamp: Device, gateway: RunningGateway) -> None:
     first = await lamp.ask("/v1/tasks/tally", {"id": "a"})
     again = await lamp.ask("/v1/tasks/tally", {"id": "a"})
     assert (again.payload, again.user) == (first.payload, first.user)
@@ -37,7 +37,7 @@ async def test_a_repeat_is_answered_from_memory(lamp: Device, gateway: RunningGa
     assert len(gateway.lines.of("request.finished")) == 1
 
 
-async def test_a_repeat_joins_the_one_that_runs(lamp: Device, gateway: RunningGateway) -> None:
+async def test_repeated_request_joins_the_running_one(lamp: Device, gateway: RunningGateway) -> None:
     for _ in range(3):
         await lamp.send("/v1/tasks/hold", {"id": "a"})
     assert {line["how"] for line in await gateway.lines.wait("mqtt.repeated", 2)} == {"joined"}
@@ -46,7 +46,7 @@ async def test_a_repeat_joins_the_one_that_runs(lamp: Device, gateway: RunningGa
     assert Tally.runs["a"] == 1
 
 
-async def test_a_repeat_of_what_was_answered_in_vain_gets_the_answer_and_is_not_run_again(
+async def test_repeated_request_gets_the_response_whose_publication_was_refused(
     lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish, refused = Connection.publish, asyncio.Event()
@@ -67,7 +67,7 @@ async def test_a_repeat_of_what_was_answered_in_vain_gets_the_answer_and_is_not_
     assert again.payload == answer.payload
 
 
-async def test_a_repeat_of_a_stream_the_broker_would_not_have_all_of_is_run_again(
+async def test_repeated_stream_is_run_again_if_a_part_was_refused_by_the_broker(
     lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish, refused = Connection.publish, asyncio.Event()
@@ -86,7 +86,7 @@ async def test_a_repeat_of_a_stream_the_broker_would_not_have_all_of_is_run_agai
     assert parts[-1].payload.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_repeat_of_what_a_bug_of_ours_kept_from_being_answered_is_run(
+async def test_repeated_request_is_run_if_a_bug_prevented_the_first_response(
     lamp: Device, gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*args: object) -> None:
@@ -99,7 +99,7 @@ async def test_a_repeat_of_what_a_bug_of_ours_kept_from_being_answered_is_run(
     assert (await lamp.ask("/v1/tasks/tally", {"id": "a"})).json == {"result": 1}
 
 
-async def test_who_asks_again_after_a_refusal_that_was_not_the_last_word_is_served(broker: Broker) -> None:
+async def test_repeated_request_is_served_after_a_retryable_error(broker: Broker) -> None:
     busy = answer(json={"error": {"message": "busy"}}, status=503, headers=[("x-should-retry", "false")])
     async with Upstream(busy) as upstream:
         world = cloud(upstream.url, TASKS="add", MODELS="m") | {"GATEWAY_MQTT__URL": broker.url}
@@ -113,20 +113,20 @@ async def test_who_asks_again_after_a_refusal_that_was_not_the_last_word_is_serv
             assert len(gateway.lines.of("request.finished")) == 2
 
 
-async def test_of_a_stream_that_broke_off_a_repeat_is_run_again(lamp: Device, gateway: RunningGateway) -> None:
+async def test_repeated_request_is_run_again_after_an_aborted_stream(lamp: Device, gateway: RunningGateway) -> None:
     for _ in range(2):
         lamp.heard.clear()
         assert (await streamed(lamp, "/v1/tasks/breaks", {}))[-1].user["aborted"] == "true"
     assert len(await gateway.lines.wait("request.finished", 2)) == 2
 
 
-async def test_what_has_another_correlation_or_body_is_no_repeat(lamp: Device) -> None:
+async def test_request_with_another_correlation_or_body_is_not_a_repeat(lamp: Device) -> None:
     for correlation, asked in ((b"1", "a"), (b"2", "a"), (b"1", "b")):
         await lamp.ask("/v1/tasks/tally", {"id": asked}, correlation)
     assert Tally.runs == {"a": 2, "b": 1}
 
 
-async def test_a_call_of_the_same_id_is_a_repeat(broker: Broker, gateway: RunningGateway) -> None:
+async def test_mqtt_3_1_1_call_with_the_same_id_is_a_repeat(broker: Broker, gateway: RunningGateway) -> None:
     async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
         for _ in range(2):
             await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/tally", b'{"id":"a"}', qos=1)

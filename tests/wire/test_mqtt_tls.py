@@ -1,4 +1,4 @@
-"""TLS to the broker, both ways; and what a broker is found to be like."""
+"""Mutual TLS to the broker, and the broker probe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ECHO = {"GATEWAY_BACKENDS__E__PLUGIN": "echo"}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ca.pem, broker.pem with its key, gateway.pem with its key."""
+    """Create ca.pem, and broker.pem and gateway.pem with their keys."""
     folder, ca = tmp_path_factory.mktemp("tls"), trustme.CA()
     folder.chmod(0o755)
     ca.cert_pem.write_to_path(str(folder / "ca.pem"))
@@ -41,7 +41,7 @@ def listener(port: int, files: Path) -> str:
     )
 
 
-async def test_a_gateway_and_its_broker_show_each_other_their_certificates(files: Path) -> None:
+async def test_gateway_and_broker_authenticate_with_certificates(files: Path) -> None:
     port = free_port()
     tls = {
         "GATEWAY_MQTT__URL": f"mqtts://127.0.0.1:{port}",
@@ -55,8 +55,10 @@ async def test_a_gateway_and_its_broker_show_each_other_their_certificates(files
             assert (await lamp.ask("/v1/tasks/echo", body)).json == {"result": body}
 
 
-@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")  # paho leaves it to the collector
-async def test_a_broker_nobody_we_trust_has_signed_is_not_spoken_to(files: Path) -> None:
+@pytest.mark.filterwarnings(
+    "ignore:unclosed <ssl.SSLSocket:ResourceWarning"
+)  # paho leaves closing to the garbage collector
+async def test_gateway_does_not_connect_to_a_broker_with_an_untrusted_certificate(files: Path) -> None:
     port = free_port()
     async with (
         running_broker(more=listener(port, files)),
@@ -66,17 +68,17 @@ async def test_a_broker_nobody_we_trust_has_signed_is_not_spoken_to(files: Path)
     gc.collect()
 
 
-async def test_files_that_are_no_certificates_are_found_before_it_starts(tmp_path: Path) -> None:
+async def test_invalid_certificate_files_are_rejected_before_the_start(tmp_path: Path) -> None:
     wrong = {"GATEWAY_MQTT__URL": "mqtts://127.0.0.1", "GATEWAY_MQTT__CA_FILE": str(tmp_path / "none.pem")}
     with pytest.raises(SettingsError, match=r"GATEWAY_MQTT__CA_FILE: .*none\.pem holds no certificate authority"):
         async with running_gateway(**ECHO, **wrong):
             pass
 
 
-# ── what a broker is like ────────────────────────────────────────────────────────────────────────
+# ── the probe ────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_good_broker_is_found_good() -> None:
+async def test_probe_reports_round_trip_and_limits_of_a_working_broker() -> None:
     async with running_broker(anonymous=False, more="max_packet_size 100000") as broker:
         who = Broker(host="127.0.0.1", port=broker.port, username="edge-gateway", password=PASSWORDS["edge-gateway"])
         found = await probe(who, Topics(host=socket.gethostname()))
@@ -86,7 +88,7 @@ async def test_a_good_broker_is_found_good() -> None:
     assert (found.receive_maximum, found.maximum_packet_bytes) == (64, 100_000)
 
 
-async def test_a_broker_that_would_not_have_us_is_found_so() -> None:
+async def test_probe_reports_why_the_broker_refuses_the_connection() -> None:
     async with running_broker(anonymous=False) as broker:
         found = await probe(Broker(host="127.0.0.1", port=broker.port), Topics(host="box"))
         lamp = Broker(host="127.0.0.1", port=broker.port, username="lamp", password=PASSWORDS["lamp"])

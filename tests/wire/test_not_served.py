@@ -1,4 +1,4 @@
-"""Who does not serve this is passed over, and stays well for others; and when to come back is told."""
+"""Backends without an endpoint, peers that exclude every backend, Retry-After."""
 
 from __future__ import annotations
 
@@ -42,17 +42,20 @@ async def say(gateway: RunningGateway, path: str = CHAT, **headers: str) -> Got:
 async def two(
     first: Script, second: Script, *, peer: str | None = None
 ) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
-    """The first, or a peer in its place, costs less, so it is asked first."""
+    """Run a gateway with two upstreams.
+
+    The first, or `peer` in its place, costs less and is tried first.
+    """
     async with Upstream(first) as one, Upstream(second) as other:
         both = cloud(peer or one.url, "one", MODELS="gpt") | cloud(other.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
         async with running_gateway(**both, GATEWAY_POLICY__USD="1") as gateway:
             yield gateway, one, other
 
 
-# ── an endpoint that one lacks ───────────────────────────────────────────────────────────────────
+# ── missing endpoints ────────────────────────────────────────────────────────────────────────────
 
 
-async def test_who_lacks_an_endpoint_is_passed_over_and_asked_for_it_no_more() -> None:
+async def test_backend_without_the_endpoint_is_skipped_for_it_afterwards() -> None:
     first = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY)
     async with two(first, by_path({RESPONSES: answer(json=SAID)}, CHATTY)) as (gateway, one, other):
         for attempts in ("2", "1", "1"):
@@ -63,7 +66,7 @@ async def test_who_lacks_an_endpoint_is_passed_over_and_asked_for_it_no_more() -
         assert not gateway.lines.of("breaker.opened")
 
 
-async def test_where_nobody_has_it_the_404_is_told_every_time() -> None:
+async def test_404_is_returned_every_time_when_no_backend_has_the_endpoint() -> None:
     lacks = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY)
     async with two(lacks, lacks) as (gateway, *_):
         for _ in range(7):
@@ -78,19 +81,19 @@ PAUSES: Any = answer(json={"error": {"message": "slow down"}}, status=429, heade
 
 @pytest.mark.parametrize("trouble", [FAILS, PAUSES])
 @pytest.mark.parametrize("lacks_first", [True, False])
-async def test_what_passes_with_who_has_it_is_told_and_not_the_404_of_who_lacks_it(
+async def test_failure_of_a_backend_with_the_endpoint_is_reported_over_a_404(
     trouble: Script, lacks_first: bool
 ) -> None:
     lacks, has = by_path({RESPONSES: answer(b"404 page not found", status=404)}, CHATTY), by_path({RESPONSES: trouble})
     told = (500, "upstream_bad_response", True) if trouble is FAILS else (429, "rate_limited", True)
     async with two(*((lacks, has) if lacks_first else (has, lacks))) as (gateway, *_):
-        for _ in range(3):  # the lack is not known yet; it is, and the breaker of the other may be open
+        for _ in range(3):  # first unknown as missing, then known; the other breaker may be open by then
             got = await say(gateway, RESPONSES)
             assert (got.status, got.json["error"]["code"], got.json["error"]["retryable"]) == told
             assert got.headers["x-gateway-backend"] in ("two" if lacks_first else "one", "none")
 
 
-async def test_an_endpoint_that_nobody_has_behind_a_peer_is_looked_for_elsewhere() -> None:
+async def test_endpoint_missing_behind_a_peer_is_tried_on_another_backend() -> None:
     has, lacks = by_path({RESPONSES: answer(json=SAID)}, CHATTY), by_path({RESPONSES: answer(b"none", status=404)})
     async with relaying(lacks, MODELS="gpt") as (peer, far), two(has, has, peer=peer.url) as (gateway, *_):
         for _ in range(2):
@@ -99,23 +102,23 @@ async def test_an_endpoint_that_nobody_has_behind_a_peer_is_looked_for_elsewhere
         assert posts(far) == [RESPONSES]
 
 
-async def test_a_model_that_a_peer_does_not_know_is_its_answer() -> None:
+async def test_model_not_found_of_a_peer_is_returned_to_the_client() -> None:
     async with relaying(CHATTY, MODELS="other") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
         got = await say(gateway, RESPONSES)
         assert (got.status, got.json["error"]["code"], posts(other)) == (404, "model_not_found", [])
 
 
-async def test_what_an_upstream_of_a_peer_does_not_find_is_an_answer() -> None:
+async def test_not_found_of_an_upstream_behind_a_peer_is_returned_to_the_client() -> None:
     lost = by_path({RESPONSES: answer(json={"error": {"message": "no such one", "code": "not_found"}}, status=404)})
     async with relaying(lost, MODELS="gpt") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
         got = await say(gateway, RESPONSES)
         assert (got.status, got.json["error"]["message"], posts(other)) == (404, "no such one", [])
 
 
-# ── a peer whose rules leave nobody ──────────────────────────────────────────────────────────────
+# ── a peer whose policy excludes every backend ───────────────────────────────────────────────────
 
 
-async def test_what_a_peer_may_not_do_for_one_is_not_held_against_it() -> None:
+async def test_no_backend_of_a_peer_does_not_open_its_breaker() -> None:
     async with (
         Upstream(CHATTY) as upstream,
         running_gateway(**cloud(upstream.url, MODELS="gpt")) as peer,
@@ -128,11 +131,11 @@ async def test_what_a_peer_may_not_do_for_one_is_not_held_against_it() -> None:
         assert posts(upstream) == [CHAT]
 
 
-def asked(gateway: RunningGateway) -> list[dict[str, Any]]:
+def attempted_requests(gateway: RunningGateway) -> list[dict[str, Any]]:
     return [line for line in gateway.lines.of("request.finished") if line["attempts"]]
 
 
-async def test_peers_that_name_each_other_send_nothing_round() -> None:
+async def test_peers_that_name_each_other_do_not_loop_a_request() -> None:
     port = free_port()
     async with (
         running_gateway(**cloud(f"http://127.0.0.1:{port}", "there", MODELS="gpt")) as gateway,
@@ -140,18 +143,20 @@ async def test_peers_that_name_each_other_send_nothing_round() -> None:
     ):
         got = await say(gateway, via="1.1 secret.host")
         assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
-        await until(lambda: got.json["error"]["request_id"] in {line["request_id"] for line in asked(other)})
-        assert len(asked(other)) == 3  # of both: here, there, and here again
+        await until(
+            lambda: got.json["error"]["request_id"] in {line["request_id"] for line in attempted_requests(other)}
+        )
+        assert len(attempted_requests(other)) == 3  # both gateways: here, there, and here again
 
 
-# ── when to come back ────────────────────────────────────────────────────────────────────────────
+# ── Retry-After ──────────────────────────────────────────────────────────────────────────────────
 
 
 def limits(*wait: tuple[str, str]) -> Script:
     return answer(json={"error": {"message": "slow down"}}, status=429, headers=list(wait))
 
 
-async def test_who_comes_while_the_upstream_pauses_is_told_how_long_that_lasts() -> None:
+async def test_request_during_an_upstream_pause_is_429_with_the_remaining_time() -> None:
     async with relaying(talking(limits(("Retry-After", "40"))), MODELS="gpt") as (gateway, upstream):
         assert (await say(gateway)).status == 429
         got = await say(gateway)
@@ -161,7 +166,7 @@ async def test_who_comes_while_the_upstream_pauses_is_told_how_long_that_lasts()
         assert len(posts(upstream)) == 1
 
 
-async def test_where_one_pauses_and_another_fails_the_sooner_one_is_told() -> None:
+async def test_shortest_retry_after_of_several_backends_is_reported() -> None:
     failing: Any = answer(json={"error": {"message": "no"}}, status=503, headers=[("Retry-After", "20")])
     async with two(talking(limits(("Retry-After", "40"))), talking(failing)) as (gateway, *_):
         assert (await say(gateway)).status == 503
@@ -170,7 +175,7 @@ async def test_where_one_pauses_and_another_fails_the_sooner_one_is_told() -> No
         assert 10 < int(got.headers["retry-after"]) <= 20
 
 
-async def test_a_limit_without_a_time_gets_one() -> None:
+async def test_429_without_retry_after_gets_a_default() -> None:
     async with relaying(talking(limits()), MODELS="gpt") as (gateway, _):
         got = await say(gateway)
         assert (got.status, got.headers["retry-after"], got.headers["retry-after-ms"]) == (429, "1", "1000")

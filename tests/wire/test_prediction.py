@@ -1,4 +1,4 @@
-"""What is predicted for work of known sizes, once a class has been seen fifty times."""
+"""Prediction error for tasks of known sizes after 50 observations of their class."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ async def median_error(gateway: RunningGateway, seen: int = 50, measured: int = 
     return statistics.median(line["prediction_error_ratio"] for line in lines[seen:])
 
 
-async def test_at_the_edge_predictions_are_right_within_fifteen_percent() -> None:
+async def test_predictions_at_the_edge_are_within_15_percent() -> None:
     async with running_gateway(**READER) as gateway:
         assert await median_error(gateway) <= 0.15
 
 
-async def test_over_a_steady_link_predictions_are_right_within_fifteen_percent() -> None:
+async def test_predictions_over_a_steady_link_are_within_15_percent() -> None:
     async with running_gateway(**READER) as far:
         host, port = far.service.bound[0].split(":")
         async with (

@@ -1,4 +1,4 @@
-"""The gateway as a process: signals, what systemd hears, a hung loop, and sockets it is handed."""
+"""The gateway as a process: signals, systemd, a hung loop, passed sockets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.raw import answered, connected, post, read_answer
 from support.serving import ACTIVATE, SERVE, gateway, until
 
 
-async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_that_it_drains(tmp_path: Path) -> None:
+async def test_running_request_finishes_before_the_exit_and_readiness_reports_draining(tmp_path: Path) -> None:
     with gateway(tmp_path) as it:
         async with connected(it.url) as (reader, writer), connected(it.url) as (kept, to):
             to.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -38,7 +38,7 @@ async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_tha
         assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in it.notify.said)
 
 
-async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_both(tmp_path: Path) -> None:
+async def test_sighup_applies_valid_settings_keeps_old_ones_otherwise_and_notifies_systemd(tmp_path: Path) -> None:
     with gateway(tmp_path) as it:
         env_file = tmp_path / "gateway.env"
         good = env_file.read_text()
@@ -56,7 +56,7 @@ async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_
         assert said == ["READY", "RELOADING", "MONOTONIC_USEC", "READY", "RELOADING", "MONOTONIC_USEC", "READY"]
 
 
-async def test_a_sighup_while_it_starts_does_not_end_it(tmp_path: Path) -> None:
+async def test_sighup_during_startup_does_not_end_the_process(tmp_path: Path) -> None:
     with gateway(tmp_path, await_ready=False) as it:
         await until(lambda: ignores_hangup(it.process.pid))
         it.process.send_signal(signal.SIGHUP)
@@ -65,14 +65,17 @@ async def test_a_sighup_while_it_starts_does_not_end_it(tmp_path: Path) -> None:
 
 
 def ignores_hangup(pid: int) -> bool:
-    """Whether the process has begun to run our code: before that, SIGHUP is Python's, and deadly."""
+    """Return True if the process handles SIGHUP.
+
+    Before our code runs, SIGHUP has its default action and ends the process.
+    """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     masks = {name: int(mask, 16) for name, _, mask in (line.partition(":\t") for line in lines) if name[:3] == "Sig"
              and name in ("SigIgn", "SigCgt")}  # fmt: skip
     return bool((masks["SigIgn"] | masks["SigCgt"]) & 1 << (signal.SIGHUP - 1))
 
 
-async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: Path) -> None:
+async def test_watchdog_is_notified_only_while_the_event_loop_runs(tmp_path: Path) -> None:
     more = {"WATCHDOG_USEC": "600000", "GATEWAY_BACKENDS__BAD__PLUGIN": "support.faulty:Faulty"}
     with gateway(tmp_path, **more) as it:
         await until(lambda: it.notify.heard("WATCHDOG=1") >= 3)
@@ -81,12 +84,12 @@ async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: P
             writer.write(post("/v1/tasks/hang", json.dumps({"file": str(turns)}).encode()))
             await until(lambda: it.lines("loop.stalled"))
             fed, since = it.notify.heard("WATCHDOG=1"), turns.stat().st_size
-            await until(lambda: turns.stat().st_size >= since + 7)  # of a tenth of a second; fed every two tenths
+            await until(lambda: turns.stat().st_size >= since + 7)  # 0.1 s each; the watchdog is notified every 0.2 s
             assert it.notify.heard("WATCHDOG=1") == fed
         assert it.lines("loop.stalled")[0]["backend"] == "bad"
 
 
-async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
+async def test_plugin_that_never_stops_does_not_prevent_the_exit(tmp_path: Path) -> None:
     with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty:Faulty") as it:
         async with connected(it.url) as (_, writer):
             begun = tmp_path / "begun"
@@ -97,7 +100,7 @@ async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(t
         assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
 
 
-async def test_a_plugin_whose_closing_never_ends_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
+async def test_plugin_whose_close_never_returns_does_not_prevent_the_exit(tmp_path: Path) -> None:
     late = "GATEWAY_BACKENDS__LATE__"
     more = {f"{late}PLUGIN": "support.latecomer:Latecomer", f"{late}OPENS_AT_ONCE": "true"}
     with gateway(tmp_path, **more, **{f"{late}CLOSES_AT_ONCE": "false"}) as it:
@@ -106,7 +109,7 @@ async def test_a_plugin_whose_closing_never_ends_does_not_keep_the_gateway_from_
         assert it.lines("service.abandoned")[0]["backends"] == ["late"]
 
 
-def test_a_socket_of_systemds_that_others_can_reach_needs_keys_too(tmp_path: Path) -> None:
+def test_public_systemd_socket_requires_keys(tmp_path: Path) -> None:
     with socket.create_server(("0.0.0.0", 0)) as listener:
         environ = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")]),
@@ -123,8 +126,8 @@ def test_a_socket_of_systemds_that_others_can_reach_needs_keys_too(tmp_path: Pat
     assert b"GATEWAY_KEYS_FILE" in done.stderr
 
 
-async def test_a_restart_behind_a_socket_of_systemds_refuses_nobody(tmp_path: Path) -> None:
-    """Two processes, one after the other, on one listening socket; a hundred clients all the while."""
+async def test_restart_behind_a_systemd_socket_refuses_no_request(tmp_path: Path) -> None:
+    """Two consecutive processes share one listening socket under load of 100 clients."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 

@@ -1,4 +1,4 @@
-"""Who was looked at, and why each was out, stands in the line of a request that nobody was left for."""
+"""The log line of an unserved request lists why each candidate was excluded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ async def line_of(gateway: RunningGateway, sent: bytes, status: int) -> dict:
     [(SAY, b"{}", {"far", "farther"}), ("/v1/chat/completions", CHAT, {"far"})],
     ids=["free", "pinned"],
 )
-async def test_where_the_rules_leave_nobody_the_line_names_each_refusal(path: str, body: bytes, names: set) -> None:
+async def test_log_line_lists_each_exclusion_when_policy_excludes_every_backend(
+    path: str, body: bytes, names: set
+) -> None:
     async with running_gateway(**TWO_FAR) as gateway:
         line = await line_of(gateway, post(path, body, "x-gateway-locality: edge-only"), 503)
     assert line["reason"] == "no_backend"
@@ -35,14 +37,14 @@ async def test_where_the_rules_leave_nobody_the_line_names_each_refusal(path: st
     assert line["candidates"] == {name: {"refused": "edge-only: its data would leave the site"} for name in names}
 
 
-async def test_where_nobody_can_be_reached_the_line_names_each_refusal() -> None:
+async def test_log_line_lists_each_exclusion_when_no_backend_is_reachable() -> None:
     async with running_gateway(**LOCKED) as gateway:
         line = await line_of(gateway, post(SAY, b"{}"), 503)
     assert line["reason"] == "unavailable"
     assert "the desk is locked" in line["candidates"]["locked"]["refused"]
 
 
-async def test_a_deadline_that_has_passed_before_work_could_start_leaves_the_figures() -> None:
+async def test_log_line_keeps_the_estimates_when_the_deadline_passed_before_the_start() -> None:
     async with running_gateway(**TWO_FAR) as gateway:
         line = await line_of(gateway, post(SAY, b"{}", "x-gateway-deadline-ms: 0.001"), 504)
     assert set(line["candidates"]) == {"far", "farther"}

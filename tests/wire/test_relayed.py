@@ -1,4 +1,4 @@
-"""What is only relayed: sound as it is made, and events only to who asked for them."""
+"""Relayed responses: audio as it arrives, events only on request."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ async def post(gateway: RunningGateway, path: str, **more: Any) -> tuple[int, st
         return got.status, got.content_type, await got.read()
 
 
-# ── sound ────────────────────────────────────────────────────────────────────────────────────────
+# ── audio ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def speaks(go_on: asyncio.Event, end: bytes) -> Script:
-    """The first words, and the rest once they were heard."""
+    """Send the first bytes, and the rest after `go_on` is set."""
 
     async def script(talk: Talk) -> None:
         await talk.send(head(200, SOUND) + chunk(b"ID3 first"))
@@ -41,7 +41,7 @@ def speaks(go_on: asyncio.Event, end: bytes) -> Script:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("is_whole", [True, False])
-async def test_sound_is_heard_while_it_is_made_and_one_that_is_cut_does_not_end(is_whole: bool, stream: bool) -> None:
+async def test_audio_is_relayed_as_it_arrives_and_a_cut_does_not_look_complete(is_whole: bool, stream: bool) -> None:
     go_on = asyncio.Event()
     script = by_path({SPEECH: speaks(go_on, LAST_CHUNK if is_whole else b"")})
     async with relaying(script, MODELS="gpt") as (gateway, _), gateway.session() as http:
@@ -59,7 +59,7 @@ async def test_sound_is_heard_while_it_is_made_and_one_that_is_cut_does_not_end(
 
 
 @pytest.mark.parametrize("body", [b'{"error": {"message": "no voice"}}', b""])
-async def test_what_is_sent_as_sound_and_is_none_is_told_apart_before_the_first_byte(body: bytes) -> None:
+async def test_body_declared_as_audio_but_not_audio_is_502_before_the_first_byte(body: bytes) -> None:
     async def script(talk: Talk) -> None:
         await talk.send(head(200, SOUND) + b"".join(chunk(body[at : at + 5]) for at in range(0, len(body), 5)))
         await talk.send(LAST_CHUNK)
@@ -68,14 +68,14 @@ async def test_what_is_sent_as_sound_and_is_none_is_told_apart_before_the_first_
         assert (await post(gateway, SPEECH))[0] == 502
 
 
-async def test_sound_that_begins_late_is_no_stream_of_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler, "HEARTBEAT_S", 1e-5)  # any answer is later than that
+async def test_late_audio_gets_no_keep_alive_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handler, "HEARTBEAT_S", 1e-5)  # every response takes longer than this
     late = answer(b"ID3 late", content_type="audio/mpeg")
     async with relaying(by_path({SPEECH: late}), MODELS="gpt") as (gateway, _):
         assert await post(gateway, SPEECH, stream=True) == (200, "audio/mpeg", b"ID3 late")
 
 
-# ── events, and a whole answer ───────────────────────────────────────────────────────────────────
+# ── events and whole responses ───────────────────────────────────────────────────────────────────
 
 
 def response(status: str) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def response(status: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("status", ["completed", "incomplete"])
-async def test_a_response_that_comes_as_events_nobody_asked_for_is_unpacked(status: str) -> None:
+async def test_unrequested_event_stream_is_unpacked_into_a_whole_response(status: str) -> None:
     last = {"type": f"response.{status}", "response": response(status)}
     events = sse({"type": "response.created"}, {"type": "response.output_text.delta", "delta": "hi"}, last, done=False)
     async with relaying(by_path({RESPONSES: events}), MODELS="gpt") as (gateway, _):
@@ -96,7 +96,9 @@ WHOLE = answer(json={"id": "m", "content": [{"type": "text", "text": "hi"}]})
 
 
 @pytest.mark.parametrize(("stream", "first", "second"), [(False, MESSAGE, WHOLE), (True, WHOLE, MESSAGE)])
-async def test_who_answers_in_the_wrong_form_is_left_for_another(stream: bool, first: Script, second: Script) -> None:
+async def test_backend_answering_in_the_wrong_form_falls_back_to_another(
+    stream: bool, first: Script, second: Script
+) -> None:
     async with Upstream(by_path({MESSAGES: first})) as one, Upstream(by_path({MESSAGES: second})) as two:
         both = cloud(one.url, "one", MODELS="gpt") | cloud(two.url, "two", MODELS="gpt", USD_PER_REQUEST="9")
         async with running_gateway(**both, GATEWAY_POLICY__USD="1") as gateway:

@@ -1,4 +1,4 @@
-"""Listeners that pause and go on: as often as they are told, in any order, they listen once or not at all."""
+"""Pausing and resuming listeners: in any order, each listens once or not at all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAY = post("/v1/tasks/say", b"1")
 
 
 class Gauge:
-    """A memory that is as full as it is told."""
+    """A memory gauge with the ratio that the test sets."""
 
     ratio_now = 0.5
 
@@ -36,7 +36,7 @@ def site_of(gateway: RunningGateway) -> Site:
 
 
 def sockets_on(port: int) -> int:
-    """How many of our descriptors are sockets that listen on it."""
+    """Count the descriptors of this process that listen on the port."""
     count = 0
     for fd in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -51,7 +51,7 @@ def port_of(gateway: RunningGateway) -> int:
     return int(gateway.url.rpartition(":")[2])
 
 
-async def test_to_resume_twice_is_to_resume_once() -> None:
+async def test_repeated_resume_opens_only_one_listening_socket() -> None:
     async with running_gateway(**DESK) as gateway:
         before = sockets_on(port_of(gateway))
         await asyncio.gather(*(site_of(gateway).resume("memory") for _ in range(3)))
@@ -63,7 +63,7 @@ async def test_to_resume_twice_is_to_resume_once() -> None:
         assert (await answered(gateway.url, SAY)).status == 200
 
 
-async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
+async def test_pause_during_a_resume_leaves_the_listener_paused() -> None:
     async with running_gateway(**DESK) as gateway:
         before = sockets_on(port_of(gateway))
         site_of(gateway).pause("memory")
@@ -75,7 +75,7 @@ async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
         assert sockets_on(port_of(gateway)) == before - 1
 
 
-async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listener_that_failed_to_resume_is_retried_at_the_next_check(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
         gauge = gateway.service.relief.gauge = Gauge()  # type: ignore[assignment]
         look, sites = gateway.service.relief.look, gateway.service.listeners.sites
@@ -96,7 +96,7 @@ async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(m
         assert (await answered(gateway.url, SAY)).status == 200
 
 
-async def test_new_certificates_do_not_end_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificate_renewal_does_not_end_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
         site_of(gateway).pause("memory")
         site_of(gateway).renew(None)
@@ -106,11 +106,11 @@ async def test_new_certificates_do_not_end_a_pause(monkeypatch: pytest.MonkeyPat
         assert site_of(gateway).is_accepting
 
 
-async def test_what_was_told_to_stop_is_resumed_by_nobody_else() -> None:
-    """Not by a look at the memory that had begun, nor by a start or a reload under way."""
+async def test_held_listener_is_resumed_by_no_memory_check_start_or_reload() -> None:
+    """A memory check, a start or a reload in progress leaves a held listener paused."""
     async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
         listeners = gateway.service.listeners
-        listeners._is_activated = True  # as behind systemd's sockets, which go on to listen
+        listeners._is_activated = True  # as with sockets passed by systemd, which stay open
         listeners.hold()
         await gateway.service.relief.look(listeners.sites)
         await listeners.go()
@@ -118,10 +118,13 @@ async def test_what_was_told_to_stop_is_resumed_by_nobody_else() -> None:
         assert [site.is_accepting for site in listeners.sites] == [False, False]
 
 
-async def test_a_listener_that_cannot_take_new_certificates_up_at_once_does_so_at_the_next_look(
+async def test_listener_that_failed_to_reopen_with_new_certificates_is_retried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """All of them have the new ones, or accept nobody: none goes on with the old ones, and no reload is half done."""
+    """A listener that cannot reopen with new certificates accepts no connection.
+
+    Without this rule a reload could leave one listener on the old certificates.
+    """
     async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
         loop, (first, second) = asyncio.get_running_loop(), gateway.service.listeners.sites
         create, tls = loop.create_server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

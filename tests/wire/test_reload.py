@@ -1,4 +1,4 @@
-"""New settings while it serves: what changed takes hold, what did not goes on, and what is wrong changes nothing."""
+"""Reloads: changes apply, unchanged parts continue, errors change nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def status(gateway: RunningGateway, asked: bytes = SAY) -> int:
     return (await answered(gateway.url, asked)).status
 
 
-async def test_keys_take_hold_at_once_and_go_again(tmp_path: Path) -> None:
+async def test_keys_are_applied_and_removed_by_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     write_keys(path, {"ada": Key(sha256=hash_of("a" * SECRET_CHARS))})
     keyed = post("/v1/tasks/say", b"1", f"x-api-key: egw_ada_{'a' * SECRET_CHARS}")
@@ -58,7 +58,7 @@ async def test_keys_take_hold_at_once_and_go_again(tmp_path: Path) -> None:
         assert await status(gateway) == 200
 
 
-async def test_a_key_that_is_gone_is_revoked_whatever_else_is_wrong(tmp_path: Path) -> None:
+async def test_removed_key_is_revoked_even_if_the_reload_fails(tmp_path: Path) -> None:
     keys, env_file = tmp_path / "keys.json", tmp_path / "env"
     write_keys(keys, {name: Key(sha256=hash_of(name[0] * SECRET_CHARS)) for name in ("ada", "bob", "cleo")})
     env_file.write_text(f"GATEWAY_KEYS_FILE={keys}\nGATEWAY_DEADLINE_S=-1\n")
@@ -79,7 +79,7 @@ async def test_a_key_that_is_gone_is_revoked_whatever_else_is_wrong(tmp_path: Pa
         assert [await status(gateway, each) for each in asked.values()] == [200, 401, 401]
 
 
-async def test_limits_hosts_origins_and_the_policy_take_hold() -> None:
+async def test_reload_applies_limits_hosts_origins_and_policy() -> None:
     async with running_gateway(**DESK) as gateway:
         new = {"GATEWAY_MAX_BODY_BYTES": "2", "GATEWAY_ALLOWED_HOSTS": "box.example", "GATEWAY_POLICY__USD": "3"}
         assert await reload(gateway, **DESK, **new, GATEWAY_ALLOWED_ORIGINS="http://app.example") == []
@@ -90,7 +90,7 @@ async def test_limits_hosts_origins_and_the_policy_take_hold() -> None:
         assert gateway.service.lanes.policy.usd == 3
 
 
-async def test_an_address_that_comes_later_is_a_name_of_ours_as_soon_as_the_kernel_tells(
+async def test_address_added_later_is_accepted_as_a_host_after_a_network_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with running_gateway(**DESK) as gateway:
@@ -101,7 +101,7 @@ async def test_an_address_that_comes_later_is_a_name_of_ours_as_soon_as_the_kern
         assert await status(gateway, asked) == 200
 
 
-async def test_a_backend_that_did_not_change_goes_on_with_what_it_is_doing() -> None:
+async def test_unchanged_backend_keeps_running_its_request_through_a_reload() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
@@ -113,7 +113,7 @@ async def test_a_backend_that_did_not_change_goes_on_with_what_it_is_doing() -> 
         assert (await read_answer(reader)).json == {"result": "waited"}
 
 
-async def test_a_backend_that_goes_finishes_first_and_one_that_changed_comes_back_otherwise() -> None:
+async def test_removed_backend_finishes_its_request_and_a_changed_one_is_replaced() -> None:
     async with running_gateway(**DESK, **CANARY) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
@@ -135,7 +135,7 @@ async def test_a_backend_that_goes_finishes_first_and_one_that_changed_comes_bac
     ("sent", "status_wanted", "then"),
     [(b"{}", 200, {"result": "waited"}), (b'{"then":"down"}', 503, "the desk has closed meanwhile")],
 )
-async def test_what_outlasts_its_backend_ends_as_it_would_have(
+async def test_request_that_outlasts_its_removed_backend_ends_normally(
     monkeypatch: pytest.MonkeyPatch, sent: bytes, status_wanted: int, then: Any
 ) -> None:
     monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
@@ -151,7 +151,7 @@ async def test_what_outlasts_its_backend_ends_as_it_would_have(
         assert (await gateway.line(status=status_wanted))["backend"] == "desk"
 
 
-async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
+async def test_request_queued_for_a_removed_backend_is_503_immediately(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
@@ -172,7 +172,7 @@ async def test_who_still_waits_for_a_backend_that_goes_is_told_so_at_once(
         Desk.open.set()
 
 
-async def test_who_still_waits_for_a_backend_that_goes_is_served_by_another_that_may(
+async def test_request_queued_for_a_removed_backend_is_served_by_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.0)
@@ -193,7 +193,7 @@ async def test_who_still_waits_for_a_backend_that_goes_is_served_by_another_that
         Desk.open.set()
 
 
-async def test_a_backend_that_goes_while_it_opens_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_backend_removed_while_opening_leaves_no_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.registry.lifecycle.CLOSE_S", 0.0)
     monkeypatch.setattr("gateway.service.service.START_S", 0.0)
     late = backend("late", "support.latecomer:Latecomer")
@@ -206,7 +206,7 @@ async def test_a_backend_that_goes_while_it_opens_leaves_no_lane(monkeypatch: py
         gateway.service.lanes.tick()
 
 
-async def test_what_the_network_does_during_a_reload_is_judged_by_the_new_settings() -> None:
+async def test_network_change_during_a_reload_uses_the_new_settings() -> None:
     async with running_gateway(**DESK, **CANARY) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
@@ -219,7 +219,7 @@ async def test_what_the_network_does_during_a_reload_is_judged_by_the_new_settin
         await going
 
 
-async def test_a_backend_that_is_gone_has_no_gauges_and_its_counters_stay() -> None:
+async def test_removed_backend_loses_its_gauges_and_keeps_its_counters() -> None:
     async with running_gateway(**DESK, **CANARY) as gateway:
         assert await status(gateway) == 200
         refresh_gauges(gateway.service.dispatcher)
@@ -233,7 +233,7 @@ async def test_a_backend_that_is_gone_has_no_gauges_and_its_counters_stay() -> N
         assert 'edge_gateway_breaker_state{backend="bird"}' in metrics.exposition()
 
 
-async def test_a_file_that_changed_makes_its_backend_another_one(tmp_path: Path) -> None:
+async def test_changed_tasks_directory_replaces_the_backend(tmp_path: Path) -> None:
     file = tmp_path / "jobs.py"
     file.write_text("def one() -> int:\n    return 1\n")
     local = backend("here", "local", TASKS_DIR=str(tmp_path))
@@ -247,7 +247,7 @@ async def test_a_file_that_changed_makes_its_backend_another_one(tmp_path: Path)
         assert await status(gateway, post("/v1/tasks/two", b"{}")) == 200
 
 
-async def test_what_needs_a_restart_is_named_and_stays() -> None:
+async def test_setting_that_needs_a_restart_is_reported_and_not_applied() -> None:
     async with running_gateway(**DESK) as gateway:
         new = {"GATEWAY_LISTEN": "127.0.0.1:1", "GATEWAY_STATE_DIR": "/nowhere", "GATEWAY_DEADLINE_S": "7"}
         assert await reload(gateway, **DESK, **new) == ["GATEWAY_LISTEN", "GATEWAY_STATE_DIR"]
@@ -256,7 +256,7 @@ async def test_what_needs_a_restart_is_named_and_stays() -> None:
         assert gateway.service.door.rules.deadline_s == 7
 
 
-async def test_what_is_wrong_is_told_with_its_variable_and_changes_nothing(
+async def test_invalid_settings_are_reported_by_variable_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = tmp_path / "gateway.env"
@@ -270,7 +270,7 @@ async def test_what_is_wrong_is_told_with_its_variable_and_changes_nothing(
         assert await status(gateway) == 200
 
 
-async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_path: Path) -> None:
+async def test_renewed_certificate_is_used_for_new_connections(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
 
     def issue() -> trustme.CA:
@@ -294,10 +294,10 @@ async def test_a_renewed_certificate_is_shown_from_the_next_connection_on(tmp_pa
         assert await reload(gateway, **DESK, **files) == []
         assert await served(gateway, ca) == {"result": 1}
         assert await reload(gateway, **DESK) == []
-        assert await status(gateway) == 200  # in plain again
+        assert await status(gateway) == 200  # plain HTTP again
 
 
-async def test_other_client_authorities_hold_from_the_next_connection_on(tmp_path: Path) -> None:
+async def test_changed_client_ca_applies_to_new_connections(tmp_path: Path) -> None:
     server, ours, others = trustme.CA(), trustme.CA(), trustme.CA()
     server.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
     ours.cert_pem.write_to_path(str(tmp_path / "clients.pem"))
@@ -322,13 +322,13 @@ async def test_other_client_authorities_hold_from_the_next_connection_on(tmp_pat
         assert [await is_served(gateway, ca) for ca in (ours, others)] == [False, True]
 
 
-async def test_a_listener_that_others_reach_never_loses_its_keys(tmp_path: Path) -> None:
+async def test_public_listener_never_loses_its_keys_by_a_reload(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     write_keys(path, {"ada": Key(sha256=hash_of("a" * SECRET_CHARS))})
     public = {"GATEWAY_LISTEN": "0.0.0.0:0", "GATEWAY_ALLOWED_HOSTS": "localhost"}
     async with running_gateway(**DESK, **public, GATEWAY_KEYS_FILE=str(path)) as gateway:
         with pytest.raises(SettingsError, match="can be reached from other machines"):
-            await reload(gateway, **DESK)  # which would listen on loopback alone, from the next start on
+            await reload(gateway, **DESK)  # it would listen on loopback only, but not before the next start
         assert await answered_status(gateway, SAY) == 401
 
 
@@ -340,7 +340,7 @@ async def test_a_listener_that_others_reach_never_loses_its_keys(tmp_path: Path)
     ],
 )
 @pytest.mark.parametrize("unauthenticated", [True, False])
-async def test_a_listener_that_others_reach_never_loses_its_tls(
+async def test_public_listener_never_loses_its_tls_by_a_reload(
     tmp_path: Path, lost: tuple[str, ...], told: str, unauthenticated: bool
 ) -> None:
     path, pem, ca = tmp_path / "keys.json", tmp_path / "server.pem", tmp_path / "ca.pem"
@@ -369,7 +369,7 @@ async def answered_status(gateway: RunningGateway, asked: bytes) -> int:
     return (await answered(gateway.url.replace("0.0.0.0", "127.0.0.1"), asked)).status
 
 
-async def test_what_waits_for_a_restart_is_named_until_then() -> None:
+async def test_setting_that_needs_a_restart_is_reported_at_every_reload() -> None:
     async with running_gateway(**DESK) as gateway:
         for _ in range(2):
             assert await reload(gateway, **DESK, GATEWAY_LISTEN="127.0.0.1:1") == ["GATEWAY_LISTEN"]
@@ -377,14 +377,14 @@ async def test_what_waits_for_a_restart_is_named_until_then() -> None:
 
 
 def broken(plugin: str, folder: Path) -> Path:
-    """An environment file that asks for a plugin that breaks, beside one that does not."""
+    """Write an environment file with a faulty plugin and a working one."""
     file = folder / "gateway.env"
     variables = LOOPBACK | DESK | backend("broken", plugin) | {"GATEWAY_STATE_DIR": str(folder)}
     file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
     return file
 
 
-async def test_a_plugin_whose_settings_break_is_told_and_changes_nothing(tmp_path: Path) -> None:
+async def test_plugin_settings_that_raise_are_reported_and_change_nothing(tmp_path: Path) -> None:
     async with running_gateway(**DESK) as gateway:
         await reload_file(gateway.service, broken("support.broken_settings:Raises", tmp_path))
         (told,) = gateway.lines.of("service.reload_failed")
@@ -393,7 +393,7 @@ async def test_a_plugin_whose_settings_break_is_told_and_changes_nothing(tmp_pat
         assert await status(gateway) == 200
 
 
-async def test_a_plugin_whose_import_ends_the_process_is_left_out_by_name(tmp_path: Path) -> None:
+async def test_plugin_that_exits_on_import_is_excluded_and_named(tmp_path: Path) -> None:
     async with running_gateway(**DESK) as gateway:
         await reload_file(gateway.service, broken("support.broken_settings.exits:Nothing", tmp_path))
         await gateway.service.registry.settled(5)

@@ -1,4 +1,4 @@
-"""A stream that breaks after content goes on elsewhere, and its client cannot tell; or it is told."""
+"""Streams that break after content: continued by another backend, or an error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ PREFILL = {"RESUME": "prefill"}
 
 
 async def chunks_of(gateway: RunningGateway, *, model: str = "gpt", **more: Any) -> list[Any]:
-    """What openai-python reads. Raises what it raises, with the chunks so far in `.chunks`."""
+    """Return the chunks openai-python reads.
+
+    Raises openai.OpenAIError with the chunks so far in `.chunks`.
+    """
     heard: list[Any] = []
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
         try:
@@ -44,13 +47,13 @@ FAULTS: dict[str, Script] = {
     "cut": cut(),
     "reset": reset(),
     "ends without an end": sends(LAST_CHUNK),
-    "nonsense": sends(event("{")),
+    "invalid JSON": sends(event("{")),
     "an error event": sends(event({"error": {"message": "out of memory"}})),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_backend_that_continues_a_turn_is_given_the_text_so_far_and_says_the_rest(fault: str) -> None:
+async def test_broken_stream_is_continued_by_a_backend_given_the_text_so_far(fault: str) -> None:
     async with between(breaks(FAULTS[fault]), Speaker(name="b"), **PREFILL) as (gateway, one, two):
         chunks = await chunks_of(gateway)
         line = await gateway.line()
@@ -61,7 +64,7 @@ async def test_a_backend_that_continues_a_turn_is_given_the_text_so_far_and_says
     assert (event_["backend"], event_["next"], event_["how"]) == ("one", "two", "prefill")
 
 
-async def test_what_goes_on_is_one_answer_with_one_id_one_model_one_role_one_end_and_one_account() -> None:
+async def test_continued_stream_has_one_id_model_role_end_and_usage() -> None:
     async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, *_):
         chunks = await chunks_of(gateway, stream_options={"include_usage": True})
     assert only(chunk.id for chunk in chunks) == "id-a"
@@ -72,12 +75,12 @@ async def test_what_goes_on_is_one_answer_with_one_id_one_model_one_role_one_end
     assert [chunk.usage.to_dict() for chunk in chunks if chunk.usage] == [USAGE]
 
 
-async def test_a_backend_that_begins_with_the_beginning_it_was_given_repeats_nothing() -> None:
+async def test_continuing_backend_that_repeats_the_given_text_adds_no_duplicate() -> None:
     async with between(breaks(cut()), Speaker(name="b", repeats=True), **PREFILL) as (gateway, *_):
         assert text_of(await chunks_of(gateway)) == TEXT
 
 
-async def test_one_that_refuses_to_go_on_is_asked_from_the_beginning() -> None:
+async def test_backend_that_rejects_a_continuation_is_sent_the_original_request() -> None:
     async with between(breaks(cut()), Speaker(name="b", continues=False), **PREFILL) as (gateway, one, two):
         chunks = await chunks_of(gateway)
         line = await gateway.line()
@@ -87,7 +90,7 @@ async def test_one_that_refuses_to_go_on_is_asked_from_the_beginning() -> None:
     assert asked(two)[1] == asked(one)[0]
 
 
-async def test_where_nobody_continues_a_turn_one_that_says_the_same_is_given_the_word() -> None:
+async def test_broken_stream_is_continued_by_a_backend_that_generates_the_same_text() -> None:
     async with between(breaks(reset()), Speaker(name="b")) as (gateway, one, two):
         chunks = await chunks_of(gateway, stream_options={"include_usage": True})
     assert text_of(chunks) == TEXT
@@ -101,17 +104,17 @@ async def test_where_nobody_continues_a_turn_one_that_says_the_same_is_given_the
     [["Another ", "thing."], WORDS[:3], [SO_FAR[:-1]], [], ["A stream is to", "ld, ", "and more"]],
     ids=["differs", "shorter", "one letter short", "silent", "differs later"],
 )
-async def test_one_that_says_something_else_is_no_use_and_the_client_is_told(other: list[str]) -> None:
+async def test_stream_ends_in_an_error_when_the_next_backend_generates_other_text(other: list[str]) -> None:
     async with between(breaks(cut()), Speaker(name="b", words=other)) as (gateway, *_):
         with pytest.raises(openai.APIError) as raised:
             await chunks_of(gateway)
         line = await gateway.line()
     assert text_of(raised.value.chunks) == SO_FAR  # type: ignore[attr-defined]
     assert (line["status"], line["outcome"], line["attempts"]) == (200, "failed", 2)
-    assert "broke its answer off" in line["error"]  # why it broke off in the first place
+    assert "broke its answer off" in line["error"]  # the error of the first backend
 
 
-async def test_a_second_break_is_gone_on_from_by_a_third() -> None:
+async def test_second_break_is_continued_by_a_third_backend() -> None:
     environ = cloud("http://x", "three", MODELS="gpt", RESUME="prefill", USD_PER_REQUEST="99")
 
     async def breaks_again(talk: Talk) -> None:
@@ -126,7 +129,7 @@ async def test_a_second_break_is_gone_on_from_by_a_third() -> None:
     assert only(chunk.id for chunk in chunks) == "id-a"
 
 
-async def test_a_backend_of_this_site_goes_on_where_the_cloud_broke_off() -> None:
+async def test_stream_broken_in_the_cloud_is_continued_at_the_edge() -> None:
     async with Upstream(talking(breaks(cut()))) as one:
         environ = cloud(one.url, "one", MODELS="clerk") | {
             "GATEWAY_BACKENDS__DESK__PLUGIN": "support.desk:Desk",
@@ -149,7 +152,7 @@ async def test_a_backend_of_this_site_goes_on_where_the_cloud_broke_off() -> Non
     assert only(chunk.id for chunk in chunks) == "id-a"
 
 
-async def test_a_stall_is_a_break() -> None:
+async def test_stalled_stream_is_continued_by_another_backend() -> None:
     environ = {"GATEWAY_STALL_S": "0.1"}
     gone = asyncio.Event()
     async with between(breaks(stall(gone=gone)), Speaker(name="b"), environ=environ, **PREFILL) as (gateway, *_):
@@ -157,7 +160,7 @@ async def test_a_stall_is_a_break() -> None:
         await asyncio.wait_for(gone.wait(), 5)
 
 
-async def test_a_continued_text_goes_on_from_its_prompt_and_what_followed() -> None:
+async def test_broken_text_completion_is_continued_from_prompt_and_text_so_far() -> None:
     def completion(text: str, finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "text": text, "finish_reason": finish_reason}
         return event({"id": "c", "object": "text_completion", "created": 1, "model": "gpt", "choices": [choice]})
@@ -179,7 +182,7 @@ async def test_a_continued_text_goes_on_from_its_prompt_and_what_followed() -> N
     assert [request.json["prompt"] for request in two.requests if request.method == "POST"] == ["one two "]
 
 
-async def test_after_a_tool_call_nobody_goes_on() -> None:
+async def test_stream_with_a_tool_call_is_not_continued() -> None:
     call = {"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": "{"}}
 
     async def calls_a_tool(talk: Talk) -> None:
@@ -192,7 +195,7 @@ async def test_after_a_tool_call_nobody_goes_on() -> None:
     assert asked(two) == []
 
 
-async def test_nobody_goes_on_whose_data_would_leave_the_site() -> None:
+async def test_edge_only_stream_is_not_continued_in_the_cloud() -> None:
     async with Upstream(talking(breaks(cut()))) as one, Upstream(talking(Speaker(name="b"))) as two:
         environ = cloud(one.url, "one", MODELS="gpt", SITE="edge") | cloud(two.url, "two", MODELS="gpt", **PREFILL)
         async with running_gateway(**environ) as gateway:
@@ -201,14 +204,14 @@ async def test_nobody_goes_on_whose_data_would_leave_the_site() -> None:
     assert asked(two) == []
 
 
-async def test_nobody_goes_on_for_a_pinned_backend() -> None:
+async def test_stream_of_a_pinned_backend_is_not_continued_elsewhere() -> None:
     async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, _, two):
         with pytest.raises(openai.APIError):
             await chunks_of(gateway, model="one/gpt")
     assert asked(two) == []
 
 
-async def test_while_another_is_asked_the_client_hears_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_receives_comments_while_another_backend_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     may_speak = asyncio.Event()
 
@@ -227,7 +230,7 @@ async def test_while_another_is_asked_the_client_hears_comments(monkeypatch: pyt
     assert heard.endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_client_that_leaves_while_another_is_asked_takes_it_along() -> None:
+async def test_client_disconnect_cancels_the_continuing_backend() -> None:
     waits, gone = asyncio.Event(), asyncio.Event()
 
     async def thinks(talk: Talk) -> None:
@@ -245,14 +248,14 @@ async def test_a_client_that_leaves_while_another_is_asked_takes_it_along() -> N
         assert gateway.service.lanes.busy() == {"one": 0, "two": 0}
 
 
-async def test_who_breaks_off_again_and_again_is_asked_no_more() -> None:
+async def test_backend_that_breaks_streams_repeatedly_is_no_longer_tried() -> None:
     async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, one, _):
         for _ in range(12):
             assert text_of(await chunks_of(gateway)) == TEXT
     assert len(asked(one)) < 12
 
 
-async def test_an_answer_that_has_said_why_it_ended_lacks_nothing() -> None:
+async def test_stream_with_a_finish_reason_is_complete_without_its_end() -> None:
     async def hangs_up_after_its_last_word(talk: Talk) -> None:
         speaker = Speaker()
         await talk.send(speaker.opening() + speaker.events(WORDS) + event(speaker.said(finish_reason="stop")))

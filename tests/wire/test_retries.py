@@ -1,4 +1,4 @@
-"""Tries of our own where there is nobody else to ask: few, paid for, when the upstream says, and never in vain."""
+"""Retries of the only backend: few, within the budget and after Retry-After."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ async def ask(gateway: RunningGateway, *lines: str) -> Answer:
     return await answered(gateway.url, post(CHAT, BODY, *lines))
 
 
-def told(found: Answer) -> tuple[int, str, str | None]:
+def retry_fields(found: Answer) -> tuple[int, str, str | None]:
     return found.status, found.headers["x-gateway-attempts"], found.headers.get("x-should-retry")
 
 
 @pytest.mark.parametrize("fault", [refuses(500), refuses(503), refuses(429)], ids=["500", "503", "429"])
-async def test_one_fault_of_the_only_upstream_is_not_seen(fault: Script) -> None:
+async def test_one_failure_of_the_only_upstream_is_retried(fault: Script) -> None:
     async with relaying(talking(in_turn(fault, Speaker())), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
         line = await gateway.line()
@@ -37,7 +37,7 @@ async def test_one_fault_of_the_only_upstream_is_not_seen(fault: Script) -> None
 
 
 @pytest.mark.parametrize("header", [("Retry-After", "1"), ("retry-after-ms", "400")])
-async def test_it_is_asked_again_when_it_says_and_not_before(header: tuple[str, str]) -> None:
+async def test_retry_waits_for_the_upstreams_retry_after(header: tuple[str, str]) -> None:
     busy = refuses(429, None, header)
     async with relaying(talking(in_turn(busy, Speaker())), MODELS="gpt") as (gateway, upstream):
         began = time.monotonic()
@@ -55,50 +55,52 @@ async def test_it_is_asked_again_when_it_says_and_not_before(header: tuple[str, 
         (refuses(503, None, ("x-should-retry", "false")), ()),
         (refuses(401), ()),
     ],
-    ids=["too long to hold a connection", "past the deadline", "it says that it is of no use", "a wrong key"],
+    ids=["too long to hold a connection", "past the deadline", "x-should-retry is false", "a wrong key"],
 )
-async def test_it_is_not_asked_again_where_that_is_of_no_use(script: Script, lines: tuple[str, ...]) -> None:
+async def test_request_is_not_retried_when_a_retry_cannot_succeed(script: Script, lines: tuple[str, ...]) -> None:
     async with relaying(talking(script), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway, *lines)
-    assert told(found)[1:] == ("1", "false")
+    assert retry_fields(found)[1:] == ("1", "false")
     assert len(asked(upstream)) == 1
     if found.status == 429:
         assert int(found.headers["retry-after"]) >= 2
 
 
-async def test_a_long_wait_is_told_as_the_upstream_told_it() -> None:
+async def test_long_retry_after_is_passed_through_unchanged() -> None:
     async with relaying(talking(refuses(429, None, ("Retry-After", "7200"))), MODELS="gpt") as (gateway, _):
         found = await ask(gateway)
     assert (found.status, found.headers["retry-after"], found.headers["retry-after-ms"]) == (429, "7200", "7200000")
 
 
-async def test_what_a_refusal_says_of_trying_again_passes() -> None:
+async def test_retry_headers_of_an_upstream_refusal_are_passed_through() -> None:
     busy = refuses(409, None, ("x-should-retry", "true"), ("retry-after-ms", "250"))
     async with relaying(talking(busy), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
-    assert told(found) == (409, "1", "true")
+    assert retry_fields(found) == (409, "1", "true")
     assert found.headers["retry-after-ms"] == "250"
     assert len(asked(upstream)) == 1
 
 
-async def test_two_failures_are_enough_and_the_client_is_told_not_to_try_either() -> None:
+async def test_second_failure_is_final_and_the_client_is_advised_not_to_retry() -> None:
     async with relaying(talking(refuses(500)), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
-    assert told(found) == (500, "2", "false")
+    assert retry_fields(found) == (500, "2", "false")
     assert len(asked(upstream)) == 2
 
 
-async def test_what_may_not_run_twice_does_not() -> None:
+async def test_non_repeatable_task_is_not_retried() -> None:
     async with relaying(answer(status=500, json={}), TASKS=ADD) as (gateway, upstream):
         found = await answered(gateway.url, post("/v1/tasks/add", b"{}"))
-    assert told(found) == (500, "1", "false")
+    assert retry_fields(found) == (500, "1", "false")
     assert len([request for request in upstream.requests if request.method == "POST"]) == 1
 
 
-async def test_however_much_fails_second_tries_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retries_stay_within_the_retry_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "PAUSE_S", 0.001)
     monkeypatch.setattr(dispatcher, "PAUSE_MARGIN_S", 0.0)
-    turns = [script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())]  # no breaker opens
+    turns = [
+        script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())
+    ]  # two successes per failure keep the breaker closed
     async with relaying(talking(in_turn(*turns)), MODELS="gpt") as (gateway, upstream):
         requests = 0
         while len(asked(upstream)) < 100:

@@ -1,4 +1,4 @@
-"""Silence: comments keep a client waiting, and what comes after them is told in the stream."""
+"""Keep-alive comments in silent streams, and errors after them in the stream."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from support.wiring import DESK, relaying
 
 
 def after(heard: asyncio.Event, script: Script) -> Script:
-    """The same answer, once that has happened."""
+    """Delay `script` until the event is set."""
 
     async def thinks(talk: Talk) -> None:
         await heard.wait()
@@ -31,7 +31,7 @@ def after(heard: asyncio.Event, script: Script) -> Script:
     return thinks
 
 
-async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_stream_is_kept_alive_by_comments_and_then_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
 
@@ -50,7 +50,7 @@ async def test_a_silent_stream_is_kept_alive_by_comments_and_then_served(monkeyp
     assert line["outcome"] == "served"
 
 
-async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_error_after_a_heartbeat_is_sent_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
     thinks = after(heard, answer(status=500, json={"error": {"message": "no"}}))
@@ -64,7 +64,7 @@ async def test_errors_after_a_heartbeat_are_in_the_stream(monkeypatch: pytest.Mo
     assert json.loads(events[-1][6:])["error"]["code"] == "upstream_bad_response"
 
 
-async def test_comments_and_the_error_at_the_end_count_as_bytes_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeats_and_the_final_error_count_as_response_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
     thinks = after(heard, answer(status=500, json={"error": {"message": "no"}}))
@@ -82,7 +82,7 @@ async def test_comments_and_the_error_at_the_end_count_as_bytes_of_the_answer(mo
     assert line["bytes_out"] == len(got)
 
 
-async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upstream_refusal_after_a_heartbeat_is_sent_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
 
@@ -101,7 +101,7 @@ async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pyt
     assert (line["status"], line["outcome"]) == (200, "refused")
 
 
-async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_generator_that_pauses_is_kept_alive_by_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
         await read_head(reader)
@@ -112,7 +112,7 @@ async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.Mon
     assert 'data: {"part":2}' in events
 
 
-async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_whole_response_after_a_heartbeat_becomes_an_error_in_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
     heard = asyncio.Event()
 
@@ -133,7 +133,7 @@ async def test_a_whole_answer_after_a_heartbeat_is_told_in_the_stream(monkeypatc
     assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
 
 
-async def test_what_a_client_takes_for_a_comment_is_its_time_and_not_the_backends(
+async def test_time_spent_writing_heartbeats_counts_as_client_write_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(handler, "HEARTBEAT_S", 0.02)
@@ -160,4 +160,4 @@ async def test_what_a_client_takes_for_a_comment_is_its_time_and_not_the_backend
         _, is_whole = await all_events(reader)
         line = await gateway.line()
     assert is_whole
-    assert line["t_write_ms"] >= 1000 * sum(took_s[1:])  # the first may be before there is an answer
+    assert line["t_write_ms"] >= 1000 * sum(took_s[1:])  # the first write may precede the response

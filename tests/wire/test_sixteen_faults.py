@@ -1,7 +1,8 @@
-"""The sixteen faults of an upstream, with a healthy second one: openai-python gets its answer, or the error it should.
+"""Sixteen upstream faults with a healthy second upstream, via openai-python.
 
-The list is that of the Failover Bench (github.com/failoverbench/failoverbench); no gateway it measured passes
-more than eleven. Times are scaled down: what takes 20 s there is here longer than the limits set.
+The client gets the response, or the correct error. The list of faults is that of the Failover Bench
+(github.com/failoverbench/failoverbench); no gateway it measured passes more than eleven. Times are scaled down: a
+20 s fault there is here a fault longer than the configured limits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 
 
 @BOTH
-async def test_01_after_a_429_the_second_serves_and_the_first_has_its_pause(stream: bool) -> None:
+async def test_01_second_backend_serves_after_a_429_and_the_first_is_paused(stream: bool) -> None:
     busy = refuses(429, None, ("Retry-After", "30"))
     async with between(busy, SECOND) as (gateway, one, two):
         assert [await ask(gateway, stream=stream) for _ in range(3)] == [TEXT] * 3
@@ -44,50 +45,50 @@ async def test_01_after_a_429_the_second_serves_and_the_first_has_its_pause(stre
 
 
 @BOTH
-async def test_02_in_a_storm_of_429_every_client_is_served(stream: bool) -> None:
+async def test_02_every_client_is_served_during_a_storm_of_429(stream: bool) -> None:
     async with between(refuses(429), SECOND) as (gateway, one, _):
         assert await asyncio.gather(*[ask(gateway, stream=stream) for _ in range(30)]) == [TEXT] * 30
         at_first = len(asked(one))
         assert await asyncio.gather(*[ask(gateway, stream=stream) for _ in range(30)]) == [TEXT] * 30
-    assert len(asked(one)) <= at_first + 2  # by then its breaker is open; a try now and then
+    assert len(asked(one)) <= at_first + 2  # the breaker is open by then; only half-open trials reach it
 
 
 @BOTH
-async def test_03_one_500_is_not_seen(stream: bool) -> None:
+async def test_03_single_500_is_hidden_from_the_client(stream: bool) -> None:
     async with between(in_turn(refuses(500), Speaker()), SECOND) as (gateway, one, two):
         assert [await ask(gateway, stream=stream) for _ in range(3)] == [TEXT] * 3
     assert (len(asked(one)), len(asked(two))) == (3, 1)
 
 
 @BOTH
-async def test_04_a_503_is_not_seen(stream: bool) -> None:
+async def test_04_503_is_hidden_from_the_client(stream: bool) -> None:
     async with between(refuses(503), SECOND) as (gateway, *_):
         assert await ask(gateway, stream=stream) == TEXT
 
 
 @BOTH
-async def test_05_a_reset_is_not_seen(stream: bool) -> None:
+async def test_05_connection_reset_is_hidden_from_the_client(stream: bool) -> None:
     async with between(reset(), SECOND) as (gateway, *_):
         assert await ask(gateway, stream=stream) == TEXT
 
 
 @BOTH
-async def test_06_one_that_never_answers_is_given_up(stream: bool) -> None:
+async def test_06_upstream_that_never_answers_is_abandoned(stream: bool) -> None:
     gone = asyncio.Event()
     async with between(stall(gone=gone), SECOND) as (gateway, *_):
         began = time.monotonic()
         assert await ask(gateway, stream=stream) == TEXT
-        assert time.monotonic() - began < 20  # long before any limit of the defaults
+        assert time.monotonic() - began < 20  # far below every default timeout
         await asyncio.wait_for(gone.wait(), 5)
 
 
-async def test_06_one_that_has_gone_silent_is_not_tried_on_everybody() -> None:
+async def test_06_silent_upstream_is_not_tried_by_every_request() -> None:
     async with between(stall(), SECOND, USD_PER_REQUEST="0") as (gateway, one, _):
         assert [await ask(gateway) for _ in range(8)] == [TEXT] * 8
     assert len(asked(one)) <= 3
 
 
-async def test_07_a_first_token_that_takes_too_long_is_not_waited_for() -> None:
+async def test_07_slow_first_token_falls_back_to_the_second_backend() -> None:
     gone = asyncio.Event()
     first = stall(Speaker().opening(), gone=gone)
     async with between(first, SECOND) as (gateway, *_):
@@ -103,13 +104,13 @@ WAYS = pytest.mark.parametrize("settings", [PREFILL, {}], ids=["prefill", "resta
 
 @WAYS
 @pytest.mark.parametrize("how", MIDWAY)
-async def test_08_a_stream_that_is_cut_goes_on(how: str, settings: dict[str, str]) -> None:
+async def test_08_cut_stream_is_continued(how: str, settings: dict[str, str]) -> None:
     async with between(breaks(MIDWAY[how]), SECOND, **settings) as (gateway, *_):
         assert await ask(gateway) == TEXT
 
 
 @WAYS
-async def test_09_a_stream_that_stalls_goes_on(settings: dict[str, str]) -> None:
+async def test_09_stalled_stream_is_continued(settings: dict[str, str]) -> None:
     environ = {"GATEWAY_STALL_S": "0.2"}
     async with between(breaks(stall()), SECOND, environ=environ, **settings) as (gateway, *_):
         assert await ask(gateway) == TEXT
@@ -118,19 +119,19 @@ async def test_09_a_stream_that_stalls_goes_on(settings: dict[str, str]) -> None
 @WAYS
 @pytest.mark.parametrize("after", [0, 4])
 @pytest.mark.parametrize("data", ["{", '{"choices": 7}', "no json", '"text"', '{"error": {"message": "broken"}}'])
-async def test_10_a_malformed_event_is_not_passed_on(data: str, after: int, settings: dict[str, str]) -> None:
+async def test_10_malformed_event_is_not_relayed(data: str, after: int, settings: dict[str, str]) -> None:
     async with between(breaks(sends(event(data)), after=after), SECOND, **settings) as (gateway, *_):
         assert await ask(gateway) == TEXT
 
 
-async def says_no_done(talk: Talk) -> None:
+async def omits_done(talk: Talk) -> None:
     speaker = Speaker()
     events = speaker.events(WORDS) + event(speaker.said(finish_reason="stop"))
     await talk.send(speaker.opening() + events + LAST_CHUNK)
 
 
-async def test_11_a_missing_done_is_added_where_the_answer_is_complete() -> None:
-    async with between(says_no_done, SECOND) as (gateway, _, two), gateway.session() as http:
+async def test_11_missing_done_is_added_when_the_response_is_complete() -> None:
+    async with between(omits_done, SECOND) as (gateway, _, two), gateway.session() as http:
         assert await ask(gateway) == TEXT
         body = {"model": "gpt", "messages": [QUESTION], "stream": True}
         async with http.post(f"{gateway.url}/v1/chat/completions", json=body) as got:
@@ -139,7 +140,7 @@ async def test_11_a_missing_done_is_added_where_the_answer_is_complete() -> None
 
 
 @WAYS
-async def test_11_a_missing_done_is_a_cut_where_the_answer_is_not_complete(settings: dict[str, str]) -> None:
+async def test_11_missing_done_is_a_cut_when_the_response_is_incomplete(settings: dict[str, str]) -> None:
     async with between(breaks(sends(LAST_CHUNK)), SECOND, **settings) as (gateway, *_):
         assert await ask(gateway) == TEXT
 
@@ -159,7 +160,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-async def test_12_13_what_no_model_will_answer_is_told_and_nobody_else_is_asked(refusal: str) -> None:
+async def test_12_13_refusal_that_any_model_would_give_is_returned_without_fallback(refusal: str) -> None:
     async with between(REFUSALS[refusal], SECOND) as (gateway, one, two):
         for _ in range(8):
             with pytest.raises(openai.APIStatusError) as told:
@@ -172,7 +173,7 @@ async def test_12_13_what_no_model_will_answer_is_told_and_nobody_else_is_asked(
     assert (len(asked(one)), asked(two)) == (8, [])
 
 
-async def test_13_a_filter_that_ends_an_answer_is_its_end() -> None:
+async def test_13_content_filter_finish_reason_ends_the_response() -> None:
     async def filtered(talk: Talk) -> None:
         speaker = Speaker()
         ending = event(speaker.said(finish_reason="content_filter")) + event("[DONE]") + LAST_CHUNK
@@ -183,19 +184,19 @@ async def test_13_a_filter_that_ends_an_answer_is_its_end() -> None:
     assert asked(two) == []
 
 
-async def test_14_a_second_one_that_rejects_a_prefill_is_asked_from_the_beginning() -> None:
+async def test_14_backend_that_rejects_a_prefill_is_sent_the_original_request() -> None:
     async with between(breaks(cut()), Speaker(name="b", continues=False), **PREFILL) as (gateway, *_):
         assert await ask(gateway) == TEXT
 
 
-async def test_14_a_second_one_that_rejects_a_prefill_and_says_something_else_is_no_use() -> None:
+async def test_14_backend_that_rejects_a_prefill_and_generates_other_text_is_not_used() -> None:
     other = Speaker(name="b", continues=False, words=["Else."])
     async with between(breaks(cut()), other, **PREFILL) as (gateway, *_):
         with pytest.raises(openai.APIError):
             await ask(gateway)
 
 
-async def test_15_one_that_was_down_is_asked_again_soon_after_it_is_back() -> None:
+async def test_15_recovered_backend_is_used_again_within_30_s() -> None:
     async with between(refuses(500), SECOND) as (gateway, one, _):
         for _ in range(8):
             assert await ask(gateway) == TEXT
@@ -208,7 +209,7 @@ async def test_15_one_that_was_down_is_asked_again_soon_after_it_is_back() -> No
 
 
 @WAYS
-async def test_16_usage_is_accounted_once(settings: dict[str, str]) -> None:
+async def test_16_usage_is_reported_once(settings: dict[str, str]) -> None:
     async with (
         between(breaks(cut()), SECOND, **settings) as (gateway, *_),
         openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai,

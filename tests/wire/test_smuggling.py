@@ -1,4 +1,4 @@
-"""Nothing that two parsers read differently gets past us: alone, and behind the proxies people put in front."""
+"""Request smuggling: parser differentials, directly and behind proxies."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ async def gateway() -> AsyncIterator[RunningGateway]:
         yield running
 
 
-async def ask_for_itself(url: str) -> None:
-    """An honest request gets its own answer, and nobody else's."""
+async def check_own_response(url: str) -> None:
+    """Assert that a valid request gets its own response, not that of another."""
     mark = f"mark-{next(_marks)}"
     answer = await answered(url, post("/v1/tasks/say", f'"{mark}"'.encode()))
     assert (answer.status, answer.json) == (200, {"result": mark})
@@ -46,13 +46,13 @@ def check_log(gateway: RunningGateway) -> None:
     assert "Traceback" not in str(gateway.lines.all)
 
 
-def test_the_corpus_is_as_large_as_it_should_be_and_has_no_case_twice() -> None:
+def test_smuggling_corpus_is_large_enough_and_has_no_duplicates() -> None:
     assert len(CORPUS) >= 60
     assert len({case.data for case in CORPUS}) == len({case.name for case in CORPUS}) == len(CORPUS)
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=str)
-async def test_what_is_ambiguous_is_refused_in_our_words_and_ends_the_connection(
+async def test_ambiguous_request_is_rejected_in_the_envelope_and_the_connection_closes(
     case: Smuggled, gateway: RunningGateway
 ) -> None:
     async with connected(gateway.url) as (reader, writer):
@@ -68,7 +68,7 @@ async def test_what_is_ambiguous_is_refused_in_our_words_and_ends_the_connection
         assert b"200 OK" not in rest
     assert rest.count(b"HTTP/1.1 ") <= 1
     assert [line for line in gateway.lines.of("request.finished") if line["model"] == "smuggled"] == []
-    await ask_for_itself(gateway.url)
+    await check_own_response(gateway.url)
     check_log(gateway)
 
 
@@ -132,32 +132,35 @@ async def behind(make: Callable[[Path, int, str], list[str]], folder: Path, url:
         yield f"http://127.0.0.1:{port}"
 
 
-async def send_and_go_on(url: str, case: Smuggled) -> None:
-    """Whatever the proxy makes of it; then the next ones, over the same connections to the gateway, get their own."""
+async def send_then_check(url: str, case: Smuggled) -> None:
+    """Send a case through the proxy; assert that the next request gets its response.
+
+    The proxy reuses its connections to the gateway. The response to the case itself does not matter.
+    """
     async with connected(url) as (reader, writer):
         writer.write(case.data)
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(0.2):
                 await reader.read(65536)
-    await ask_for_itself(url)
+    await check_own_response(url)
 
 
 @pytest.mark.parametrize(
     "make", [pytest.param(_haproxy, marks=needs("haproxy")), pytest.param(_nginx, marks=needs("nginx"))]
 )
-async def test_behind_a_proxy_nothing_is_smuggled_and_everybody_gets_their_own_answer(
+async def test_request_smuggling_fails_behind_a_proxy_and_every_client_gets_its_own_response(
     make: Callable[[Path, int, str], list[str]], gateway: RunningGateway, tmp_path: Path
 ) -> None:
     async with behind(make, tmp_path, gateway.url) as url:
         for start in range(0, len(CORPUS), 16):
-            await asyncio.gather(*(send_and_go_on(url, case) for case in CORPUS[start : start + 16]))
+            await asyncio.gather(*(send_then_check(url, case) for case in CORPUS[start : start + 16]))
     check_log(gateway)
     served = [line for line in gateway.lines.of("request.finished") if line["model"] is not None]
     assert len(served) >= len(CORPUS)
     assert [line for line in served if line["trace_id"] != TRACE_ID] == []
 
 
-# ── bodies, paths ────────────────────────────────────────────────────────────────────────────────
+# ── hostile bodies and paths ─────────────────────────────────────────────────────────────────────
 
 DEEP = 200_000
 HOSTILE_BODIES = {
@@ -184,7 +187,7 @@ HOSTILE_BODIES = {
 
 @pytest.mark.parametrize("name", HOSTILE_BODIES)
 @pytest.mark.parametrize("path", ["/v1/tasks/say", "/v1/chat/completions", "/v1/embeddings"])
-async def test_hostile_json_is_400_before_anybody_is_asked(path: str, name: str, gateway: RunningGateway) -> None:
+async def test_hostile_json_is_400_before_a_backend_is_tried(path: str, name: str, gateway: RunningGateway) -> None:
     answer = await answered(gateway.url, post(path, HOSTILE_BODIES[name]))
     assert (answer.status, answer.json["error"]["code"]) == (400, "bad_request")
     line = await gateway.line()
@@ -201,7 +204,7 @@ async def test_hostile_json_is_400_before_anybody_is_asked(path: str, name: str,
         "/v1/tasks/%ed%a0%80", "/v1/tasks/%c0%ae%c0%ae", "/.git/config", "*",
     ],
 )  # fmt: skip
-async def test_a_path_that_walks_about_is_4xx_and_reaches_nothing(path: str, gateway: RunningGateway) -> None:
+async def test_path_traversal_is_4xx_and_reaches_no_route(path: str, gateway: RunningGateway) -> None:
     answer = await answered(gateway.url, post(path, b"1"))
     assert 400 <= answer.status < 500
     assert re.fullmatch(r"bad_request|not_found|method_not_allowed", answer.json["error"]["code"])

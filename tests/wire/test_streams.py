@@ -1,4 +1,4 @@
-"""Streams over real sockets: relayed as they come, never complete when they are not, ended when nobody reads."""
+"""Streams over real sockets: relaying, breaks, disconnects and slow readers."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from support.upstream import (
 )
 from support.wiring import DESK, cloud, relaying
 
-ATTEMPTS = 5  # of a measurement on a machine that does other things too
+ATTEMPTS = 5  # the best of several measurements counts: the machine may be loaded
 
 
 # ── relayed as it arrives ────────────────────────────────────────────────────────────────────────
 
 
-async def test_an_event_reaches_the_client_before_the_upstream_says_the_next() -> None:
+async def test_event_reaches_the_client_before_the_upstream_sends_the_next() -> None:
     heard = asyncio.Event()
 
     async def one_by_one(talk: Talk) -> None:
@@ -71,7 +71,7 @@ async def test_an_event_reaches_the_client_before_the_upstream_says_the_next() -
     assert (line["outcome"], line["attempts"], line["status"]) == ("served", 1, 200)
 
 
-async def test_a_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
+async def test_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
         events, is_whole = await all_events(reader)
@@ -82,7 +82,7 @@ async def test_a_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
     assert unhandled == []
 
 
-async def test_the_timing_comment_is_not_for_clients_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_timing_comment_is_not_sent_to_remote_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "is_local", lambda _: False)
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
@@ -91,7 +91,7 @@ async def test_the_timing_comment_is_not_for_clients_elsewhere(monkeypatch: pyte
     assert events[-1] == "data: [DONE]"
 
 
-# ── cut ──────────────────────────────────────────────────────────────────────────────────────────
+# ── broken streams ───────────────────────────────────────────────────────────────────────────────
 
 
 async def resets(talk: Talk) -> None:
@@ -109,7 +109,7 @@ async def ends_too_early(talk: Talk) -> None:
     await talk.send(OPENING + event(said("to ")) + event(said("be")) + LAST_CHUNK)
 
 
-async def talks_nonsense(talk: Talk) -> None:
+async def sends_invalid_json(talk: Talk) -> None:
     await talk.send(OPENING + event(said("to ")) + event(said("be")) + chunk(b"data: {half\n\n"))
 
 
@@ -117,13 +117,11 @@ async def reports_an_error(talk: Talk) -> None:
     await talk.send(OPENING + event(said("to ")) + event(said("be")) + event({"error": {"message": "out of memory"}}))
 
 
-CUTS = [resets, hangs_up, ends_too_early, talks_nonsense, reports_an_error]
+CUTS = [resets, hangs_up, ends_too_early, sends_invalid_json, reports_an_error]
 
 
 @pytest.mark.parametrize("script", CUTS, ids=lambda script: script.__name__)
-async def test_a_stream_that_is_cut_ends_in_an_error_and_an_aborted_connection(
-    script: Script, unhandled: list[Any]
-) -> None:
+async def test_cut_stream_ends_in_an_error_and_an_aborted_connection(script: Script, unhandled: list[Any]) -> None:
     async with relaying(chatting(script), MODELS="gpt") as (gateway, _), streaming(gateway) as (reader, _):
         status, headers = await read_head(reader)
         raw = await read_to_end(reader)
@@ -140,7 +138,7 @@ async def test_a_stream_that_is_cut_ends_in_an_error_and_an_aborted_connection(
 
 
 @pytest.mark.parametrize("script", CUTS, ids=lambda script: script.__name__)
-async def test_openais_client_raises_for_a_stream_that_is_cut(script: Script) -> None:
+async def test_openai_client_raises_when_a_stream_is_cut(script: Script) -> None:
     async with relaying(chatting(script), MODELS="gpt") as (gateway, _), client(gateway) as ai:
         stream = await ai.chat.completions.create(model="gpt", messages=[{"role": "user", "content": "x"}], stream=True)
         with pytest.raises((openai.APIError, openai.APIConnectionError)):
@@ -148,7 +146,7 @@ async def test_openais_client_raises_for_a_stream_that_is_cut(script: Script) ->
                 pass
 
 
-async def test_a_client_of_http_1_0_sees_a_cut_stream_as_a_reset() -> None:
+async def test_http_1_0_client_sees_a_cut_stream_as_a_reset() -> None:
     async with relaying(chatting(hangs_up), MODELS="gpt") as (gateway, _), connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/chat/completions", asked()).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
         heard = await reader.readuntil(b'"error"')
@@ -157,7 +155,7 @@ async def test_a_client_of_http_1_0_sees_a_cut_stream_as_a_reset() -> None:
     assert b"to " in heard
 
 
-async def test_a_generator_that_raises_midway_is_no_complete_stream() -> None:
+async def test_generator_that_raises_midway_ends_in_an_error() -> None:
     async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/breaks", b"") as (reader, _):
         await read_head(reader)
         events, is_whole = await all_events(reader)
@@ -167,7 +165,7 @@ async def test_a_generator_that_raises_midway_is_no_complete_stream() -> None:
     assert not is_whole
 
 
-async def test_a_gap_longer_than_allowed_ends_the_stream_in_a_deadline_error() -> None:
+async def test_stalled_stream_ends_in_a_deadline_error() -> None:
     gone = asyncio.Event()
     script = chatting(stall(OPENING + event(said("to ")), gone=gone))
     environ = {"GATEWAY_STALL_S": "0.05"}
@@ -181,7 +179,7 @@ async def test_a_gap_longer_than_allowed_ends_the_stream_in_a_deadline_error() -
     assert line["outcome"] == "timed_out"
 
 
-async def test_no_content_within_the_time_allowed_is_504_and_nothing_was_begun() -> None:
+async def test_stream_without_content_within_the_first_byte_timeout_is_504() -> None:
     gone = asyncio.Event()
     script = chatting(stall(OPENING + event(ROLE), gone=gone))
     environ = {"GATEWAY_FIRST_BYTE_S": "0.05"}
@@ -191,11 +189,11 @@ async def test_no_content_within_the_time_allowed_is_504_and_nothing_was_begun()
     assert status == 504
 
 
-# ── who leaves ───────────────────────────────────────────────────────────────────────────────────
+# ── disconnecting and slow clients ───────────────────────────────────────────────────────────────
 
 
 async def closed_after_s(script_of: Callable[[asyncio.Event], Script], *, reads: bool) -> float:
-    """Seconds from a client's leaving to the upstream's seeing its connection closed."""
+    """Return the seconds from the client's disconnect until the upstream sees it."""
     began, gone = asyncio.Event(), asyncio.Event()
 
     async def script(talk: Talk) -> None:
@@ -218,18 +216,18 @@ async def closed_after_s(script_of: Callable[[asyncio.Event], Script], *, reads:
     return seconds
 
 
-async def test_a_client_that_leaves_a_stream_closes_the_upstream_within_a_tenth_of_a_second() -> None:
+async def test_client_that_leaves_a_stream_closes_the_upstream_within_100_ms() -> None:
     def script(gone: asyncio.Event) -> Script:
         return stall(OPENING + event(said("to ")), gone=gone)
 
     assert min([await closed_after_s(script, reads=True) for _ in range(ATTEMPTS)]) <= 0.1
 
 
-async def test_a_client_that_leaves_before_the_answer_closes_the_upstream_within_a_tenth_of_a_second() -> None:
+async def test_client_that_leaves_before_the_response_closes_the_upstream_within_100_ms() -> None:
     assert min([await closed_after_s(lambda gone: stall(gone=gone), reads=False) for _ in range(ATTEMPTS)]) <= 0.1
 
 
-async def test_a_client_that_leaves_while_its_request_waits_in_line_is_forgotten() -> None:
+async def test_queued_request_is_removed_when_its_client_disconnects() -> None:
     environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     async with running_gateway(**environ) as gateway, connected(gateway.url) as (_, first):
         first.write(post("/v1/tasks/wait"))
@@ -245,7 +243,7 @@ async def test_a_client_that_leaves_while_its_request_waits_in_line_is_forgotten
         assert not Desk.left.is_set()
 
 
-async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_read_a_stream_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
     script = chatting(endless(OPENING, event(said("x" * 60_000))))
     async with relaying(script, MODELS="gpt") as (gateway, upstream), streaming(gateway):
@@ -255,7 +253,7 @@ async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyP
     assert line["t_write_ms"] >= 90
 
 
-async def test_a_slow_reader_slows_the_backend_instead_of_filling_memory() -> None:
+async def test_slow_reader_applies_backpressure_to_the_backend() -> None:
     pieces = 0
 
     async def counting(talk: Talk) -> None:
@@ -276,7 +274,7 @@ async def test_a_slow_reader_slows_the_backend_instead_of_filling_memory() -> No
 
 
 async def settled(value: Callable[[], int], turns: int = 2000) -> None:
-    """Turn the loop until `value` has stayed the same for that many turns."""
+    """Run the event loop until `value` was constant for `turns` iterations."""
     async with asyncio.timeout(10):
         seen, same = -1, 0
         while same < turns:
@@ -285,7 +283,7 @@ async def settled(value: Callable[[], int], turns: int = 2000) -> None:
             seen = value()
 
 
-# ── nothing is committed before the first content ────────────────────────────────────────────────
+# ── fallback before the first content ────────────────────────────────────────────────────────────
 
 
 async def dies_after_its_role(talk: Talk) -> None:
@@ -302,7 +300,7 @@ async def is_empty(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("first", [dies_after_its_role, errs_in_its_first_event, is_empty], ids=lambda s: s.__name__)
-async def test_a_backend_that_dies_before_its_first_content_is_never_seen_by_the_client(first: Script) -> None:
+async def test_backend_that_dies_before_its_first_content_is_hidden_from_the_client(first: Script) -> None:
     second = sse(said(delta={"role": "assistant", "content": ""}), said("whole"), FINISH)
     async with Upstream(chatting(first)) as bad, Upstream(chatting(second)) as good:
         environ = cloud(bad.url, "cheap", MODELS="gpt") | cloud(good.url, "dear", MODELS="gpt", USD_PER_REQUEST="9")
@@ -319,7 +317,7 @@ async def test_a_backend_that_dies_before_its_first_content_is_never_seen_by_the
     assert asked_of == [1, 1]
 
 
-async def test_after_the_first_content_nobody_takes_over_who_says_something_else() -> None:
+async def test_backend_generating_other_text_does_not_continue_after_the_first_content() -> None:
     async with Upstream(chatting(hangs_up)) as bad, Upstream(chatting(sse(said("other"), FINISH))) as good:
         environ = cloud(bad.url, "cheap", MODELS="gpt") | cloud(good.url, "dear", MODELS="gpt", USD_PER_REQUEST="9")
         async with running_gateway(**environ, GATEWAY_POLICY__USD="1") as gateway, streaming(gateway) as (reader, _):
@@ -329,10 +327,10 @@ async def test_after_the_first_content_nobody_takes_over_who_says_something_else
     assert len([r for r in good.requests if r.method == "POST"]) == 1
 
 
-# ── relayed, whatever it is ───────────────────────────────────────────────────────────────────────
+# ── other relayed requests ────────────────────────────────────────────────────────────────────────
 
 
-async def test_events_that_nobody_knows_how_a_client_asked_for_are_relayed_as_they_come() -> None:
+async def test_events_are_relayed_when_the_path_has_no_known_stream_option() -> None:
     spoken = {"type": "speech.audio.delta", "audio": "AAAA"}
     script = by_path({"/v1/audio/speech": sse(spoken, {"type": "speech.audio.done"}, done=False)})
     body = b'{"model":"gpt","input":"x","voice":"v","stream_format":"sse"}'
@@ -380,7 +378,7 @@ async def chunks_of(ai: openai.AsyncOpenAI, model: str, **options: Any) -> list[
 
 
 @pytest.mark.parametrize("with_usage", [True, False])
-async def test_openais_client_reads_a_stream_made_here(with_usage: bool) -> None:
+async def test_openai_client_reads_a_stream_generated_by_the_gateway(with_usage: bool) -> None:
     options = {"stream_options": {"include_usage": True}} if with_usage else {}
     async with running_gateway(**DESK) as gateway, client(gateway) as ai:
         chunks = await chunks_of(ai, "clerk", **options)
@@ -394,7 +392,7 @@ async def test_openais_client_reads_a_stream_made_here(with_usage: bool) -> None
     assert (chunks[-1].choices == []) is with_usage
 
 
-async def test_openais_client_reads_a_relayed_stream_with_its_usage() -> None:
+async def test_openai_client_reads_a_relayed_stream_with_its_usage() -> None:
     usage = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4.1-2025", "choices": [],
              "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}}  # fmt: skip
     script = chatting(sse(ROLE, said("to "), said("be"), FINISH, usage))
@@ -407,7 +405,7 @@ async def test_openais_client_reads_a_relayed_stream_with_its_usage() -> None:
     assert (sent["model"], sent["stream_options"]) == ("gpt", {"include_usage": True})
 
 
-async def test_a_client_that_wants_no_stream_gets_a_whole_from_a_backend_that_streams() -> None:
+async def test_client_without_stream_gets_a_whole_response_from_a_streaming_backend() -> None:
     async with running_gateway(**DESK) as gateway, client(gateway) as ai:
         got = await ai.chat.completions.create(model="clerk", messages=[{"role": "user", "content": "x"}])
         raw = await ai.completions.with_raw_response.create(model="clerk", prompt="x")
@@ -418,7 +416,7 @@ async def test_a_client_that_wants_no_stream_gets_a_whole_from_a_backend_that_st
     assert raw.headers["x-gateway-site"] == "edge"
 
 
-async def test_openais_client_raises_the_class_that_fits_each_error() -> None:
+async def test_openai_client_raises_the_matching_class_for_each_error() -> None:
     async with running_gateway(**DESK) as gateway, client(gateway) as ai:
         with pytest.raises(openai.NotFoundError) as caught:
             await chunks_of(ai, "clark")

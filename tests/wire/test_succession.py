@@ -1,4 +1,4 @@
-"""A backend that changes while it serves: who is asked meanwhile, and that nobody is refused for it."""
+"""Replacing a backend during a reload: requests are served throughout."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ CANARY = backend("bird", "support.canary:Canary")
 
 
 @pytest.fixture(autouse=True)
-def _good_again() -> Iterator[None]:
+def _reset_rascal() -> Iterator[None]:
     yield
     Rascal.says, Rascal.broken = [], ""
 
 
 async def reload(gateway: RunningGateway, **environ: str) -> None:
-    """As SIGHUP does: it does not wait for backends to come and go."""
+    """Reload as SIGHUP does, without waiting for backends to open and close."""
     state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
     await gateway.service.reload(load(LOOPBACK | state | environ))
 
@@ -50,7 +50,7 @@ async def is_at_rest(gateway: RunningGateway) -> None:
     assert not gateway.service.lanes._retired
 
 
-async def test_what_only_the_policy_reads_changes_in_place_whatever_the_backend_is_doing() -> None:
+async def test_policy_settings_change_in_place_while_the_backend_is_busy() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         member = gateway.service.registry.members["desk"]
         writer.write(WAIT)
@@ -68,7 +68,7 @@ async def test_what_only_the_policy_reads_changes_in_place_whatever_the_backend_
         await is_at_rest(gateway)
 
 
-async def test_a_new_backend_does_not_wait_for_one_that_goes() -> None:
+async def test_new_backend_does_not_wait_for_a_closing_one() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(WAIT)
         await Desk.waiting.wait()
@@ -81,7 +81,7 @@ async def test_a_new_backend_does_not_wait_for_one_that_goes() -> None:
         await is_at_rest(gateway)
 
 
-async def test_a_changed_backend_serves_on_while_the_old_one_finishes_beside() -> None:
+async def test_changed_backend_serves_while_the_old_one_finishes() -> None:
     async with running_gateway(**OFF_SITE_DESK) as gateway, connected(gateway.url) as (reader, writer):
         old = gateway.service.registry.members["far"]
         writer.write(WAIT)
@@ -99,7 +99,7 @@ async def test_a_changed_backend_serves_on_while_the_old_one_finishes_beside() -
 
 
 @pytest.mark.parametrize(("change", "wanted"), [("REPEATABLE", 200), ("TASKS", 503)])
-async def test_who_waits_in_line_is_served_by_the_new_one_where_that_does_the_same(change: str, wanted: int) -> None:
+async def test_queued_request_moves_to_the_replacement_if_it_is_equivalent(change: str, wanted: int) -> None:
     narrow = {**OFF_SITE_DESK, "GATEWAY_BACKENDS__FAR__SLOTS": "1"}
     to = {"REPEATABLE": "true", "TASKS": "count"}[change]
     async with (
@@ -120,10 +120,10 @@ async def test_who_waits_in_line_is_served_by_the_new_one_where_that_does_the_sa
 
 
 @pytest.mark.parametrize("lanes_hear_of_it", [True, False])
-async def test_what_may_not_leave_stays_where_it_waits_when_another_backend_is_moved_off_the_site(
+async def test_queued_edge_only_request_stays_when_a_candidate_moves_to_the_cloud(
     monkeypatch: pytest.MonkeyPatch, lanes_hear_of_it: bool
 ) -> None:
-    """Decided among two here; one of them is in the cloud by the time there is room for it."""
+    """Queue for two edge backends; one moves to the cloud before a slot is free."""
     monkeypatch.setattr(Turnstile, "gates", {})
     monkeypatch.setattr(Turnstile, "standing", set())
     both = TURNSTILES["a"] | TURNSTILES["b"]
@@ -156,7 +156,7 @@ async def test_what_may_not_leave_stays_where_it_waits_when_another_backend_is_m
         assert gateway.lines.of("egress.refused") == []
 
 
-async def test_until_the_new_one_has_opened_the_old_one_serves() -> None:
+async def test_old_backend_serves_until_its_replacement_has_opened() -> None:
     old_late = backend("late", "support.latecomer:Latecomer", SITE="cloud", OPENS_AT_ONCE="true")
     new_late = backend("late", "support.latecomer:Latecomer", SITE="cloud")
     async with running_gateway(**old_late) as gateway:
@@ -172,7 +172,7 @@ async def test_until_the_new_one_has_opened_the_old_one_serves() -> None:
         assert await status(gateway, LATE) == 200
 
 
-async def test_what_is_asked_from_an_upstream_is_known_before_the_new_one_has_the_name() -> None:
+async def test_upstream_model_list_is_loaded_before_the_replacement_takes_over() -> None:
     script = by_path({"/v1/models": answer(json={"data": [{"id": "m"}]})}, answer(status=404, json={}))
     async with relaying(script) as (gateway, upstream):
         old = gateway.service.registry.members["cloud"]
@@ -183,7 +183,7 @@ async def test_what_is_asked_from_an_upstream_is_known_before_the_new_one_has_th
         await is_at_rest(gateway)
 
 
-async def test_settings_taken_back_before_the_new_one_has_opened_leave_the_old_one_and_cancel_that() -> None:
+async def test_reverted_settings_cancel_the_opening_replacement_and_keep_the_old_backend() -> None:
     old_late = backend("late", "support.latecomer:Latecomer", SITE="cloud", OPENS_AT_ONCE="true")
     new_late = backend("late", "support.latecomer:Latecomer", SITE="cloud")
     async with running_gateway(**old_late) as gateway:
@@ -193,14 +193,14 @@ async def test_settings_taken_back_before_the_new_one_has_opened_leave_the_old_o
         await until(lambda: Latecomer.may_open is not opened_before)
         assert len(lives) == 2
         await reload(gateway, **old_late)
-        await until(lambda: len(lives) == 1)  # though it would never have opened
+        await until(lambda: len(lives) == 1)  # the replacement would never have opened
         await is_at_rest(gateway)
         assert gateway.service.registry.members["late"] is old
         assert (old.state, await status(gateway, LATE)) == ("serving", 200)
         assert gateway.lines.of("backend.failed_to_open") == []
 
 
-async def test_one_that_cannot_open_takes_the_name_nonetheless_for_its_settings_are_what_was_asked_for() -> None:
+async def test_replacement_that_fails_to_open_still_replaces_the_old_backend() -> None:
     async with running_gateway(**OFF_SITE_DESK) as gateway:
         await reload(gateway, **OFF_SITE_DESK, GATEWAY_BACKENDS__FAR__REFUSES_TO_OPEN="true")
         await is_at_rest(gateway)
@@ -212,7 +212,7 @@ async def test_one_that_cannot_open_takes_the_name_nonetheless_for_its_settings_
         assert await status(gateway, SAY) == 200
 
 
-async def test_what_may_hold_a_device_closes_before_its_successor_opens() -> None:
+async def test_backend_that_may_hold_a_device_closes_before_its_replacement_opens() -> None:
     async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
         old = gateway.service.registry.members["desk"]
         writer.write(WAIT)
@@ -228,7 +228,7 @@ async def test_what_may_hold_a_device_closes_before_its_successor_opens() -> Non
         assert (old.state, await status(gateway, SAY)) == ("closed", 200)
 
 
-async def test_a_reload_tries_a_backend_again_that_had_failed() -> None:
+async def test_reload_reopens_a_failed_backend() -> None:
     rascal = backend("bad", "support.rascals:Rascal")
     Rascal.broken = "the line is unplugged"
     async with running_gateway(**rascal) as gateway:
@@ -240,7 +240,7 @@ async def test_a_reload_tries_a_backend_again_that_had_failed() -> None:
         assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 200
 
 
-async def test_a_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quarantine, "RAISES", 2)
     faulty = backend("bad", "support.faulty:Faulty")
     async with running_gateway(**faulty) as gateway:
@@ -253,7 +253,7 @@ async def test_a_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> No
         assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 200
 
 
-async def test_a_gateway_stops_in_the_middle_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gateway_stops_during_a_backend_replacement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.service.DRAIN_S", 0.1)
     async with running_gateway(**DESK, **OFF_SITE_DESK) as gateway, connected(gateway.url) as (_, writer):
         writer.write(WAIT)
@@ -262,7 +262,7 @@ async def test_a_gateway_stops_in_the_middle_of_a_change(monkeypatch: pytest.Mon
     assert gateway.service.registry.stuck() == []
 
 
-async def test_what_was_learned_of_a_backend_that_comes_back_as_it_was_stays() -> None:
+async def test_measurements_are_kept_when_a_backend_returns_unchanged() -> None:
     for plugin in (backend("bad", "support.rascals:Rascal"), backend("bad", "support.rascals:Rascal", SITE="cloud")):
         Rascal.broken = "the line is unplugged"
         async with running_gateway(**plugin) as gateway:
@@ -276,7 +276,7 @@ async def test_what_was_learned_of_a_backend_that_comes_back_as_it_was_stays() -
             assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 0
 
 
-# ── what systemd hears ───────────────────────────────────────────────────────────────────────────
+# ── systemd notification ─────────────────────────────────────────────────────────────────────────
 
 
 async def reloading(
@@ -301,7 +301,7 @@ async def reloading(
     return task, said
 
 
-async def test_who_stops_during_a_reload_does_not_say_that_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stop_during_a_reload_sends_no_ready_to_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     task, said = await reloading(monkeypatch, asyncio.get_running_loop().create_future())
     task.cancel()
     await asyncio.wait({task})
@@ -309,7 +309,7 @@ async def test_who_stops_during_a_reload_does_not_say_that_it_is_ready(monkeypat
 
 
 @pytest.mark.parametrize("raised", [RuntimeError(SECRET), Panic(SECRET), asyncio.CancelledError()])
-async def test_a_reload_that_breaks_is_told_without_words_and_the_next_is_heard(
+async def test_reload_that_raises_is_logged_without_its_text_and_the_next_one_runs(
     monkeypatch: pytest.MonkeyPatch, raised: BaseException
 ) -> None:
     async with running_gateway(**DESK) as gateway:

@@ -1,4 +1,4 @@
-"""TLS and mutual TLS on the data listener, and how many may be connected."""
+"""TLS and mutual TLS on the data listener, and connection limits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE = "127.0.0.1"
 
 
 class Files:
-    """A certificate authority, and a server's certificate in files."""
+    """A certificate authority, and a server certificate in files."""
 
     def __init__(self, folder: Path) -> None:
         self.ca, self.folder = trustme.CA(), folder
@@ -46,14 +46,14 @@ class Files:
         return self.environ | {"GATEWAY_TLS__CLIENT_CA_FILE": str(self.ca_file)}
 
     def client(self, *, ca: trustme.CA | None = None) -> ssl.SSLContext:
-        """A client that trusts the server; with a certificate of `ca`."""
+        """Return a client context that trusts the server and has a certificate of `ca`."""
         context = ssl.create_default_context(cafile=str(self.ca_file))
         if ca is not None:
             ca.issue_cert("client.example").configure_cert(context)
         return context
 
     def keys(self, **rules: dict[str, Any]) -> dict[str, str]:
-        """A keys file; every secret is `a…`."""
+        """Write a keys file; every secret consists of the letter a."""
         path = self.folder / "keys.json"
         secret = hash_of("a" * SECRET_CHARS)
         write_keys(path, {name: Key(sha256=secret, **rule) for name, rule in rules.items()})
@@ -75,14 +75,14 @@ async def status(gateway: RunningGateway, context: ssl.SSLContext, *, path: str 
         return answer.status
 
 
-async def test_a_client_that_trusts_the_certificate_is_served(files: Files) -> None:
+async def test_client_that_trusts_the_certificate_is_served(files: Files) -> None:
     async with running_gateway(**DESK, **files.environ) as gateway:
         assert await status(gateway, files.client()) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await status(gateway, ssl.create_default_context())
 
 
-async def test_a_client_without_the_right_certificate_is_not_served_where_one_is_asked_for(files: Files) -> None:
+async def test_client_without_a_valid_certificate_is_rejected_by_mutual_tls(files: Files) -> None:
     async with running_gateway(**DESK, **files.mutual) as gateway:
         assert await status(gateway, files.client(ca=files.ca)) == 200
         for context in (files.client(), files.client(ca=trustme.CA())):
@@ -91,17 +91,19 @@ async def test_a_client_without_the_right_certificate_is_not_served_where_one_is
         assert len(gateway.lines.of("request.finished")) == 1
 
 
-async def test_a_certificate_is_as_good_as_the_key_that_names_it_and_allows_no_more(files: Files) -> None:
+async def test_client_certificate_grants_exactly_the_rights_of_the_key_that_names_it(files: Files) -> None:
     keys = files.keys(sensor={"certificate": "client.example", "tasks": ("say",)}, other={})
     async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
         sensor = files.client(ca=files.ca)
         assert await status(gateway, sensor) == 200
         assert await status(gateway, sensor, path="count") == 403
         assert await status(gateway, sensor, path="count", key="egw_other_" + "a" * SECRET_CHARS) == 200
-        assert await status(gateway, sensor, key="egw_sensor_" + "b" * SECRET_CHARS) == 401  # never falls through
+        assert (
+            await status(gateway, sensor, key="egw_sensor_" + "b" * SECRET_CHARS) == 401
+        )  # an invalid key never falls through to the certificate
 
 
-async def test_a_certificate_no_key_names_is_no_key(files: Files) -> None:
+async def test_client_certificate_named_by_no_key_is_401(files: Files) -> None:
     keys = files.keys(sensor={"certificate": "another.example"})
     async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
         assert await status(gateway, files.client(ca=files.ca)) == 401
@@ -115,14 +117,14 @@ async def test_a_certificate_no_key_names_is_no_key(files: Files) -> None:
         ({"subject": ((("commonName", "lamp"),),), "subjectAltName": (("DNS", "a"), ("URI", "x:b"))}, ["a", "x:b"]),
     ],
 )
-def test_a_certificates_names_are_its_alternative_names_else_its_common_name(
+def test_certificate_names_are_the_alternative_names_else_the_common_name(
     certificate: dict[str, Any], names: list[str]
 ) -> None:
     assert list(names_in(certificate)) == names
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
-async def test_old_tls_is_refused(files: Files) -> None:
+async def test_tls_1_1_is_rejected(files: Files) -> None:
     context = files.client()
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")
@@ -132,7 +134,7 @@ async def test_old_tls_is_refused(files: Files) -> None:
             await status(gateway, context)
 
 
-async def test_plain_http_on_a_tls_port_is_no_request_and_no_traceback(files: Files) -> None:
+async def test_plain_http_on_a_tls_port_is_rejected_without_a_traceback(files: Files) -> None:
     async with running_gateway(**DESK, **files.environ) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(post("/v1/tasks/say", b"1"))
@@ -141,13 +143,15 @@ async def test_plain_http_on_a_tls_port_is_no_request_and_no_traceback(files: Fi
         assert "Traceback" not in str(gateway.lines.all)
 
 
-async def test_who_does_not_finish_the_handshake_is_let_go(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_does_not_finish_the_handshake_is_disconnected(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listener, "HANDSHAKE_S", 0.05)
     async with running_gateway(**DESK, **files.environ) as gateway, connected(gateway.url) as (reader, _):
         assert await asyncio.wait_for(read_to_end(reader), 5) == b""
 
 
-def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) -> None:
+def test_invalid_tls_files_are_reported_before_the_start(files: Files) -> None:
     assert "no such file" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.folder / "none")})
     assert "no certificate with its key" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.cert)})
     files.ca_file.write_text("not a certificate")
@@ -155,10 +159,10 @@ def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) ->
     assert "no CERT_FILE" in only(DESK | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
 
 
-# ── how many ─────────────────────────────────────────────────────────────────────────────────────
+# ── connection limits ────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connection_over_the_limit_is_503_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 2)
     async with running_gateway(**DESK) as gateway:
         async with connected(gateway.url) as (reader, writer), connected(gateway.url) as (second, other):
@@ -174,11 +178,11 @@ async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkey
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
-async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_burst_of_connections_is_cut_at_the_connection_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 8)
     async with running_gateway(**DESK) as gateway:
         socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
-        refused = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
+        refused = [sock for sock in socks if await asyncio.to_thread(is_closed_by_gateway, sock)]
         assert len(refused) == 52
         for sock in socks:
             sock.close()
@@ -188,20 +192,20 @@ async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
-async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
+async def test_unfinished_tls_handshakes_are_limited_to_a_share_of_the_connections(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 8)
     async with running_gateway(**DESK, **files.environ) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
-        gone = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
+        gone = [sock for sock in socks if await asyncio.to_thread(is_closed_by_gateway, sock)]
         assert len(gone) == 22
         for sock in socks:
             sock.close()
 
 
-async def test_who_failed_the_handshake_takes_nothing_up(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_tls_handshakes_release_their_slots(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
     async with running_gateway(**DESK, **files.environ) as gateway:
         for junk in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"") * 4:
@@ -212,7 +216,7 @@ async def test_who_failed_the_handshake_takes_nothing_up(files: Files, monkeypat
         assert await status(gateway, files.client()) == 200
 
 
-async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
+async def test_tls_handshake_limit_is_per_listener(
     files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
@@ -227,7 +231,7 @@ async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
                 assert answer.status == 200
 
 
-async def test_who_was_told_that_there_are_too_many_takes_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_rejected_at_the_limit_release_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 1)
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
     async with running_gateway(**DESK) as gateway:
@@ -241,7 +245,7 @@ async def test_who_was_told_that_there_are_too_many_takes_nothing_up(monkeypatch
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
-def is_told_to_go(sock: socket.socket) -> bool:
+def is_closed_by_gateway(sock: socket.socket) -> bool:
     sock.settimeout(0.2)
     try:
         sock.recv(4096)
@@ -253,5 +257,5 @@ def is_told_to_go(sock: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize(("descriptors", "slots", "most"), [(1024, 16, 756), (65536, 16, 57204), (64, 4, 16)])
-def test_so_many_may_connect_that_the_gateway_never_lacks_a_descriptor(descriptors: int, slots: int, most: int) -> None:
+def test_connection_limit_leaves_descriptors_for_the_gateways_own_work(descriptors: int, slots: int, most: int) -> None:
     assert listener.max_connections(descriptors, slots) == most

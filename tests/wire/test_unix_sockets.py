@@ -1,4 +1,4 @@
-"""A Unix socket's file goes with the gateway that made it; systemd's stays, and another gateway's."""
+"""A stopping gateway removes only the Unix socket files that it created."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.testing import running_gateway
 from support.wiring import DESK
 
 
-async def test_a_gateways_own_socket_goes_with_it(tmp_path: Path) -> None:
+async def test_socket_file_created_by_the_gateway_is_removed_at_the_stop(tmp_path: Path) -> None:
     data, admin = tmp_path / "http.sock", tmp_path / "admin.sock"
     async with running_gateway(**DESK, GATEWAY_LISTEN=f"unix:{data}", GATEWAY_ADMIN_LISTEN=f"unix:{admin}"):
         assert data.is_socket()
@@ -21,7 +21,7 @@ async def test_a_gateways_own_socket_goes_with_it(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_socket_that_was_passed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_socket_file_passed_by_systemd_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "http.sock"
     passed = bind(UnixListener(str(path)), "GATEWAY_LISTEN")
     monkeypatch.setattr("gateway.service.systemd.sockets", lambda: [passed])
@@ -30,7 +30,7 @@ async def test_a_socket_that_was_passed_stays(tmp_path: Path, monkeypatch: pytes
     assert path.is_socket()
 
 
-async def test_the_socket_of_who_came_after_stays(tmp_path: Path) -> None:
+async def test_socket_file_of_a_newer_gateway_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     async with running_gateway(**DESK, GATEWAY_LISTEN=f"unix:{path}"):
         path.rename(tmp_path / "was.sock")

@@ -1,4 +1,4 @@
-"""An upstream's refusal that says nothing a client can read."""
+"""Upstream refusals with a body that clients cannot parse."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from wire.test_errors import MEMBERS
     ("status", "code"),
     [(400, "bad_request"), (404, "not_found"), (409, "bad_request"), (413, "body_too_large"), (422, "bad_request")],
 )
-async def test_an_upstreams_refusal_that_is_no_json_is_our_whole_envelope(status: int, code: str, stream: bool) -> None:
+async def test_upstream_refusal_that_is_not_json_becomes_our_error_envelope(
+    status: int, code: str, stream: bool
+) -> None:
     page = answer(b"<html>an internal host</html>", status=status, content_type="text/html")
     asked = json.dumps({"model": "m", "stream": stream, "messages": [{"role": "user", "content": "x"}]}).encode()
     async with relaying(page, MODELS="m") as (gateway, _):

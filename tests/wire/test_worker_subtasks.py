@@ -1,4 +1,4 @@
-"""A plugin in worker processes has parts of its task done by others, under the rules of the request they belong to."""
+"""Subtasks of a plugin in a worker process follow the rules of the parent request."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEAR = backend("near", "support.desk:Desk", TASKS='{"whole":"say"}')
 FAR = backend("far", "support.desk:Desk", SITE="cloud", TASKS='{"whole":"say"}')
 
 
-async def test_a_part_has_its_line_and_its_time_on_its_parents_account() -> None:
+async def test_subtask_has_its_own_log_line_and_its_time_in_the_parents_account() -> None:
     async with running_gateway(**SENDS, **NEAR) as gateway:
         got = await answered(gateway.url, post("/v1/tasks/pass_on", b'{"a":1}'))
         assert (got.status, got.json) == (200, {"result": {"a": 1}})
@@ -28,7 +28,7 @@ async def test_a_part_has_its_line_and_its_time_on_its_parents_account() -> None
     check_account(line)
 
 
-async def test_a_part_of_what_may_not_leave_stays_too() -> None:
+async def test_subtask_of_an_edge_only_request_stays_on_the_site() -> None:
     async with running_gateway(**SENDS, **FAR) as gateway:
         got = await answered(gateway.url, post("/v1/tasks/pass_on", b"{}", "x-gateway-locality: edge-only"))
         assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
@@ -39,7 +39,7 @@ async def test_a_part_of_what_may_not_leave_stays_too() -> None:
         assert free.json == {"result": {}}
 
 
-async def test_what_a_parts_plugin_raised_is_not_held_against_who_asked_for_it() -> None:
+async def test_exception_in_a_subtasks_plugin_is_not_charged_to_the_calling_backend() -> None:
     broken = backend("broken", "support.desk:Desk", TASKS='{"whole":"boom"}')
     async with running_gateway(**SENDS, **broken, **DESK) as gateway:
         got = await answered(gateway.url, post("/v1/tasks/pass_on", json.dumps({}).encode()))
@@ -50,7 +50,7 @@ async def test_what_a_parts_plugin_raised_is_not_held_against_who_asked_for_it()
 
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
-async def test_what_a_part_ended_in_shuts_nobody_for_others(isolation: str) -> None:
+async def test_failed_subtasks_open_no_breaker(isolation: str) -> None:
     sends = backend("sends", "support.worker_backends:Sends", ISOLATION=isolation, **SENDING)
     async with running_gateway(**sends, **FAR) as gateway:
         for _ in range(8):

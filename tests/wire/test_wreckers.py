@@ -1,4 +1,4 @@
-"""What a plugin in the gateway's process does beside requests: it ends nobody's service, and stops nobody's end."""
+"""Plugins that exit, start threads or raise do not end or block the gateway."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ CALM = post("/v1/tasks/slow", b'{"seconds":0}')
 
 
 @pytest.mark.parametrize("how", ["exit_0", "exit_78", "exit_in_a_callback", "interrupt", "stop_the_loop"])
-async def test_a_plugin_cannot_end_the_gateway_and_is_named_where_it_tries(how: str, tmp_path: Path) -> None:
+async def test_plugin_cannot_end_the_gateway_and_its_attempt_is_logged_with_the_location(
+    how: str, tmp_path: Path
+) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         async with connected(it.url) as (reader, writer):
             writer.write(post("/v1/tasks/slow", b'{"seconds":0.3}'))
@@ -35,9 +37,7 @@ async def test_a_plugin_cannot_end_the_gateway_and_is_named_where_it_tries(how: 
 @pytest.mark.parametrize(
     ("how", "name"), [("thread", "sleeper"), ("executor", "sleepers_"), ("default_executor", "asyncio_")]
 )
-async def test_a_thread_that_never_ends_does_not_keep_the_gateway_from_ending(
-    how: str, name: str, tmp_path: Path
-) -> None:
+async def test_thread_that_never_ends_does_not_prevent_the_exit(how: str, name: str, tmp_path: Path) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
         it.process.send_signal(signal.SIGTERM)
@@ -48,7 +48,7 @@ async def test_a_thread_that_never_ends_does_not_keep_the_gateway_from_ending(
         assert " at /" in thread
 
 
-async def test_threads_that_only_wait_for_work_are_no_news(tmp_path: Path) -> None:
+async def test_idle_plugin_threads_are_not_logged_at_the_exit(tmp_path: Path) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         assert (await answered(it.url, post("/v1/tasks/idle_executor", b"{}"))).status == 200
         it.process.send_signal(signal.SIGTERM)
@@ -57,9 +57,9 @@ async def test_threads_that_only_wait_for_work_are_no_news(tmp_path: Path) -> No
         assert not it.lines("service.abandoned")
 
 
-async def test_plugins_that_fill_asyncios_threads_keep_no_new_settings_from_being_read(tmp_path: Path) -> None:
+async def test_reload_works_when_plugins_fill_asyncios_default_executor(tmp_path: Path) -> None:
     with gateway(tmp_path, **WRECKER) as it:
-        for _ in range(40):  # asyncio has 32 at most
+        for _ in range(40):  # asyncio's default executor has at most 32 threads
             assert (await answered(it.url, post("/v1/tasks/default_executor", b"{}"))).status == 200
         it.process.send_signal(signal.SIGHUP)
         await until(lambda: it.lines("service.reloaded"))
@@ -74,12 +74,12 @@ async def test_plugins_that_fill_asyncios_threads_keep_no_new_settings_from_bein
         ("warn", "library.logged", "UserWarning"),
     ],
 )
-async def test_what_python_would_print_is_a_line_without_what_it_quotes(
+async def test_last_resort_exceptions_and_warnings_are_logged_without_their_text(
     how: str, event: str, error: str, tmp_path: Path
 ) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
-        await until(lambda: it.lines(event))  # each line is read as JSON
+        await until(lambda: it.lines(event))  # each log line is parsed as JSON
         (told,) = it.lines(event)
         assert told["error"] == error
         assert wrecker.__file__ in (told.get("where") or told["message"])
@@ -95,11 +95,11 @@ async def test_what_python_would_print_is_a_line_without_what_it_quotes(
         ("warn", ": UserWarning"),
     ],
 )
-async def test_in_a_worker_it_is_a_line_of_its_output_without_what_it_quotes(
+async def test_last_resort_exceptions_in_a_worker_are_in_its_output_without_their_text(
     how: str, said: str, tmp_path: Path
 ) -> None:
     with gateway(tmp_path, **WRECKER, GATEWAY_BACKENDS__BAD__ISOLATION="process") as it:
-        await until(lambda: len(it.lines("worker.ready")) >= 2)  # one of each backend, at least
+        await until(lambda: len(it.lines("worker.ready")) >= 2)  # at least one per backend
         assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
         await until(lambda: it.lines("worker.output"))
         line = it.lines("worker.output")[0]["line"]
