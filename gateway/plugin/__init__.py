@@ -26,9 +26,12 @@ from gateway.plugin.errors import (
     TaskRefused,
     frames_of,
 )
+from gateway.plugin.forms import encode_form
+from gateway.plugin.functions import load_function
 from gateway.plugin.result import Part, Result
 from gateway.plugin.services import LinkSample, Log, Services, View
 from gateway.plugin.settings import BackendSettings, Isolation
+from gateway.plugin.sse import EventTooLarge, SseEvent, SseParser
 from gateway.plugin.task import TERMS, Kind, Site, Task, Terms, new_id
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "BackendSettings",
     "BackendUnavailable",
     "DeadlineExceeded",
+    "EventTooLarge",
     "GatewayError",
     "Isolation",
     "Kind",
@@ -49,12 +53,16 @@ __all__ = [
     "Result",
     "Services",
     "Site",
+    "SseEvent",
+    "SseParser",
     "Task",
     "TaskInvalid",
     "TaskRefused",
     "Terms",
     "Upload",
     "View",
+    "encode_form",
     "frames_of",
+    "load_function",
     "new_id",
 ]

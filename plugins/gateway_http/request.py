@@ -6,14 +6,11 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 from yarl import URL
 
-from gateway.plugin import NotServed, Task, Upload
+from gateway.plugin import NotServed, Task, encode_form
 
 from .rewrite_model import form_naming, is_form, json_naming
 from .settings import Base
@@ -27,7 +24,6 @@ NOT_FORWARDED = frozenset(
     }
 )  # fmt: skip
 _OURS = re.compile(r"edge-gateway-[0-9a-f]{16}")
-MULTIPART_ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})  # HTML §4.10.21.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,40 +76,6 @@ def _body(task: Task) -> tuple[bytes, str]:
         if (form := form_naming(task.body, task.content_type, task.name)) is not None:
             return form
         if task.fields is not None:
-            return multipart({**task.fields, "model": task.name}, task.files)
+            return encode_form({**task.fields, "model": task.name}, task.files)
         return task.body, task.content_type
     return json_naming(task.body, task.name), task.content_type
-
-
-def multipart(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[bytes, str]:
-    """A `multipart/form-data` body of these parts, and its content type."""
-    boundary = secrets.token_hex(16)
-    pieces: list[bytes] = []
-    for name, value in fields.items():
-        for text in _texts(value):
-            pieces += (_part_head(boundary, name), b"\r\n\r\n", text.encode(), b"\r\n")
-    for name, upload in files.items():
-        head = _part_head(boundary, name, upload)
-        pieces += (head, b"\r\n\r\n", upload.data, b"\r\n")
-    pieces.append(f"--{boundary}--\r\n".encode())
-    return b"".join(pieces), f"multipart/form-data; boundary={boundary}"
-
-
-def _part_head(boundary: str, name: str, upload: Upload | None = None) -> bytes:
-    head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name.translate(MULTIPART_ESCAPES)}"'
-    if upload is not None:
-        kind = upload.content_type.translate(MULTIPART_ESCAPES)
-        head += f'; filename="{upload.filename.translate(MULTIPART_ESCAPES)}"\r\nContent-Type: {kind}'
-    return head.encode()
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, bytes):
-        yield value.decode("utf-8", "replace")
-    elif isinstance(value, Iterable) and not isinstance(value, Mapping):
-        for item in value:
-            yield from _texts(item)
-    elif value is not None:
-        yield msgspec.json.encode(value).decode()

@@ -14,8 +14,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.plugin import BackendFailed, Result, Task, Upload
-from gateway_hybrid.forms import form
+from gateway.plugin import BackendFailed, Result, Task, Upload, encode_form
 
 FRAME_S, QUIET_S = 0.01, 0.3
 SILENCE = 0.2  # of the mean loudness: quieter than that is a pause
@@ -124,7 +123,7 @@ class AudioWork:
         """A request to transcribe these pieces, which are one stretch of sound."""
         sound = self._wav.between(self._cuts[start], self._cuts[stop])
         files = {**self._task.files, "file": Upload(sound, self._upload.filename or "part.wav", "audio/wav")}
-        content_type, body = form(self._fields, files)
+        body, content_type = encode_form(self._fields, files)
         whole = self._task.replace(fields=self._fields, files=files, body=body, content_type=content_type)
         return whole.subtask(items=stop - start)
 

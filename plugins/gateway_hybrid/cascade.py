@@ -13,8 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Result, Services, Task, TaskInvalid, View
-from gateway_hybrid.confidence import Validator, confidence_of, judged, load_validator
+from gateway.plugin import (
+    BackendUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    Result,
+    Services,
+    Task,
+    TaskInvalid,
+    View,
+    load_function,
+)
+from gateway_hybrid.confidence import Validator, confidence_of, judged
 from gateway_hybrid.settings import HybridSettings
 from gateway_hybrid.sides import PASSED_ON, EdgeCloudPair, may_have_run, whole
 
@@ -53,7 +63,7 @@ class Cascade:
     def open(self) -> None:
         """Import the validator. Raises BackendUnavailable."""
         if self.settings.validator is not None:
-            self._validator = load_validator(self.settings.validator)
+            self._validator = load_function(self.settings.validator, "VALIDATOR")
 
     async def run(self, task: Task) -> Result:
         """The edge's answer where it is sure, else the cloud's, else the edge's all the same."""

@@ -6,12 +6,11 @@ model's tokens, as the probability of a token; a transcript's mean `avg_logprob`
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gateway.plugin import BackendUnavailable, Result, Task
+from gateway.plugin import Result, Task
 
 Validator = Callable[..., Any]
 
@@ -52,20 +51,6 @@ def _ratio(*values: Any) -> float | None:
 
 
 # ── an operator's own opinion ────────────────────────────────────────────────────────────────────
-
-
-def load_validator(target: str) -> Validator:
-    """The function behind `package.module:function`. Raises BackendUnavailable that says what is wrong with it."""
-    module, _, path = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
-    except Exception as exc:
-        raise BackendUnavailable(f"VALIDATOR: `{target}` cannot be imported: {type(exc).__name__}: {exc}") from exc
-    if not callable(found):
-        raise BackendUnavailable(f"VALIDATOR: `{target}` is {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
 
 
 def judged(validator: Validator, answer: Result, task: Task) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Result, Services, Task, View
-from gateway_hybrid.forms import form
+from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Result, Services, Task, View, encode_form
 from gateway_hybrid.settings import HybridSettings
 
 PASSED_ON = frozenset({400, 422})  # the client's mistake: the other side would say the same
@@ -50,7 +49,7 @@ def whole(task: Task, **members: Any) -> Task:
         return task.subtask(items=task.items)
     if task.fields is not None:
         fields = {name: value for name, value in task.fields.items() if name != "stream"}
-        content_type, body = form(fields, task.files)
+        body, content_type = encode_form(fields, task.files)
         return task.replace(fields=fields, body=body, content_type=content_type).subtask(items=task.items)
     kept = {name: value for name, value in task.json.items() if name not in ("stream", "stream_options")}
     return task.subtask(json=kept | members, items=task.items)

@@ -5,7 +5,6 @@ Every complaint names the function or the file it is about.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
 import sys
@@ -14,27 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gateway.plugin import BackendUnavailable
+from gateway.plugin import BackendUnavailable, load_function
 
 Function = Callable[..., Any]
 
 
 def load_named(targets: Mapping[str, str]) -> dict[str, Function]:
     """The functions of `targets`, a map from a name to `package.module:function`. Raises BackendUnavailable."""
-    return {name: _load(name, target) for name, target in targets.items()}
-
-
-def _load(name: str, target: str) -> Function:
-    module, _, path = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for attribute in path.split("."):
-            found = getattr(found, attribute)
-    except Exception as exc:
-        raise BackendUnavailable(f"task `{name}`: `{target}` cannot be imported: {_text(exc)}") from exc
-    if not callable(found):
-        raise BackendUnavailable(f"task `{name}`: `{target}` is {type(found).__name__}, not a function")
-    return found  # type: ignore[no-any-return]
+    return {name: load_function(target, f"task `{name}`") for name, target in targets.items()}
 
 
 def load_folder(folder: Path) -> dict[str, Function]:

@@ -13,11 +13,10 @@ from contextlib import suppress
 
 import aiohttp
 
-from gateway.plugin import Task
+from gateway.plugin import EventTooLarge, SseEvent, SseParser, Task
 
 from ..transport.exceptions import bad_response
 from ..transport.exchange import Exchange
-from .sse import DONE_EVENT, Event, EventTooLarge, Parser
 from .stream_state import Progress
 from .surrogates import SurrogateJoiner
 
@@ -32,7 +31,7 @@ LINGER_S = 1.0  # after an answer that is complete, for [DONE] or an account of 
 async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
     """Every event, framed, up to the proper end. Raises what aiohttp raises, BackendUnavailable, and Refused."""
     is_pictures = task.path.startswith(PICTURES_PATH)
-    parser, progress = Parser(MAX_PICTURE_BYTES if is_pictures else MAX_EVENT_BYTES), Progress(task)
+    parser, progress = SseParser(MAX_PICTURE_BYTES if is_pictures else MAX_EVENT_BYTES), Progress(task)
     source, halves = _Source(exchange, progress), SurrogateJoiner()
     while chunk := await source.read():
         for start in range(0, len(chunk), SLICE_BYTES):
@@ -75,14 +74,14 @@ class _Source:
         return self._until
 
 
-def _events(parser: Parser, chunk: bytes) -> Iterator[Event]:
+def _events(parser: SseParser, chunk: bytes) -> Iterator[SseEvent]:
     try:
         yield from parser.feed(chunk)
     except EventTooLarge as exc:
         raise bad_response(f"sent {exc}") from exc
 
 
-def _ending(parser: Parser | None, progress: Progress) -> Iterator[bytes]:
+def _ending(parser: SseParser | None, progress: Progress) -> Iterator[bytes]:
     """The last event, where its blank line is missing; [DONE], where the answer is complete without."""
     last = parser.finish() if parser is not None else None
     if last is not None and progress.note(last):
@@ -90,7 +89,7 @@ def _ending(parser: Parser | None, progress: Progress) -> Iterator[bytes]:
     if not progress.has_ended:
         raise bad_response("ended its stream before the answer was complete: the stream was cut")
     if progress.lacks_done:
-        yield DONE_EVENT
+        yield b"data: [DONE]\n\n"
 
 
 async def _read_tail(exchange: Exchange) -> None:

@@ -10,11 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from gateway.plugin import Task
+from gateway.plugin import SseEvent, Task
 
 from ..transport.exceptions import bad_response
 from .expected_count import MAX_CHOICES, choices, listed_choices
-from .sse import DONE, Event
 from .upstream_errors import (
     NULL,
     Error,
@@ -124,11 +123,11 @@ class Progress:
     def _all_finished(self) -> bool:
         return bool(self._unfinished) and not any(self._unfinished.values())
 
-    def note(self, event: Event) -> bool:
+    def note(self, event: SseEvent) -> bool:
         """Take account of an event; whether it is worth passing on. Raises where it is an error, or malformed."""
         if self._by_choice and not event.name and len(event.data) <= PLAIN_BYTES and self._note_plain(event.data):
             return True
-        if event.data.strip() == DONE:
+        if event.data.strip() == b"[DONE]":
             self._check_done()
             self.is_done = True
             return True
@@ -161,7 +160,7 @@ class Progress:
         self._has_said = self._has_said or bool(choice.text or choice.delta.content)
         return True
 
-    def _is_heartbeat(self, event: Event) -> bool:
+    def _is_heartbeat(self, event: SseEvent) -> bool:
         return event.name in HEARTBEATS and (self._by_choice or not event.data.startswith(b"{"))
 
     # ── by choice ────────────────────────────────────────────────────────────────────────────────
@@ -217,13 +216,13 @@ class Progress:
 
     # ── errors ───────────────────────────────────────────────────────────────────────────────────
 
-    def _check_no_error(self, event: Event, chunk: _Chunk) -> None:
+    def _check_no_error(self, event: SseEvent, chunk: _Chunk) -> None:
         if (error := error_in(chunk)) is not None:
             raise _reported(error)
         if self._is_error(event, chunk):
             raise _reported(error_as(chunk))
 
-    def _is_error(self, event: Event, chunk: _Chunk) -> bool:
+    def _is_error(self, event: SseEvent, chunk: _Chunk) -> bool:
         """Whether the event itself is an error: vLLM, FastChat, FastAPI, Anthropic and Responses have such."""
         if event.name == b"error" or is_text(chunk.type, b"error"):
             return True

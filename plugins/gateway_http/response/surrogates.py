@@ -12,7 +12,7 @@ import json
 import re
 from typing import Any
 
-from .sse import Event
+from gateway.plugin import SseEvent
 
 MAX_BYTES = 64 << 10  # larger events are no tokens; a half in one is left as it is
 MAX_HELD = 256
@@ -35,7 +35,7 @@ class SurrogateJoiner:
     def __init__(self) -> None:
         self._held: dict[Path, str] = {}
 
-    def joined(self, event: Event) -> Event:
+    def joined(self, event: SseEvent) -> SseEvent:
         """The same event, or one with whole characters only."""
         if not self._held and b"\\u" not in event.data:
             return event
@@ -46,7 +46,7 @@ class SurrogateJoiner:
         except (ValueError, RecursionError):  # malformed in another way, too
             return event
         name = b"event: " + event.name + b"\n" if event.name else b""
-        return Event(name + b"data: " + data + b"\n\n", data, event.name)
+        return SseEvent(name + b"data: " + data + b"\n\n", data, event.name)
 
     def _mended(self, value: Any, path: Path) -> Any:
         if isinstance(value, str):

@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from gateway.api import multipart
-from gateway.plugin import BackendFailed, Result, Task, Upload
+from gateway.plugin import BackendFailed, Result, Task, Upload, encode_form
 from gateway_hybrid import Hybrid, HybridSettings
-from gateway_hybrid.audio import Wav, cuts, form
+from gateway_hybrid.audio import Wav, cuts
 from support.two_sides import HERE, THERE, Side, TwoSides
 from support.virtual_time import virtual_time
 
@@ -163,7 +163,7 @@ def test_a_side_that_gives_no_transcript_is_not_believed() -> None:
 
 def test_a_form_says_what_it_was_made_of() -> None:
     fields = {"model": "m", "timestamp_granularities[]": ["word", "segment"]}
-    content_type, body = form(fields, {"file": Upload(b"\x00\r\n--x", 'a"b.wav', "audio/wav")})
+    body, content_type = encode_form(fields, {"file": Upload(b"\x00\r\n--x", 'a"b.wav', "audio/wav")})
     read = multipart.collect(multipart.parse(content_type, body))
     assert read.fields == fields
     assert read.files["file"].data == b"\x00\r\n--x"

@@ -11,8 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.plugin import BackendUnavailable, Result, Task, TaskInvalid
-from gateway_http.response.sse import Event
+from gateway.plugin import BackendUnavailable, Result, SseEvent, Task, TaskInvalid
 from gateway_http.response.stream_state import Progress
 from support.http_backend import chat, opened, parts, result
 from support.upstream import CHUNKED, EVENTS, LAST_CHUNK, Script, Upstream, chunk, head, sends, sse, sse_bytes, stall
@@ -153,14 +152,14 @@ FLOODS = {
 }
 
 
-def notes_in_s(event: Event) -> float:
+def notes_in_s(event: SseEvent) -> float:
     began = time.perf_counter()
     with suppress(BackendUnavailable):
         Progress(stream()).note(event)
     return time.perf_counter() - began
 
 
-def walks_in_s(event: Event) -> float:
+def walks_in_s(event: SseEvent) -> float:
     began = time.perf_counter()
     msgspec.json.decode(event.data, type=msgspec.Raw)
     return time.perf_counter() - began
@@ -168,7 +167,7 @@ def walks_in_s(event: Event) -> float:
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_a_large_event_is_looked_at_in_the_time_of_a_few_walks(name: str) -> None:
-    event = Event(b"", f'{{"choices":{FLOODS[name]}}}'.encode(), b"")
+    event = SseEvent(b"", f'{{"choices":{FLOODS[name]}}}'.encode(), b"")
     assert min(notes_in_s(event) for _ in range(5)) < 8 * min(walks_in_s(event) for _ in range(5))
 
 

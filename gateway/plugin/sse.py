@@ -13,15 +13,13 @@ from typing import NamedTuple
 BOM = b"\xef\xbb\xbf"
 # Without `id` and `retry`: nobody can go on with a POST, and openai-python takes a comment after an id for an event.
 FIELDS = frozenset({b"data", b"event"})
-DONE = b"[DONE]"
-DONE_EVENT = b"data: [DONE]\n\n"
 
 
 class EventTooLarge(ValueError):
     """An event went over the cap."""
 
 
-class Event(NamedTuple):
+class SseEvent(NamedTuple):
     """`raw`: framed, ending in a blank line. `data`: its data lines joined. `name`: the event's type, or empty."""
 
     raw: bytes
@@ -29,7 +27,7 @@ class Event(NamedTuple):
     name: bytes
 
 
-class Parser:
+class SseParser:
     """Feed it chunks; it gives the events they complete. Raises EventTooLarge, after which it is of no use."""
 
     __slots__ = ("_begun", "_data", "_lines", "_max", "_name", "_partial", "_size", "_skip_lf")
@@ -47,7 +45,7 @@ class Parser:
         self._name = b""
         self._size = 0
 
-    def feed(self, chunk: bytes) -> Iterator[Event]:
+    def feed(self, chunk: bytes) -> Iterator[SseEvent]:
         """The events that `chunk` completes; every one is taken before more is fed."""
         if not self._begun:
             chunk = self._begin(chunk)
@@ -71,7 +69,7 @@ class Parser:
             elif (event := self._complete()) is not None:
                 yield event
 
-    def finish(self) -> Event | None:
+    def finish(self) -> SseEvent | None:
         """The event the stream ended in without its blank line, if any. For streams known to be whole only."""
         if self._partial:
             self._take(bytes(self._partial))
@@ -104,11 +102,11 @@ class Parser:
         elif field == b"event":
             self._name = value
 
-    def _complete(self) -> Event | None:
+    def _complete(self) -> SseEvent | None:
         lines, data, name = self._lines, self._data, self._name
         if not lines:
             return None
         self._reset()
         if not data:
             return None
-        return Event(b"\n".join(lines) + b"\n\n", b"\n".join(data), name)
+        return SseEvent(b"\n".join(lines) + b"\n\n", b"\n".join(data), name)

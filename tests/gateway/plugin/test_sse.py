@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.response.sse import BOM, Event, EventTooLarge, Parser
+from gateway.plugin.sse import BOM, EventTooLarge, SseEvent, SseParser
 
 CAP = 4096
 
 
-def parse(chunks: list[bytes], cap: int = CAP) -> list[Event]:
-    parser = Parser(cap)
+def parse(chunks: list[bytes], cap: int = CAP) -> list[SseEvent]:
+    parser = SseParser(cap)
     return [event for chunk in chunks for event in parser.feed(chunk)]
 
 
@@ -83,7 +83,7 @@ def test_what_is_framed_anew_means_the_same(stream: bytes) -> None:
 
 def test_comments_are_dropped_and_names_kept() -> None:
     (event,) = parse([b": hello\nevent: delta\ndata: 1\n: again\ndata: 2\n\n"])
-    assert event == Event(b"event: delta\ndata: 1\ndata: 2\n\n", b"1\n2", b"delta")
+    assert event == SseEvent(b"event: delta\ndata: 1\ndata: 2\n\n", b"1\n2", b"delta")
 
 
 def test_an_event_is_given_at_its_blank_line_even_where_lines_end_in_cr() -> None:
@@ -102,7 +102,7 @@ def test_an_event_up_to_the_cap_passes_byte_by_byte() -> None:
 
 
 def test_an_unfinished_event_is_given_only_when_asked_for() -> None:
-    parser = Parser(CAP)
-    assert list(parser.feed(b"data: 1\n\ndata: [DONE]")) == [Event(b"data: 1\n\n", b"1", b"")]
-    assert parser.finish() == Event(b"data: [DONE]\n\n", b"[DONE]", b"")
+    parser = SseParser(CAP)
+    assert list(parser.feed(b"data: 1\n\ndata: [DONE]")) == [SseEvent(b"data: 1\n\n", b"1", b"")]
+    assert parser.finish() == SseEvent(b"data: [DONE]\n\n", b"[DONE]", b"")
     assert parser.finish() is None
