@@ -1,4 +1,4 @@
-"""How long clients may not read: a crowd has less time, and making it so is paid once."""
+"""Write timeouts of stalled clients: shortened when many clients stall, once per crowd."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.ingress import http_reply
 from gateway.ingress.http_reply import Patience
 
 
-async def test_a_crowd_is_shortened_once_however_many_come_after(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_timeouts_are_shortened_once_when_many_clients_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "MANY", 3)
     shortened = 0
     patience = Patience()
