@@ -1,4 +1,4 @@
-"""Findings of the doctor on this host and for healthy, faulty or absent upstreams and brokers."""
+"""Findings of the doctor about this host, upstreams and brokers."""
 
 from __future__ import annotations
 

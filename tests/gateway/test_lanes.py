@@ -1,4 +1,4 @@
-"""Lanes: queue order, slots, upload permits and predictions; every count returns to zero."""
+"""Lanes: queue order, slots, upload permits and predictions."""
 
 from __future__ import annotations
 
@@ -274,7 +274,10 @@ def test_backend_with_a_link_that_is_down_is_excluded() -> None:
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Any order of work events (submit, send, answer, fail, withdraw, move), link changes and clock steps."""
+    """Any order of work events, link changes, breaker changes and clock steps.
+
+    Work is submitted, sent, answered, failed, withdrawn and moved. At the end every count returns to zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`Task.argument`: returns a member of the body, or raises TaskInvalid with its name."""
+"""`Task.argument`: a member of the body, or TaskInvalid with its name."""
 
 from __future__ import annotations
 

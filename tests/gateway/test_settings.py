@@ -1,4 +1,4 @@
-"""Effective configuration: values of every form, their origins, environment files and secrets."""
+"""Effective configuration: values, their origins, environment files and secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Invalid configurations: all problems at once, each with its variable, the reason and a fix."""
+"""Invalid configurations: all problems, each with its variable, reason and fix."""
 
 from __future__ import annotations
 

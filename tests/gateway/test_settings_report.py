@@ -1,4 +1,7 @@
-"""Reports of settings: effective values without secrets, generated environment file, docs page."""
+"""Reports of settings.
+
+The effective values without secrets, the generated environment file, which loads again, and the page in docs/.
+"""
 
 from __future__ import annotations
 

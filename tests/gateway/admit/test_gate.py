@@ -1,4 +1,4 @@
-"""API-key authentication, permissions, rate and concurrency limits, with a fake clock."""
+"""API-key authentication, permissions, rate and concurrency limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refused(gate: Gate, *presented: str) -> str:
 
 
 def enter(gate: Gate, caller: Caller) -> float | None:
-    """Return None if the caller is admitted, else the seconds until a retry may succeed."""
+    """Return None if the caller is admitted, else its Retry-After in seconds."""
     try:
         gate.enter(caller)
     except TaskRefused as exc:

@@ -1,4 +1,4 @@
-"""The keys file: validation, atomic writes, permissions, and the `keys` command. It never holds a secret."""
+"""The keys file, which never holds a secret, and the `keys` command."""
 
 from __future__ import annotations
 

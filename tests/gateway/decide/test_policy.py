@@ -1,4 +1,4 @@
-"""Placement policy: a pure function of rules first, then cost, with a reason for each decision."""
+"""Placement policy: rules first, then cost; pure, with a reason for each decision."""
 
 from __future__ import annotations
 

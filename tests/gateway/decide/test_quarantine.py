@@ -1,4 +1,4 @@
-"""Plugin quarantine: repeated exceptions exclude a plugin for growing periods; one success resets it."""
+"""Plugin quarantine: growing periods after repeated exceptions; a success resets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The demo as a whole, in separate processes. `edge-gateway demo --self-test` covers behaviour under load."""
+"""The demo as a whole, in separate processes.
+
+`edge-gateway demo --self-test` covers behaviour under load.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Back-pressure: a backend runs ahead of its reader by a bounded number of parts and bytes."""
+"""Back-pressure: a backend's lead over its reader is bounded in parts and bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Requests that cannot meet their deadline are refused before they start, except for periodic trials."""
+"""Refusal of requests that cannot meet their deadline.
+
+They are refused before they start, except for periodic trials.
+"""
 
 from __future__ import annotations
 

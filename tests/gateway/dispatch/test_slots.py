@@ -1,4 +1,4 @@
-"""Slots, queue entries and upload permits are returned after a cancellation at any loop iteration."""
+"""Return of slots, queue entries and permits after cancellation at any iteration."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ SCRIPTS = (
 
 
 class House:
-    """A dispatcher over two backends of one slot each: `here` is tried first, `there` is remote."""
+    """A dispatcher over two one-slot backends: `here` is first, `there` is remote."""
 
     def __init__(self, here: Any, there: Any) -> None:
         self.board = Board(asyncio.get_running_loop().time)

@@ -1,4 +1,4 @@
-"""Embeddings are returned in the requested encoding, exactly, for either encoding from the backend."""
+"""Exact conversion of embeddings from the backend's to the requested encoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Host names: parsing of the Host header, and the names of this host, also after address changes."""
+"""Parsing of the Host header, and the names of this host as addresses change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Log probabilities of the remaining tokens when a client gets only the rest of a text."""
+"""Log probabilities when a client gets only the rest of a text."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_tool_call_with_a_late_or_repeated_id_is_the_same_call(first: str | None
 
 
 def test_tool_call_with_a_new_id_per_chunk_is_one_call() -> None:
-    """Some servers send a new id with every chunk; only the first chunk names the function."""
+    # Some servers send a new id with every chunk; only the first chunk names the function.
     said = message(*(call(0, id=f"id-{i}", function={"arguments": str(i), **({} if i else {"name": "f"})})
                      for i in range(3)))  # fmt: skip
     assert [one["function"] for one in said["tool_calls"]] == [named("f", "012")]

@@ -1,4 +1,4 @@
-"""Multipart forms: encoded forms are parsed back; truncated or malformed forms are refused."""
+"""Parsing of multipart forms; truncated or malformed forms are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write timeouts of stalled clients: shortened when many clients stall, once per crowd."""
+"""Write timeouts of stalled clients."""
 
 from __future__ import annotations
 

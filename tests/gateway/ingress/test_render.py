@@ -1,4 +1,4 @@
-"""Whole responses: relayed unchanged, or rendered in the format the client requested."""
+"""Whole responses: relayed unchanged, or rendered in the requested format."""
 
 from __future__ import annotations
 

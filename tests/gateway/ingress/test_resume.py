@@ -1,4 +1,4 @@
-"""Continuation of a broken stream, by value: no text is repeated or lost, for any chunking."""
+"""Continuation of a broken stream: no text repeated or lost, for any chunking."""
 
 from __future__ import annotations
 

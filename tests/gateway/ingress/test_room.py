@@ -1,4 +1,7 @@
-"""Memory budget for bodies: announced lengths are reserved, chunked bodies counted as read, all released."""
+"""Memory budget for request bodies.
+
+An announced length is reserved. A chunked body counts as it is read. Every reservation is released.
+"""
 
 from __future__ import annotations
 

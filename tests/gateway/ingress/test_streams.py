@@ -1,4 +1,4 @@
-"""Server-sent event streams as clients read them, and parts collected into whole responses."""
+"""Event streams as clients read them, and parts collected into whole responses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sent(stream: Streamed, parts: Sequence[Part], timing: dict[str, Any] | None 
 
 
 def values(raw: bytes) -> list[Any]:
-    """Parse as an SSE client does: the JSON data of every event, and `[DONE]` as a string."""
+    """Return the JSON data of every event, and `[DONE]` as a string."""
     found = [data for _, data in events_of(raw)]
     return ["[DONE]" if data == b"[DONE]" else json.loads(data) for data in found]
 

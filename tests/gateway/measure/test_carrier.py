@@ -1,4 +1,4 @@
-"""Routes and carrier state as the kernel reports them; tests/net covers network namespaces."""
+"""Routes and carrier state from the kernel; tests/net covers network namespaces."""
 
 from __future__ import annotations
 

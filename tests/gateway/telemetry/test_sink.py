@@ -1,4 +1,4 @@
-"""Log sink: a blocked, closed or full standard error neither blocks nor raises into the program."""
+"""Log sink: a blocked, closed or full standard error neither blocks nor raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The test kit itself: a correct backend passes; each faulty backend fails with a message that names the fault."""
+"""The test kit itself.
+
+A correct backend passes. Each faulty backend fails with a message that names the fault.
+"""
 
 from __future__ import annotations
 

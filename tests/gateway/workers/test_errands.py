@@ -1,4 +1,7 @@
-"""Subtasks sent from a worker: served by the gateway under the parent's limits, cancelled with the parent."""
+"""Subtasks sent from a worker.
+
+The gateway serves them under the limits of the parent task and cancels them with it.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ async def echoes(task: Task) -> Result:
 
 
 class Silence:
-    """A service that never answers; sets `asked` when called and `over` when cancelled."""
+    """A service that never answers: sets `asked` when called, `over` when cancelled."""
 
     def __init__(self) -> None:
         self.asked, self.over = asyncio.Event(), asyncio.Event()

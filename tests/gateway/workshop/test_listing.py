@@ -1,4 +1,4 @@
-"""`plugins list`: installed and enabled plugins, their state in the running gateway, and reasons."""
+"""`plugins list`: installed and enabled plugins, their state, and the reasons."""
 
 from __future__ import annotations
 

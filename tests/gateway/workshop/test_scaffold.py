@@ -1,4 +1,4 @@
-"""`plugins new`: generated plugins pass their checks, and existing files are never overwritten."""
+"""`plugins new`: generated plugins pass their checks; files are never overwritten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`plugins test`: operator settings, one line per check, advice on fixes, and the exit code."""
+"""`plugins test`: operator settings, a line per check, fixes, and the exit code."""
 
 from __future__ import annotations
 
