@@ -1,4 +1,4 @@
-"""Streams as clients read them, and parts put together for those who asked for a whole."""
+"""Event streams as clients read them, and parts collected into whole responses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def sent(stream: StreamEncoder, parts: Sequence[Part], timing: dict[str, Any] | 
 
 
 def values(raw: bytes) -> list[Any]:
-    """What an SSE client hands out: the data of every event, `[DONE]` as a text."""
+    """Return the JSON data of every event, and `[DONE]` as a string."""
     found = [data for _, data in events_of(raw)]
     return ["[DONE]" if data == b"[DONE]" else json.loads(data) for data in found]
 
@@ -55,7 +55,7 @@ def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> dict
 # ── chat from texts ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_texts_become_chunks_with_a_role_first_a_reason_last_and_done_once() -> None:
+def test_texts_become_chunks_with_role_first_finish_reason_last_and_one_done() -> None:
     events = values(sent(stream_of(), [Part("he"), Part("llo"), Part("")]))
     deltas = [event["choices"][0]["delta"] for event in events[:-1]]
     assert deltas == [{"role": "assistant", "content": "he"}, {"content": "llo"}, {}]
@@ -73,7 +73,7 @@ def test_completions_stream_texts() -> None:
 
 
 @pytest.mark.parametrize(("wanted", "count"), [(True, 1), (False, 0)])
-def test_usage_comes_last_and_only_when_asked_for(wanted: bool, count: int) -> None:
+def test_usage_is_sent_last_and_only_on_request(wanted: bool, count: int) -> None:
     parts = [Part({"usage": USAGE}), Part("hi")]
     events = values(sent(stream_of(include_usage=wanted), parts))
     assert sum(1 for event in events[:-1] if event.get("usage")) == count
@@ -82,7 +82,7 @@ def test_usage_comes_last_and_only_when_asked_for(wanted: bool, count: int) -> N
         assert events[-2]["usage"] == USAGE
 
 
-def test_a_stream_that_says_nothing_still_ends_properly() -> None:
+def test_empty_stream_ends_with_finish_reason_and_done() -> None:
     events = values(sent(stream_of(), []))
     assert events[0]["choices"][0] == {
         "index": 0,
@@ -93,20 +93,20 @@ def test_a_stream_that_says_nothing_still_ends_properly() -> None:
     assert events[1] == "[DONE]"
 
 
-def test_a_plugins_own_chunks_keep_what_they_say() -> None:
+def test_chunks_of_a_plugin_keep_their_fields() -> None:
     parts = [Part(chunk({"role": "assistant", "content": "x"}, x_extra=1)), Part(chunk({}, "length"))]
     events = values(sent(stream_of(), parts))
     assert events[0]["x_extra"] == 1
     assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, "length"]
 
 
-def test_a_delta_that_calls_a_tool_ends_for_that_reason() -> None:
+def test_stream_with_a_tool_call_ends_with_finish_reason_tool_calls() -> None:
     events = values(sent(stream_of(), [Part({"tool_calls": [{"index": 0, "id": "c"}]})]))
     assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 @pytest.mark.parametrize("value", [3, [1], b"bytes", None])
-def test_what_is_no_text_in_a_stream_of_text_is_the_backends_failure(value: Any) -> None:
+def test_non_text_part_in_a_text_stream_raises_backend_unavailable(value: Any) -> None:
     with pytest.raises(BackendUnavailable):
         stream_of().part(Part(value))
 
@@ -114,18 +114,18 @@ def test_what_is_no_text_in_a_stream_of_text_is_the_backends_failure(value: Any)
 # ── an upstream's events ─────────────────────────────────────────────────────────────────────────
 
 
-def test_an_upstreams_events_pass_byte_for_byte_and_done_comes_once_after_the_timing() -> None:
+def test_upstream_events_pass_unchanged_with_one_done_after_the_timing_comment() -> None:
     events = [b'data: {"model":"x-2024","choices":[]}\n\n', b'event: x\ndata: {"y":1}\nid: 3\n\n']
     out = sent(stream_of(), [Part(raw=e) for e in [*events, b"data: [DONE]\n\n"]], {"total_ms": 1.5})
     assert out == b"".join(events) + b': timing {"total_ms":1.5}\n\ndata: [DONE]\n\n'
 
 
-def test_an_upstream_without_done_gets_ours() -> None:
+def test_done_is_added_when_the_upstream_sends_none() -> None:
     assert sent(stream_of(), [raw({"choices": []})]).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("served_as", ["llama3.2:3b", None])
-def test_the_clients_name_is_put_into_every_event(served_as: str | None) -> None:
+def test_requested_model_name_is_restored_in_every_event(served_as: str | None) -> None:
     event = (
         b'data: {"id":"1","model":"llama3.2:3b","choices":[{"delta":{"content":"\\"model\\":\\"llama3.2:3b\\""}}]}\n\n'
     )
@@ -133,17 +133,17 @@ def test_the_clients_name_is_put_into_every_event(served_as: str | None) -> None
     assert out == event.replace(b'"model":"llama3.2:3b"', b'"model":"assistant"', 1)
 
 
-def test_an_upstreams_comments_are_its_own() -> None:
+def test_upstream_comments_are_dropped() -> None:
     parts = [Part(raw=b": keep-alive\n\n"), Part(raw=b": timing {}\n\n"), Part(raw=b"event: ping\n\n")]
     assert b"".join(stream_of().part(part) for part in parts) == b""
 
 
-def test_several_events_in_one_part_and_other_line_ends_are_understood() -> None:
+def test_several_events_per_part_and_crlf_line_ends_are_parsed() -> None:
     out = stream_of().part(Part(raw=b'data: {"a":1}\r\n\r\ndata: {"b":2}\n\ndata: [DONE]\n\n'))
     assert values(out) == [{"a": 1}, {"b": 2}]
 
 
-def test_an_upstreams_error_event_never_looks_like_an_end() -> None:
+def test_upstream_error_event_raises_instead_of_ending_the_stream() -> None:
     with pytest.raises(BackendUnavailable, match="broke off its stream") as caught:
         stream_of().part(raw({"error": {"message": "no memory"}}))
     assert caught.value.detail == "no memory"
@@ -151,7 +151,7 @@ def test_an_upstreams_error_event_never_looks_like_an_end() -> None:
         stream_of().part(Part(raw=b'data: {"error": nonsense\n\n'))
 
 
-def test_a_relayed_stream_of_another_kind_is_untouched_and_gets_no_done_of_ours() -> None:
+def test_relayed_stream_of_another_kind_passes_unchanged_without_added_done() -> None:
     event = b'event: message_stop\ndata: {"type":"message_stop","model":"x"}\n\n'
     assert sent(stream_of("other", None), [Part(raw=event)], {"total_ms": 1}) == event + b': timing {"total_ms":1}\n\n'
     with_done = sent(stream_of("other"), [Part(raw=event), raw(b"[DONE]")])
@@ -159,7 +159,7 @@ def test_a_relayed_stream_of_another_kind_is_untouched_and_gets_no_done_of_ours(
 
 
 @pytest.mark.parametrize("holder", ["response", "message"])
-def test_a_relayed_stream_has_the_clients_name_of_the_model_wherever_it_stands(holder: str) -> None:
+def test_relayed_stream_restores_the_requested_model_name_in_nested_objects(holder: str) -> None:
     told = b'event: begins\ndata: {"type":"x","%b":{"id":"r","model":"big","n":1.10}}\n\n' % holder.encode()
     assert sent(stream_of("other", "big"), [Part(raw=told)]) == told.replace(b"big", b"assistant")
     said = b'event: delta\ndata: {"delta":"a \\"model\\" is said"}\n\n'
@@ -169,7 +169,7 @@ def test_a_relayed_stream_has_the_clients_name_of_the_model_wherever_it_stands(h
 # ── tasks and transcripts ────────────────────────────────────────────────────────────────────────
 
 
-def test_a_generators_values_are_parts() -> None:
+def test_task_stream_wraps_each_generator_value_in_a_part_event() -> None:
     out = sent(stream_of("task"), [Part(1), Part(None), Part({"a": b"\x00"}), Part("")])
     assert out == (
         b'data: {"part":1}\n\ndata: {"part":null}\n\ndata: {"part":{"a":"AA=="}}\n\ndata: {"part":""}\n\n'
@@ -177,7 +177,7 @@ def test_a_generators_values_are_parts() -> None:
     )
 
 
-def test_a_transcript_is_heard_piece_by_piece_and_ends_whole() -> None:
+def test_transcript_stream_sends_deltas_then_the_whole_text() -> None:
     events = values(sent(stream_of("transcription"), [Part("go "), Part({"text": "forward"})]))
     assert events == [
         {"type": "transcript.text.delta", "delta": "go "},
@@ -187,17 +187,17 @@ def test_a_transcript_is_heard_piece_by_piece_and_ends_whole() -> None:
     ]
 
 
-def test_a_backends_own_transcript_events_are_not_ended_twice() -> None:
+def test_transcript_done_event_of_a_backend_is_not_repeated() -> None:
     done = {"type": "transcript.text.done", "text": "go"}
     assert values(sent(stream_of("transcription"), [Part(done)])) == [done, "[DONE]"]
     assert values(sent(stream_of("transcription"), [raw(done)])) == [done, "[DONE]"]
 
 
-# ── ends that are none ───────────────────────────────────────────────────────────────────────────
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion", "transcription", "task", "other"])
-def test_an_error_is_an_event_without_done(kind: Kind) -> None:
+def test_error_event_is_not_followed_by_done(kind: Kind) -> None:
     stream = stream_of(kind)
     stream.part(Part("x"))
     assert stream.error({"error": {"message": "m"}}) == b'data: {"error":{"message":"m"}}\n\n'
@@ -205,10 +205,10 @@ def test_an_error_is_an_event_without_done(kind: Kind) -> None:
     assert stream.headers["Content-Type"] == "text/event-stream"
 
 
-# ── wholes for those who asked for a stream ──────────────────────────────────────────────────────
+# ── whole results for streaming clients ──────────────────────────────────────────────────────────
 
 
-def test_a_whole_text_streams_as_content_reason_done() -> None:
+def test_whole_text_streams_as_content_finish_reason_and_done() -> None:
     stream = stream_of()
     events = values(stream.whole(Result(json="hello")) + stream.end())
     assert events[0]["choices"][0]["delta"]["content"] == "hello"
@@ -217,7 +217,7 @@ def test_a_whole_text_streams_as_content_reason_done() -> None:
     assert events[2:] == ["[DONE]"]
 
 
-def test_a_relayed_whole_streams_with_its_tools_its_reason_and_its_usage() -> None:
+def test_relayed_whole_response_streams_with_tool_calls_finish_reason_and_usage() -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     message = {"role": "assistant", "content": None, "tool_calls": calls}
     whole = {
@@ -237,7 +237,7 @@ def test_a_relayed_whole_streams_with_its_tools_its_reason_and_its_usage() -> No
 @pytest.mark.parametrize(
     "result", [Result(json="hi"), Result(json={"text": "hi"}), Result(body=b"hi\n", content_type="text/plain")]
 )
-def test_a_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
+def test_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
     stream = stream_of("transcription")
     events = values(stream.whole(result) + stream.end())
     assert [event["type"] for event in events[:-1]] == ["transcript.text.delta", "transcript.text.done"]
@@ -249,7 +249,7 @@ def test_a_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "completion", "other"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_an_event_of_several_lines_keeps_all_but_the_models_name(kind: Kind, end: str) -> None:
+def test_multi_line_event_changes_only_in_its_model_name(kind: Kind, end: str) -> None:
     said = {"model": "up", "choices": [{"index": 0, "delta": {"content": "x"}}]}
     lines = json.dumps(said, indent=1).split("\n")
     framed = end.join(["event: e", *(f"data: {line}" for line in lines), "id: 7", "", ""]).encode()
@@ -261,7 +261,7 @@ def test_an_event_of_several_lines_keeps_all_but_the_models_name(kind: Kind, end
 
 
 @pytest.mark.parametrize("choices", [["x"], [None], "x", {}, 3, [{"delta": "x"}], [{"index": "0"}]])
-def test_a_chunk_whose_choices_are_none_is_the_backends_failure(choices: Any) -> None:
+def test_chunk_with_malformed_choices_raises_backend_unavailable(choices: Any) -> None:
     for kind in ("chat", "completion"):
         with pytest.raises(BackendUnavailable):
             stream_of(kind).part(Part({"choices": choices}))
@@ -269,10 +269,10 @@ def test_a_chunk_whose_choices_are_none_is_the_backends_failure(choices: Any) ->
             collected(draft(kind), [Part({"choices": choices})])
 
 
-# ── parts for those who asked for a whole ────────────────────────────────────────────────────────
+# ── parts for non-streaming clients ──────────────────────────────────────────────────────────────
 
 
-def test_texts_are_collected_into_one_answer() -> None:
+def test_texts_are_collected_into_one_chat_completion() -> None:
     chat = answer_of(draft(), [Part("he"), Part("llo")])
     assert chat["choices"][0]["message"]["content"] == "hello"
     assert chat["choices"][0]["finish_reason"] == "stop"
@@ -332,9 +332,9 @@ deltas = st.one_of(
 
 
 @given(st.lists(deltas, min_size=1))
-def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list[Any]) -> None:
-    """The client that streams and the client that waits read the same answer."""
-    assume(any(value != {"usage": USAGE} for value in said))  # which alone is no answer
+def test_collecting_a_rendered_stream_equals_collecting_its_parts(said: list[Any]) -> None:
+    """Streaming and non-streaming clients read the same response."""
+    assume(any(value != {"usage": USAGE} for value in said))  # usage alone is not a response
     parts = [Part(value) for value in said]
     asked = draft(include_usage=True)
     direct = answer_of(asked, parts)
@@ -368,7 +368,7 @@ def assert_same_choices(direct: list[dict[str, Any]], streamed_ones: list[dict[s
     st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1), min_size=1, max_size=3),
     st.sampled_from(["stop", "length", "content_filter"]),
 )
-def test_a_whole_answer_streamed_and_collected_is_that_answer(texts: list[str], reason: str) -> None:
+def test_whole_response_is_unchanged_after_streaming_and_collecting(texts: list[str], reason: str) -> None:
     choices = [
         {
             "index": i,
@@ -384,7 +384,7 @@ def test_a_whole_answer_streamed_and_collected_is_that_answer(texts: list[str], 
     assert answer_of(draft(), events) == {"object": "chat.completion", **whole}
 
 
-def test_completions_are_collected() -> None:
+def test_completion_parts_are_collected_into_one_completion() -> None:
     parts = [Part("a"), raw({"choices": [{"index": 0, "text": "b", "finish_reason": "length"}]})]
     completion = answer_of(draft("completion"), parts)
     assert completion["choices"] == [{"logprobs": None, "index": 0, "text": "ab", "finish_reason": "length"}]
@@ -398,18 +398,18 @@ def test_completions_are_collected() -> None:
         [Part("x"), raw({"type": "transcript.text.done", "text": "go on"}), raw(b"[DONE]")],
     ],
 )
-def test_transcripts_are_collected(parts: list[Part]) -> None:
+def test_transcript_parts_are_collected_into_one_transcript(parts: list[Part]) -> None:
     assert answer_of(draft("transcription"), parts) == {"text": "go on"}
 
 
-def test_an_error_or_garbage_among_the_parts_is_the_backends_failure() -> None:
+def test_error_or_invalid_part_while_collecting_raises_backend_unavailable() -> None:
     for kind in TYPED_KINDS:
         for bad in (raw({"error": {"message": "no"}}), raw(b"{nonsense"), Part(3)):
             with pytest.raises(BackendUnavailable):
                 collected(draft(kind), [Part("x"), bad])
 
 
-def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -> None:
+def test_task_values_are_collected_as_a_list_and_relayed_streams_are_not_collected() -> None:
     assert not wants_whole(replace(draft("other"), stream=False), raw({"b": 1}))
     assert answer_of(draft("other"), [Part(1), Part(2)]) == {"result": [1, 2]}
     assert answer_of(draft("task"), [Part(1), Part(2)]) == {"result": [1, 2]}
@@ -417,7 +417,7 @@ def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 @pytest.mark.parametrize("parts", [[], [Part({"usage": USAGE})], [raw({"choices": [], "usage": USAGE})]])
-def test_who_says_nothing_at_all_has_given_no_answer(kind: Kind, parts: list[Part]) -> None:
+def test_stream_without_content_raises_when_collected(kind: Kind, parts: list[Part]) -> None:
     with pytest.raises(BackendUnavailable, match="before it had begun"):
         collected(draft(kind), parts)
 
@@ -460,7 +460,7 @@ def test_who_says_nothing_at_all_has_given_no_answer(kind: Kind, parts: list[Par
     ],
     ids=range(29),
 )
-def test_content_is_what_a_client_waits_for(part: Part, expected: bool) -> None:
+def test_has_content_recognises_generated_content(part: Part, expected: bool) -> None:
     assert has_content(draft(), part) is expected
 
 
@@ -472,11 +472,11 @@ def test_content_is_what_a_client_waits_for(part: Part, expected: bool) -> None:
         ("transcription", {"type": "transcript.text.delta", "delta": "x"}),
     ],
 )
-def test_events_of_other_kinds_are_content_by_their_type(kind: Kind, value: Any) -> None:
+def test_delta_events_of_other_kinds_count_as_content(kind: Kind, value: Any) -> None:
     assert has_content(draft(kind), raw(value))
 
 
-def test_whatever_a_generator_yields_is_content() -> None:
+def test_every_value_of_a_task_generator_counts_as_content() -> None:
     assert all(has_content(draft("task"), Part(value)) for value in (None, 0, "", [], "x"))
     assert all(
         has_content(draft("task"), raw(value)) for value in ({"type": 3}, {"choices": "abc"}, 3, "", {"error": 1})
@@ -485,12 +485,12 @@ def test_whatever_a_generator_yields_is_content() -> None:
 
 
 @pytest.mark.parametrize("none", [None, "", False, {}])
-def test_an_error_that_is_none_breaks_nothing_off(none: Any) -> None:
+def test_empty_error_field_does_not_end_the_stream(none: Any) -> None:
     said = raw({"error": none, **chunk({"content": "x"})})
     assert values(stream_of().part(said)) == [{"error": none, **chunk({"content": "x"})}]
 
 
-def test_what_a_filter_says_again_is_said_once() -> None:
+def test_repeated_content_filter_results_are_merged_into_one() -> None:
     results = {"hate": {"filtered": False, "severity": "safe"}}
     said = {"index": 0, "delta": {"content": "x"}, "content_filter_results": results}
     whole = answer_of(draft(), [Part({"choices": [said]}), Part({"choices": [said]})])

@@ -1,4 +1,4 @@
-"""A transcript in five formats, from whatever a backend knows."""
+"""Transcripts in five formats, from complete or partial backend results."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def shown(value: Any, response_format: Any) -> str:
     return transcript_answer(STAMP, value, response_format)[1].decode()
 
 
-def test_json_is_the_text_alone() -> None:
+def test_json_format_contains_only_the_text() -> None:
     assert json.loads(shown(TRANSCRIPT, "json")) == {"text": "go forward ten meters"}
 
 
-def test_text_is_plain() -> None:
+def test_text_format_is_plain_text() -> None:
     assert transcript_answer(STAMP, TRANSCRIPT, "text") == (
         "text/plain; charset=utf-8",
         b"go forward ten meters\n",
     )
 
 
-def test_verbose_json_has_all_that_is_known() -> None:
+def test_verbose_json_contains_all_known_fields() -> None:
     verbose = json.loads(shown(TRANSCRIPT, "verbose_json"))
     assert verbose["task"] == "transcribe"
     assert (verbose["language"], verbose["duration"]) == ("en", 3725.5)
@@ -47,7 +47,7 @@ def test_verbose_json_has_all_that_is_known() -> None:
     assert verbose["words"] == TRANSCRIPT["words"]
 
 
-def test_verbose_json_of_a_bare_text_still_has_what_the_schema_requires() -> None:
+def test_verbose_json_of_a_bare_text_has_the_required_fields() -> None:
     assert json.loads(shown("hello", "verbose_json")) == {
         "task": "transcribe",
         "language": "und",
@@ -56,14 +56,14 @@ def test_verbose_json_of_a_bare_text_still_has_what_the_schema_requires() -> Non
     }
 
 
-def test_srt_has_numbered_cues_and_no_empty_line_in_them() -> None:
+def test_srt_has_numbered_cues_without_empty_lines() -> None:
     assert shown(TRANSCRIPT, "srt") == (
         "1\n00:00:00,000 --> 00:00:01,234\ngo forward\n\n"
         "2\n00:00:01,234 --> 01:02:05,500\nten -> <i>meters</i> & more\n\n"
     )
 
 
-def test_vtt_has_a_header_points_and_escapes() -> None:
+def test_vtt_has_a_header_decimal_points_and_escapes() -> None:
     assert shown(TRANSCRIPT, "vtt") == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.234\ngo forward\n\n"
         "00:00:01.234 --> 01:02:05.500\nten -> &lt;i>meters&lt;/i> &amp; more\n\n"
@@ -76,6 +76,6 @@ def test_subtitles_without_segments_are_one_cue_to_the_last_word() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 3, [], {}, {"text": None}])
-def test_what_holds_no_text_is_the_backends_failure(value: Any) -> None:
+def test_result_without_text_raises_backend_unavailable(value: Any) -> None:
     with pytest.raises(BackendUnavailable):
         transcript_answer(STAMP, value, "json")

@@ -1,4 +1,4 @@
-"""When an attempt that was told to stop, and goes on, counts as leaked."""
+"""When a cancelled attempt that keeps running counts as leaked."""
 
 from __future__ import annotations
 
@@ -46,9 +46,11 @@ def _pool(drain_s: float) -> Backend[Any]:
         (_pool(30.0), 10.0, 10.0 + LEAKED_S),
         (_pool(30.0), 0.0, LEAKED_S),
     ],
-    ids=["in the loop", "a stream in a worker", "a whole request in a worker", "its deadline has passed"],
+    ids=["in the loop", "worker, drain timeout first", "worker, deadline first", "worker, deadline passed"],
 )
-async def test_it_leaks_once_it_should_have_ended(backend: Backend[Any], deadline: float, late_after_s: float) -> None:
+async def test_cancelled_attempt_counts_as_leaked_after_its_grace_period(
+    backend: Backend[Any], deadline: float, late_after_s: float
+) -> None:
     may_end = asyncio.Event()
 
     async def ignores() -> None:
