@@ -1,8 +1,8 @@
-"""Writes docs/configuration.md from the tree and the plugins.
+"""Generate docs/configuration.md from the settings tree and the plugins.
 
     PYTHONPATH=.:plugins python -m gateway.settings.docs > docs/configuration.md
 
-at the root of a checkout: the plugins described are those pyproject.toml declares, not whatever is installed.
+Run it at the root of a checkout. It describes the plugins that pyproject.toml declares, not the installed ones.
 """
 
 from __future__ import annotations
@@ -26,31 +26,32 @@ _HEAD = """\
 <!-- Generated. To change it, change gateway/settings/ or a plugin's settings, then, at the root of a checkout:
      PYTHONPATH=.:plugins python -m gateway.settings.docs > docs/configuration.md -->
 
-All settings are environment variables that begin with `GATEWAY_`. The gateway reads them at its start. On SIGHUP it reads the file
-from `--env-file` again ([operate.md](operate.md#new-settings-while-it-serves)).
+All settings are environment variables that begin with `GATEWAY_`. The gateway reads them at its start. On SIGHUP it
+reads the file from `--env-file` again ([operate.md](operate.md#new-settings-while-it-serves)).
 
 | command | function |
 |---|---|
 | `edge-gateway check` | names every problem with its variable and a fix; exit code 78 if there is a problem |
 | `edge-gateway config` | prints the effective settings and the source of each; secrets are redacted |
-| `edge-gateway config --env` | prints an environment file of every setting with its meaning and default, as a template |
+| `edge-gateway config --env` | prints a template: an environment file of every setting, its meaning and default |
 
 ## Sources of a value
 
 The first of these sources that has the variable gives its value:
 
 1. The process environment.
-2. The file given by `--env-file PATH`: `NAME=value` on each line, comments after `#` or `;`. A value with spaces, `#` or quotes
-   must be in quotes. Variables are not expanded: `$X` stays `$X`.
+2. The file given by `--env-file PATH`: `NAME=value` on each line, comments after `#` or `;`. A value with spaces, `#`
+   or quotes must be in quotes. Variables are not expanded: `$X` stays `$X`.
 3. The default.
 
 An empty value counts as unset. Lists are comma separated. JSON is accepted for lists, for maps and for a whole group:
 `GATEWAY_POLICY='{"hysteresis": 0.05}'` is equivalent to `GATEWAY_POLICY__HYSTERESIS=0.05`, and
 `GATEWAY_BACKENDS__CLOUD='{"plugin": "http", "url": "https://api.example.com"}'` describes a whole backend.
 
-An unknown `GATEWAY_…` variable is an error that names the nearest known variable, so a misspelt name is never ignored. A name with
-non-ASCII letters is an error as well. Variables that other software injects are ignored: `GATEWAY_INTERFACE`, and the variables that
-Docker and Kubernetes create for a service called `gateway` (`…_SERVICE_HOST`, `…_SERVICE_PORT*`, `…_PORT`, `…_PORT_<n>_*`).
+An unknown `GATEWAY_…` variable is an error that names the nearest known variable, so a misspelt name is never ignored.
+A name with non-ASCII letters is an error as well. Variables that other software injects are ignored:
+`GATEWAY_INTERFACE`, and the variables that Docker and Kubernetes create for a service called `gateway`
+(`…_SERVICE_HOST`, `…_SERVICE_PORT*`, `…_PORT`, `…_PORT_<n>_*`).
 
 ## Secrets
 
@@ -61,10 +62,12 @@ The gateway looks for a setting marked *secret* in three places and uses the fir
 2. the file named by the variable with `_FILE` added (`GATEWAY_BACKENDS__CLOUD__API_KEY_FILE=/run/secrets/cloud`),
 3. the variable itself.
 
-A file in `$CREDENTIALS_DIRECTORY` with a name `GATEWAY_…` that is not the name of a secret is an error as well. There is one exception:
-a file named like a setting that is set (`Environment=GATEWAY_TLS__KEY_FILE=%d/GATEWAY_TLS__KEY_FILE`) belongs to that setting.
+A file in `$CREDENTIALS_DIRECTORY` with a name `GATEWAY_…` that is not the name of a secret is an error as well. There
+is one exception: a file named like a setting that is set (`Environment=GATEWAY_TLS__KEY_FILE=%d/GATEWAY_TLS__KEY_FILE`)
+belongs to that setting.
 
-The newline at the end of such a file is dropped. `check` and `config` never print a secret, nor the user and password in a URL.
+The newline at the end of such a file is dropped. `check` and `config` never print a secret, nor the user and password
+in a URL.
 
 ## Examples
 
@@ -72,8 +75,8 @@ This setting serves `POST /v1/tasks/add` on this machine only:
 
     GATEWAY_BACKENDS__EDGE__PLUGIN=local
 
-A small model runs on a box in the same network, a large model in the cloud. Requests for `assistant` go to the backend that is
-predicted to finish first, requests for `box/assistant` to the box:
+A small model runs on a box in the same network, a large model in the cloud. Requests for `assistant` go to the backend
+that is predicted to finish first, requests for `box/assistant` to the box:
 
     GATEWAY_BACKENDS__BOX__PLUGIN=http
     GATEWAY_BACKENDS__BOX__URL=http://192.168.1.20:11434

@@ -44,7 +44,7 @@ class Picture(Backend[Settings]):
         except binascii.Error as exc:
             raise TaskInvalid(f"`picture` is not base64: {exc}", param="picture") from exc
         except Exception as exc:  # the library has no exception types of its own
-            raise TaskInvalid(f"`picture` is no picture that can be read: {exc}", param="picture") from exc
+            raise TaskInvalid(f"`picture` is not a readable picture: {exc}", param="picture") from exc
         said = zip(found.txts or (), found.scores or (), strict=True)
         lines = [{"text": text, "score": round(float(score), 3)} for text, score in said]
         sure = [line for line in lines if line["score"] >= self.settings.least_score]
