@@ -183,7 +183,7 @@ def plots(data: dict[str, Any]) -> str:
         frames.append(
             Plot(
                 "cascade on speech",
-                "share that the cloud is asked for",
+                "share of requests sent to the cloud",
                 "words right",
                 (0.0, 1.0),
                 (0.3, 1.0),

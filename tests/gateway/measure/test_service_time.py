@@ -99,9 +99,7 @@ def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Meas
         assert board.predict("edge", "task", "detect", x).mean_s == pytest.approx(0.1 + 0.01 * x, rel=0.15)
 
 
-def test_increased_round_trip_is_added_to_the_learned_service_time(
-    board: Measurements, clock: Clock
-) -> None:
+def test_increased_round_trip_is_added_to_the_learned_service_time(board: Measurements, clock: Clock) -> None:
     board.add("cloud", remote=True)
     for _ in range(20):
         board.observe("cloud", LinkSample(rtt_s=0.01))
@@ -239,7 +237,9 @@ def test_damaged_saved_state_is_skipped(damaged: object) -> None:
     assert board.predict("edge", "task", "m", 1.0).mean_s > 0.0
 
 
-def test_optimism_grows_only_after_many_decisions_and_minutes_without_selection(board: Measurements, clock: Clock) -> None:
+def test_optimism_grows_only_after_many_decisions_and_minutes_without_selection(
+    board: Measurements, clock: Clock
+) -> None:
     board.add("slow", remote=False)
     for _ in range(10):
         board.learn("slow", "task", "m", 1.0, 3.0)
