@@ -134,7 +134,7 @@ def recipe(path: str) -> Iterator[str]:
 
 def new_plugin() -> Iterator[str]:
     """The module that `plugins new words` creates."""
-    return source(dict(plugins_new.rendered("words"))["gateway_words.py"])
+    return source(dict(plugins_new.render_files("words"))["gateway_words.py"])
 
 
 def checks() -> Iterator[str]:

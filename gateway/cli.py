@@ -44,20 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.rest = rest
     try:
-        return _checked(args)
+        return _run_and_flush(args)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `config | head`: nobody reads on
-        _give_up(sys.stdout)
+        _discard_output(sys.stdout)
         return FAILED
 
 
-def _give_up(stream: TextIO) -> None:
+def _discard_output(stream: TextIO) -> None:
     """What it holds cannot be written; Python would try once more at exit, and complain."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _checked(args: argparse.Namespace) -> int:
+def _run_and_flush(args: argparse.Namespace) -> int:
     command: Command = args.command
     code = command.run(args)
     sys.stdout.flush()
@@ -90,7 +90,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read again
     gc.disable()  # what start-up imports is all kept: looking for garbage in it costs 30 ms; the service enables it
-    loaded = _load_or_tell(args.env_file)
+    loaded = _load_or_print_problems(args.env_file)
     if loaded is None:
         return CONFIGURATION
     from gateway import service
@@ -108,7 +108,7 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    loaded = _load_or_tell(args.env_file, out=sys.stdout)
+    loaded = _load_or_print_problems(args.env_file, out=sys.stdout)
     if loaded is None:
         return CONFIGURATION
     for problem in loaded.broken:
@@ -132,7 +132,7 @@ def _config(args: argparse.Namespace) -> int:
     if args.env:
         print(render_env(_usable_plugins()), end="")
         return OK
-    loaded = _load_or_tell(args.env_file)
+    loaded = _load_or_print_problems(args.env_file)
     if loaded is None:
         return CONFIGURATION
     for line in show_settings(loaded):
@@ -140,7 +140,7 @@ def _config(args: argparse.Namespace) -> int:
     return OK
 
 
-def _load_or_tell(env_file: Path | None, out: Any = None) -> Loaded | None:
+def _load_or_print_problems(env_file: Path | None, out: Any = None) -> Loaded | None:
     """The configuration; or None, when every problem has been printed."""
     from gateway.settings import SettingsError, load
 
@@ -148,15 +148,15 @@ def _load_or_tell(env_file: Path | None, out: Any = None) -> Loaded | None:
         return load(os.environ, env_file)
     except SettingsError as exc:
         try:
-            _tell(exc.problems, out or sys.stderr)
+            _print_problems(exc.problems, out or sys.stderr)
         except OSError:
             if out is not None:
                 raise
-            _give_up(sys.stderr)  # a full disk, say: the exit status says it, too
+            _discard_output(sys.stderr)  # a full disk, say: the exit status says it, too
         return None
 
 
-def _tell(problems: Sequence[Problem], out: Any) -> None:
+def _print_problems(problems: Sequence[Problem], out: Any) -> None:
     for problem in problems:
         print(problem, file=out)
 
@@ -167,7 +167,7 @@ def _tell(problems: Sequence[Problem], out: Any) -> None:
 def _explain(args: argparse.Namespace) -> int:
     from gateway.commands.explain import ask, key_in, table
 
-    loaded = _load_or_tell(args.env_file)
+    loaded = _load_or_print_problems(args.env_file)
     if loaded is None:
         return CONFIGURATION
     headers = {"Content-Type": args.content_type}
@@ -255,7 +255,7 @@ def _keys_file(env_file: Path | None) -> Path | None:
 
     name = f"{PREFIX}KEYS_FILE"
     variables, problems = read_variables(os.environ, env_file, (), (name,))
-    _tell([problem for problem in problems if problem.variable == "--env-file"], sys.stderr)
+    _print_problems([problem for problem in problems if problem.variable == "--env-file"], sys.stderr)
     found = variables.get(name)
     return Path(found.text).expanduser() if found and found.text else None
 

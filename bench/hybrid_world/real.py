@@ -22,7 +22,7 @@ import aiohttp
 import msgspec
 
 from gateway.demo.children import choose_ports
-from gateway.demo.link import Link
+from gateway.demo.emulated_link import EmulatedLink
 from hybrid_world.uplinks import STEP_S, Uplink, trace_of
 from support.netlink_emulator import Emulator
 
@@ -82,7 +82,7 @@ class Proxied:
 
     kind = "delay proxy"
 
-    def __init__(self, link: Link, port: int) -> None:
+    def __init__(self, link: EmulatedLink, port: int) -> None:
         self._link, self._port = link, port
         self._playing: asyncio.Task | None = None
 
@@ -130,7 +130,7 @@ async def wan(cloud_port: int, folder: Path) -> AsyncIterator[Wan]:
             else:
                 yield Namespaces(net, folder)
                 return
-    async with Link("127.0.0.1", cloud_port) as link:
+    async with EmulatedLink("127.0.0.1", cloud_port) as link:
         yield Proxied(link, cloud_port)
 
 

@@ -33,12 +33,14 @@ from gateway.settings import Loaded, SettingsError, load
 from gateway.tls import TlsInvalid, client_context
 
 TIMEOUT_S = 3.0
-EXPIRES_SOON_DAYS = 14
-SLOW_DNS_S = 0.2
-CLOCK_OFF_S = 60.0
+MIN_VALID_DAYS = 14
+MAX_DNS_S = 0.2
+MAX_CLOCK_SKEW_S = 60.0
 MIN_FREE_BYTES = 100 * 1024 * 1024
-ENOUGH_FDS = 4096
-BUILT = datetime(2026, 1, 1, tzinfo=UTC)  # a clock before this is wrong: boards without a battery start in 1970
+MIN_FDS = 4096
+MIN_PLAUSIBLE_TIME = datetime(
+    2026, 1, 1, tzinfo=UTC
+)  # a clock before this is wrong: boards without a battery start in 1970
 
 Verdict = Literal["ok", "warning", "problem"]
 
@@ -110,7 +112,7 @@ def _loop() -> Finding:
 
 def _clock() -> Finding:
     now = datetime.now(UTC)
-    if now < BUILT:
+    if now < MIN_PLAUSIBLE_TIME:
         advice = "set it (NTP), or certificates will not seem valid yet"
         return Finding("clock", "problem", f"it says {now:%Y-%m-%d}", advice)
     return Finding("clock", "ok", f"it says {now:%Y-%m-%d %H:%M} UTC")
@@ -125,8 +127,8 @@ def _kernel() -> Iterator[Finding]:
         "TCP_INFO, TCP_USER_TIMEOUT", "ok" if has_options else "warning", "there" if has_options else "missing"
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = max(soft, hard) if resource.RLIM_INFINITY not in (soft, hard) else ENOUGH_FDS
-    enough = most >= ENOUGH_FDS
+    most = max(soft, hard) if resource.RLIM_INFINITY not in (soft, hard) else MIN_FDS
+    enough = most >= MIN_FDS
     advice = "" if enough else "LimitNOFILE=65536 in the unit, or ulimit -n"
     yield Finding("file descriptors", "ok" if enough else "warning", f"{soft} (at most {hard})", advice)
 
@@ -146,14 +148,14 @@ def _disk(state: Path) -> Iterator[Finding]:
 def _permissions(loaded: Loaded, env_file: Path | None) -> Iterator[Finding]:
     keys = loaded.settings.keys_file
     if keys is not None:
-        yield _private("keys file", keys, advice=f"chmod 600 {keys}")
+        yield _file_mode("keys file", keys, advice=f"chmod 600 {keys}")
     if env_file is not None and re.search(r"(?m)^GATEWAY_\w*(API_KEY|PASSWORD)=\S", env_file.read_text()):
-        yield _private("environment file, with secrets in it", env_file, advice="use …_FILE or systemd credentials")
+        yield _file_mode("environment file, with secrets in it", env_file, advice="use …_FILE or systemd credentials")
     if (key := loaded.settings.tls.key_file) is not None:
-        yield _private("TLS key", key, advice=f"chmod 600 {key}")
+        yield _file_mode("TLS key", key, advice=f"chmod 600 {key}")
 
 
-def _private(about: str, path: Path, *, advice: str) -> Finding:
+def _file_mode(about: str, path: Path, *, advice: str) -> Finding:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & (stat.S_IROTH | stat.S_IWOTH):
         return Finding(about, "warning", f"{path} is open to everybody ({mode:o})", advice)
@@ -189,7 +191,7 @@ def _expiry(about: str, der: bytes) -> Finding:
         return Finding(
             about, "problem", f"expired on {until:%Y-%m-%d}", "renew it, then: systemctl reload edge-gateway"
         )
-    verdict: Verdict = "warning" if days < EXPIRES_SOON_DAYS else "ok"
+    verdict: Verdict = "warning" if days < MIN_VALID_DAYS else "ok"
     advice = "renew it, then: systemctl reload edge-gateway" if verdict == "warning" else ""
     return Finding(about, verdict, f"valid for {days} days", advice)
 
@@ -236,7 +238,7 @@ def _connect(name: str, where: SplitResult, context: ssl.SSLContext | None) -> I
         yield Finding(f"{name}: DNS", "problem", f"{host}: {exc.strerror}", "check the name, and the host's resolver")
         return
     took_s = time.monotonic() - began
-    slow = took_s > SLOW_DNS_S
+    slow = took_s > MAX_DNS_S
     advice = "a resolver on this host (systemd-resolved) would remember it" if slow else ""
     yield Finding(f"{name}: DNS", "warning" if slow else "ok", f"{host} in {took_s * 1000:.0f} ms", advice)
     try:
@@ -294,7 +296,7 @@ def _http(name: str, where: SplitResult, host: str, port: int, context: ssl.SSLC
 def _skew(name: str, date: str | None) -> Iterator[Finding]:
     with suppress(TypeError, ValueError):
         off_s = abs(time.time() - parsedate_to_datetime(date or "").timestamp())
-        if off_s > CLOCK_OFF_S:
+        if off_s > MAX_CLOCK_SKEW_S:
             advice = "set this host's clock (NTP), or tell whoever runs it"
             yield Finding(f"{name}: clock", "warning", f"its clock and ours are {off_s:.0f} s apart", advice)
 

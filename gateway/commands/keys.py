@@ -31,7 +31,7 @@ def create(path: Path, args: argparse.Namespace) -> str:
     return f"egw_{args.id}_{secret}"
 
 
-def _burst(requests_per_minute: float | None) -> int:
+def _default_burst(requests_per_minute: float | None) -> int:
     """How many may come at once where nobody said so: ten, but no more than a whole minute's."""
     return 10 if requests_per_minute is None else max(1, min(10, int(requests_per_minute)))
 
@@ -46,7 +46,7 @@ def _key(secret: str, args: argparse.Namespace) -> Key:
         models=_names(args.models),
         tasks=_names(args.tasks),
         requests_per_minute=args.requests_per_minute,
-        burst=args.burst or _burst(args.requests_per_minute),
+        burst=args.burst or _default_burst(args.requests_per_minute),
         concurrency=args.concurrency,
         max_body_bytes=args.max_body_bytes,
         expires=_expiry(args.expires, now),

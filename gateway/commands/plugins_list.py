@@ -20,7 +20,7 @@ COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PluginRow:
     """A plugin, or one backend made of it. state: `off`, `enabled`, `broken`, or what the running gateway says."""
 
     plugin: str
@@ -36,7 +36,7 @@ class Row:
         return {key: None if value in ("-", "") else value for key, value in asdict(self).items()}
 
 
-def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None) -> Iterator[Row]:
+def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None) -> Iterator[PluginRow]:
     """Every plugin that is installed or enabled, by name; `status` is what the running gateway says, if one does."""
     running: Mapping[str, Any] = (status or {}).get("backends", {})
     used = {name: config.plugin for name, config in backends.items()}
@@ -51,7 +51,7 @@ def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None
             yield _unused_row(plugin, origin)
 
 
-def table(found: Iterable[Row]) -> Iterator[str]:
+def table(found: Iterable[PluginRow]) -> Iterator[str]:
     """The rows as lines of text, each reason below its row."""
     cells = [(row, [getattr(row, column) for column in COLUMNS]) for row in found]
     widths = [max(len(text) for text in column) for column in zip(COLUMNS, *(texts for _, texts in cells), strict=True)]
@@ -74,23 +74,25 @@ def _origin(point: EntryPoint | None) -> dict[str, str]:
 
 def _backend_row(
     plugin: str, name: str, origin: Mapping[str, str], config: BackendConfig | None, told: Mapping[str, Any] | None
-) -> Row:
+) -> PluginRow:
     if told is not None:
         why = told["error"] or told["unwell"] or ""
         serves = _names(told["models"], told["tasks"])
-        return Row(plugin=plugin, backend=name, state=told["state"], serves=serves, why=why, **origin)
+        return PluginRow(plugin=plugin, backend=name, state=told["state"], serves=serves, why=why, **origin)
     if config is None or config.cls is None or config.settings is None:
-        return Row(plugin=plugin, backend=name, state="broken", why=config.broken or "" if config else "", **origin)
+        return PluginRow(
+            plugin=plugin, backend=name, state="broken", why=config.broken or "" if config else "", **origin
+        )
     serves = _serves(config.cls, config.settings.model_dump(exclude_unset=True))
-    return Row(plugin=plugin, backend=name, state="enabled", serves=serves, **origin)
+    return PluginRow(plugin=plugin, backend=name, state="enabled", serves=serves, **origin)
 
 
-def _unused_row(plugin: str, origin: Mapping[str, str]) -> Row:
+def _unused_row(plugin: str, origin: Mapping[str, str]) -> PluginRow:
     try:
         cls = find_plugin(plugin)
     except (PluginBroken, PluginMissing) as exc:
-        return Row(plugin=plugin, state="broken", why=str(exc), **origin)
-    return Row(plugin=plugin, serves=_serves(cls, {}), **origin)
+        return PluginRow(plugin=plugin, state="broken", why=str(exc), **origin)
+    return PluginRow(plugin=plugin, serves=_serves(cls, {}), **origin)
 
 
 def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ class NameInvalid(ValueError):
     """This cannot be a plugin's name; the message says why."""
 
 
-def checked_name(name: str, taken: Collection[str]) -> str:
+def check_name(name: str, taken: Collection[str]) -> str:
     """`name`, if a new plugin can be called so: `taken` are those that are installed. Raises NameInvalid."""
     if not _NAME.fullmatch(name) or len(name) > MAX_CHARS:
         raise NameInvalid(
@@ -36,7 +36,7 @@ def checked_name(name: str, taken: Collection[str]) -> str:
     return name
 
 
-class Made(NamedTuple):
+class CreatedPlugin(NamedTuple):
     """A plugin's folder, its entry point, and its files."""
 
     folder: Path
@@ -44,24 +44,24 @@ class Made(NamedTuple):
     files: tuple[Path, ...]
 
 
-def create(name: str, into: Path) -> Made:
+def create(name: str, into: Path) -> CreatedPlugin:
     """Write a plugin called `name` to the new folder `into`/gateway-NAME. Raises FileExistsError where it exists."""
-    folder = into / _named("gateway-sample", name)
+    folder = into / _with_names("gateway-sample", name)
     folder.mkdir(parents=True)
     written = []
-    for path, text in rendered(name):
+    for path, text in render_files(name):
         file = folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("x") as out:
             out.write(text)
         written.append(file)
-    return Made(folder, _named("gateway_sample:Sample", name), tuple(written))
+    return CreatedPlugin(folder, _with_names("gateway_sample:Sample", name), tuple(written))
 
 
-def rendered(name: str) -> Iterator[tuple[str, str]]:
+def render_files(name: str) -> Iterator[tuple[str, str]]:
     """Each file of the plugin: where it stands, and what is in it."""
     for path, text in sorted(_template(files(__package__) / "template", "")):
-        yield _named(path.removesuffix(_SUFFIX), name), _named(text, name)
+        yield _with_names(path.removesuffix(_SUFFIX), name), _with_names(text, name)
 
 
 def _template(folder: Traversable, prefix: str) -> Iterator[tuple[str, str]]:
@@ -72,7 +72,7 @@ def _template(folder: Traversable, prefix: str) -> Iterator[tuple[str, str]]:
             yield prefix + entry.name, entry.read_text()
 
 
-def _named(text: str, name: str) -> str:
+def _with_names(text: str, name: str) -> str:
     """The template's text with the plugin's own names; its distribution is spelt with hyphens, its module without."""
     module = name.replace("-", "_")
     names = {

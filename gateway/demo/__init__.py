@@ -21,11 +21,10 @@ from typing import Any
 import aiohttp
 
 from gateway.demo import console
-from gateway.demo.calls import Answer, Call, admin_tour, has_curl, run_line, tour
 from gateway.demo.children import ChildFailed
-from gateway.demo.report import Table
-from gateway.demo.sweep import HEADINGS, Row, Sweep
-from gateway.demo.topology import Topology, open_house, recording
+from gateway.demo.requests import DemoRequest, DemoResponse, admin_requests, data_requests, has_curl, run_curl
+from gateway.demo.sweep import HEADINGS, Sweep, SweepRow, Table
+from gateway.demo.topology import Topology, recording, start_topology
 
 DEFAULT_PORT = 8080
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -63,7 +62,7 @@ async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
 async def _demo(args: argparse.Namespace, folder: Path) -> int:
     _say(f"starting two gateways; their logs: {folder}")
     try:
-        async with open_house(folder, args.port) as house:
+        async with start_topology(folder, args.port) as house:
             return await (_self_test if args.self_test else _show)(house)
     except ChildFailed as exc:
         print(exc, file=sys.stderr)
@@ -74,9 +73,11 @@ def _say(text: str = "") -> None:
     print(text, flush=True)
 
 
-def _lines(house: Topology) -> list[tuple[Call, str]]:
+def _lines(house: Topology) -> list[tuple[DemoRequest, str]]:
     """The requests to try, and each as a line to type."""
-    calls = [(call, house.base) for call in tour(recording())] + [(call, house.admin) for call in admin_tour()]
+    calls = [(call, house.base) for call in data_requests(recording())] + [
+        (call, house.admin) for call in admin_requests()
+    ]
     return [(call, call.curl(base)) for call, base in calls]
 
 
@@ -91,7 +92,7 @@ async def _show(house: Topology) -> int:
     waiting = [asyncio.ensure_future(house.edge.watch()), asyncio.ensure_future(house.cloud.watch())]
     if sys.stdin.isatty():
         _say(f"{console.HELP}\n\n{console.describe(house.link)}")
-        waiting.append(asyncio.ensure_future(console.converse(house.link)))
+        waiting.append(asyncio.ensure_future(console.execute_typed_commands(house.link)))
     try:
         done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -123,18 +124,18 @@ async def _run_lines(house: Topology, session: aiohttp.ClientSession) -> list[st
     faults = []
     for call, line in _lines(house):
         _say(f"\n$ {line}")
-        base = house.admin if call in admin_tour() else house.base
-        answer = await (run_line(line) if has_curl() else _send(call, session, base))
+        base = house.admin if call in admin_requests() else house.base
+        answer = await (run_curl(line) if has_curl() else _send(call, session, base))
         _say(_shortened(answer.text))
         if (fault := call.fault(answer)) is not None:
             faults.append(f"{line}: {fault}")
     return faults
 
 
-async def _send(call: Call, session: aiohttp.ClientSession, base: str) -> Answer:
+async def _send(call: DemoRequest, session: aiohttp.ClientSession, base: str) -> DemoResponse:
     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
         return await call.send(session, base)
-    return Answer(status=0, text="no answer")
+    return DemoResponse(status=0, text="no answer")
 
 
 def _shortened(text: str, width: int = 110) -> str:
@@ -147,7 +148,7 @@ async def _run_sweep(house: Topology, session: aiohttp.ClientSession) -> list[st
     table, faults = Table(HEADINGS, _WIDTHS), list[str]()
     _say("\n" + "\n".join(table.head))
 
-    def show(row: Row) -> None:
+    def show(row: SweepRow) -> None:
         _say(table.row(row.cells()))
         if row.fault is not None:
             faults.append(f"link {row.link}, edge {row.edge}, {row.label}: {row.fault}")

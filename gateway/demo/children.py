@@ -38,7 +38,7 @@ class ChildFailed(Exception):
     """A child did not start, or stopped by itself; the message holds the end of its log."""
 
 
-class Child:
+class ChildGateway:
     """One running gateway. `env` is all of its configuration; its standard error goes to `log_path`."""
 
     def __init__(self, name: str, env: Mapping[str, str], *, port: int, admin_port: int, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Child:
         self.port, self.admin_port = port, admin_port
         self.log_path = folder / f"{name}.log"
         self._env = {
-            **_clean(os.environ),
+            **_inheritable(os.environ),
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
             "GATEWAY_ADMIN_LISTEN": f"127.0.0.1:{admin_port}",
             "GATEWAY_STATE_DIR": str(folder / f"{name}-state"),
@@ -90,7 +90,7 @@ class Child:
     async def _ready(self) -> None:
         try:
             async with asyncio.timeout(READY_WITHIN_S):
-                while not await _answers(f"http://127.0.0.1:{self.port}/readyz"):
+                while not await _is_ready(f"http://127.0.0.1:{self.port}/readyz"):
                     if self._process.returncode is not None:
                         raise self._failure(f"ended with status {self._process.returncode} while it started")
                     await asyncio.sleep(_POLL_S)
@@ -112,7 +112,7 @@ class Child:
         await self._process.wait()
 
 
-async def _answers(url: str) -> bool:
+async def _is_ready(url: str) -> bool:
     try:
         async with aiohttp.request("GET", url) as response:
             return response.status == 200
@@ -120,7 +120,7 @@ async def _answers(url: str) -> bool:
         return False
 
 
-def _clean(environment: Mapping[str, str]) -> dict[str, str]:
+def _inheritable(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()

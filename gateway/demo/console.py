@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 
-from gateway.demo.link import Link
+from gateway.demo.emulated_link import EmulatedLink
 
 HELP = """\
   delay MS    round trip over the link        rate MBIT   each way; 0 is unlimited
@@ -16,11 +16,11 @@ HELP = """\
   quit        end the demo (so does Ctrl-C)"""
 
 
-class NotUnderstood(Exception):
+class UnknownCommand(Exception):
     """The line is no command; the message says which there are."""
 
 
-async def obey(link: Link, line: str) -> bool:
+async def execute(link: EmulatedLink, line: str) -> bool:
     """Do what `line` says; False when it says to quit. Raises NotUnderstood."""
     match line.split():
         case []:
@@ -28,9 +28,9 @@ async def obey(link: Link, line: str) -> bool:
         case ["quit" | "exit" | "q"]:
             return False
         case ["delay", number]:
-            link.set_rtt(_quantity(number) / 1000)
+            link.set_rtt(_number(number) / 1000)
         case ["rate", number]:
-            link.set_rate(_quantity(number) * 1e6 / 8 or None)
+            link.set_rate(_number(number) * 1e6 / 8 or None)
         case ["down"]:
             link.take_down()
         case ["up"]:
@@ -40,11 +40,11 @@ async def obey(link: Link, line: str) -> bool:
         case ["go"]:
             link.resume()
         case _:
-            raise NotUnderstood(f"{line.strip()!r} is not understood; there are:\n{HELP}")
+            raise UnknownCommand(f"{line.strip()!r} is not understood; there are:\n{HELP}")
     return True
 
 
-def describe(link: Link) -> str:
+def describe(link: EmulatedLink) -> str:
     """What the link is like now."""
     if link.is_down:
         return "link: down"
@@ -55,21 +55,21 @@ def describe(link: Link) -> str:
     )
 
 
-def _quantity(text: str) -> float:
+def _number(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= (number := float(text)) <= 1e6:
             return number
-    raise NotUnderstood(f"{text!r} is no number from 0 to a million; there are:\n{HELP}")
+    raise UnknownCommand(f"{text!r} is no number from 0 to a million; there are:\n{HELP}")
 
 
-async def converse(link: Link) -> None:
+async def execute_typed_commands(link: EmulatedLink) -> None:
     """Obey the terminal until `quit` or end of input."""
     async for line in _typed_lines():
         try:
-            if not await obey(link, line):
+            if not await execute(link, line):
                 return
             print(describe(link), flush=True)
-        except NotUnderstood as exc:
+        except UnknownCommand as exc:
             print(exc, flush=True)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import aiohttp
 
-from gateway.demo.accounts import Accounts, main_terms
-from gateway.demo.calls import Answer, Call, add, divide, occupy, transcribe
+from gateway.demo.log_reader import LogReader, largest_terms
+from gateway.demo.requests import DemoRequest, DemoResponse, add, divide, occupy, transcribe
 from gateway.demo.topology import EDGE_SLOTS, Topology
 
 RTTS_S: tuple[float | None, ...] = (0.001, 0.05, 0.3, None)  # None: the link is down
@@ -23,11 +23,12 @@ SLOTS_TAKEN = f'edge_gateway_lane_busy{{backend="local"}} {EDGE_SLOTS}'
 SPEECH_AHEAD = 'edge_gateway_lane_waiting{backend="speech"} 1'  # behind the one that is being heard
 _SEEN_WITHIN_S = 5.0
 _POLL_S = 0.02
+_GAP = "  "
 HEADINGS = ("link", "edge", "request", "went to", "why", "predicted ms", "actual ms", "of which ms")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class SweepRow:
     """One request of the sweep. fault: what was wrong with it; None where nothing was."""
 
     link: str
@@ -49,9 +50,11 @@ class Row:
 class Sweep:
     """Sends the requests, changes the link, and hands each row to `show` as soon as it is known."""
 
-    def __init__(self, house: Topology, session: aiohttp.ClientSession, file: str, show: Callable[[Row], None]) -> None:
+    def __init__(
+        self, house: Topology, session: aiohttp.ClientSession, file: str, show: Callable[[SweepRow], None]
+    ) -> None:
         self._house, self._session, self._file, self._show = house, session, file, show
-        self._accounts = Accounts(house.edge.log_path)
+        self._accounts = LogReader(house.edge.log_path)
         self._hear = transcribe(file, "speech/pocketsphinx", site="edge")
 
     async def run(self) -> None:
@@ -82,7 +85,7 @@ class Sweep:
     # ── the edge occupied ────────────────────────────────────────────────────────────────────────
 
     @asynccontextmanager
-    async def _occupied(self, occupants: Sequence[Call], sample: str) -> AsyncIterator[None]:
+    async def _occupied(self, occupants: Sequence[DemoRequest], sample: str) -> AsyncIterator[None]:
         """The edge works on `occupants`, as `sample` of its metrics shows; they must be answered, too."""
         async with asyncio.TaskGroup() as group:
             ahead = [group.create_task(self._row("-", "-", call)) for call in occupants]
@@ -100,7 +103,7 @@ class Sweep:
                 if sample in (await response.text()).splitlines():
                     return
             await asyncio.sleep(_POLL_S)
-        self._show(Row(link="-", edge="-", label="metrics", fault=f"never showed {sample}"))
+        self._show(SweepRow(link="-", edge="-", label="metrics", fault=f"never showed {sample}"))
 
     async def _warm_up(self) -> None:
         """Have the gateway see each kind of work once, so that its predictions stand on something."""
@@ -109,11 +112,11 @@ class Sweep:
 
     # ── one request ──────────────────────────────────────────────────────────────────────────────
 
-    async def _try(self, link: str, edge: str, call: Call) -> None:
+    async def _try(self, link: str, edge: str, call: DemoRequest) -> None:
         self._show(await self._row(link, edge, call))
 
-    async def _row(self, link: str, edge: str, call: Call) -> Row:
-        row = Row(link=link, edge=edge, label=call.label)
+    async def _row(self, link: str, edge: str, call: DemoRequest) -> SweepRow:
+        row = SweepRow(link=link, edge=edge, label=call.label)
         answer = await self._send(call)
         if isinstance(answer, str):
             return replace(row, fault=f"LOST: {answer}")
@@ -125,10 +128,33 @@ class Sweep:
             return replace(row, fault=row.fault or "no request.finished line in the gateway's log")
         if link == DOWN and "cloud" in self._accounts.parts_served_at(line["request_id"]):
             row = replace(row, fault="a part was served by the cloud while the link was down")
-        return replace(row, predicted_ms=line["predicted_ms"], actual_ms=line["t_total_ms"], terms=main_terms(line))
+        return replace(row, predicted_ms=line["predicted_ms"], actual_ms=line["t_total_ms"], terms=largest_terms(line))
 
-    async def _send(self, call: Call) -> Answer | str:
+    async def _send(self, call: DemoRequest) -> DemoResponse | str:
         try:
             return await call.send(self._session, self._house.base)
         except (aiohttp.ClientError, TimeoutError) as exc:
             return f"{type(exc).__name__}: {exc}"
+
+
+# ── the table ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Table:
+    """A table whose rows are printed one by one; a cell that is too wide pushes its neighbours aside."""
+
+    def __init__(self, headings: Sequence[str], widths: Sequence[int]) -> None:
+        self._widths = [max(width, len(heading)) for heading, width in zip(headings, widths, strict=True)]
+        self.head = [self.row(headings), self.row(["─" * width for width in self._widths])]
+
+    def row(self, cells: Sequence[str]) -> str:
+        """One row, without trailing blanks. Numbers stand at the right."""
+        padded = (
+            cell.rjust(width) if _is_number(cell) else cell.ljust(width)
+            for cell, width in zip(cells, self._widths, strict=True)
+        )
+        return _GAP.join(padded).rstrip()
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).isdigit()

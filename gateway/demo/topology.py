@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.demo.children import Child, choose_ports
-from gateway.demo.link import Link
+from gateway.demo.children import ChildGateway, choose_ports
+from gateway.demo.emulated_link import EmulatedLink
 
 EDGE_SLOTS = 2  # of `local`: enough to show, and quick to fill
 FIRST_RTT_S = 0.05
 DATA = Path(__file__).parent / "data"
 
-_TASKS = "gateway_local.functions:add,gateway.demo.tasks:primes"
+_TASKS = "gateway_local.functions:add,gateway.demo.task_functions:primes"
 _COMPUTE = {
     "GATEWAY_BACKENDS__LOCAL__PLUGIN": "local",
     "GATEWAY_BACKENDS__LOCAL__TASKS": _TASKS,
@@ -31,9 +31,9 @@ _COMPUTE = {
 class Topology:
     """The demo while it runs."""
 
-    edge: Child
-    cloud: Child
-    link: Link
+    edge: ChildGateway
+    cloud: ChildGateway
+    link: EmulatedLink
 
     @property
     def base(self) -> str:
@@ -47,14 +47,14 @@ class Topology:
 
 
 @asynccontextmanager
-async def open_house(folder: Path, port: int) -> AsyncIterator[Topology]:
+async def start_topology(folder: Path, port: int) -> AsyncIterator[Topology]:
     """Start everything, the cloud first; stop it all in the opposite order. Raises ChildFailed."""
     edge_port, edge_admin = choose_ports(port)
     cloud_port, cloud_admin = choose_ports(0)
-    cloud = Child("cloud", _COMPUTE, port=cloud_port, admin_port=cloud_admin, folder=folder)
-    async with cloud, Link("127.0.0.1", cloud_port) as link:
+    cloud = ChildGateway("cloud", _COMPUTE, port=cloud_port, admin_port=cloud_admin, folder=folder)
+    async with cloud, EmulatedLink("127.0.0.1", cloud_port) as link:
         link.set_rtt(FIRST_RTT_S)
-        edge = Child("edge", edge_env(link.port), port=edge_port, admin_port=edge_admin, folder=folder)
+        edge = ChildGateway("edge", edge_env(link.port), port=edge_port, admin_port=edge_admin, folder=folder)
         async with edge:
             yield Topology(edge, cloud, link)
 
@@ -63,7 +63,7 @@ def edge_env(link_port: int) -> dict[str, str]:
     """The edge's configuration: the same compute, the cloud at the other end of the link, and both together."""
     return {
         **_COMPUTE,
-        "GATEWAY_BACKENDS__LOCAL__TASKS": f"{_TASKS},gateway.demo.tasks:occupy",
+        "GATEWAY_BACKENDS__LOCAL__TASKS": f"{_TASKS},gateway.demo.task_functions:occupy",
         "GATEWAY_BACKENDS__LOCAL__SLOTS": str(EDGE_SLOTS),
         "GATEWAY_BACKENDS__CLOUD__PLUGIN": "http",
         "GATEWAY_BACKENDS__CLOUD__URL": f"http://127.0.0.1:{link_port}",

@@ -11,25 +11,25 @@ from gateway.measure.board import Measurements
 from gateway.registry import ManagedBackend
 from gateway.telemetry import log_exceptions
 
-LOOK_S = 0.05
-BESIDE_S = 3600.0  # whose name another has is in nobody's way; a stream may be long
+POLL_S = 0.05
+REPLACED_DRAIN_S = 3600.0  # whose name another has is in nobody's way; a stream may be long
 
 
-class Backends:
+class BackendResources:
     """Gives each backend its lane and its place on the board. forgotten(name): nothing of it is known any more."""
 
     def __init__(
         self, lanes: Scheduler, board: Measurements, forgotten: Callable[[str], None], drain_s: Callable[[], float]
     ) -> None:
-        self._lanes, self._board, self._forgotten, self._drain_s = lanes, board, forgotten, drain_s
+        self._scheduler, self._measurements, self._on_forgotten, self._drain_s = lanes, board, forgotten, drain_s
         self._retired: dict[int, Lane | None] = {}  # by the identity of members whose name another has
 
     def changed(self, member: ManagedBackend) -> None:
         """It has opened, or has other settings: that is its lane. Nothing where it has failed."""
         if member.state != "serving":
             return
-        self._board.add(member.name, remote=member.is_remote)
-        self._lanes.add(
+        self._measurements.add(member.name, remote=member.is_remote)
+        self._scheduler.add(
             member.name,
             site=member.site,
             slots=member.slots,
@@ -38,17 +38,17 @@ class Backends:
             usd=member.settings.usd_per_request,
             watts=member.settings.watts,
         )
-        asyncio.get_running_loop().call_soon(self._lanes.tick)  # what waits may be better off there
+        asyncio.get_running_loop().call_soon(self._scheduler.tick)  # what waits may be better off there
 
     def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
         """Whoever waits goes to the new one, where that does the same; what runs goes on at the old one."""
-        lane = self._retired[id(old)] = self._lanes.retire(old.name)
+        lane = self._retired[id(old)] = self._scheduler.retire(old.name)
         if old.fingerprint != new.fingerprint:
             self._forget(old.name)
-        self._board.add(new.name, remote=new.is_remote)
+        self._measurements.add(new.name, remote=new.is_remote)
         self.changed(new)
         if lane is not None:
-            self._lanes.hand_over(lane, same_work=new.does_as(old))
+            self._scheduler.hand_over(lane, same_work=new.does_as(old))
 
     async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
         """Wait for what a backend has; then forget it, unless somebody has its name, or it comes back as it was."""
@@ -57,24 +57,24 @@ class Backends:
             return
         name = member.name
         await self._drained(
-            lambda: bool(self._lanes.busy().get(name) or self._lanes.waiting().get(name)), self._drain_s()
+            lambda: bool(self._scheduler.busy().get(name) or self._scheduler.waiting().get(name)), self._drain_s()
         )
-        self._lanes.remove(name)
+        self._scheduler.remove(name)
         if not comes_back:
             self._forget(name)
 
     async def _ended(self, lane: Lane | None) -> None:
         if lane is not None:
-            await self._drained(lambda: bool(lane.runs), BESIDE_S)
-            self._lanes.forget(lane)
+            await self._drained(lambda: bool(lane.runs), REPLACED_DRAIN_S)
+            self._scheduler.forget(lane)
 
     async def _drained(self, is_busy: Callable[[], bool], within_s: float) -> None:
         until = time.monotonic() + within_s
         while time.monotonic() < until and is_busy():
             with log_exceptions("the tick"):
-                self._lanes.tick()
-            await asyncio.sleep(LOOK_S)
+                self._scheduler.tick()
+            await asyncio.sleep(POLL_S)
 
     def _forget(self, name: str) -> None:
-        self._board.remove(name)
-        self._forgotten(name)
+        self._measurements.remove(name)
+        self._on_forgotten(name)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from gateway.telemetry import flush, log_bug
 
-LAST_S = 1.0  # for tasks nobody has ended, then for what is still to be written
+EXIT_TIMEOUT_S = 1.0  # for tasks nobody has ended, then for what is still to be written
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Run `main` to its end, then cancel what else runs; threads are waited for by nobody. Raises what `main` does."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    task = loop.create_task(_with_an_end(main))
+    task = loop.create_task(_then_cancel_rest(main))
     task.add_done_callback(lambda _: loop.stop())
     while not task.done():
         try:
@@ -39,7 +39,7 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def _with_an_end(main: Coroutine[Any, Any, T]) -> T:
+async def _then_cancel_rest(main: Coroutine[Any, Any, T]) -> T:
     try:
         return await main
     finally:
@@ -47,37 +47,42 @@ async def _with_an_end(main: Coroutine[Any, Any, T]) -> T:
         for task in rest:
             task.cancel()
         if rest:
-            await asyncio.wait(rest, timeout=LAST_S)
+            await asyncio.wait(rest, timeout=EXIT_TIMEOUT_S)
 
 
-def threads_left() -> list[str]:
+def blocking_threads() -> list[str]:
     """Threads that would keep the process from ending, each with its place."""
-    return sorted(_threads_left())
+    return sorted(_blocking_threads())
 
 
-def _threads_left() -> Iterator[str]:
+def _blocking_threads() -> Iterator[str]:
     frames = sys._current_frames()
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)
-        if not thread.daemon and thread is not threading.main_thread() and frame and not _waits_for_work(frame):
+        if (
+            not thread.daemon
+            and thread is not threading.main_thread()
+            and frame
+            and not _is_idle_executor_thread(frame)
+        ):
             yield f"{thread.name} at {frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def _waits_for_work(frame: FrameType) -> bool:
+def _is_idle_executor_thread(frame: FrameType) -> bool:
     """Whether it is an executor's thread that has nothing to do: it would end if it was told to."""
     return frame.f_code.co_filename == executors.__file__ and frame.f_code.co_name == "_worker"
 
 
-def leave(status: int) -> NoReturn:
+def exit_process(status: int) -> NoReturn:
     """End the process now. Python would wait for every thread, and run exit handlers, which may do the same."""
-    flush(LAST_S)
-    printer = threading.Thread(target=_flush_printed, daemon=True)  # nobody may read it
+    flush(EXIT_TIMEOUT_S)
+    printer = threading.Thread(target=_flush_standard_streams, daemon=True)  # nobody may read it
     printer.start()
-    printer.join(LAST_S)
+    printer.join(EXIT_TIMEOUT_S)
     os._exit(status)
 
 
-def _flush_printed() -> None:
+def _flush_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -18,7 +18,15 @@ from gateway.ingress.http.hosts import own_hosts
 from gateway.ingress.http.listener import Site, max_connections, max_handshakes, raise_descriptor_limit
 from gateway.ingress.http.server import Server
 from gateway.service import systemd
-from gateway.service.sockets import bind, file_of, host_of, name_of, refuse_less_tls, refuse_public, remove
+from gateway.service.sockets import (
+    bind,
+    host_of,
+    name_of,
+    refuse_tls_removal,
+    refuse_unauthenticated_public,
+    remove_socket_file,
+    socket_file_of,
+)
 from gateway.settings import Settings
 from gateway.telemetry import log_bug, log_exceptions
 
@@ -33,7 +41,7 @@ class Listeners:
     """
 
     def __init__(self, door: RequestHandler, gate: Gate, tls: ssl.SSLContext | None) -> None:
-        self._door, self._gate, self._tls = door, gate, tls
+        self._handler, self._gate, self._tls = door, gate, tls
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
         self.sites: list[Site] = []
@@ -47,19 +55,19 @@ class Listeners:
 
     async def open(self, settings: Settings, slots: int) -> None:
         """Listen; the backends' `slots` need descriptors too. Raises SettingsError, OSError."""
-        passed = systemd.sockets()
+        passed = systemd.passed_sockets()
         self._is_activated = bool(passed)
-        refuse_public(passed, settings)
+        refuse_unauthenticated_public(passed, settings)
         self._sockets = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
         admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
         own = [admin] if passed else [*self._sockets, admin]
-        self._files = [file for sock in own if (file := file_of(sock)) is not None]
+        self._files = [file for sock in own if (file := socket_file_of(sock)) is not None]
         self.bound, self.admin_bound = [name_of(sock) for sock in self._sockets], [name_of(admin)]
         self._bound_to = [host_of(sock) for sock in [*self._sockets, admin]]
         hosts = own_hosts(self._bound_to)
-        self.http = HttpTransport(self._door, allowed_hosts=hosts, allowed_origins=frozenset())
-        self._admin = Admin(self._door, hosts, None if settings.admin_listen.is_local else self._gate)
-        self.allow(settings)
+        self.http = HttpTransport(self._handler, allowed_hosts=hosts, allowed_origins=frozenset())
+        self._admin = Admin(self._handler, hosts, None if settings.admin_listen.is_local else self._gate)
+        self.update_allowed_hosts(settings)
         most = max_connections(raise_descriptor_limit(), slots)
         self.sites = await self._serve(self.http, self._sockets, most=most, tls=self._tls, held=self._is_activated)
         await self._serve(self._admin, [admin], most=ADMIN_CONNECTIONS)
@@ -82,7 +90,7 @@ class Listeners:
         self._runners.append(runner)
         return sites
 
-    def allow(self, settings: Settings) -> None:
+    def update_allowed_hosts(self, settings: Settings) -> None:
         """Who may be asked for, and by which pages. Our own addresses come and go: this asks for them anew."""
         assert self.http is not None
         assert self._admin is not None
@@ -91,12 +99,12 @@ class Listeners:
         self.http.allow(hosts, frozenset(settings.allowed_origins))
         self._admin.allow(own)
 
-    def refuse(self, before: Settings, after: Settings) -> None:
+    def refuse_exposure(self, before: Settings, after: Settings) -> None:
         """Raise SettingsError where what we listen on may not be reached by others under the settings `after`."""
-        refuse_public(self._sockets, after)
-        refuse_less_tls(self._sockets, before, after)
+        refuse_unauthenticated_public(self._sockets, after)
+        refuse_tls_removal(self._sockets, before, after)
 
-    def renew(self, tls: ssl.SSLContext | None) -> None:
+    def replace_tls(self, tls: ssl.SSLContext | None) -> None:
         """Other certificates, for who connects from now on: all of them wait until `renewed`."""
         if tls is None and self._tls is None:
             return
@@ -104,13 +112,13 @@ class Listeners:
         for site in self.sites:
             site.renew(tls)
 
-    async def renewed(self) -> None:
+    async def accept_after_tls(self) -> None:
         """Accept again. A listener that cannot is told, and tried again with each look at the memory."""
         for site in self.sites:
             with log_exceptions(f"accepting again on {site.name}"):
                 await site.resume("renewing")
 
-    async def go(self) -> None:
+    async def accept_held(self) -> None:
         """Who came during a restart, and waits in systemd's socket, is served; nobody is told to come again."""
         if self._is_activated:
             for site in self.sites:
@@ -132,13 +140,13 @@ class Listeners:
         for site in self.sites:
             site.pause("stopping")
         for file in self._files:
-            remove(file)
+            remove_socket_file(file)
         if self.http is not None:
             await self.http.finish(until)
-        await all_of("closing a listener", *(runner.cleanup() for runner in self._runners))
+        await run_all("closing a listener", *(runner.cleanup() for runner in self._runners))
 
 
-async def all_of(what: str, *steps: Coroutine[Any, Any, None]) -> None:
+async def run_all(what: str, *steps: Coroutine[Any, Any, None]) -> None:
     """All of them at once, each to its end; those that fail are told."""
     for ended in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(ended, BaseException):

@@ -18,7 +18,7 @@ from gateway.telemetry import log, metrics
 
 PING_S = 0.25
 STALL_S = 0.1
-MAX_PLACES = 100
+MAX_REPORTED = 100
 STACK_FRAMES = 12
 
 # Backends by the top-level package their plugin's code is in.
@@ -31,7 +31,7 @@ class LoopWatchdog:
     def __init__(self, plugins: Plugins) -> None:
         self._plugins = plugins
         self._stop = threading.Event()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -58,33 +58,33 @@ class LoopWatchdog:
                 continue
             frame = sys._current_frames().get(ident)
             if frame is not None and not answered.is_set():
-                self._tell(frame, time.monotonic() - asked_at)
+                self._report(frame, time.monotonic() - asked_at)
             del frame
             while not (answered.wait(PING_S) or self._stop.is_set()):
                 pass
 
-    def _tell(self, frame: FrameType, seconds: float) -> None:
-        frames = list(_outwards(frame))
-        culprit = next((each for each in frames if _package(each) in self._plugins), frames[0])
-        backend = self._plugins.get(_package(culprit))
+    def _report(self, frame: FrameType, seconds: float) -> None:
+        frames = list(_outer_frames(frame))
+        culprit = next((each for each in frames if _package_of(each) in self._plugins), frames[0])
+        backend = self._plugins.get(_package_of(culprit))
         metrics.STALLS.inc(backend=backend or "none")
-        where = _place(culprit)
-        if where in self._told or len(self._told) >= MAX_PLACES:
+        where = _location_of(culprit)
+        if where in self._reported or len(self._reported) >= MAX_REPORTED:
             return
-        self._told.add(where)
-        stack = [f"{_place(each)} {each.f_code.co_name}" for each in frames[:STACK_FRAMES]]
+        self._reported.add(where)
+        stack = [f"{_location_of(each)} {each.f_code.co_name}" for each in frames[:STACK_FRAMES]]
         log.error("loop.stalled", where=where, backend=backend, stalled_ms=round(seconds * 1000), stack=stack)
 
 
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+def _outer_frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def _package(frame: FrameType) -> str:
+def _package_of(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
-def _place(frame: FrameType) -> str:
+def _location_of(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"

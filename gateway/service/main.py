@@ -23,17 +23,19 @@ from gateway.telemetry import configure, log, log_bug, log_task_failure, raised,
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
-STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
+STOP_TIMEOUT_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
 
-unhandled = exception_hooks.for_loop(log_bug)
-_reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
+on_unhandled_exception = exception_hooks.for_loop(log_bug)
+_reload_executor = ThreadPoolExecutor(
+    1, "reload"
+)  # its own: behind plugins that fill asyncio's, a reload would wait for ever
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
     exception_hooks.redirect(log_bug, warned)
-    event_loop.leave(_status(loaded, env_file))
+    event_loop.exit_process(_status(loaded, env_file))
 
 
 def _status(loaded: Loaded, env_file: Path | None) -> int:
@@ -54,10 +56,10 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
 
 async def _run(loaded: Loaded, env_file: Path | None) -> None:
     here = asyncio.get_running_loop()
-    here.set_exception_handler(unhandled)
+    here.set_exception_handler(on_unhandled_exception)
     asked: asyncio.Future[str] = here.create_future()
     for name in ("SIGTERM", "SIGINT"):
-        here.add_signal_handler(getattr(signal, name), partial(_ask, asked, name))
+        here.add_signal_handler(getattr(signal, name), partial(_request_stop, asked, name))
     told = asyncio.Event()  # while it starts, too; one that comes before this line is ignored
     here.add_signal_handler(signal.SIGHUP, told.set)
     service = Service(loaded.settings, loaded.backends, loaded.keys)
@@ -69,27 +71,29 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
         gc.enable()
-        reloading = log_task_failure(asyncio.create_task(_reload_when_told(service, env_file, told), name="reload"))
+        reloading = log_task_failure(asyncio.create_task(_reload_on_signal(service, env_file, told), name="reload"))
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await asked
         reloading.cancel()
     log.info("service.stopping", signal=asked.result())
-    systemd.notify("STOPPING=1", "STATUS=finishing what is in flight", f"EXTEND_TIMEOUT_USEC={STOP_S * 1_000_000:.0f}")
+    systemd.notify(
+        "STOPPING=1", "STATUS=finishing what is in flight", f"EXTEND_TIMEOUT_USEC={STOP_TIMEOUT_S * 1_000_000:.0f}"
+    )
     if not starting.done():
         starting.cancel()
         await asyncio.wait({starting})
     await service.stop()
-    threads = event_loop.threads_left()
+    threads = event_loop.blocking_threads()
     if threads or service.dispatcher.is_stuck or service.registry.stuck():
         backends = sorted({*service.dispatcher.stuck(), *service.registry.stuck()})
         log.error("service.abandoned", backends=backends, threads=threads)
 
 
-async def _reload_when_told(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
+async def _reload_on_signal(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
     while True:
         await told.wait()
         told.clear()
-        systemd.reloading()
+        systemd.notify_reloading()
         try:
             await reload(service, env_file)
         except BaseException as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
@@ -103,29 +107,29 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
 async def reload(service: Service, env_file: Path | None) -> None:
     """Read everything again; where anything is wrong with it, all stays as it is, but for keys that are gone."""
     try:
-        loaded = await asyncio.get_running_loop().run_in_executor(_reader, load, os.environ, env_file)
+        loaded = await asyncio.get_running_loop().run_in_executor(_reload_executor, load, os.environ, env_file)
         waiting = await service.reload(loaded)
     except (SettingsError, TlsInvalid) as exc:
         problems = exc.problems if isinstance(exc, SettingsError) else [exc]
-        log.error("service.reload_failed", problems=[*map(str, problems), *await _revoked(service)])
+        log.error("service.reload_failed", problems=[*map(str, problems), *await _revoke_missing_keys(service)])
         return
     configure(loaded.settings.log.format, loaded.settings.log.level)
     log.info("service.reloaded", backends=sorted(loaded.backends), waiting_for_restart=waiting)
 
 
-async def _revoked(service: Service) -> list[str]:
+async def _revoke_missing_keys(service: Service) -> list[str]:
     """A key that was taken out of the file is worth nothing from now on, whatever else is wrong there; what to say."""
     file = service.settings.keys_file
     if file is None:
         return []
     try:
-        there_are = await asyncio.get_running_loop().run_in_executor(_reader, read_keys, file)
+        there_are = await asyncio.get_running_loop().run_in_executor(_reload_executor, read_keys, file)
     except KeysInvalid:  # that is among the problems
         return []
     gone = service.gate.keep(there_are)
     return [f"revoked nevertheless: {', '.join(gone)}"] if gone else []
 
 
-def _ask(asked: asyncio.Future[str], name: str) -> None:
+def _request_stop(asked: asyncio.Future[str], name: str) -> None:
     if not asked.done():
         asked.set_result(name)

@@ -15,7 +15,7 @@ from gateway.ingress.http.listener import Site
 from gateway.measure.memory import MemoryGauge
 from gateway.telemetry import log, log_exceptions
 
-SHED_AT, STOP_AT, RESUME_AT = 0.85, 0.95, 0.90
+SHED_RATIO, PAUSE_RATIO, RESUME_RATIO = 0.85, 0.95, 0.90
 
 
 class MemoryGuard:
@@ -23,21 +23,21 @@ class MemoryGuard:
 
     def __init__(self, door: RequestHandler, gauge: MemoryGauge) -> None:
         self.gauge = gauge
-        self._door = door
+        self._handler = door
         self.is_paused = False
 
-    async def look(self, sites: Sequence[Site]) -> None:
+    async def check(self, sites: Sequence[Site]) -> None:
         """Do what the state of the memory asks for. Each listener is told at each look: what failed is tried again."""
-        self._door.room.measured(self.gauge.free_bytes(SHED_AT))
+        self._handler.room.measured(self.gauge.free_bytes(SHED_RATIO))
         ratio = self.gauge.ratio() or 0.0
-        is_short = ratio >= SHED_AT
-        if self._door.is_pressed != is_short:
-            self._door.is_pressed = is_short
+        is_short = ratio >= SHED_RATIO
+        if self._handler.is_pressed != is_short:
+            self._handler.is_pressed = is_short
             log.warning("memory.pressed" if is_short else "memory.relieved", ratio=round(ratio, 3))
-        if not self.is_paused and ratio >= STOP_AT:
+        if not self.is_paused and ratio >= PAUSE_RATIO:
             self.is_paused = True
             log.error("memory.stopped_accepting", ratio=round(ratio, 3))
-        elif self.is_paused and ratio < RESUME_AT:
+        elif self.is_paused and ratio < RESUME_RATIO:
             self.is_paused = False
             log.warning("memory.accepting_again", ratio=round(ratio, 3))
         for site in sites:

@@ -26,22 +26,22 @@ from gateway.measure.load import LoadSampler
 from gateway.measure.memory import MemoryGauge
 from gateway.registry import BackendConfig, Registry
 from gateway.service import systemd
-from gateway.service.backend_resources import Backends
-from gateway.service.listeners import Listeners, all_of
+from gateway.service.backend_resources import BackendResources
+from gateway.service.listeners import Listeners, run_all
 from gateway.service.loop_watchdog import LoopWatchdog
 from gateway.service.memory_guard import MemoryGuard
-from gateway.service.state_file import Learned
-from gateway.service.wiring import mqtt_door, policy_of, rules_of, tls_of
+from gateway.service.state_file import StateFile
+from gateway.service.wiring import mqtt_transport, policy_of, request_limits_of, tls_context_of
 from gateway.settings import Loaded, Settings
-from gateway.settings.live import waiting_for_restart
+from gateway.settings.load import waiting_for_restart
 from gateway.telemetry import flush, log, log_exceptions, log_task_failure, metrics
 
 START_S = 5.0
 DRAIN_S = 30.0
-FAREWELL_S = 2.0
+FINAL_RESPONSES_S = 2.0
 TICK_S = 0.25
 LOAD_EVERY_TICKS = 2
-SAVE_S = 300.0
+SAVE_INTERVAL_S = 300.0
 
 
 class Service:
@@ -56,36 +56,38 @@ class Service:
         self.settings = settings
         self.gate = Gate(keys)
         policy = settings.policy
-        self.board = Measurements(
-            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
+        self.measurements = Measurements(
+            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._on_link_changed
         )
         self.policy = policy_of(settings)
-        self.lanes = Scheduler(self.board, self.policy, time.monotonic)
-        self._backends = Backends(self.lanes, self.board, self._forgotten, lambda: DRAIN_S)
+        self.scheduler = Scheduler(self.measurements, self.policy, time.monotonic)
+        self._backends = BackendResources(self.scheduler, self.measurements, self._on_forgotten, lambda: DRAIN_S)
         self._services: dict[str, BackendServices] = {}
         self.registry = Registry(
-            backends.values(), self._services_for, self.board, drain_s=lambda: self.settings.deadline_s
+            backends.values(), self._create_services, self.measurements, drain_s=lambda: self.settings.deadline_s
         )
-        self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
-        self._join()
-        self.door = RequestHandler(self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate)
+        self.dispatcher = Dispatcher(self.registry, self.measurements, self.scheduler)
+        self._connect_services()
+        self.handler = RequestHandler(
+            self.dispatcher, request_limits_of(settings), __version__, lambda: self.is_ready, self.gate
+        )
         self.is_ready = False
-        self.mqtt = mqtt_door(self.door, settings.mqtt)
-        self.listeners = Listeners(self.door, self.gate, tls_of(settings.tls))
+        self.mqtt = mqtt_transport(self.handler, settings.mqtt)
+        self.listeners = Listeners(self.handler, self.gate, tls_context_of(settings.tls))
         self._bound_by = settings
-        self.relief = MemoryGuard(self.door, MemoryGauge())
-        self._stalls = LoopWatchdog(self.registry.packages)
+        self.memory_guard = MemoryGuard(self.handler, MemoryGauge())
+        self._loop_watchdog = LoopWatchdog(self.registry.packages)
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
         self._sources: dict[str, str | None] = {}
-        self._learned = Learned(settings.state_dir, self.board, self.registry)
+        self._state_file = StateFile(settings.state_dir, self.measurements, self.registry)
 
-    def _services_for(self, name: str) -> BackendServices:
-        services = BackendServices(name, self.board, log.bind(backend=name))
+    def _create_services(self, name: str) -> BackendServices:
+        services = BackendServices(name, self.measurements, log.bind(backend=name))
         self._services[name] = services
         return services
 
-    def _join(self) -> None:
+    def _connect_services(self) -> None:
         for services in self._services.values():
             services.dispatcher = self.dispatcher
 
@@ -103,15 +105,15 @@ class Service:
         """Listen, and start the backends. Raises OSError where an address cannot be bound."""
         check_parser()
         metrics.BUILD.set(1, version=__version__, python=platform.python_version())
-        self._learned.restore()
-        self.board.sample_load()
+        self._state_file.restore()
+        self.measurements.sample_load()
         await self.listeners.open(self.settings, sum(each.slots for each in self.registry.members.values()))
         await self.registry.open_all(self._backends.changed)
         self._ticker = log_task_failure(asyncio.create_task(self._tick(), name="tick"))
-        self._stalls.start()
-        asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
+        self._loop_watchdog.start()
+        asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._on_network_changed)
         await self.registry.settled(START_S)
-        await self.listeners.go()
+        await self.listeners.accept_held()
         if self.mqtt is not None:
             self.mqtt.start()
         self.is_ready = True
@@ -130,33 +132,33 @@ class Service:
         A step that fails is told, and skips none of the others.
         """
         self.is_ready = False
-        until = asyncio.get_running_loop().time() + max(0.0, DRAIN_S - FAREWELL_S)
+        until = asyncio.get_running_loop().time() + max(0.0, DRAIN_S - FINAL_RESPONSES_S)
         for step in (
-            partial(self._close_doors, until),
+            partial(self._drain, until),
             partial(self.listeners.close, until),
-            self._stop_watching,
+            self._stop_background_work,
             self.dispatcher.close,
             self.registry.close_all,
         ):
             with log_exceptions(f"stopping, `{getattr(step, 'func', step).__qualname__}`"):
                 await step()
-        self._learned.save()
+        self._state_file.save()
         log.info("service.stopped")
 
-    async def _close_doors(self, until: float) -> None:
+    async def _drain(self, until: float) -> None:
         self.listeners.hold()
         doors = [self.listeners.drain(until)]
         if self.mqtt is not None:
             doors.append(self.mqtt.stop(until - asyncio.get_running_loop().time()))
-        await all_of("draining a door", *doors)
+        await run_all("draining a door", *doors)
 
-    async def _stop_watching(self) -> None:
+    async def _stop_background_work(self) -> None:
         asyncio.get_running_loop().remove_reader(self._carrier.fileno())
         self._carrier.close()
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.wait({self._ticker})
-        self._stalls.stop()
+        self._loop_watchdog.stop()
 
     async def reload(self, loaded: Loaded) -> list[str]:
         """Go on with this configuration; the variables that wait for a restart. Backends come and go in the background.
@@ -165,75 +167,75 @@ class Service:
         """
         settings = loaded.settings
         waiting = waiting_for_restart(self._bound_by, settings)
-        self.listeners.refuse(self.settings, settings)
-        self.listeners.renew(tls_of(settings.tls))
+        self.listeners.refuse_exposure(self.settings, settings)
+        self.listeners.replace_tls(tls_context_of(settings.tls))
         try:
-            self._take_up(loaded)
+            self._apply(loaded)
         finally:
-            await self.listeners.renewed()  # whoever is let in finds the keys that go with the certificates
+            await self.listeners.accept_after_tls()  # whoever is let in finds the keys that go with the certificates
         return waiting
 
-    def _take_up(self, loaded: Loaded) -> None:
+    def _apply(self, loaded: Loaded) -> None:
         settings = loaded.settings
         self.gate.replace(loaded.keys)
-        self.policy, self.board.probe_s = policy_of(settings), settings.policy.probe_s
-        self.lanes.obey(self.policy)
-        self.door.rules = rules_of(settings)
-        self.listeners.allow(settings)
+        self.policy, self.measurements.probe_s = policy_of(settings), settings.policy.probe_s
+        self.scheduler.obey(self.policy)
+        self.handler.rules = request_limits_of(settings)
+        self.listeners.update_allowed_hosts(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         self.registry.change(loaded.backends, self._backends)
-        self._join()  # before they open
+        self._connect_services()  # before they open
 
     # ── what goes on beside requests ─────────────────────────────────────────────────────────────
 
-    def _forgotten(self, backend: str) -> None:
+    def _on_forgotten(self, backend: str) -> None:
         self._sources.pop(backend, None)
 
-    def _link_changed(self, backend: str, change: Change) -> None:
+    def _on_link_changed(self, backend: str, change: Change) -> None:
         """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""
         log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
-        self._look_again()
+        self._schedule_tick()
 
-    def _network_changed(self) -> None:
+    def _on_network_changed(self) -> None:
         """The kernel says so: what are we called now, is there still a way to each backend, and is it a new one?"""
         self._carrier.drain()
         with suppress(OSError):  # where the kernel does not tell its addresses, those known stay
-            self.listeners.allow(self.settings)
+            self.listeners.update_allowed_hosts(self.settings)
         for name, services in self._services.items():
             if services.peer is None:
                 continue
             source, before = way_to(services.peer), self._sources.get(name, "")
             self._sources[name] = source
             if source is None:
-                self.board.carrier_lost(name)
+                self.measurements.carrier_lost(name)
             elif source != before:
-                self.board.carrier_back(name)
+                self.measurements.carrier_back(name)
 
-    def _look_again(self) -> None:
+    def _schedule_tick(self) -> None:
         with suppress(RuntimeError):  # no loop: the service is being built
-            asyncio.get_running_loop().call_soon(self.lanes.tick)
+            asyncio.get_running_loop().call_soon(self.scheduler.tick)
 
     async def _tick(self) -> None:
         """Re-binding, load and saving, by one timer; how late it runs is how long the loop was blocked."""
         loop = asyncio.get_running_loop()
-        ticks, due, save_at = 0, loop.time(), loop.time() + SAVE_S
+        ticks, due, save_at = 0, loop.time(), loop.time() + SAVE_INTERVAL_S
         while True:
             due = max(due + TICK_S, loop.time())
             await asyncio.sleep(due - loop.time())
             metrics.LOOP_STALL.observe(max(0.0, loop.time() - due))
             ticks += 1
-            for step in (systemd.feed_watchdog, flush, self.lanes.tick, self.dispatcher.look_for_leaks):
+            for step in (systemd.feed_watchdog, flush, self.scheduler.tick, self.dispatcher.look_for_leaks):
                 with log_exceptions("the tick"):
                     step()
             if ticks % LOAD_EVERY_TICKS == 0:
-                await self._look_at_the_device()
+                await self._sample_host()
             if loop.time() > save_at:
-                save_at = loop.time() + SAVE_S
+                save_at = loop.time() + SAVE_INTERVAL_S
                 with log_exceptions("saving what was learned"):
-                    self._learned.save()
+                    self._state_file.save()
 
-    async def _look_at_the_device(self) -> None:
+    async def _sample_host(self) -> None:
         with log_exceptions("reading the load"):
-            self.board.sample_load()
+            self.measurements.sample_load()
         with log_exceptions("looking at the memory"):
-            await self.relief.look(self.listeners.sites if self.is_ready else ())
+            await self.memory_guard.check(self.listeners.sites if self.is_ready else ())

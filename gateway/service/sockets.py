@@ -17,14 +17,14 @@ from gateway.settings import Listener, Problem, Settings, SettingsError, UnixLis
 def bind(listener: Listener, variable: str) -> socket.socket:
     """A listening socket. Raises OSError that names the setting."""
     try:
-        return _bound(listener)
+        return _bind(listener)
     except OSError as exc:
         raise OSError(
             f"{variable}: cannot listen on {listener}: {exc.strerror}; choose another with {variable}"
         ) from exc
 
 
-def _bound(listener: Listener) -> socket.socket:
+def _bind(listener: Listener) -> socket.socket:
     """A listening socket; a Unix one takes the place of one nobody listens at any more."""
     if isinstance(listener, UnixListener):
         _remove_stale(listener.path)
@@ -41,12 +41,12 @@ def _bound(listener: Listener) -> socket.socket:
     return sock
 
 
-def refuse_less_tls(listening: Sequence[socket.socket], before: Settings, after: Settings) -> None:
+def refuse_tls_removal(listening: Sequence[socket.socket], before: Settings, after: Settings) -> None:
     """TLS, and asking for certificates, are not taken off a socket that others can reach, as long as it listens.
 
     A line that was lost must not open it; whoever means it can restart. Raises SettingsError.
     """
-    public = _public(listening)
+    public = _public_addresses(listening)
     lost = [
         Problem(f"GATEWAY_TLS__{name.upper()}", f"it is gone, and {', '.join(public)} would {then}", fix)
         for name, then, fix in (
@@ -59,18 +59,18 @@ def refuse_less_tls(listening: Sequence[socket.socket], before: Settings, after:
         raise SettingsError(lost)
 
 
-def _public(listening: Sequence[socket.socket]) -> list[str]:
+def _public_addresses(listening: Sequence[socket.socket]) -> list[str]:
     return [name_of(sock) for sock in listening if not parse_listener(name_of(sock)).is_local]
 
 
-def refuse_public(listening: Sequence[socket.socket], settings: Settings) -> None:
+def refuse_unauthenticated_public(listening: Sequence[socket.socket], settings: Settings) -> None:
     """What holds for GATEWAY_LISTEN holds for the sockets that are there: systemd's, and after a reload the old ones.
 
     Raises SettingsError.
     """
     if settings.keys_file is not None or settings.allow_unauthenticated:
         return
-    public = _public(listening)
+    public = _public_addresses(listening)
     if public:
         what = f"{', '.join(public)} can be reached from other machines as it is, and nobody would be asked for a key"
         fix = "set GATEWAY_KEYS_FILE, or listen elsewhere (ListenStream= in edge-gateway.socket) and restart"
@@ -93,13 +93,13 @@ def _remove_stale(path: str) -> None:
             pass
 
 
-def file_of(sock: socket.socket) -> tuple[str, int] | None:
+def socket_file_of(sock: socket.socket) -> tuple[str, int] | None:
     """The path and inode of the file a socket of our own making is bound to; None where there is none."""
     path = sock.getsockname()
     return (path, os.lstat(path).st_ino) if sock.family == socket.AF_UNIX else None
 
 
-def remove(file: tuple[str, int]) -> None:
+def remove_socket_file(file: tuple[str, int]) -> None:
     """Take the file away, unless it is another's by now. Do it while the socket still listens: who finds nobody
     there puts a file of their own in its place."""
     path, inode = file

@@ -12,17 +12,17 @@ from gateway.registry import Registry
 from gateway.telemetry import log
 
 
-class Learned:
+class StateFile:
     """The board's knowledge at rest in `folder`. Neither call raises: a file that is no use is told, no more."""
 
     def __init__(self, folder: Path, board: Measurements, registry: Registry) -> None:
         self.path = folder.expanduser() / "learned.json"
-        self._board, self._registry = board, registry
+        self._measurements, self._registry = board, registry
 
     def restore(self) -> None:
         """Read it; call it before the backends open."""
         try:
-            self._board.restore(msgspec.json.decode(self.path.read_bytes()), self._hashes())
+            self._measurements.restore(msgspec.json.decode(self.path.read_bytes()), self._hashes())
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError, RecursionError) as exc:
@@ -33,7 +33,7 @@ class Learned:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.path.with_suffix(".new")
-            fresh.write_bytes(msgspec.json.encode(self._board.save(self._hashes())))
+            fresh.write_bytes(msgspec.json.encode(self._measurements.save(self._hashes())))
             fresh.replace(self.path)
         except OSError as exc:
             log.warning("service.state_not_saved", path=str(self.path), error=str(exc))

@@ -25,7 +25,7 @@ def notify(*lines: str) -> bool:
     return True
 
 
-def reloading() -> bool:
+def notify_reloading() -> bool:
     """Say that the configuration is being read again, with the clock reading systemd 253 and later insist on."""
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
@@ -50,7 +50,7 @@ def _watchdog_s() -> float:
     return int(usec) / 1e6 if usec.isdigit() and is_ours else 0.0
 
 
-def sockets() -> list[socket.socket]:
+def passed_sockets() -> list[socket.socket]:
     """The listening sockets systemd passed to this process, non-blocking; none is the usual case."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []

@@ -20,7 +20,7 @@ def policy_of(settings: Settings) -> Policy:
     return Policy(**{name: getattr(settings.policy, name) for name in Policy.__dataclass_fields__})
 
 
-def rules_of(settings: Settings) -> RequestLimits:
+def request_limits_of(settings: Settings) -> RequestLimits:
     """What the doors hold every request to."""
     return RequestLimits(
         deadline_s=settings.deadline_s,
@@ -29,7 +29,7 @@ def rules_of(settings: Settings) -> RequestLimits:
     )
 
 
-def mqtt_door(door: RequestHandler, settings: Mqtt) -> MqttTransport | None:
+def mqtt_transport(door: RequestHandler, settings: Mqtt) -> MqttTransport | None:
     """The MQTT door, where a broker is set. Raises TlsInvalid."""
     if settings.url is None:
         return None
@@ -44,7 +44,7 @@ def mqtt_door(door: RequestHandler, settings: Mqtt) -> MqttTransport | None:
     )
 
 
-def tls_of(settings: Tls) -> ssl.SSLContext | None:
+def tls_context_of(settings: Tls) -> ssl.SSLContext | None:
     """The data listeners' TLS, where there is any. Raises TlsInvalid."""
     if settings.cert_file is None:
         return None

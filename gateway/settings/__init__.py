@@ -7,9 +7,9 @@ loaded.settings.deadline_s, loaded.backends["cloud"].settings.url
 from __future__ import annotations
 
 from gateway.registry import BackendConfig
-from gateway.settings.listeners import Listener, TcpListener, UnixListener, parse_listener
 from gateway.settings.load import Loaded, load
-from gateway.settings.problems import Problem, SettingsError
+from gateway.settings.messages import Problem, SettingsError
+from gateway.settings.network_addresses import Listener, TcpListener, UnixListener, parse_listener
 from gateway.settings.tree import Log, Policy, Settings, Tls
 
 __all__ = [

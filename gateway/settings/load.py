@@ -20,8 +20,8 @@ from gateway.admit.keys import may_administer
 from gateway.plugin import Backend, BackendSettings
 from gateway.plugin.errors import PLUGIN_FAULTS
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
-from gateway.settings.model import fill, groups_of, leaves_of
-from gateway.settings.problems import Problem, SettingsError, nearest
+from gateway.settings.messages import Problem, SettingsError, nearest
+from gateway.settings.model import Leaf, fill, groups_of, leaves_of
 from gateway.settings.secrets import with_secrets
 from gateway.settings.tree import PREFIX, Settings, Tls
 from gateway.settings.variables import BACKENDS, Variable, Variables, read_variables
@@ -59,19 +59,19 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Loaded:
     """The configuration in `environ` and `env_file`; the first wins. Raises SettingsError with every problem."""
     known = [leaf.variable for leaf in leaves_of(Settings, PREFIX)]
     variables, problems = read_variables(environ, env_file, groups_of(Settings, PREFIX), known)
-    own, by_backend = _part(variables)
+    own, by_backend = _split_by_backend(variables)
     settings, origins = _load_tree(own, environ, problems)
     backends = _load_backends(by_backend, environ, problems, origins)
     keys = None
     if settings is not None:
         keys = _load_keys(settings.keys_file, problems)
-        problems += _across(settings, backends, keys or {}, {problem.variable for problem in problems})
+        problems += _cross_checks(settings, backends, keys or {}, {problem.variable for problem in problems})
     if problems or settings is None:
         raise SettingsError(sorted(problems, key=lambda problem: problem.variable))
     return Loaded(settings=settings, backends=backends, origins=origins, keys=keys)
 
 
-def _part(variables: Variables) -> tuple[Variables, dict[str, Variables]]:
+def _split_by_backend(variables: Variables) -> tuple[Variables, dict[str, Variables]]:
     """The gateway's own variables, and each backend's by its name."""
     own: Variables = {}
     backends: dict[str, Variables] = {}
@@ -123,7 +123,7 @@ def _origin(variables: Variables, name: str) -> str:
     return variables[name].origin if name in variables else DEFAULT
 
 
-def _across(
+def _cross_checks(
     settings: Settings, backends: Mapping[str, BackendConfig], keys: Mapping[str, Key], told: set[str]
 ) -> Iterator[Problem]:
     """What no setting can know alone. What is wrong already is not held against others."""
@@ -141,13 +141,13 @@ def _across(
             f"{settings.admin_listen} can be reached from other machines, and no key that has not expired has `admin`",
             f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or make such a key and set {PREFIX}KEYS_FILE",
         )
-    yield from _twice(settings)
+    yield from _duplicate_listeners(settings)
     if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in told:
         yield from _mqtt(settings, keys)
     yield from _tls(settings.tls)
     for name, backend in settings.policy.routes.items():
         if backend not in backends:
-            yield _no_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
+            yield _unknown_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
 
 
 def _tls(tls: Tls) -> Iterator[Problem]:
@@ -175,7 +175,7 @@ def _mqtt(settings: Settings, keys: Mapping[str, Key]) -> Iterator[Problem]:
             yield Problem(variable, str(exc), "name PEM files this user may read, the key unencrypted")
 
 
-def _twice(settings: Settings) -> Iterator[Problem]:
+def _duplicate_listeners(settings: Settings) -> Iterator[Problem]:
     seen = {str(settings.admin_listen): f"{PREFIX}ADMIN_LISTEN"}
     for text in map(str, settings.listen):
         if text in seen and not text.endswith(":0"):
@@ -183,7 +183,7 @@ def _twice(settings: Settings) -> Iterator[Problem]:
         seen[text] = f"{PREFIX}LISTEN"
 
 
-def _no_backend(variable: str, does: str, name: str, backends: Mapping[str, Any]) -> Problem:
+def _unknown_backend(variable: str, does: str, name: str, backends: Mapping[str, Any]) -> Problem:
     near = nearest(name, backends)
     return Problem(
         variable,
@@ -276,11 +276,49 @@ class _BackendReader:
         try:
             settings, wrong = fill(model, self._prefix, variables, context)
         except PLUGIN_FAULTS as exc:  # a validator of the plugin's
-            settings, wrong = None, [Problem(self._prefix.rstrip("_"), _of_plugin(exc), "repair the plugin's Settings")]
+            settings, wrong = (
+                None,
+                [Problem(self._prefix.rstrip("_"), _plugin_fault(exc), "repair the plugin's Settings")],
+            )
         self.problems += unreadable + wrong
         self.origins |= {leaf.variable: _origin(variables, leaf.variable) for leaf in leaves}
         return settings
 
 
-def _of_plugin(exc: BaseException) -> str:
+def _plugin_fault(exc: BaseException) -> str:
     return f"cannot be checked: the plugin raised {type(exc).__name__}: {exc}"
+
+
+# ── a reload ─────────────────────────────────────────────────────────────────────────────────────
+
+# Groups by their name, settings by their variable.
+RELOADABLE_GROUPS = ("policy", "log", "tls")
+RELOADABLE = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        "KEYS_FILE",
+        "DEADLINE_S",
+        "FIRST_BYTE_S",
+        "STALL_S",
+        "MAX_BODY_BYTES",
+        "ALLOW_UNAUTHENTICATED",
+        "ALLOWED_HOSTS",
+        "ALLOWED_ORIGINS",
+    )
+)
+
+
+def waiting_for_restart(before: Settings, after: Settings) -> list[str]:
+    """The variables that have changed and do not take hold now."""
+    return [leaf.variable for leaf in leaves_of(Settings, PREFIX) if _needs_restart(leaf, before, after)]
+
+
+def _needs_restart(leaf: Leaf, before: Settings, after: Settings) -> bool:
+    is_live = leaf.variable in RELOADABLE or leaf.path[0] in RELOADABLE_GROUPS
+    return not is_live and _value(before, leaf) != _value(after, leaf)
+
+
+def _value(settings: Any, leaf: Leaf) -> Any:
+    for name in leaf.path:
+        settings = getattr(settings, name)
+    return settings

@@ -19,9 +19,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from gateway.settings.problems import Problem, nearest, nearest_of_all
-from gateway.settings.text import conceal, quote, render
-from gateway.settings.variables import Variable, Variables, meant_backend
+from gateway.settings.messages import Problem, nearest, nearest_of_all, quote, redact_urls, render
+from gateway.settings.variables import Variable, Variables, suggested_variable
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -158,7 +157,7 @@ def fill(
         return _make(model, prefix, known, context), problems
     except ValidationError as exc:
         wrong = exc.errors(include_url=False, include_context=False)
-    problems += [_explain(error, prefix, leaves, variables) for error in wrong]
+    problems += [_describe(error, prefix, leaves, variables) for error in wrong]
     spoilt = {_variable(error, prefix, leaves) for error in wrong}
     try:
         return _make(model, prefix, {n: t for n, t in known.items() if n not in spoilt}, context), problems
@@ -178,7 +177,7 @@ def _unknown(name: str, variable: Variable, settable: Iterable[str], prefix: str
     rest = name.removeprefix(prefix)
     rests = [other.removeprefix(prefix) for other in settable if other != name]
     near = nearest(rest, rests)
-    meant = meant_backend(name) or (near and prefix + near)
+    meant = suggested_variable(name) or (near and prefix + near)
     fix = f"did you mean {meant}?"
     if not meant:
         far = prefix + nearest_of_all(rest, rests)
@@ -195,14 +194,14 @@ def _variable(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf]) -> s
     return prefix + "__".join(place) if place else prefix.rstrip("_")
 
 
-def _explain(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], variables: Variables) -> Problem:
+def _describe(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], variables: Variables) -> Problem:
     name = _variable(error, prefix, leaves)
     leaf, variable = leaves.get(name), variables.get(name)
     message = "is not set, and has no default" if error["type"] == "missing" else _message(error)
     if variable and leaf and not mentions_secret(leaf.field.annotation):
         broken = _read_json(variable.text)[1]
         if broken or error["type"] != "value_error":  # our own validators name the culprit themselves
-            message = f"{_shorten(conceal(variable.text))!r}: {broken or message}"
+            message = f"{_shorten(redact_urls(variable.text))!r}: {broken or message}"
     return Problem(name, message, _fix(name, leaf))
 
 

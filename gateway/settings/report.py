@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from gateway.plugin import Backend, BackendSettings
 from gateway.settings.load import Loaded
+from gateway.settings.messages import REDACTED, quote, redact_urls, render
 from gateway.settings.model import Leaf, leaves_of
-from gateway.settings.text import REDACTED, conceal, quote, render
 from gateway.settings.tree import PREFIX, Settings
 from gateway.settings.variables import BACKENDS
 
@@ -52,7 +52,7 @@ def _rows(
 ) -> Iterator[tuple[str, str]]:
     for leaf in leaves_of(model, prefix):
         value = _value(settings, leaf)
-        text = REDACTED if leaf.is_secret and value is not None else conceal(render(value))
+        text = REDACTED if leaf.is_secret and value is not None else redact_urls(render(value))
         yield f"{leaf.variable}={quote(text)}", origins.get(leaf.variable, "default")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from gateway.settings.messages import Problem
 from gateway.settings.model import Leaf
-from gateway.settings.problems import Problem
 from gateway.settings.variables import Variable, Variables
 
 
@@ -20,7 +20,9 @@ def with_secrets(
     """
     by_name = {leaf.variable: leaf for leaf in leaves}
     found = {name: variable for name, variable in variables.items() if variable.text or name not in by_name}
-    problems = [_no_secret(name, variables[name]) for name in variables.keys() - found if not by_name[name].is_secret]
+    problems = [
+        _not_a_secret(name, variables[name]) for name in variables.keys() - found if not by_name[name].is_secret
+    ]
     for name, named in _secret_files(by_name).items():
         pointer = found.pop(named) if named in found and found[named].text else None
         source = _source(name, pointer, environ.get("CREDENTIALS_DIRECTORY"))
@@ -33,7 +35,7 @@ def with_secrets(
     return found, problems
 
 
-def _no_secret(name: str, credential: Variable) -> Problem:
+def _not_a_secret(name: str, credential: Variable) -> Problem:
     return Problem(
         name,
         f"is no secret, so it is not taken from {credential.origin}",

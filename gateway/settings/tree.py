@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from gateway.settings.listeners import (
+from gateway.settings.network_addresses import (
     Listener,
     MqttUrl,
     TcpListener,
@@ -62,7 +62,7 @@ def _browser_origin(value: Any) -> str:
     return origin
 
 
-def _home_opened(path: Path) -> Path:
+def _expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
@@ -97,7 +97,7 @@ Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
-def _stays(value: str) -> str:
+def _edge_only_name(value: str) -> str:
     if value.startswith("v1/"):
         raise ValueError(f"{value!r} matches nothing: a path begins with a slash, /{value}")
     return value
@@ -123,7 +123,7 @@ class Policy(Group):
     )  # fmt: skip
     price: Weight = setting(0.5, "weight of the delay a task adds to those behind it", unit="s per s")
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
-    edge_only: tuple[Annotated[str, AfterValidator(_stays)], ...] = setting(
+    edge_only: tuple[Annotated[str, AfterValidator(_edge_only_name)], ...] = setting(
         (),
         "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; in capitals "
         "or not, with `*` at the end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may "
@@ -211,7 +211,7 @@ class Settings(BaseSettings):
     first_byte_s: Seconds = setting(60.0, "streams: until the first content", unit="s")
     stall_s: Seconds = setting(30.0, "streams: between two contents", unit="s")
     max_body_bytes: int = setting(33_554_432, "the largest request body; more is 413", unit="bytes", ge=1)
-    keys_file: Annotated[Path, AfterValidator(_home_opened)] | None = setting(
+    keys_file: Annotated[Path, AfterValidator(_expand_home)] | None = setting(
         None,
         "API keys, hashed, with rules per key (`edge-gateway keys`); with it every request needs one, health apart",
     )
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
         (), "browser origins that may ask, else 403 when an Origin is sent"
     )
     policy: Policy = Field(Policy(), description="what a choice weighs")
-    state_dir: Annotated[Path, AfterValidator(_home_opened)] = setting(
+    state_dir: Annotated[Path, AfterValidator(_expand_home)] = setting(
         Path("~/.local/state/edge-gateway"), "learned state; unset: `$STATE_DIRECTORY`, else the XDG state home"
     )
     mqtt: Mqtt = Field(Mqtt(), description="the broker")

@@ -18,7 +18,7 @@ from typing import Any
 
 from dotenv.parser import Binding, parse_stream
 
-from gateway.settings.problems import Problem, nearest
+from gateway.settings.messages import Problem, nearest
 from gateway.settings.tree import PREFIX
 
 BACKENDS = f"{PREFIX}BACKENDS"
@@ -48,10 +48,12 @@ def read_variables(
     known = frozenset(known)
     problems: list[Problem] = []
     layers = [_read_file(env_file, known, problems)] if env_file else []
-    layers.append(_ours(((name, Variable(text, "environment")) for name, text in environ.items()), known, problems))
+    layers.append(
+        _gateway_variables(((name, Variable(text, "environment")) for name, text in environ.items()), known, problems)
+    )
     merged: Variables = {}
     for layer in layers:
-        merged |= _open_groups(layer, frozenset(groups), problems)
+        merged |= _expand_groups(layer, frozenset(groups), problems)
     found = {name: variable for name, variable in merged.items() if variable.text}
     return _credentials(environ.get("CREDENTIALS_DIRECTORY")) | found, problems
 
@@ -70,7 +72,9 @@ def is_injected(name: str) -> bool:
     return "__" not in name and _INJECTED.fullmatch(name) is not None
 
 
-def _ours(pairs: Iterable[tuple[str, Variable]], known: frozenset[str], problems: list[Problem]) -> Variables:
+def _gateway_variables(
+    pairs: Iterable[tuple[str, Variable]], known: frozenset[str], problems: list[Problem]
+) -> Variables:
     found: dict[str, tuple[str, Variable]] = {}
     for written, variable in pairs:
         name = written.upper()
@@ -101,15 +105,15 @@ def _read_file(path: Path, known: frozenset[str], problems: list[Problem]) -> Va
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as exc:
         problems.append(
-            Problem("--env-file", f"{path} cannot be read: {_why(exc)}", "name a text file this user may read")
+            Problem("--env-file", f"{path} cannot be read: {_reason(exc)}", "name a text file this user may read")
         )
         return {}
     pairs = list(_bindings(path, text, problems))
-    problems += [problem for name, variable in pairs if (problem := _misspelt(name, variable))]
-    return _ours(pairs, known, problems)
+    problems += [problem for name, variable in pairs if (problem := _misspelt_prefix(name, variable))]
+    return _gateway_variables(pairs, known, problems)
 
 
-def _misspelt(name: str, variable: Variable) -> Problem | None:
+def _misspelt_prefix(name: str, variable: Variable) -> Problem | None:
     """In our own file a name that almost has our prefix was meant for us."""
     head, _, rest = name.upper().partition("_")
     if f"{head}_" == PREFIX or not nearest(f"{head}_", [PREFIX], cutoff=0.85):
@@ -145,22 +149,22 @@ def _line(binding: Binding) -> int:
     return binding.original.line + leading.count("\n")
 
 
-def _why(exc: OSError | UnicodeDecodeError) -> str:
+def _reason(exc: OSError | UnicodeDecodeError) -> str:
     return (exc.strerror or str(exc)).lower() if isinstance(exc, OSError) else "it is not UTF-8 text"
 
 
 # ── groups written as JSON ───────────────────────────────────────────────────────────────────────
 
 
-def _open_groups(layer: Variables, groups: frozenset[str], problems: list[Problem]) -> Variables:
+def _expand_groups(layer: Variables, groups: frozenset[str], problems: list[Problem]) -> Variables:
     """What is said for one variable wins over what is said for its group."""
     opened: Variables = {}
     for name in sorted(layer, key=lambda name: name.count("__")):
-        opened |= dict(_open(name, layer[name], groups, problems))
+        opened |= dict(_expand(name, layer[name], groups, problems))
     return opened
 
 
-def _open(
+def _expand(
     name: str, variable: Variable, groups: frozenset[str], problems: list[Problem]
 ) -> Iterator[tuple[str, Variable]]:
     if not variable.text or not _is_group(name, groups):
@@ -179,7 +183,7 @@ def _open(
         if problem := _not_ascii(f"{name}__{key}"):
             problems.append(problem)
             continue
-        yield from _open(f"{name}__{key.upper()}", Variable(_as_text(value), variable.origin), groups, problems)
+        yield from _expand(f"{name}__{key.upper()}", Variable(_as_text(value), variable.origin), groups, problems)
 
 
 def _is_group(name: str, groups: frozenset[str]) -> bool:
@@ -193,7 +197,7 @@ def _group_fix(name: str) -> str:
     return f"set {name}__… one by one, or give a JSON object"
 
 
-def meant_backend(name: str) -> str | None:
+def suggested_variable(name: str) -> str | None:
     """The backend's variable that was meant by a name that is none: `BACKEND`, or one underscore too few."""
     word, _, rest = name.removeprefix(PREFIX).partition("_")
     if name.startswith(f"{BACKENDS}__") or not nearest(word, ["BACKENDS"], cutoff=0.75):

@@ -309,7 +309,7 @@ async def test_cloud_time_is_estimated_when_the_client_disconnects_or_the_deadli
         await stall()(talk)
 
     async with relaying(silent, TASKS=ADD) as (gateway, _):
-        gateway.service.board.observe("cloud", LinkSample(rtt_s=0.001))
+        gateway.service.measurements.observe("cloud", LinkSample(rtt_s=0.001))
         late = await answered(gateway.url, post("/v1/tasks/add", b"{}", "x-gateway-deadline-ms: 200"))
         assert late.status == 504
         asked.clear()

@@ -341,7 +341,7 @@ async def test_request_is_503_with_retry_after_when_slots_and_queue_are_full() -
         one.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
         two.write(post("/v1/tasks/wait", b"{}"))
-        await until(lambda: gateway.service.lanes.waiting()["desk"] == 1)
+        await until(lambda: gateway.service.scheduler.waiting()["desk"] == 1)
         found = await answered(gateway.url, post("/v1/tasks/say", b"1"))
     check(found, "overloaded", attempts=0)
     assert int(found.headers["retry-after-ms"]) > 0

@@ -195,7 +195,7 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
     """The queue became full, or was closed, after the backend was chosen."""
     both = backend("one", "support.desk:Desk") | backend("two", "support.desk:Desk")
     async with running_gateway(**both) as gateway:
-        submit, refused = gateway.service.lanes.submit, list[str]()
+        submit, refused = gateway.service.scheduler.submit, list[str]()
 
         def refuse_once(work: Work, name: str) -> None:
             if not refused:
@@ -203,7 +203,7 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
                 raise TaskRefused("no place", code=code)
             submit(work, name)
 
-        monkeypatch.setattr(gateway.service.lanes, "submit", refuse_once)
+        monkeypatch.setattr(gateway.service.scheduler, "submit", refuse_once)
         status, answered, headers = await call(gateway, "/v1/tasks/say", 1)
         assert (status, answered) == (200, {"result": 1})
         assert [headers["x-gateway-backend"], *refused] in (["one", "two"], ["two", "one"])

@@ -45,8 +45,8 @@ def breaking(times: int, then: Any) -> Any:
 async def test_ticker_continues_and_logs_after_one_step_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
         ticked, sampled = asyncio.Event(), asyncio.Event()
-        monkeypatch.setattr(gateway.service.board, "sample_load", sampled.set)
-        monkeypatch.setattr(gateway.service.lanes, "tick", breaking(1, ticked.set))
+        monkeypatch.setattr(gateway.service.measurements, "sample_load", sampled.set)
+        monkeypatch.setattr(gateway.service.scheduler, "tick", breaking(1, ticked.set))
         (told,) = await gateway.lines.wait("service.unhandled")
         assert "Bug" in told["error"]
         assert "quote" not in str(told)

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.ingress.http import body, response, server
 from gateway.plugin import DeadlineExceeded
-from gateway.service.main import unhandled
+from gateway.service.main import on_unhandled_exception
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
@@ -39,9 +39,9 @@ class Gauge:
 
 
 async def pressed(gateway: RunningGateway, ratio: float) -> None:
-    relief = gateway.service.relief
+    relief = gateway.service.memory_guard
     relief.gauge = Gauge(ratio)  # type: ignore[assignment]
-    await relief.look(gateway.service.listeners.sites)
+    await relief.check(gateway.service.listeners.sites)
 
 
 # ── memory ───────────────────────────────────────────────────────────────────────────────────────
@@ -118,16 +118,16 @@ async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: 
 
 
 async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_read(desk: RunningGateway) -> None:
-    desk.service.door.room.measured(4 * 1_000_000)
+    desk.service.handler.room.measured(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
         first.write(post("/v1/tasks/say", b"", length=900_000))  # announced by Content-Length but not sent yet
-        await until(lambda: desk.service.door.room.promised == 900_000)
+        await until(lambda: desk.service.handler.room.promised == 900_000)
         refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"] == "2"
         assert (await answered(desk.url, SAY)).status == 200
     await desk.line(outcome="cancelled")
-    assert desk.service.door.room.promised == 0
+    assert desk.service.handler.room.promised == 0
 
 
 async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(
@@ -148,11 +148,11 @@ async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memor
 
 async def test_request_predicted_to_exceed_its_deadline_is_504_before_it_starts(desk: RunningGateway) -> None:
     for _ in range(8):
-        desk.service.board.learn("desk", "task", "say", 1.0, 3.0)
+        desk.service.measurements.learn("desk", "task", "say", 1.0, 3.0)
     before = metrics.SHED.values.get(("deadline",), 0)
     for _ in range(3):  # explain does not count as shed load
         with pytest.raises(DeadlineExceeded, match="too long"):
-            desk.service.door.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
+            desk.service.handler.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
     assert metrics.SHED.values.get(("deadline",), 0) == before
     answer = await answered(desk.url, post("/v1/tasks/say", b"1", "x-gateway-deadline-ms: 500"))
     assert (answer.status, answer.json["error"]["code"]) == (504, "deadline_exceeded")
@@ -310,5 +310,5 @@ async def test_client_that_does_not_read_is_disconnected_with_a_reset(monkeypatc
 
 async def test_flood_of_event_loop_errors_writes_few_log_lines(desk: RunningGateway) -> None:
     for _ in range(500):
-        unhandled(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
+        on_unhandled_exception(asyncio.get_running_loop(), {"message": "socket.accept() out of system resource"})
     assert 1 <= len(desk.lines.of("service.unhandled")) <= 12

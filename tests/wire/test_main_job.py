@@ -14,8 +14,8 @@ import openai
 import pytest
 from aiohttp import web
 
-from gateway.demo.calls import WORDS
-from gateway.demo.children import Child, choose_ports
+from gateway.demo.children import ChildGateway, choose_ports
+from gateway.demo.requests import WORDS
 from gateway.demo.topology import DATA
 from gateway.testing import RunningGateway, running_gateway
 from support.desk import Desk
@@ -48,7 +48,7 @@ async def curl(*arguments: str) -> tuple[str, dict[str, str]]:
 async def cloud_process(folder: Path) -> AsyncIterator[str]:
     """Run a second gateway process as the cloud; yield its URL."""
     port, admin_port = choose_ports(0)
-    async with Child("cloud", LOCAL | SPEECH, port=port, admin_port=admin_port, folder=folder):
+    async with ChildGateway("cloud", LOCAL | SPEECH, port=port, admin_port=admin_port, folder=folder):
         yield f"http://127.0.0.1:{port}"
 
 

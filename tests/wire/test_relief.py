@@ -77,8 +77,8 @@ async def test_pause_during_a_resume_leaves_the_listener_paused() -> None:
 
 async def test_listener_that_failed_to_resume_is_retried_at_the_next_check(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_gateway(**DESK) as gateway:
-        gauge = gateway.service.relief.gauge = Gauge()  # type: ignore[assignment]
-        look, sites = gateway.service.relief.look, gateway.service.listeners.sites
+        gauge = gateway.service.memory_guard.gauge = Gauge()  # type: ignore[assignment]
+        look, sites = gateway.service.memory_guard.check, gateway.service.listeners.sites
         gauge.ratio_now = 0.97  # type: ignore[attr-defined]
         await look(sites)
         assert not site_of(gateway).is_accepting
@@ -112,9 +112,9 @@ async def test_held_listener_is_resumed_by_no_memory_check_start_or_reload() -> 
         listeners = gateway.service.listeners
         listeners._is_activated = True  # as with sockets passed by systemd, which stay open
         listeners.hold()
-        await gateway.service.relief.look(listeners.sites)
-        await listeners.go()
-        await listeners.renewed()
+        await gateway.service.memory_guard.check(listeners.sites)
+        await listeners.accept_held()
+        await listeners.accept_after_tls()
         assert [site.is_accepting for site in listeners.sites] == [False, False]
 
 
@@ -136,10 +136,10 @@ async def test_listener_that_failed_to_reopen_with_new_certificates_is_retried(
 
         with monkeypatch.context() as patched:
             patched.setattr(loop, "create_server", no_second_descriptor)
-            gateway.service.listeners.renew(tls)
+            gateway.service.listeners.replace_tls(tls)
             assert (first.is_accepting, second.is_accepting) == (False, False)
-            await gateway.service.listeners.renewed()
+            await gateway.service.listeners.accept_after_tls()
         assert (first.is_accepting, second.is_accepting) == (True, False)
         assert (first._tls, second._tls) == (tls, tls)
-        await gateway.service.relief.look(gateway.service.listeners.sites)
+        await gateway.service.memory_guard.check(gateway.service.listeners.sites)
         assert second.is_accepting

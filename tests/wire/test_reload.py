@@ -87,7 +87,7 @@ async def test_reload_applies_limits_hosts_origins_and_policy() -> None:
         here = {"host": "box.example"}
         assert await status(gateway, post("/v1/tasks/say", b"1", "Origin: http://app.example", **here)) == 200
         assert await status(gateway, post("/v1/tasks/say", b"123", **here)) == 413
-        assert gateway.service.lanes.policy.usd == 3
+        assert gateway.service.scheduler.policy.usd == 3
 
 
 async def test_address_added_later_is_accepted_as_a_host_after_a_network_change(
@@ -97,7 +97,7 @@ async def test_address_added_later_is_accepted_as_a_host_after_a_network_change(
         asked = post("/v1/tasks/say", b"1", host="192.0.2.7")
         assert await status(gateway, asked) == 421
         monkeypatch.setattr("gateway.service.listeners.own_hosts", lambda bound: frozenset({"192.0.2.7", "localhost"}))
-        gateway.service._network_changed()
+        gateway.service._on_network_changed()
         assert await status(gateway, asked) == 200
 
 
@@ -128,7 +128,7 @@ async def test_removed_backend_finishes_its_request_and_a_changed_one_is_replace
         assert await going == []
         assert await status(gateway) == 404
         assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 503
-        assert set(gateway.service.lanes.waiting()) == {"bird"}
+        assert set(gateway.service.scheduler.waiting()) == {"bird"}
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ async def test_request_queued_for_a_removed_backend_is_503_immediately(
         first.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
         second.write(SAY)
-        await until(lambda: gateway.service.lanes.waiting()["desk"])
+        await until(lambda: gateway.service.scheduler.waiting()["desk"])
         await reload(gateway, **CANARY)
         told = await asyncio.wait_for(read_answer(reader), 5)
         assert (told.status, told.json["error"]["code"]) == (503, "unavailable")
@@ -186,7 +186,7 @@ async def test_request_queued_for_a_removed_backend_is_served_by_another(
         first.write(post("/v1/tasks/wait", b"{}"))
         await Desk.waiting.wait()
         second.write(SAY)
-        await until(lambda: gateway.service.lanes.waiting()["desk"])
+        await until(lambda: gateway.service.scheduler.waiting()["desk"])
         await reload(gateway, **stays)
         served = await asyncio.wait_for(read_answer(reader), 5)
         assert (served.status, served.headers["x-gateway-backend"]) == (200, "dear")
@@ -202,8 +202,8 @@ async def test_backend_removed_while_opening_leaves_no_lane(monkeypatch: pytest.
         await reload(gateway, **DESK)
         Latecomer.may_open.set()
         await Latecomer.closed.wait()
-        assert set(gateway.service.lanes.waiting()) == {"desk"}
-        gateway.service.lanes.tick()
+        assert set(gateway.service.scheduler.waiting()) == {"desk"}
+        gateway.service.scheduler.tick()
 
 
 async def test_network_change_during_a_reload_uses_the_new_settings() -> None:
@@ -212,7 +212,7 @@ async def test_network_change_during_a_reload_uses_the_new_settings() -> None:
         await Desk.waiting.wait()
         going = asyncio.ensure_future(reload(gateway, **CANARY, GATEWAY_ALLOWED_HOSTS="box.example"))
         await until(lambda: gateway.service.registry.members["desk"].state == "closing")
-        gateway.service._network_changed()
+        gateway.service._on_network_changed()
         assert await status(gateway, post("/v1/tasks/sing", b"{}", host="box.example")) == 200
         Desk.open.set()
         await read_answer(reader)
@@ -253,7 +253,7 @@ async def test_setting_that_needs_a_restart_is_reported_and_not_applied() -> Non
         assert await reload(gateway, **DESK, **new) == ["GATEWAY_LISTEN", "GATEWAY_STATE_DIR"]
         assert await status(gateway) == 200
         assert str(gateway.service.settings.state_dir) != "/nowhere"
-        assert gateway.service.door.rules.deadline_s == 7
+        assert gateway.service.handler.rules.deadline_s == 7
 
 
 async def test_invalid_settings_are_reported_by_variable_and_change_nothing(

@@ -245,7 +245,7 @@ async def test_client_disconnect_cancels_the_continuing_backend() -> None:
         await asyncio.wait_for(gone.wait(), 5)
         line = await gateway.line()
         assert line["outcome"] == "cancelled"
-        assert gateway.service.lanes.busy() == {"one": 0, "two": 0}
+        assert gateway.service.scheduler.busy() == {"one": 0, "two": 0}
 
 
 async def test_backend_that_breaks_streams_repeatedly_is_no_longer_tried() -> None:

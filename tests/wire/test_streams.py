@@ -234,10 +234,10 @@ async def test_queued_request_is_removed_when_its_client_disconnects() -> None:
         await Desk.waiting.wait()
         async with connected(gateway.url) as (_, second):
             second.write(post("/v1/tasks/wait", b'{"who":2}'))
-            await until(lambda: gateway.service.lanes.waiting()["desk"] == 1)
+            await until(lambda: gateway.service.scheduler.waiting()["desk"] == 1)
             second.transport.abort()
             line = await gateway.line(outcome="cancelled")
-        assert gateway.service.lanes.waiting()["desk"] == 0
+        assert gateway.service.scheduler.waiting()["desk"] == 0
         assert (line["t_queue_ms"] > 0, line["t_edge_ms"]) == (True, 0)
         assert not Desk.callers[2].is_set()
         assert not Desk.left.is_set()

@@ -46,8 +46,8 @@ async def status(gateway: RunningGateway, asked: bytes) -> int:
 
 async def is_at_rest(gateway: RunningGateway) -> None:
     await gateway.service.registry.changed()
-    assert not any(gateway.service.lanes.busy().values())
-    assert not gateway.service.lanes._retired
+    assert not any(gateway.service.scheduler.busy().values())
+    assert not gateway.service.scheduler._retired
 
 
 async def test_policy_settings_change_in_place_while_the_backend_is_busy() -> None:
@@ -58,7 +58,7 @@ async def test_policy_settings_change_in_place_while_the_backend_is_busy() -> No
         new = backend("desk", "support.desk:Desk", USD_PER_REQUEST="1", WATTS="7", QUEUE="3")
         await reload(gateway, **new)
         assert gateway.service.registry.members["desk"] is member
-        lane = gateway.service.lanes._lanes["desk"]
+        lane = gateway.service.scheduler._lanes["desk"]
         assert (lane.usd, lane.watts, lane.queue) == (1, 7, 3)
         assert await status(gateway, SAY) == 200
         await reload(gateway, **new)
@@ -90,7 +90,7 @@ async def test_changed_backend_serves_while_the_old_one_finishes() -> None:
         await reload(gateway, **OFF_SITE_DESK, GATEWAY_BACKENDS__FAR__SLOTS="3")
         await until(lambda: gateway.service.registry.members["far"] is not old)
         assert [await status(gateway, SAY) for _ in range(4)] == [200] * 4
-        assert gateway.service.lanes._lanes["far"].slots == 3
+        assert gateway.service.scheduler._lanes["far"].slots == 3
         assert (old.state, gateway.service.registry.members["far"].state) == ("closing", "serving")
         of_the_old_one.set()
         assert (await read_answer(reader)).json == {"result": "waited"}
@@ -111,7 +111,7 @@ async def test_queued_request_moves_to_the_replacement_if_it_is_equivalent(chang
         await Desk.waiting.wait()
         of_the_old_one = Desk.open
         second.write(SAY)
-        await until(lambda: gateway.service.lanes.waiting()["far"])
+        await until(lambda: gateway.service.scheduler.waiting()["far"])
         await reload(gateway, **narrow, **{f"GATEWAY_BACKENDS__FAR__{change}": to})
         assert (await asyncio.wait_for(read_answer(reader), 10)).status == wanted
         of_the_old_one.set()
@@ -129,7 +129,7 @@ async def test_queued_edge_only_request_stays_when_a_candidate_moves_to_the_clou
     both = TURNSTILES["a"] | TURNSTILES["b"]
     stand, walk = post("/v1/tasks/stand", b"{}"), post("/v1/tasks/walk", b"{}", "x-gateway-locality: edge-only")
     async with running_gateway(**both) as gateway, AsyncExitStack() as stack:
-        lanes, members = gateway.service.lanes, gateway.service.registry.members
+        lanes, members = gateway.service.scheduler, gateway.service.registry.members
         talks = [await stack.enter_async_context(connected(gateway.url)) for _ in range(3)]
         for (_, writer), names in zip(talks, (1, 2), strict=False):
             writer.write(stand)
@@ -266,14 +266,14 @@ async def test_measurements_are_kept_when_a_backend_returns_unchanged() -> None:
     for plugin in (backend("bad", "support.rascals:Rascal"), backend("bad", "support.rascals:Rascal", SITE="cloud")):
         Rascal.broken = "the line is unplugged"
         async with running_gateway(**plugin) as gateway:
-            gateway.service.board.learn("bad", "task", "serve", 1.0, 2.0)
+            gateway.service.measurements.learn("bad", "task", "serve", 1.0, 2.0)
             Rascal.broken = ""
             await reload(gateway, **plugin)
             await is_at_rest(gateway)
-            assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 1
+            assert gateway.service.measurements.predict("bad", "task", "serve", 1.0).samples == 1
             await reload(gateway, **plugin, GATEWAY_BACKENDS__BAD__SLOTS="2")
             await is_at_rest(gateway)
-            assert gateway.service.board.predict("bad", "task", "serve", 1.0).samples == 0
+            assert gateway.service.measurements.predict("bad", "task", "serve", 1.0).samples == 0
 
 
 # ── systemd notification ─────────────────────────────────────────────────────────────────────────
@@ -295,7 +295,7 @@ async def reloading(
     monkeypatch.setattr(main.systemd, "notify", lambda *lines: said.extend(lines))
     told = asyncio.Event()
     told.set()
-    task = asyncio.create_task(main._reload_when_told(Bound(), None, told))  # type: ignore[arg-type]
+    task = asyncio.create_task(main._reload_on_signal(Bound(), None, told))  # type: ignore[arg-type]
     await until(lambda: said)
     said.clear()
     return task, said

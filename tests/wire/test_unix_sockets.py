@@ -24,7 +24,7 @@ async def test_socket_file_created_by_the_gateway_is_removed_at_the_stop(tmp_pat
 async def test_socket_file_passed_by_systemd_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "http.sock"
     passed = bind(UnixListener(str(path)), "GATEWAY_LISTEN")
-    monkeypatch.setattr("gateway.service.systemd.sockets", lambda: [passed])
+    monkeypatch.setattr("gateway.service.systemd.passed_sockets", lambda: [passed])
     async with running_gateway(**DESK):
         pass
     assert path.is_socket()

@@ -46,7 +46,7 @@ def test_full_disk_and_clock_before_the_build_date_are_problems(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1 << 62)
-    monkeypatch.setattr(doctor, "BUILT", datetime(2999, 1, 1, tzinfo=UTC))
+    monkeypatch.setattr(doctor, "MIN_PLAUSIBLE_TIME", datetime(2999, 1, 1, tzinfo=UTC))
     found = findings({}, tmp_path)
     assert (found["state directory"].verdict, found["clock"].verdict) == ("problem", "problem")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway import cli
-from gateway.commands.plugins_list import Row, rows, table
+from gateway.commands.plugins_list import PluginRow, rows, table
 from gateway.settings import load
 from gateway.testing import running_gateway
 from support.configurations import SHOUT, test_plugins  # noqa: F401
@@ -24,7 +24,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_ADMIN_LISTEN", "127.0.0.1:1")  # tcpmux: no listener
 
 
-def by_plugin(environ: dict[str, str], status: Any = None) -> dict[str, Row]:
+def by_plugin(environ: dict[str, str], status: Any = None) -> dict[str, PluginRow]:
     return {row.plugin: row for row in rows(load(environ).backends if environ else {}, status)}
 
 
@@ -62,7 +62,7 @@ async def test_state_is_taken_from_the_running_gateway() -> None:
 
 
 def test_table_aligns_columns_and_prints_reasons_below() -> None:
-    lines = list(table([Row(plugin="a"), Row(plugin="longer", state="broken", why="it is")]))
+    lines = list(table([PluginRow(plugin="a"), PluginRow(plugin="longer", state="broken", why="it is")]))
     assert lines[0].startswith("PLUGIN  VERSION  DISTRIBUTION")
     assert lines[1].startswith("a       -        -")
     assert lines[3] == "    it is"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway import cli
-from gateway.commands.plugins_new import NameInvalid, checked_name, create, rendered
+from gateway.commands.plugins_new import NameInvalid, check_name, create, render_files
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -78,19 +78,19 @@ def test_plugins_new_prints_the_next_command(tmp_path: Path, capsys: pytest.Capt
 )
 def test_a_name_that_could_not_be_a_module_is_refused(name: str) -> None:
     with pytest.raises(NameInvalid, match="cannot be a plugin's name"):
-        checked_name(name, ())
+        check_name(name, ())
 
 
 @pytest.mark.parametrize("name", ["class", "auto", "none", "sample"])
 def test_a_reserved_name_is_refused(name: str) -> None:
     with pytest.raises(NameInvalid, match="reserved"):
-        checked_name(name, ())
+        check_name(name, ())
 
 
 def test_the_name_of_an_installed_plugin_is_refused() -> None:
     with pytest.raises(NameInvalid, match="installed already"):
-        checked_name("echo", ["echo"])
+        check_name("echo", ["echo"])
 
 
 def test_plugin_name_that_contains_the_template_name_is_replaced_once() -> None:
-    assert dict(rendered("resample"))["gateway_resample.py"].count("class Resample(") == 1
+    assert dict(render_files("resample"))["gateway_resample.py"].count("class Resample(") == 1

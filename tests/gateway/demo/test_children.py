@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.demo.children import Child, ChildFailed, choose_ports, die_with_parent
+from gateway.demo.children import ChildFailed, ChildGateway, choose_ports, die_with_parent
 
 
 def bound(port: int = 0) -> socket.socket:
@@ -40,9 +40,9 @@ def test_ports_chosen_together_differ() -> None:
 # ── start and end of child processes ─────────────────────────────────────────────────────────────
 
 
-def child(folder: Path, env: dict[str, str]) -> Child:
+def child(folder: Path, env: dict[str, str]) -> ChildGateway:
     port, admin_port = choose_ports(0)
-    return Child("edge", env, port=port, admin_port=admin_port, folder=folder)
+    return ChildGateway("edge", env, port=port, admin_port=admin_port, folder=folder)
 
 
 async def test_a_gateway_that_does_not_start_is_reported_with_its_log(tmp_path: Path) -> None:

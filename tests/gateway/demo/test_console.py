@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.demo.console import HELP, NotUnderstood, converse, describe, obey
-from gateway.demo.link import Link
+from gateway.demo.console import HELP, UnknownCommand, describe, execute, execute_typed_commands
+from gateway.demo.emulated_link import EmulatedLink
 
 
 @pytest.fixture
-async def link() -> AsyncIterator[Link]:
-    async with Link("127.0.0.1", 1) as link:
+async def link() -> AsyncIterator[EmulatedLink]:
+    async with EmulatedLink("127.0.0.1", 1) as link:
         yield link
 
 
@@ -27,40 +27,40 @@ async def link() -> AsyncIterator[Link]:
         ("", "link: round trip 0 ms, unlimited"),
     ],
 )
-async def test_a_command_changes_the_link(link: Link, line: str, expected: str) -> None:
-    assert await obey(link, line)
+async def test_a_command_changes_the_link(link: EmulatedLink, line: str, expected: str) -> None:
+    assert await execute(link, line)
     assert describe(link) == expected
 
 
 @pytest.mark.parametrize("undo", [("down", "up"), ("stall", "go"), ("rate 1", "rate 0"), ("delay 300", "delay 0")])
-async def test_every_change_can_be_undone(link: Link, undo: tuple[str, str]) -> None:
+async def test_every_change_can_be_undone(link: EmulatedLink, undo: tuple[str, str]) -> None:
     before = describe(link)
     for line in undo:
-        await obey(link, line)
+        await execute(link, line)
     assert describe(link) == before
 
 
 @pytest.mark.parametrize("line", ["quit", "exit", " q "])
-async def test_quit_ends_the_conversation(link: Link, line: str) -> None:
-    assert not await obey(link, line)
+async def test_quit_ends_the_conversation(link: EmulatedLink, line: str) -> None:
+    assert not await execute(link, line)
 
 
 @pytest.mark.parametrize("line", ["delay", "delay x", "delay -1", "delay nan", "rate inf", "up 3", "help", "\x1b[A"])
-async def test_unknown_command_is_answered_with_the_help_text(link: Link, line: str) -> None:
+async def test_unknown_command_is_answered_with_the_help_text(link: EmulatedLink, line: str) -> None:
     before = describe(link)
-    with pytest.raises(NotUnderstood) as caught:
-        await obey(link, line)
+    with pytest.raises(UnknownCommand) as caught:
+        await execute(link, line)
     assert HELP in str(caught.value)
     assert describe(link) == before
 
 
 async def test_commands_on_a_terminal_are_executed_and_answered(
-    link: Link, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    link: EmulatedLink, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours, theirs = os.openpty()
     with os.fdopen(theirs) as terminal, os.fdopen(ours, "wb", buffering=0) as keyboard:
         monkeypatch.setattr("sys.stdin", terminal)
-        talk = asyncio.ensure_future(converse(link))
+        talk = asyncio.ensure_future(execute_typed_commands(link))
         keyboard.write(b"delay 300\nnonsense\ndown\nquit\n")
         await asyncio.wait_for(talk, 10)
     said = capsys.readouterr().out

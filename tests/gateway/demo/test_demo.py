@@ -21,8 +21,8 @@ from typing import IO
 import pytest
 
 import gateway.demo
-from gateway.demo.calls import add
 from gateway.demo.children import choose_ports
+from gateway.demo.requests import add
 
 COMMAND = [sys.executable, "-P", "-c", "import sys; from gateway.cli import main; sys.exit(main())", "demo"]
 LIMIT_S = 20

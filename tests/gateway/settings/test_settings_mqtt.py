@@ -9,7 +9,7 @@ import pytest
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import Key, hash_of
 from gateway.settings import load
-from gateway.settings.listeners import MqttUrl, parse_mqtt_url
+from gateway.settings.network_addresses import MqttUrl, parse_mqtt_url
 from gateway.settings.report import show_settings
 from support.configurations import SHOUT, only, test_plugins  # noqa: F401
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from gateway.registry import find_plugin
 from gateway.settings import Settings, load
 from gateway.settings.docs import declared_plugins, render_docs
+from gateway.settings.messages import quote, redact_urls, render
 from gateway.settings.model import leaves_of
 from gateway.settings.report import Plugins, render_env, show_settings
-from gateway.settings.text import conceal, quote, render
 from gateway.settings.tree import Mqtt
 from gateway.settings.variables import read_variables
 from support.configurations import REMOTE, SHOUT, env_file, test_plugins  # noqa: F401
@@ -138,7 +138,7 @@ def test_value_is_rendered_in_the_form_that_sets_it(value: object, text: str) ->
 
 
 def test_user_and_password_of_a_url_are_concealed() -> None:
-    assert conceal("a http://u:p@h/x?y=@ b") == "a http://********@h/x?y=@ b"
+    assert redact_urls("a http://u:p@h/x?y=@ b") == "a http://********@h/x?y=@ b"
 
 
 @given(st.text(st.characters(exclude_characters="\r\x00", exclude_categories=["Cs"]), min_size=1))

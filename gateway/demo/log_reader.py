@@ -12,11 +12,11 @@ import msgspec
 
 WRITTEN_WITHIN_S = 2.0  # the contract says 0.1; a busy machine may take longer, and that is no lost line
 _POLL_S = 0.02
-_SHOWN_TERMS = 3
-_WORTH_SHOWING_RATIO = 0.02
+_MAX_SHOWN_TERMS = 3
+_MIN_SHOWN_RATIO = 0.02
 
 
-class Accounts:
+class LogReader:
     """The lines of one log file in which requests and their parts are finished."""
 
     def __init__(self, log_path: Path) -> None:
@@ -59,7 +59,7 @@ class Accounts:
                 self._sites[parent_id].add(site)
 
 
-def main_terms(line: Mapping[str, Any]) -> str:
+def largest_terms(line: Mapping[str, Any]) -> str:
     """The largest terms of an account, with what no term covers counted as one."""
     spent = {
         key.removeprefix("t_").removesuffix("_ms"): value
@@ -69,5 +69,5 @@ def main_terms(line: Mapping[str, Any]) -> str:
     total = spent.pop("total", 0.0)
     for not_a_term in ("first_byte", "overlap"):
         spent.pop(not_a_term, None)
-    largest = sorted(spent.items(), key=lambda item: -item[1])[:_SHOWN_TERMS]
-    return ", ".join(f"{name} {ms:.1f}" for name, ms in largest if ms > total * _WORTH_SHOWING_RATIO)
+    largest = sorted(spent.items(), key=lambda item: -item[1])[:_MAX_SHOWN_TERMS]
+    return ", ".join(f"{name} {ms:.1f}" for name, ms in largest if ms > total * _MIN_SHOWN_RATIO)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.demo.link import Direction, Link
+from gateway.demo.emulated_link import Direction, EmulatedLink
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -24,7 +24,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.close()
 
 
-class Wire(Link):
+class Wire(EmulatedLink):
     """A link that also closes its clients."""
 
     async def connect(self) -> Connection:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 _CHUNK_BYTES = 16 * 1024
-_ON_THE_WAY_BYTES = 1 << 20  # per connection and direction; then the sender is held back
+_MAX_IN_FLIGHT_BYTES = 1 << 20  # per connection and direction; then the sender is held back
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends a RST
 
 
@@ -38,7 +38,7 @@ class Direction:
         return now + self.delay_s
 
 
-class Link:
+class EmulatedLink:
     """Joins `127.0.0.1:port`, once entered, with `host:upstream_port`. `up` and `down` may be changed at any time."""
 
     def __init__(self, host: str, upstream_port: int) -> None:
@@ -134,7 +134,7 @@ class Link:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
         """Carry one direction of one connection until its sender has finished."""
         clock = asyncio.get_running_loop().time
-        chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_ON_THE_WAY_BYTES // _CHUNK_BYTES)
+        chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MAX_IN_FLIGHT_BYTES // _CHUNK_BYTES)
         delivery = asyncio.create_task(self._deliver(chunks, writer))
         try:
             while data := await reader.read(_CHUNK_BYTES):

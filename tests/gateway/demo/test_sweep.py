@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from gateway.demo.report import Table
+from gateway.demo.sweep import Table
 
 
 def test_columns_are_as_wide_as_asked_or_as_their_heading() -> None:

@@ -23,7 +23,7 @@ TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class DemoResponse:
     """What came back. `headers` are lower-cased; `text` is the whole body, also where it says what went wrong."""
 
     status: int
@@ -42,7 +42,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class DemoRequest:
     """One request. expected: the answer's JSON, which may hold more; None where any 200 will do."""
 
     label: str
@@ -67,7 +67,7 @@ class Call:
             words += ["-d", msgspec.json.encode(self.body).decode()]
         return shlex.join([*words, f"{base}{self.path}"])
 
-    async def send(self, session: aiohttp.ClientSession, base: str) -> Answer:
+    async def send(self, session: aiohttp.ClientSession, base: str) -> DemoResponse:
         """Send it without curl."""
         method, data = ("GET", None) if self.body is None and self.file is None else ("POST", self._data())
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -75,7 +75,7 @@ class Call:
             method, f"http://{base}{self.path}", data=data, headers=self.headers, timeout=timeout
         ) as response:
             headers = {name.lower(): value for name, value in response.headers.items()}
-            return Answer(status=response.status, headers=headers, text=await response.text())
+            return DemoResponse(status=response.status, headers=headers, text=await response.text())
 
     def _data(self) -> bytes | aiohttp.FormData:
         if self.file is None:
@@ -87,7 +87,7 @@ class Call:
         form.add_field("file", path.read_bytes(), filename=path.name, content_type="audio/wav")
         return form
 
-    def fault(self, answer: Answer) -> str | None:
+    def fault(self, answer: DemoResponse) -> str | None:
         """What is wrong with the answer; None where nothing is."""
         if answer.status != 200:
             return f"status {answer.status}: {answer.text[:200]}"
@@ -103,36 +103,38 @@ class Call:
         return None if is_right else f"answered {answer.text[:200]}, not {dict(self.expected)}"
 
 
-def add(**changes: Any) -> Call:
+def add(**changes: Any) -> DemoRequest:
     """The textbook's example."""
     given: dict[str, Any] = {"label": "add", "body": {"a": 10, "b": 20}, "expected": {"result": 30}}
-    return Call(path="/v1/tasks/add", **{**given, **changes})
+    return DemoRequest(path="/v1/tasks/add", **{**given, **changes})
 
 
-def transcribe(file: str, model: str = "auto", **changes: Any) -> Call:
+def transcribe(file: str, model: str = "auto", **changes: Any) -> DemoRequest:
     """The recording, to be heard exactly."""
     given: dict[str, Any] = {
         "label": f"speech {model.partition('/')[0]}",
         "form": {"model": model},
         "expected": {"text": WORDS},
     }
-    return Call(path="/v1/audio/transcriptions", file=file, **{**given, **changes})
+    return DemoRequest(path="/v1/audio/transcriptions", file=file, **{**given, **changes})
 
 
-def divide(**changes: Any) -> Call:
+def divide(**changes: Any) -> DemoRequest:
     """Work that both sides share."""
     given: dict[str, Any] = {"label": "primes", "body": {"items": PRIMES_BELOW}, "expected": {"result": PRIMES}}
-    return Call(path="/v1/tasks/primes_by_both", **{**given, **changes})
+    return DemoRequest(path="/v1/tasks/primes_by_both", **{**given, **changes})
 
 
-def occupy(seconds: float = 1.0) -> Call:
+def occupy(seconds: float = 1.0) -> DemoRequest:
     """A slot of the edge, for a while."""
     edge_only = {"x-gateway-locality": "edge-only"}
     body, expected = {"seconds": seconds}, {"result": seconds}
-    return Call(label="occupy", path="/v1/tasks/occupy", body=body, expected=expected, headers=edge_only, site="edge")
+    return DemoRequest(
+        label="occupy", path="/v1/tasks/occupy", body=body, expected=expected, headers=edge_only, site="edge"
+    )
 
 
-def tour(file: str) -> list[Call]:
+def data_requests(file: str) -> list[DemoRequest]:
     """What to try first, on the data listener."""
     return [
         add(),
@@ -143,9 +145,9 @@ def tour(file: str) -> list[Call]:
     ]
 
 
-def admin_tour() -> list[Call]:
+def admin_requests() -> list[DemoRequest]:
     """What to look at, on the admin listener."""
-    return [Call(label="status", path="/status"), Call(label="metrics", path="/metrics")]
+    return [DemoRequest(label="status", path="/status"), DemoRequest(label="metrics", path="/metrics")]
 
 
 # ── curl itself ──────────────────────────────────────────────────────────────────────────────────
@@ -156,7 +158,7 @@ def has_curl() -> bool:
     return shutil.which("curl") is not None
 
 
-async def run_line(line: str) -> Answer:
+async def run_curl(line: str) -> DemoResponse:
     """Run a curl line as it was printed, and take its answer apart. A status of 0 is a failure of curl's own."""
     with tempfile.TemporaryFile() as head:
         process = await asyncio.create_subprocess_exec(
@@ -171,14 +173,14 @@ async def run_line(line: str) -> Answer:
                 process.kill()
                 await process.wait()
         if process.returncode:
-            return Answer(status=0, text=err.decode(errors="replace").strip())
+            return DemoResponse(status=0, text=err.decode(errors="replace").strip())
         head.seek(0)
-        return parse_answer(head.read().decode(), out.decode(errors="replace"))
+        return parse_response(head.read().decode(), out.decode(errors="replace"))
 
 
-def parse_answer(head: str, text: str) -> Answer:
+def parse_response(head: str, text: str) -> DemoResponse:
     """An answer from curl's header dump; of several heads (`100 Continue`) the last counts."""
     lines = head.replace("\r\n", "\n").strip().split("\n\n")[-1].splitlines()
     pairs = (line.partition(":") for line in lines[1:])
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-    return Answer(status=int(lines[0].split()[1]), headers=headers, text=text)
+    return DemoResponse(status=int(lines[0].split()[1]), headers=headers, text=text)

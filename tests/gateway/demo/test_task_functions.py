@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import time
 
-from gateway.demo.calls import PRIMES, PRIMES_BELOW
-from gateway.demo.tasks import occupy, primes
+from gateway.demo.requests import PRIMES, PRIMES_BELOW
+from gateway.demo.task_functions import occupy, primes
 
 
 def test_primes_are_counted_correctly() -> None:

@@ -11,7 +11,16 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from gateway.demo.calls import Answer, Call, add, admin_tour, parse_answer, run_line, tour, transcribe
+from gateway.demo.requests import (
+    DemoRequest,
+    DemoResponse,
+    add,
+    admin_requests,
+    data_requests,
+    parse_response,
+    run_curl,
+    transcribe,
+)
 from gateway.demo.topology import recording
 from support.programs import needs
 
@@ -38,13 +47,13 @@ async def base() -> AsyncIterator[str]:
         yield f"localhost:{server.port}"
 
 
-CALLS = [*tour(WAV), *admin_tour(), add(headers={"x-gateway-locality": "edge-only"})]
+CALLS = [*data_requests(WAV), *admin_requests(), add(headers={"x-gateway-locality": "edge-only"})]
 
 
 @needs("curl")
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.label)
-async def test_printed_curl_line_sends_the_same_request_as_the_call(base: str, call: Call) -> None:
-    by_curl = await run_line(call.curl(base))
+async def test_printed_curl_line_sends_the_same_request_as_the_call(base: str, call: DemoRequest) -> None:
+    by_curl = await run_curl(call.curl(base))
     async with aiohttp.ClientSession() as session:
         without_curl = await call.send(session, base)
     assert json.loads(by_curl.text) == json.loads(without_curl.text)
@@ -53,7 +62,7 @@ async def test_printed_curl_line_sends_the_same_request_as_the_call(base: str, c
 
 @needs("curl")
 async def test_refused_connection_is_reported_with_curls_message() -> None:
-    answer = await run_line(add().curl("localhost:1"))
+    answer = await run_curl(add().curl("localhost:1"))
     assert answer.status == 0
     assert "onnect" in answer.text
 
@@ -76,8 +85,8 @@ def test_recording_file_exists() -> None:
 
 def test_parse_answer_uses_the_last_of_several_response_heads() -> None:
     head = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nX-Request-Id: abc\r\nServer: a:b\r\n\r\n"
-    answer = parse_answer(head, "gone")
-    assert answer == Answer(status=404, headers={"x-request-id": "abc", "server": "a:b"}, text="gone")
+    answer = parse_response(head, "gone")
+    assert answer == DemoResponse(status=404, headers={"x-request-id": "abc", "server": "a:b"}, text="gone")
 
 
 HERE = {"x-gateway-backend": "local", "x-gateway-site": "edge"}
@@ -86,18 +95,24 @@ HERE = {"x-gateway-backend": "local", "x-gateway-site": "edge"}
 @pytest.mark.parametrize(
     ("call", "answer", "fault"),
     [
-        (add(), Answer(status=200, text='{"result":30}'), None),
-        (add(), Answer(status=200, text='{"result":30,"more":1}'), None),
-        (add(site="edge"), Answer(status=200, headers=HERE, text='{"result":30}'), None),
-        (Call(label="status", path="/status"), Answer(status=200, text="anything"), None),
-        (add(), Answer(status=200, text='{"result":31}'), 'answered {"result":31}, not'),
-        (add(), Answer(status=200, text="[30]"), "answered [30], not"),
-        (add(), Answer(status=200, text="30 it is"), "no JSON"),
-        (add(), Answer(status=503, text="shed"), "status 503: shed"),
-        (add(site="cloud"), Answer(status=200, headers=HERE, text='{"result":30}'), "by local (edge), not at cloud"),
-        (add(site="edge"), Answer(status=200, text='{"result":30}'), "by - (-), not at edge"),
+        (add(), DemoResponse(status=200, text='{"result":30}'), None),
+        (add(), DemoResponse(status=200, text='{"result":30,"more":1}'), None),
+        (add(site="edge"), DemoResponse(status=200, headers=HERE, text='{"result":30}'), None),
+        (DemoRequest(label="status", path="/status"), DemoResponse(status=200, text="anything"), None),
+        (add(), DemoResponse(status=200, text='{"result":31}'), 'answered {"result":31}, not'),
+        (add(), DemoResponse(status=200, text="[30]"), "answered [30], not"),
+        (add(), DemoResponse(status=200, text="30 it is"), "no JSON"),
+        (add(), DemoResponse(status=503, text="shed"), "status 503: shed"),
+        (
+            add(site="cloud"),
+            DemoResponse(status=200, headers=HERE, text='{"result":30}'),
+            "by local (edge), not at cloud",
+        ),
+        (add(site="edge"), DemoResponse(status=200, text='{"result":30}'), "by - (-), not at edge"),
     ],
 )
-def test_fault_names_the_mismatch_of_a_wrong_response(call: Call, answer: Answer, fault: str | None) -> None:
+def test_fault_names_the_mismatch_of_a_wrong_response(
+    call: DemoRequest, answer: DemoResponse, fault: str | None
+) -> None:
     found = call.fault(answer)
     assert found is None if fault is None else found is not None and fault in found

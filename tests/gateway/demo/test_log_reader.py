@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.demo.accounts import Accounts, main_terms
+from gateway.demo.log_reader import LogReader, largest_terms
 
 
 def finished(request_id: str, **keys: Any) -> bytes:
@@ -17,7 +17,7 @@ def finished(request_id: str, **keys: Any) -> bytes:
 async def test_find_returns_the_log_line_of_a_request(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(b"a traceback, say\n[1]\n" + finished("a", status=200) + finished("b"))
-    line = await Accounts(log).find("a")
+    line = await LogReader(log).find("a")
     assert line is not None
     assert line["status"] == 200
 
@@ -27,7 +27,7 @@ async def test_parts_served_at_lists_the_sites_of_served_subtasks(tmp_path: Path
     parts = [("served", "edge", "a"), ("failed", "cloud", "a"), ("served", "cloud", "b")]
     lines = [{"event": "subtask.finished", "outcome": o, "site": s, "parent_id": p} for o, s, p in parts]
     log.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines) + finished("a"))
-    accounts = Accounts(log)
+    accounts = LogReader(log)
     assert await accounts.find("a") is not None
     assert accounts.parts_served_at("a") == {"edge"}
     assert accounts.parts_served_at("c") == set()
@@ -37,7 +37,7 @@ async def test_find_waits_for_a_partially_written_line(tmp_path: Path) -> None:
     log = tmp_path / "log"
     whole = finished("a")
     log.write_bytes(whole[:20])
-    looking = asyncio.ensure_future(Accounts(log).find("a"))
+    looking = asyncio.ensure_future(LogReader(log).find("a"))
     await asyncio.wait([looking], timeout=0.03)
     with log.open("ab") as more:
         more.write(whole[20:])
@@ -47,10 +47,10 @@ async def test_find_waits_for_a_partially_written_line(tmp_path: Path) -> None:
 async def test_find_returns_none_when_the_line_is_not_written_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.demo.accounts.WRITTEN_WITHIN_S", 0.04)
+    monkeypatch.setattr("gateway.demo.log_reader.WRITTEN_WITHIN_S", 0.04)
     log = tmp_path / "log"
     log.write_bytes(finished("a"))
-    assert await Accounts(log).find("b") is None
+    assert await LogReader(log).find("b") is None
 
 
 def test_main_terms_are_the_largest_terms_without_sums() -> None:
@@ -58,8 +58,8 @@ def test_main_terms_are_the_largest_terms_without_sums() -> None:
         "t_total_ms": 100.0, "t_first_byte_ms": 99.0, "t_overlap_ms": 50.0, "t_edge_ms": 60.0, "t_queue_ms": 30.0,
         "t_other_ms": 9.0, "t_read_ms": 5.0, "t_write_ms": 0.1, "t_cloud_source": None, "rtt_ms": 80.0,
     }  # fmt: skip
-    assert main_terms(line) == "edge 60.0, queue 30.0, other 9.0"
+    assert largest_terms(line) == "edge 60.0, queue 30.0, other 9.0"
 
 
 def test_main_terms_omit_negligible_terms() -> None:
-    assert main_terms({"t_total_ms": 100.0, "t_edge_ms": 99.5, "t_queue_ms": 0.5}) == "edge 99.5"
+    assert largest_terms({"t_total_ms": 100.0, "t_edge_ms": 99.5, "t_queue_ms": 0.5}) == "edge 99.5"
