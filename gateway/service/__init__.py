@@ -1,12 +1,16 @@
-"""Builds the rooms, joins them, starts and stops them; takes the settings apart for them.
+"""Builds the packages from the settings, connects them, starts and stops them.
 
-life.py        one gateway: made, started, changed, stopped, and what it does beside requests
-ground.py      the lanes and measurements of backends that open, change and go
-parts.py       settings, as each room wants them
-listeners.py   what it listens on, and whom it lets in
-learned.py     what was learned, over a restart
-main.py        the process around it: signals, what systemd hears, its exit status
-loop.py        the event loop that plugins cannot end, and the end of the process
+service.py            one gateway: construction, start, reload, stop, and the periodic work
+main.py               the process: signals, notifications to systemd, the exit status
+event_loop.py         the event loop, which plugin code cannot end, and the end of the process
+listeners.py          the data and admin listeners
+sockets.py            the listening sockets: binding, names, checks of exposure
+systemd.py            sd_notify and passed sockets
+wiring.py             settings, converted to the arguments of each package
+backend_resources.py  lanes and measurements of backends that open, change and close
+state_file.py         measurements, kept over a restart
+memory_guard.py       load shedding when memory is short
+loop_watchdog.py      reports code that blocks the event loop
 """
 
 from gateway.service.main import serve

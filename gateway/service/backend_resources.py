@@ -1,4 +1,4 @@
-"""What is kept of backends by name, lanes and measurements, as backends open, change, and go."""
+"""The lane and the measurements of each backend, kept up to date while backends open, change and close."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from gateway.registry import ManagedBackend
 from gateway.telemetry import log_exceptions
 
 POLL_S = 0.05
-REPLACED_DRAIN_S = 3600.0  # whose name another has is in nobody's way; a stream may be long
+REPLACED_DRAIN_S = 3600.0  # long, because streams are, and a replaced backend does not delay its replacement
 
 
 class BackendResources:
-    """Gives each backend its lane and its place on the board. forgotten(name): nothing of it is known any more."""
+    """Gives each backend a lane and measurements, and removes them.
+
+    on_forgotten(name): called when the measurements of a backend have been removed. drain_s: seconds a closing backend
+    has to finish its work.
+    """
 
     def __init__(
-        self, lanes: Scheduler, board: Measurements, forgotten: Callable[[str], None], drain_s: Callable[[], float]
+        self,
+        scheduler: Scheduler,
+        measurements: Measurements,
+        on_forgotten: Callable[[str], None],
+        drain_s: Callable[[], float],
     ) -> None:
-        self._scheduler, self._measurements, self._on_forgotten, self._drain_s = lanes, board, forgotten, drain_s
-        self._retired: dict[int, Lane | None] = {}  # by the identity of members whose name another has
+        self._scheduler, self._measurements = scheduler, measurements
+        self._on_forgotten, self._drain_s = on_forgotten, drain_s
+        self._retired: dict[int, Lane | None] = {}  # by the identity of a backend that has been replaced
 
     def changed(self, member: ManagedBackend) -> None:
-        """It has opened, or has other settings: that is its lane. Nothing where it has failed."""
+        """Add or update the backend's lane after it has opened or its settings have changed; ignore one that failed."""
         if member.state != "serving":
             return
         self._measurements.add(member.name, remote=member.is_remote)
@@ -38,10 +47,10 @@ class BackendResources:
             usd=member.settings.usd_per_request,
             watts=member.settings.watts,
         )
-        asyncio.get_running_loop().call_soon(self._scheduler.tick)  # what waits may be better off there
+        asyncio.get_running_loop().call_soon(self._scheduler.tick)  # waiting work may be faster there
 
     def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
-        """Whoever waits goes to the new one, where that does the same; what runs goes on at the old one."""
+        """Move waiting work to the new backend if it is equivalent; running work finishes on the old one."""
         lane = self._retired[id(old)] = self._scheduler.retire(old.name)
         if old.fingerprint != new.fingerprint:
             self._forget(old.name)
@@ -51,25 +60,29 @@ class BackendResources:
             self._scheduler.hand_over(lane, same_work=new.does_as(old))
 
     async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
-        """Wait for what a backend has; then forget it, unless somebody has its name, or it comes back as it was."""
+        """Wait until the backend's work has ended, at most `drain_s`; then remove its lane and measurements.
+
+        A replaced backend only loses its retired lane: the name belongs to its replacement. comes_back: keep the
+        measurements, because the same backend will open again.
+        """
         if id(member) in self._retired:
-            await self._ended(self._retired.pop(id(member)))
+            await self._remove_retired(self._retired.pop(id(member)))
             return
         name = member.name
-        await self._drained(
+        await self._wait_while(
             lambda: bool(self._scheduler.busy().get(name) or self._scheduler.waiting().get(name)), self._drain_s()
         )
         self._scheduler.remove(name)
         if not comes_back:
             self._forget(name)
 
-    async def _ended(self, lane: Lane | None) -> None:
+    async def _remove_retired(self, lane: Lane | None) -> None:
         if lane is not None:
-            await self._drained(lambda: bool(lane.runs), REPLACED_DRAIN_S)
+            await self._wait_while(lambda: bool(lane.runs), REPLACED_DRAIN_S)
             self._scheduler.forget(lane)
 
-    async def _drained(self, is_busy: Callable[[], bool], within_s: float) -> None:
-        until = time.monotonic() + within_s
+    async def _wait_while(self, is_busy: Callable[[], bool], timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
         while time.monotonic() < until and is_busy():
             with log_exceptions("the tick"):
                 self._scheduler.tick()

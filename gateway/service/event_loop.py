@@ -1,7 +1,7 @@
-"""The event loop of a process that plugins live in: what they raise to end it, ends it not.
+"""Keeps the event loop running when plugin code raises SystemExit or stops it; ends the process.
 
-asyncio lets SystemExit and KeyboardInterrupt out of a callback, or a task, through `run_forever`, and a plugin may stop
-the loop. It is then as it was, and can be run on: whoever raised has lost their task or callback, and nothing else.
+asyncio passes SystemExit and KeyboardInterrupt from a callback or a task through `run_forever`, and a plugin can call
+`loop.stop()`. The loop is intact after that and can run again: only the task or callback that raised is lost.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, NoReturn, TypeVar
 
 from gateway.telemetry import flush, log_bug
 
-EXIT_TIMEOUT_S = 1.0  # for tasks nobody has ended, then for what is still to be written
+EXIT_TIMEOUT_S = 1.0  # for the tasks that remain, then for each of the log and the standard streams to be written
 
 T = TypeVar("T")
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` to its end, then cancel what else runs; threads are waited for by nobody. Raises what `main` does."""
+    """Run `main` to its end, then cancel all other tasks; threads are not waited for. Raises what `main` raises."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     task = loop.create_task(_then_cancel_rest(main))
@@ -51,7 +51,7 @@ async def _then_cancel_rest(main: Coroutine[Any, Any, T]) -> T:
 
 
 def blocking_threads() -> list[str]:
-    """Threads that would keep the process from ending, each with its place."""
+    """List threads that would keep the process from ending, each with its name and source line."""
     return sorted(_blocking_threads())
 
 
@@ -59,24 +59,21 @@ def _blocking_threads() -> Iterator[str]:
     frames = sys._current_frames()
     for thread in threading.enumerate():
         frame = frames.get(thread.ident or 0)
-        if (
-            not thread.daemon
-            and thread is not threading.main_thread()
-            and frame
-            and not _is_idle_executor_thread(frame)
-        ):
+        if thread.daemon or thread is threading.main_thread() or frame is None:
+            continue
+        if not _is_idle_executor_thread(frame):
             yield f"{thread.name} at {frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _is_idle_executor_thread(frame: FrameType) -> bool:
-    """Whether it is an executor's thread that has nothing to do: it would end if it was told to."""
+    """Whether the thread is an executor's and waits for work: such a thread ends at interpreter exit."""
     return frame.f_code.co_filename == executors.__file__ and frame.f_code.co_name == "_worker"
 
 
 def exit_process(status: int) -> NoReturn:
-    """End the process now. Python would wait for every thread, and run exit handlers, which may do the same."""
+    """End the process without waiting for threads or running exit handlers, which may wait for them too."""
     flush(EXIT_TIMEOUT_S)
-    printer = threading.Thread(target=_flush_standard_streams, daemon=True)  # nobody may read it
+    printer = threading.Thread(target=_flush_standard_streams, daemon=True)  # blocks if the pipe is full and not read
     printer.start()
     printer.join(EXIT_TIMEOUT_S)
     os._exit(status)
@@ -86,5 +83,5 @@ def _flush_standard_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except Exception:  # a plugin may have put anything there, or closed it
+        except Exception:  # a plugin may have replaced or closed the stream
             continue

@@ -1,4 +1,4 @@
-"""What the gateway listens on, for data and for its admin, and whom it lets in."""
+"""The data listeners and the admin listener: opening, TLS, allowed hosts, pausing, draining."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from gateway.service.sockets import (
 from gateway.settings import Settings
 from gateway.telemetry import log_bug, log_exceptions
 
-FINISH_S = 1.0  # for the last answers to leave; who does not read theirs has it twice
-ADMIN_CONNECTIONS = 64
+FINISH_S = 1.0  # for the last responses to be sent; a client that does not read has twice this time
+MAX_ADMIN_CONNECTIONS = 64
 
 
 class Listeners:
-    """All listening sockets: bound by our settings, or passed by systemd, and then held until `go`.
+    """All listening sockets: bound by the settings, or passed by systemd and then held until `accept_held`.
 
-    bound, admin_bound: what they are called. sites: those for data.
+    bound, admin_bound: the addresses, written as in GATEWAY_LISTEN. sites: the data listeners.
     """
 
-    def __init__(self, door: RequestHandler, gate: Gate, tls: ssl.SSLContext | None) -> None:
-        self._handler, self._gate, self._tls = door, gate, tls
+    def __init__(self, handler: RequestHandler, gate: Gate, tls: ssl.SSLContext | None) -> None:
+        self._handler, self._gate, self._tls = handler, gate, tls
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
         self.sites: list[Site] = []
@@ -54,7 +54,10 @@ class Listeners:
         self._runners: list[web.BaseRunner] = []
 
     async def open(self, settings: Settings, slots: int) -> None:
-        """Listen; the backends' `slots` need descriptors too. Raises SettingsError, OSError."""
+        """Listen. slots: the backends' slots, which need file descriptors too.
+
+        Raises SettingsError, OSError.
+        """
         passed = systemd.passed_sockets()
         self._is_activated = bool(passed)
         refuse_unauthenticated_public(passed, settings)
@@ -68,22 +71,22 @@ class Listeners:
         self.http = HttpTransport(self._handler, allowed_hosts=hosts, allowed_origins=frozenset())
         self._admin = Admin(self._handler, hosts, None if settings.admin_listen.is_local else self._gate)
         self.update_allowed_hosts(settings)
-        most = max_connections(raise_descriptor_limit(), slots)
-        self.sites = await self._serve(self.http, self._sockets, most=most, tls=self._tls, held=self._is_activated)
-        await self._serve(self._admin, [admin], most=ADMIN_CONNECTIONS)
+        limit = max_connections(raise_descriptor_limit(), slots)
+        self.sites = await self._serve(self.http, self._sockets, limit, tls=self._tls, held=self._is_activated)
+        await self._serve(self._admin, [admin], MAX_ADMIN_CONNECTIONS)
 
     async def _serve(
         self,
         handler: Any,
         sockets: list[socket.socket],
+        connections: int,
         *,
-        most: int,
         tls: ssl.SSLContext | None = None,
         held: bool = False,
     ) -> list[Site]:
-        runner = web.ServerRunner(Server(handler, most), handle_signals=False, shutdown_timeout=FINISH_S)
+        runner = web.ServerRunner(Server(handler, connections), handle_signals=False, shutdown_timeout=FINISH_S)
         await runner.setup()
-        share = max_handshakes(most) // len(sockets)
+        share = max_handshakes(connections) // len(sockets)
         sites = [Site(runner, sock, tls, handshakes=share, held=held) for sock in sockets]
         for site in sites:
             await site.start()
@@ -91,7 +94,10 @@ class Listeners:
         return sites
 
     def update_allowed_hosts(self, settings: Settings) -> None:
-        """Who may be asked for, and by which pages. Our own addresses come and go: this asks for them anew."""
+        """Set the allowed Host names and browser origins.
+
+        Call it after a reload and after a network change: without GATEWAY_ALLOWED_HOSTS the host's own addresses count.
+        """
         assert self.http is not None
         assert self._admin is not None
         own = own_hosts(self._bound_to)
@@ -100,12 +106,12 @@ class Listeners:
         self._admin.allow(own)
 
     def refuse_exposure(self, before: Settings, after: Settings) -> None:
-        """Raise SettingsError where what we listen on may not be reached by others under the settings `after`."""
+        """Raise SettingsError if the settings `after` would leave a public listener without API keys or TLS."""
         refuse_unauthenticated_public(self._sockets, after)
         refuse_tls_removal(self._sockets, before, after)
 
     def replace_tls(self, tls: ssl.SSLContext | None) -> None:
-        """Other certificates, for who connects from now on: all of them wait until `renewed`."""
+        """Use other certificates for new connections, which wait in the kernel until `accept_after_tls`."""
         if tls is None and self._tls is None:
             return
         self._tls = tls
@@ -113,30 +119,33 @@ class Listeners:
             site.renew(tls)
 
     async def accept_after_tls(self) -> None:
-        """Accept again. A listener that cannot is told, and tried again with each look at the memory."""
+        """Accept connections again after `replace_tls`. A failure is logged; each memory check tries again."""
         for site in self.sites:
             with log_exceptions(f"accepting again on {site.name}"):
                 await site.resume("renewing")
 
     async def accept_held(self) -> None:
-        """Who came during a restart, and waits in systemd's socket, is served; nobody is told to come again."""
+        """Accept connections that arrived during a restart and wait in the sockets passed by systemd."""
         if self._is_activated:
             for site in self.sites:
                 await site.resume("starting")
 
     def hold(self) -> None:
-        """Where systemd has the sockets, who comes now waits for the next process."""
+        """Stop accepting on sockets passed by systemd: new connections wait there for the next process."""
         if self._is_activated:
             for site in self.sites:
                 site.pause("stopping")
 
     async def drain(self, until: float) -> None:
-        """Finish what is in flight; connections are closed after their present answer. until: of the loop's time."""
+        """Finish requests in flight; each connection is closed after its current response. until: in loop time."""
         if self.http is not None:
             await self.http.drain(until)
 
     async def close(self, until: float) -> None:
-        """Listen no more, finish what came meanwhile, and break off who is left. systemd's sockets keep their files."""
+        """Stop listening, finish the remaining requests until `until`, then abort those that still run.
+
+        The files of Unix sockets are removed, except those of sockets passed by systemd.
+        """
         for site in self.sites:
             site.pause("stopping")
         for file in self._files:
@@ -147,7 +156,7 @@ class Listeners:
 
 
 async def run_all(what: str, *steps: Coroutine[Any, Any, None]) -> None:
-    """All of them at once, each to its end; those that fail are told."""
-    for ended in await asyncio.gather(*steps, return_exceptions=True):
-        if isinstance(ended, BaseException):
-            log_bug(what, ended)
+    """Run the steps concurrently, each to its end; log those that fail. what: names the steps in the log."""
+    for result in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(result, BaseException):
+            log_bug(what, result)

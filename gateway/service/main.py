@@ -1,4 +1,4 @@
-"""The process around a gateway: signals, what systemd hears, reading the configuration again, the exit status."""
+"""The process of a gateway: signals, notifications to systemd, reloads, the exit status."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ from gateway.telemetry import configure, log, log_bug, log_task_failure, raised,
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
-STOP_TIMEOUT_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
+STOP_TIMEOUT_S = 60.0  # the stop time announced to systemd: twice the sum of all waits
 
 on_unhandled_exception = exception_hooks.for_loop(log_bug)
-_reload_executor = ThreadPoolExecutor(
-    1, "reload"
-)  # its own: behind plugins that fill asyncio's, a reload would wait for ever
+# A thread of its own: plugins may fill asyncio's default executor, and a reload would then never run.
+_reload_executor = ThreadPoolExecutor(1, "reload")
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
-    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
+    """Run until SIGTERM or SIGINT, reload the configuration on SIGHUP, then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
     exception_hooks.redirect(log_bug, warned)
     event_loop.exit_process(_status(loaded, env_file))
@@ -47,7 +46,7 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
     except (OSError, RuntimeError, GatewayError) as exc:
         log.error("service.failed", error=str(exc))
         return 1
-    except BaseException as exc:  # also SystemExit: systemd does not start again what ends with 0 or 78
+    except BaseException as exc:  # SystemExit, too: systemd does not restart a service that exits with 0 or 78
         found = raised(exc)
         log.error("service.failed", error=f"{found['error']} at {found['where']}")
         return 1
@@ -55,30 +54,30 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
 
 
 async def _run(loaded: Loaded, env_file: Path | None) -> None:
-    here = asyncio.get_running_loop()
-    here.set_exception_handler(on_unhandled_exception)
-    asked: asyncio.Future[str] = here.create_future()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(on_unhandled_exception)
+    stop_signal: asyncio.Future[str] = loop.create_future()
     for name in ("SIGTERM", "SIGINT"):
-        here.add_signal_handler(getattr(signal, name), partial(_request_stop, asked, name))
-    told = asyncio.Event()  # while it starts, too; one that comes before this line is ignored
-    here.add_signal_handler(signal.SIGHUP, told.set)
+        loop.add_signal_handler(getattr(signal, name), partial(_request_stop, stop_signal, name))
+    reload_requested = asyncio.Event()  # also set during the start; a signal before this line is ignored
+    loop.add_signal_handler(signal.SIGHUP, reload_requested.set)
     service = Service(loaded.settings, loaded.backends, loaded.keys)
     starting: asyncio.Future[None] = asyncio.ensure_future(service.start())
-    either: list[asyncio.Future[Any]] = [starting, asked]
+    either: list[asyncio.Future[Any]] = [starting, stop_signal]
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
         gc.collect()
-        gc.freeze()  # what start-up made stays; no need to look at it again
+        gc.freeze()  # objects made by the start live as long as the process: later collections need not visit them
         gc.enable()
-        reloading = log_task_failure(asyncio.create_task(_reload_on_signal(service, env_file, told), name="reload"))
+        reloading = asyncio.create_task(_reload_on_signal(service, env_file, reload_requested), name="reload")
+        log_task_failure(reloading)
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
-        await asked
+        await stop_signal
         reloading.cancel()
-    log.info("service.stopping", signal=asked.result())
-    systemd.notify(
-        "STOPPING=1", "STATUS=finishing what is in flight", f"EXTEND_TIMEOUT_USEC={STOP_TIMEOUT_S * 1_000_000:.0f}"
-    )
+    log.info("service.stopping", signal=stop_signal.result())
+    extension = f"EXTEND_TIMEOUT_USEC={STOP_TIMEOUT_S * 1_000_000:.0f}"
+    systemd.notify("STOPPING=1", "STATUS=finishing requests in flight", extension)
     if not starting.done():
         starting.cancel()
         await asyncio.wait({starting})
@@ -89,23 +88,23 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         log.error("service.abandoned", backends=backends, threads=threads)
 
 
-async def _reload_on_signal(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
+async def _reload_on_signal(service: Service, env_file: Path | None, requested: asyncio.Event) -> None:
     while True:
-        await told.wait()
-        told.clear()
+        await requested.wait()
+        requested.clear()
         systemd.notify_reloading()
         try:
             await reload(service, env_file)
-        except BaseException as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
+        except BaseException as exc:  # a bug, ours or a plugin's: keep the old configuration
             if is_told_to_stop(exc):
-                raise  # with no word to systemd, which has heard that we stop
+                raise  # without READY=1: systemd has received STOPPING=1
             found = raised(exc)
             log.error("service.reload_failed", problems=[f"{found['error']} at {found['where']}"])
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 
 
 async def reload(service: Service, env_file: Path | None) -> None:
-    """Read everything again; where anything is wrong with it, all stays as it is, but for keys that are gone."""
+    """Read the configuration again and apply it; if any of it is invalid, apply nothing but revoked keys."""
     try:
         loaded = await asyncio.get_running_loop().run_in_executor(_reload_executor, load, os.environ, env_file)
         waiting = await service.reload(loaded)
@@ -118,18 +117,21 @@ async def reload(service: Service, env_file: Path | None) -> None:
 
 
 async def _revoke_missing_keys(service: Service) -> list[str]:
-    """A key that was taken out of the file is worth nothing from now on, whatever else is wrong there; what to say."""
+    """Revoke API keys missing from the keys file, although the reload failed; return the text for the log.
+
+    Revoking a leaked key must succeed even if another setting is wrong.
+    """
     file = service.settings.keys_file
     if file is None:
         return []
     try:
-        there_are = await asyncio.get_running_loop().run_in_executor(_reload_executor, read_keys, file)
-    except KeysInvalid:  # that is among the problems
+        current = await asyncio.get_running_loop().run_in_executor(_reload_executor, read_keys, file)
+    except KeysInvalid:  # already listed in the problems
         return []
-    gone = service.gate.keep(there_are)
-    return [f"revoked nevertheless: {', '.join(gone)}"] if gone else []
+    revoked = service.gate.keep(current)
+    return [f"revoked nevertheless: {', '.join(revoked)}"] if revoked else []
 
 
-def _request_stop(asked: asyncio.Future[str], name: str) -> None:
-    if not asked.done():
-        asked.set_result(name)
+def _request_stop(stop_signal: asyncio.Future[str], name: str) -> None:
+    if not stop_signal.done():
+        stop_signal.set_result(name)

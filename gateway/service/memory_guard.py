@@ -1,9 +1,11 @@
-"""What is done when memory runs short: first no new work, then no new connection; what is there goes on.
+"""Load shedding when memory is short: first no new work, then no new connections; running requests continue.
 
-before that         bodies together may take a share of what is free (ingress/body_budget.py)
-85 % of the limit   requests that bring work are 503 before their body is read
-95 %                no connection is accepted; who comes waits in the kernel, where that costs us nothing
-90 %                connections are accepted again
+| memory used | action |
+|---|---|
+| below 85 % of the limit | request bodies together may use a share of the free memory (ingress/body_budget.py) |
+| 85 % and more | requests that bring work get 503 before their body is read |
+| 95 % and more | no connection is accepted; new clients wait in the kernel's queue, which uses none of our memory |
+| below 90 % again | connections are accepted again |
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ SHED_RATIO, PAUSE_RATIO, RESUME_RATIO = 0.85, 0.95, 0.90
 
 
 class MemoryGuard:
-    """Looks at the memory whenever it is told to."""
+    """Compares the memory in use with the limits at each `check`, and sheds load."""
 
     def __init__(self, door: RequestHandler, gauge: MemoryGauge) -> None:
         self.gauge = gauge
-        self._handler = door
+        self._door = door
         self.is_paused = False
 
     async def check(self, sites: Sequence[Site]) -> None:
-        """Do what the state of the memory asks for. Each listener is told at each look: what failed is tried again."""
-        self._handler.room.measured(self.gauge.free_bytes(SHED_RATIO))
+        """Shed load, or stop shedding. Every listener is set at every check, so that a failed resume is repeated."""
+        self._door.room.measured(self.gauge.free_bytes(SHED_RATIO))
         ratio = self.gauge.ratio() or 0.0
         is_short = ratio >= SHED_RATIO
-        if self._handler.is_pressed != is_short:
-            self._handler.is_pressed = is_short
+        if self._door.is_pressed != is_short:
+            self._door.is_pressed = is_short
             log.warning("memory.pressed" if is_short else "memory.relieved", ratio=round(ratio, 3))
         if not self.is_paused and ratio >= PAUSE_RATIO:
             self.is_paused = True

@@ -1,8 +1,10 @@
-"""One gateway: made from settings, started, changed, stopped; and what it does beside requests.
+"""One gateway: construction, start, reload and stop, and the periodic work beside requests.
 
-Start: listeners first, so that nobody is refused; then the backends, all at once. `/readyz` and systemd's
-READY wait until each has opened or failed, or START_S have passed. Stop: `/readyz` says no, new work
-still comes in and is served; what is not done FAREWELL_S before DRAIN_S have passed is told so.
+Start: the listeners open first, so that no connection is refused; then all backends open at once. `/readyz` and
+systemd's READY wait until each backend has opened or failed, but at most START_S.
+
+Stop: `/readyz` returns 503, and new requests are still served. DRAIN_S is the limit for all requests; those that still
+run FINAL_RESPONSES_S earlier get an error response.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ SAVE_INTERVAL_S = 300.0
 
 
 class Service:
-    """One gateway: made from settings, started, stopped."""
+    """One gateway. Call `start` once, `reload` any number of times, then `stop`."""
 
     def __init__(
         self,
@@ -67,7 +69,7 @@ class Service:
             backends.values(), self._create_services, self.measurements, drain_s=lambda: self.settings.deadline_s
         )
         self.dispatcher = Dispatcher(self.registry, self.measurements, self.scheduler)
-        self._connect_services()
+        self._join()
         self.handler = RequestHandler(
             self.dispatcher, request_limits_of(settings), __version__, lambda: self.is_ready, self.gate
         )
@@ -87,22 +89,22 @@ class Service:
         self._services[name] = services
         return services
 
-    def _connect_services(self) -> None:
+    def _join(self) -> None:
         for services in self._services.values():
             services.dispatcher = self.dispatcher
 
     @property
     def bound(self) -> list[str]:
-        """What its data listeners are called."""
+        """The addresses of the data listeners, written as in GATEWAY_LISTEN."""
         return self.listeners.bound
 
     @property
     def admin_bound(self) -> list[str]:
-        """What its admin listener is called."""
+        """The address of the admin listener, in a list; empty before `start`."""
         return self.listeners.admin_bound
 
     async def start(self) -> None:
-        """Listen, and start the backends. Raises OSError where an address cannot be bound."""
+        """Listen, then open the backends. Raises SettingsError, and OSError if an address cannot be bound."""
         check_parser()
         metrics.BUILD.set(1, version=__version__, python=platform.python_version())
         self._state_file.restore()
@@ -126,10 +128,10 @@ class Service:
         )
 
     async def stop(self) -> None:
-        """Finish what is in flight, then close everything.
+        """Finish requests in flight, then close everything.
 
-        Who comes meanwhile is served too; where systemd holds the sockets they wait for the next process instead.
-        A step that fails is told, and skips none of the others.
+        New requests are served meanwhile; with sockets passed by systemd, new connections wait for the next process.
+        A step that fails is logged, and the other steps still run.
         """
         self.is_ready = False
         until = asyncio.get_running_loop().time() + max(0.0, DRAIN_S - FINAL_RESPONSES_S)
@@ -147,10 +149,10 @@ class Service:
 
     async def _drain(self, until: float) -> None:
         self.listeners.hold()
-        doors = [self.listeners.drain(until)]
+        draining = [self.listeners.drain(until)]
         if self.mqtt is not None:
-            doors.append(self.mqtt.stop(until - asyncio.get_running_loop().time()))
-        await run_all("draining a door", *doors)
+            draining.append(self.mqtt.stop(until - asyncio.get_running_loop().time()))
+        await run_all("draining a transport", *draining)
 
     async def _stop_background_work(self) -> None:
         asyncio.get_running_loop().remove_reader(self._carrier.fileno())
@@ -161,9 +163,9 @@ class Service:
         self._loop_watchdog.stop()
 
     async def reload(self, loaded: Loaded) -> list[str]:
-        """Go on with this configuration; the variables that wait for a restart. Backends come and go in the background.
+        """Apply a new configuration; return the variables that take effect only after a restart.
 
-        Raises SettingsError or TlsInvalid, and all stays.
+        Backends open and close in the background. Raises SettingsError or TlsInvalid, and changes nothing then.
         """
         settings = loaded.settings
         waiting = waiting_for_restart(self._bound_by, settings)
@@ -172,7 +174,9 @@ class Service:
         try:
             self._apply(loaded)
         finally:
-            await self.listeners.accept_after_tls()  # whoever is let in finds the keys that go with the certificates
+            await (
+                self.listeners.accept_after_tls()
+            )  # only now: new connections must meet the API keys of the same configuration
         return waiting
 
     def _apply(self, loaded: Loaded) -> None:
@@ -184,22 +188,22 @@ class Service:
         self.listeners.update_allowed_hosts(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         self.registry.change(loaded.backends, self._backends)
-        self._connect_services()  # before they open
+        self._join()  # before the new backends open
 
-    # ── what goes on beside requests ─────────────────────────────────────────────────────────────
+    # ── beside requests ──────────────────────────────────────────────────────────────────────────
 
     def _on_forgotten(self, backend: str) -> None:
         self._sources.pop(backend, None)
 
     def _on_link_changed(self, backend: str, change: Change) -> None:
-        """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""
+        """Schedule a tick: work that waits for the backend, or is stalled on its link, may finish earlier elsewhere."""
         log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
         self._schedule_tick()
 
     def _on_network_changed(self) -> None:
-        """The kernel says so: what are we called now, is there still a way to each backend, and is it a new one?"""
+        """Update the allowed hosts and the route to each backend, after the kernel reported a network change."""
         self._carrier.drain()
-        with suppress(OSError):  # where the kernel does not tell its addresses, those known stay
+        with suppress(OSError):  # the host's addresses cannot be read: keep the known ones
             self.listeners.update_allowed_hosts(self.settings)
         for name, services in self._services.items():
             if services.peer is None:
@@ -216,7 +220,7 @@ class Service:
             asyncio.get_running_loop().call_soon(self.scheduler.tick)
 
     async def _tick(self) -> None:
-        """Re-binding, load and saving, by one timer; how late it runs is how long the loop was blocked."""
+        """Run the periodic work by one timer, and observe how late it runs: the time that the loop was blocked."""
         loop = asyncio.get_running_loop()
         ticks, due, save_at = 0, loop.time(), loop.time() + SAVE_INTERVAL_S
         while True:

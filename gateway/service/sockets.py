@@ -1,4 +1,4 @@
-"""The sockets a gateway listens on: bound by its settings, or passed by systemd, and what they are called."""
+"""Listening sockets: bound by the settings or passed by systemd, their names, and checks of their exposure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gateway.settings import Listener, Problem, Settings, SettingsError, UnixLis
 
 
 def bind(listener: Listener, variable: str) -> socket.socket:
-    """A listening socket. Raises OSError that names the setting."""
+    """Bind a listening socket. variable: the setting, which the message of a raised OSError names."""
     try:
         return _bind(listener)
     except OSError as exc:
@@ -25,7 +25,6 @@ def bind(listener: Listener, variable: str) -> socket.socket:
 
 
 def _bind(listener: Listener) -> socket.socket:
-    """A listening socket; a Unix one takes the place of one nobody listens at any more."""
     if isinstance(listener, UnixListener):
         _remove_stale(listener.path)
         sock = socket.socket(socket.AF_UNIX)
@@ -42,16 +41,16 @@ def _bind(listener: Listener) -> socket.socket:
 
 
 def refuse_tls_removal(listening: Sequence[socket.socket], before: Settings, after: Settings) -> None:
-    """TLS, and asking for certificates, are not taken off a socket that others can reach, as long as it listens.
+    """Raise SettingsError if a reload would remove TLS or client certificates from a public listener.
 
-    A line that was lost must not open it; whoever means it can restart. Raises SettingsError.
+    A lost line in the environment file must not silently expose the listener: removing TLS takes a restart.
     """
     public = _public_addresses(listening)
     lost = [
-        Problem(f"GATEWAY_TLS__{name.upper()}", f"it is gone, and {', '.join(public)} would {then}", fix)
-        for name, then, fix in (
-            ("cert_file", "go on without TLS", "set it again; or restart, to listen without TLS"),
-            ("client_ca_file", "ask nobody for a certificate", "set it again; or restart, to ask for none"),
+        Problem(f"GATEWAY_TLS__{name.upper()}", f"was removed: {', '.join(public)} would {effect}", fix)
+        for name, effect, fix in (
+            ("cert_file", "continue without TLS", "set it again; or restart, to listen without TLS"),
+            ("client_ca_file", "accept clients without a certificate", "set it again; or restart, to accept them"),
         )
         if public and getattr(before.tls, name) is not None and getattr(after.tls, name) is None
     ]
@@ -64,24 +63,24 @@ def _public_addresses(listening: Sequence[socket.socket]) -> list[str]:
 
 
 def refuse_unauthenticated_public(listening: Sequence[socket.socket], settings: Settings) -> None:
-    """What holds for GATEWAY_LISTEN holds for the sockets that are there: systemd's, and after a reload the old ones.
+    """Raise SettingsError if a socket can be reached from other machines and neither keys nor consent are set.
 
-    Raises SettingsError.
+    The check of GATEWAY_LISTEN does not see sockets passed by systemd, nor after a reload those bound at the start.
     """
     if settings.keys_file is not None or settings.allow_unauthenticated:
         return
     public = _public_addresses(listening)
     if public:
-        what = f"{', '.join(public)} can be reached from other machines as it is, and nobody would be asked for a key"
+        message = f"{', '.join(public)} can be reached from other machines, and no API key would be required"
         fix = "set GATEWAY_KEYS_FILE, or listen elsewhere (ListenStream= in edge-gateway.socket) and restart"
-        raise SettingsError([Problem("GATEWAY_LISTEN", what, fix)])
+        raise SettingsError([Problem("GATEWAY_LISTEN", message, fix)])
 
 
 def _remove_stale(path: str) -> None:
-    """Only a socket nobody listens at is taken away. Raises OSError where there is anything else."""
+    """Remove the file of a socket that no process listens on. Raises OSError if the file is not a socket."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OSError(errno.EEXIST, "there is something that is no socket, which is left alone; move it away")
+            raise OSError(errno.EEXIST, "this file exists and is not a socket; move it away")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -94,14 +93,16 @@ def _remove_stale(path: str) -> None:
 
 
 def socket_file_of(sock: socket.socket) -> tuple[str, int] | None:
-    """The path and inode of the file a socket of our own making is bound to; None where there is none."""
+    """The path and inode of the file that a Unix socket is bound to; None for other sockets."""
     path = sock.getsockname()
     return (path, os.lstat(path).st_ino) if sock.family == socket.AF_UNIX else None
 
 
 def remove_socket_file(file: tuple[str, int]) -> None:
-    """Take the file away, unless it is another's by now. Do it while the socket still listens: who finds nobody
-    there puts a file of their own in its place."""
+    """Remove the socket file unless another process has replaced it.
+
+    Call it while the socket still listens: another gateway replaces the file only if no process listens on it.
+    """
     path, inode = file
     with suppress(OSError):
         if os.lstat(path).st_ino == inode:
@@ -109,7 +110,7 @@ def remove_socket_file(file: tuple[str, int]) -> None:
 
 
 def name_of(sock: socket.socket) -> str:
-    """Where it listens, as GATEWAY_LISTEN would say it."""
+    """The socket's address, written as in GATEWAY_LISTEN."""
     address = sock.getsockname()
     if not isinstance(address, tuple):
         return f"unix:{address}"
@@ -117,6 +118,6 @@ def name_of(sock: socket.socket) -> str:
 
 
 def host_of(sock: socket.socket) -> str:
-    """The address it is bound to."""
+    """The IP address that the socket is bound to, or `localhost` for a Unix socket."""
     address = sock.getsockname()
     return address[0] if isinstance(address, tuple) else "localhost"

@@ -1,4 +1,4 @@
-"""What a service tells systemd, and the sockets it is handed. Nothing happens outside systemd.
+"""Notifications to systemd, and the sockets it passes. Outside systemd, every function does nothing.
 
 Protocol: sd_notify(3), sd_listen_fds(3).
 """
@@ -13,7 +13,7 @@ _FIRST_FD = 3
 
 
 def notify(*lines: str) -> bool:
-    """Send assignments such as `READY=1` to the service manager; False where there is none, or it does not listen."""
+    """Send assignments such as `READY=1` to the service manager; False if it could not be reached."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -26,21 +26,21 @@ def notify(*lines: str) -> bool:
 
 
 def notify_reloading() -> bool:
-    """Say that the configuration is being read again, with the clock reading systemd 253 and later insist on."""
+    """Announce a reload, with the clock reading that systemd 253 and later require."""
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
-_fed_at = float("-inf")
+_watchdog_fed_at = float("-inf")
 
 
 def feed_watchdog() -> bool:
-    """Say that the loop is well: call it from the loop, as often as you like. False where nothing was due."""
-    global _fed_at
+    """Notify the watchdog that the loop runs. Call it from the loop, at any rate; False if no notification was due."""
+    global _watchdog_fed_at
     every_s = _watchdog_s() / 3
     now = time.monotonic()
-    if not every_s or now - _fed_at < every_s:
+    if not every_s or now - _watchdog_fed_at < every_s:
         return False
-    _fed_at = now
+    _watchdog_fed_at = now
     return notify("WATCHDOG=1")
 
 
@@ -51,7 +51,7 @@ def _watchdog_s() -> float:
 
 
 def passed_sockets() -> list[socket.socket]:
-    """The listening sockets systemd passed to this process, non-blocking; none is the usual case."""
+    """The listening sockets that systemd passed to this process, non-blocking; an empty list without activation."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = int(os.environ.get("LISTEN_FDS", "0"))

@@ -1,4 +1,4 @@
-"""Settings, as each room wants them: plain values. Only this room and the commands know the settings' tree."""
+"""Converts settings to the arguments of each package. Only this package and the commands know the settings tree."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from gateway.tls import client_context, server_context
 
 
 def policy_of(settings: Settings) -> Policy:
-    """What the decision weighs by."""
     return Policy(**{name: getattr(settings.policy, name) for name in Policy.__dataclass_fields__})
 
 
 def request_limits_of(settings: Settings) -> RequestLimits:
-    """What the doors hold every request to."""
     return RequestLimits(
         deadline_s=settings.deadline_s,
         max_body_bytes=settings.max_body_bytes,
@@ -29,8 +27,8 @@ def request_limits_of(settings: Settings) -> RequestLimits:
     )
 
 
-def mqtt_transport(door: RequestHandler, settings: Mqtt) -> MqttTransport | None:
-    """The MQTT door, where a broker is set. Raises TlsInvalid."""
+def mqtt_transport(handler: RequestHandler, settings: Mqtt) -> MqttTransport | None:
+    """The MQTT transport, or None without a broker. Raises TlsInvalid."""
     if settings.url is None:
         return None
     tls = client_context(settings.ca_file, settings.cert_file, settings.key_file) if settings.url.is_tls else None
@@ -40,12 +38,12 @@ def mqtt_transport(door: RequestHandler, settings: Mqtt) -> MqttTransport | None
     topics = Topics(prefix=settings.prefix, group=settings.group, host=socket.gethostname())
     is_trusted = settings.username is not None or settings.cert_file is not None or settings.url.is_local
     return MqttTransport(
-        door, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key
+        handler, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key
     )
 
 
 def tls_context_of(settings: Tls) -> ssl.SSLContext | None:
-    """The data listeners' TLS, where there is any. Raises TlsInvalid."""
+    """The TLS context of the data listeners, or None without a certificate. Raises TlsInvalid."""
     if settings.cert_file is None:
         return None
     return server_context(settings.cert_file, settings.key_file, settings.client_ca_file)

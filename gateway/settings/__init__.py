@@ -1,6 +1,6 @@
-"""The whole configuration, one tree: read from the environment once, checked as a whole, frozen.
+"""The configuration as one frozen tree, read from the environment once and checked as a whole.
 
-loaded = load(os.environ, Path("/etc/edge-gateway/env"))    # or SettingsError with every problem
+loaded = load(os.environ, Path("/etc/edge-gateway/env"))    # raises SettingsError with every problem
 loaded.settings.deadline_s, loaded.backends["cloud"].settings.url
 """
 

@@ -106,7 +106,6 @@ Each backend has a name of the operator's choice: letters, digits and single und
 
 
 def render_docs(plugins: Plugins) -> str:
-    """The whole page."""
     lines = [_HEAD, "## The gateway", "", *_table(leaves_of(Settings, PREFIX)), _BACKENDS_HEAD]
     lines += _table(leaves_of(BackendSettings, _ANY_BACKEND))
     for name, cls in sorted(plugins.items()):

@@ -1,8 +1,8 @@
-"""Makes the configuration out of the environment: whole and checked, or a list of everything wrong with it.
+"""Loads and checks the configuration from the environment, or reports everything that is wrong with it.
 
-Each backend's settings are checked by its plugin's own settings class, with `{"name": …, "backends": {names}}` as
-the validators' context, so that a plugin which names other backends can tell whether they exist. A plugin that cannot
-be imported is no error here: its backend is left out by name while the others serve.
+Each backend's settings are validated by its plugin's own settings class, with `{"name": …, "backends": {names}}` as the
+validators' context, so that a plugin can check the names of other backends. A plugin that cannot be imported does not
+fail the configuration: its backend is excluded, and the others serve.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from gateway.settings.variables import BACKENDS, Variable, Variables, read_varia
 from gateway.tls import TlsInvalid, client_context, server_context
 
 DEFAULT = "default"
-RESERVED_NAMES = frozenset({"auto", "none"})  # a model's name, and what x-gateway-backend says for nobody
+RESERVED_NAMES = frozenset({"auto", "none"})  # the model `auto`; the value of x-gateway-backend without a backend
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]*[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A configuration that can be used. origins: for each variable where its value came from, defaults too.
+    """A valid configuration. origins: for each variable the origin of its value, also of a default.
 
-    keys: what the keys file holds; None where there is none.
+    keys: the API keys of the keys file; None without a keys file.
     """
 
     settings: Settings
@@ -47,7 +47,7 @@ class Loaded:
 
     @property
     def broken(self) -> tuple[Problem, ...]:
-        """Backends whose plugin cannot be imported: no reason not to serve, but one to tell."""
+        """A problem for each backend with a plugin that cannot be imported; the gateway serves without them."""
         return tuple(
             Problem(f"{BACKENDS}__{b.name.upper()}__PLUGIN", b.broken, "repair or reinstall the plugin, or remove it")
             for b in self.backends.values()
@@ -56,7 +56,7 @@ class Loaded:
 
 
 def load(environ: Mapping[str, str], env_file: Path | None = None) -> Loaded:
-    """The configuration in `environ` and `env_file`; the first wins. Raises SettingsError with every problem."""
+    """Load the configuration from `environ`, then `env_file`. Raises SettingsError with every problem."""
     known = [leaf.variable for leaf in leaves_of(Settings, PREFIX)]
     variables, problems = read_variables(environ, env_file, groups_of(Settings, PREFIX), known)
     own, by_backend = _split_by_backend(variables)
@@ -72,7 +72,7 @@ def load(environ: Mapping[str, str], env_file: Path | None = None) -> Loaded:
 
 
 def _split_by_backend(variables: Variables) -> tuple[Variables, dict[str, Variables]]:
-    """The gateway's own variables, and each backend's by its name."""
+    """Separate the gateway's own variables from those of each backend."""
     own: Variables = {}
     backends: dict[str, Variables] = {}
     for name, variable in variables.items():
@@ -104,13 +104,13 @@ def _load_keys(path: Path | None, problems: list[Problem]) -> Mapping[str, Key] 
     try:
         return read_keys(path)
     except KeysInvalid as exc:
-        fix = f"`edge-gateway keys --file {path} create NAME` makes one"
+        fix = f"`edge-gateway keys --file {path} create NAME` creates it"
         problems.append(Problem(f"{PREFIX}KEYS_FILE", str(exc), fix))
         return None
 
 
 def _default_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
-    """systemd's directory, else the XDG state home (a relative one is to be ignored, says its specification)."""
+    """systemd's state directory, else the XDG state home; its specification requires to ignore a relative path."""
     if given := environ.get("STATE_DIRECTORY", "").split(":")[0]:
         return given, "$STATE_DIRECTORY"
     home = environ.get("XDG_STATE_HOME", "")
@@ -124,25 +124,26 @@ def _origin(variables: Variables, name: str) -> str:
 
 
 def _cross_checks(
-    settings: Settings, backends: Mapping[str, BackendConfig], keys: Mapping[str, Key], told: set[str]
+    settings: Settings, backends: Mapping[str, BackendConfig], keys: Mapping[str, Key], reported: set[str]
 ) -> Iterator[Problem]:
-    """What no setting can know alone. What is wrong already is not held against others."""
+    """Problems between settings. reported: variables with a problem already, which cause no further problem here."""
     public = [str(listener) for listener in settings.listen if not listener.is_local]
     is_open = settings.keys_file is None and not settings.allow_unauthenticated
-    if public and is_open and f"{PREFIX}ALLOW_UNAUTHENTICATED" not in told:
+    if public and is_open and f"{PREFIX}ALLOW_UNAUTHENTICATED" not in reported:
         yield Problem(
             f"{PREFIX}LISTEN",
-            f"{', '.join(public)} can be reached from other machines, and nobody would be asked for a key",
+            f"{', '.join(public)} can be reached from other machines, and no API key would be required",
             f"set {PREFIX}KEYS_FILE, listen on 127.0.0.1, or accept it with {PREFIX}ALLOW_UNAUTHENTICATED=true",
         )
     if not settings.admin_listen.is_local and not may_administer(keys.values(), time.time()):
         yield Problem(
             f"{PREFIX}ADMIN_LISTEN",
-            f"{settings.admin_listen} can be reached from other machines, and no key that has not expired has `admin`",
-            f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or make such a key and set {PREFIX}KEYS_FILE",
+            f"{settings.admin_listen} can be reached from other machines, and no valid API key has `admin`",
+            f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or create a key with --admin and set "
+            f"{PREFIX}KEYS_FILE",
         )
     yield from _duplicate_listeners(settings)
-    if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in told:
+    if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in reported:
         yield from _mqtt(settings, keys)
     yield from _tls(settings.tls)
     for name, backend in settings.policy.routes.items():
@@ -162,11 +163,15 @@ def _tls(tls: Tls) -> Iterator[Problem]:
 def _mqtt(settings: Settings, keys: Mapping[str, Key]) -> Iterator[Problem]:
     variable, name = f"{PREFIX}MQTT__KEY", settings.mqtt.key
     if name is None and settings.keys_file is not None:
-        yield Problem(variable, "is not set, so nobody could ask by MQTT", f"name one of: {', '.join(sorted(keys))}")
+        yield Problem(
+            variable, "is not set, so every request by MQTT would be refused", f"name one of: {', '.join(sorted(keys))}"
+        )
     elif name is not None and name not in keys:
         near = nearest(name, keys)
-        fix = f"did you mean {near}?" if near else f"`edge-gateway keys create {name}` makes it; set {PREFIX}KEYS_FILE"
-        yield Problem(variable, f"names {name!r}, and there is no such API key", fix)
+        fix = (
+            f"did you mean {near}?" if near else f"`edge-gateway keys create {name}` creates it; set {PREFIX}KEYS_FILE"
+        )
+        yield Problem(variable, f"names the API key {name!r}, which does not exist", fix)
     if settings.mqtt.url is not None and settings.mqtt.url.is_tls:
         try:
             client_context(settings.mqtt.ca_file, settings.mqtt.cert_file, settings.mqtt.key_file)
@@ -183,11 +188,11 @@ def _duplicate_listeners(settings: Settings) -> Iterator[Problem]:
         seen[text] = f"{PREFIX}LISTEN"
 
 
-def _unknown_backend(variable: str, does: str, name: str, backends: Mapping[str, Any]) -> Problem:
+def _unknown_backend(variable: str, action: str, name: str, backends: Mapping[str, Any]) -> Problem:
     near = nearest(name, backends)
     return Problem(
         variable,
-        f"{does} {name!r}, which is no configured backend",
+        f"{action} {name!r}, which is not a configured backend",
         f"did you mean {near!r}?" if near else f"name one of: {', '.join(sorted(backends)) or '(none configured)'}",
     )
 
@@ -216,14 +221,14 @@ def _no_backends() -> Problem:
     plugin = next((p for p in ("local", "echo", *sorted(installed())) if p in installed()), "echo")
     return Problem(
         f"{BACKENDS}__<NAME>__PLUGIN",
-        "no backend is configured, so nothing could be served",
-        f"set at least one, such as {BACKENDS}__{plugin.upper()}__PLUGIN={plugin}, or for a service elsewhere "
+        "no backend is configured, so no request could be served",
+        f"set at least one, such as {BACKENDS}__{plugin.upper()}__PLUGIN={plugin}, or for a remote service "
         f"{BACKENDS}__CLOUD__PLUGIN=http {BACKENDS}__CLOUD__URL=https://api.example.com",
     )
 
 
 class _BackendReader:
-    """Reads one backend's variables; collects what is wrong, and where each value came from."""
+    """Reads one backend's variables; collects the problems, and the origin of each value."""
 
     def __init__(self, name: str, by_backend: Mapping[str, Variables], environ: Mapping[str, str]) -> None:
         self._name = name
@@ -235,7 +240,7 @@ class _BackendReader:
         self.origins: dict[str, str] = {}
 
     def read(self) -> BackendConfig:
-        """What can be said of this backend, whole or not."""
+        """The backend's configuration, incomplete if there are problems."""
         self._check_name()
         variable = f"{self._prefix}PLUGIN"
         plugin = self._variables[variable].text if variable in self._variables else ""
@@ -258,14 +263,14 @@ class _BackendReader:
     def _find(self, variable: str, plugin: str) -> type[Backend[Any]] | None:
         if not plugin:
             choice = ", ".join(sorted(installed())) or "none is installed"
-            fix = f"set {variable} to one of the installed ones ({choice}), or to package.module:attribute"
-            self.problems.append(Problem(variable, "is not set, so it is not known which plugin this is", fix))
+            fix = f"set {variable} to an installed plugin ({choice}), or to package.module:attribute"
+            self.problems.append(Problem(variable, "is not set, so the backend has no plugin", fix))
             return None
         try:
             return find_plugin(plugin)
         except PluginMissing as exc:
             near = nearest(plugin, installed())
-            fix = f"set {variable}={near}" if near else "`edge-gateway plugins list` shows what is installed"
+            fix = f"set {variable}={near}" if near else "`edge-gateway plugins list` shows the installed plugins"
             self.problems.append(Problem(variable, str(exc), fix))
             return None
 
@@ -275,7 +280,7 @@ class _BackendReader:
         context = {"name": self._name, "backends": self._names}
         try:
             settings, wrong = fill(model, self._prefix, variables, context)
-        except PLUGIN_FAULTS as exc:  # a validator of the plugin's
+        except PLUGIN_FAULTS as exc:  # raised by a validator of the plugin
             settings, wrong = (
                 None,
                 [Problem(self._prefix.rstrip("_"), _plugin_fault(exc), "repair the plugin's Settings")],
@@ -291,7 +296,7 @@ def _plugin_fault(exc: BaseException) -> str:
 
 # ── a reload ─────────────────────────────────────────────────────────────────────────────────────
 
-# Groups by their name, settings by their variable.
+# The settings that take effect on a reload: groups by field name, single settings by variable.
 RELOADABLE_GROUPS = ("policy", "log", "tls")
 RELOADABLE = frozenset(
     f"{PREFIX}{name}"
@@ -309,16 +314,13 @@ RELOADABLE = frozenset(
 
 
 def waiting_for_restart(before: Settings, after: Settings) -> list[str]:
-    """The variables that have changed and do not take hold now."""
-    return [leaf.variable for leaf in leaves_of(Settings, PREFIX) if _needs_restart(leaf, before, after)]
+    """The variables that have changed and take effect only after a restart."""
+    return [
+        leaf.variable
+        for leaf in leaves_of(Settings, PREFIX)
+        if not _is_reloadable(leaf) and leaf.value_in(before) != leaf.value_in(after)
+    ]
 
 
-def _needs_restart(leaf: Leaf, before: Settings, after: Settings) -> bool:
-    is_live = leaf.variable in RELOADABLE or leaf.path[0] in RELOADABLE_GROUPS
-    return not is_live and _value(before, leaf) != _value(after, leaf)
-
-
-def _value(settings: Any, leaf: Leaf) -> Any:
-    for name in leaf.path:
-        settings = getattr(settings, name)
-    return settings
+def _is_reloadable(leaf: Leaf) -> bool:
+    return leaf.variable in RELOADABLE or leaf.path[0] in RELOADABLE_GROUPS

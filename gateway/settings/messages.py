@@ -1,4 +1,4 @@
-"""How a setting's value is written: for people, for environment files, and never a secret."""
+"""Text for the operator: problems of a configuration, and values as an environment file has them, without secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USERINFO = re.compile(r"(?<=://)[^/@\s]*(?=@)")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: where, what, and what to do about it. Never holds a secret's value."""
+    """A problem of one variable, with a fix. Never contains a secret's value."""
 
     variable: str
     message: str
@@ -30,7 +30,7 @@ class Problem:
 
 
 class SettingsError(Exception):
-    """The configuration cannot be used; `problems` has everything that is wrong with it."""
+    """The configuration is invalid; `problems` lists everything that is wrong with it."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -38,12 +38,12 @@ class SettingsError(Exception):
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name a person most likely meant, or None where none is as near as `cutoff` (0 to 1)."""
+    """The known name most similar to `name`; None if no similarity reaches `cutoff` (0 to 1)."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)), None)
 
 
 def nearest_of_all(name: str, known: Iterable[str]) -> str:
-    """The known name that is nearest, however far it is; `known` is not empty."""
+    """The known name most similar to `name`, however different; `known` is not empty."""
     return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
 
 
@@ -51,7 +51,7 @@ def nearest_of_all(name: str, known: Iterable[str]) -> str:
 
 
 def render(value: Any) -> str:
-    """A value as it would stand in its variable; unset is empty."""
+    """A value as text, as its variable would have it; an unset value is the empty text."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -76,12 +76,12 @@ def _list(values: tuple[Any, ...] | list[Any]) -> str:
 
 
 def redact_urls(text: str) -> str:
-    """The same text with the user and password of any URL in it left out."""
+    """The text with the user and password of every URL in it redacted."""
     return _USERINFO.sub(REDACTED, text)
 
 
 def quote(text: str) -> str:
-    """The text as the right side of `NAME=` in an environment file, in quotes where they are needed."""
+    """The text as the right side of `NAME=` in an environment file, quoted if necessary."""
     if not text or _PLAIN.fullmatch(text):
         return text
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

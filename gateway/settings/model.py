@@ -1,8 +1,7 @@
-"""Fills any settings model from variables, and says in an operator's words what does not fit.
+"""Fills a settings model from variables, and describes invalid values in terms of the variables.
 
-pydantic-settings reads the values (nested groups, JSON); what it lets pass silently, such as variables that
-are no field and lists without brackets, is settled here. Used alike for the gateway's own tree and for
-each plugin's settings.
+pydantic-settings parses the values (nested groups, JSON). This module adds errors for unknown variables and accepts
+lists without brackets. It is used for the gateway's own tree and for each plugin's settings.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from gateway.settings.variables import Variable, Variables, suggested_variable
 
 M = TypeVar("M", bound=BaseModel)
 
-_MEANT_AS_JSON = re.compile(r"\s*(\{|\[\s*[\[{\"])")  # `[2001:db8::1]:80` is a listener
+_MEANT_AS_JSON = re.compile(r"\s*(\{|\[\s*[\[{\"])")  # not `[2001:db8::1]:80`, which is a listener
 
 _UNITS = {"s": "s", "ms": "ms", "bytes": "bytes", "watts": "W"}  # by the last word of a name
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """One setting: its variable, where it sits in the model, and the field itself."""
+    """One setting: its variable, its path in the model, and its field."""
 
     variable: str
     path: tuple[str, ...]
@@ -39,12 +38,12 @@ class Leaf:
 
     @property
     def is_secret(self) -> bool:
-        """Whether its value is never shown, and may come from a file."""
+        """Whether the value is redacted in all output and may be read from a file."""
         return SecretStr in types_in(self.field.annotation)
 
     @property
     def unit(self) -> str:
-        """What it is counted in: said by the field, else by the end of its name; empty where it is no quantity."""
+        """The unit, from the field or the end of its name; empty if the setting is not a quantity."""
         extra = self.field.json_schema_extra
         if isinstance(extra, dict) and extra.get("unit"):
             return str(extra["unit"])
@@ -52,19 +51,25 @@ class Leaf:
 
     @property
     def default(self) -> str:
-        """What holds where nothing is set; empty where that is nothing."""
+        """The value of an unset setting, as text; empty if it has none."""
         return "" if self.field.is_required() else render(self.field.get_default(call_default_factory=True))
 
     @property
     def example(self) -> str:
-        """A value that may be set: the author's example, else the default, else (where one is needed) a guess."""
+        """A valid value: the author's example, else the default, else, for a required setting, a guess by type."""
         if self.field.examples:
             return render(self.field.examples[0])
         return _guess(self) if self.field.is_required() else self.default
 
+    def value_in(self, settings: Any) -> Any:
+        """The setting's value in a model; None if the model does not have it."""
+        for name in self.path:
+            settings = getattr(settings, name, None)
+        return settings
+
 
 def _guess(leaf: Leaf) -> str:
-    """A value of the right type, for settings that need one and whose author shows none."""
+    """A value of the right type, for a required setting without an example."""
     kind = next(iter(types_in(leaf.field.annotation)))
     name = leaf.path[-1]
     if get_origin(kind) is Literal:
@@ -76,7 +81,7 @@ def _guess(leaf: Leaf) -> str:
 
 
 def leaves_of(model: type[BaseModel], prefix: str) -> Iterator[Leaf]:
-    """Every setting of a model, groups opened; in the order in which they are declared."""
+    """Every setting of a model and of its groups, in the order of declaration."""
     for name, field in model.model_fields.items():
         variable = f"{prefix}{name.upper()}"
         group = _group_in(field.annotation)
@@ -88,19 +93,19 @@ def leaves_of(model: type[BaseModel], prefix: str) -> Iterator[Leaf]:
 
 
 def groups_of(model: type[BaseModel], prefix: str) -> frozenset[str]:
-    """The variables that stand for several settings of a model."""
+    """The variables that stand for a group of settings of a model."""
     return frozenset(f"{prefix}{name.upper()}" for name, f in model.model_fields.items() if _group_in(f.annotation))
 
 
 def types_in(annotation: Any) -> tuple[Any, ...]:
-    """The types a value may have: the members of a union, or the one type."""
+    """The types that a value may have: the members of a union, or the single type."""
     if get_origin(annotation) in (Union, types.UnionType):
         return tuple(member for each in get_args(annotation) for member in types_in(each))
     return (annotation,)
 
 
 def mentions_secret(annotation: Any) -> bool:
-    """Whether a secret is anywhere in a type, in a map's values as well."""
+    """Whether a type contains a secret, also as the values of a map."""
     return annotation in (SecretStr, SecretBytes) or any(mentions_secret(part) for part in get_args(annotation))
 
 
@@ -109,14 +114,14 @@ def _group_in(annotation: Any) -> type[BaseModel] | None:
 
 
 class _Source(EnvSettingsSource):
-    """pydantic-settings' reader, on variables we give it, for any model. Lists may be comma separated."""
+    """pydantic-settings' reader for any model, on the given variables. Lists may be comma separated."""
 
     def __init__(self, model: type[BaseModel], prefix: str, variables: Mapping[str, str]) -> None:
         super().__init__(cast("type[BaseSettings]", model), env_prefix=prefix, env_nested_delimiter="__")
         self.env_vars = {name.lower(): text for name, text in variables.items()}
 
     def decode_complex_value(self, field_name: str, field: FieldInfo | None, value: Any) -> Any:
-        """What does not decode goes on as it is, so that validation names it with all the others."""
+        """Decode JSON or a comma separated list; return other text unchanged, for validation to report."""
         if not isinstance(value, str):
             return value
         decoded, broken = _read_json(value)
@@ -128,11 +133,11 @@ class _Source(EnvSettingsSource):
 
 
 def _read_json(text: str) -> tuple[Any, str | None]:
-    """The list or map a text is, else None; and what is wrong with it, where it was meant to be one."""
+    """The list or map that a text encodes, else None; and the error if the text begins like JSON but is invalid."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        return None, f"this is no valid JSON: {exc}" if _MEANT_AS_JSON.match(text) else None
+        return None, f"this is not valid JSON: {exc}" if _MEANT_AS_JSON.match(text) else None
     return value if isinstance(value, list | dict) else None, None
 
 
@@ -144,10 +149,10 @@ def _is_list(field: FieldInfo | None) -> bool:
 def fill(
     model: type[M], prefix: str, variables: Variables, context: Mapping[str, Any] | None = None
 ) -> tuple[M | None, list[Problem]]:
-    """A `model` made from the variables under `prefix`, and everything that is wrong with them.
+    """Make a `model` from the variables under `prefix`; return it with all problems of the variables.
 
-    What is wrong is left at its default, so that the rest can be looked at as well; the model is None where
-    that is not possible. context: passed to the model's validators.
+    An invalid setting keeps its default, so that later checks see the rest. An invalid required setting has none: the
+    model is None then. context: passed to the model's validators.
     """
     leaves = {leaf.variable: leaf for leaf in leaves_of(model, prefix)}
     settable = leaves.keys() | groups_of(model, prefix)
@@ -158,9 +163,9 @@ def fill(
     except ValidationError as exc:
         wrong = exc.errors(include_url=False, include_context=False)
     problems += [_describe(error, prefix, leaves, variables) for error in wrong]
-    spoilt = {_variable(error, prefix, leaves) for error in wrong}
+    invalid = {_variable(error, prefix, leaves) for error in wrong}
     try:
-        return _make(model, prefix, {n: t for n, t in known.items() if n not in spoilt}, context), problems
+        return _make(model, prefix, {n: t for n, t in known.items() if n not in invalid}, context), problems
     except ValidationError:
         return None, problems
 
@@ -169,29 +174,28 @@ def _make(model: type[M], prefix: str, texts: Mapping[str, str], context: Mappin
     return model.model_validate(_Source(model, prefix, texts)(), context=context)
 
 
-# ── what is wrong, in words ──────────────────────────────────────────────────────────────────────
+# ── problems ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _unknown(name: str, variable: Variable, settable: Iterable[str], prefix: str) -> Problem:
-    """What all names have in common says nothing: they are compared by the rest."""
+    """The problem of an unknown variable. Names are compared without the prefix that they all share."""
     rest = name.removeprefix(prefix)
     rests = [other.removeprefix(prefix) for other in settable if other != name]
     near = nearest(rest, rests)
-    meant = suggested_variable(name) or (near and prefix + near)
-    fix = f"did you mean {meant}?"
-    if not meant:
-        far = prefix + nearest_of_all(rest, rests)
-        fix = f"remove it (the nearest there is: {far}); `edge-gateway config --env` lists all"
-    return Problem(name, "is no setting" if variable.text else f"is no setting ({variable.origin})", fix)
+    suggestion = suggested_variable(name) or (near and prefix + near)
+    fix = f"did you mean {suggestion}?"
+    if not suggestion:
+        fix = f"remove it (the nearest is {prefix}{nearest_of_all(rest, rests)}); `edge-gateway config --env` lists all"
+    return Problem(name, "is not a setting" if variable.text else f"is not a setting ({variable.origin})", fix)
 
 
 def _variable(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf]) -> str:
-    """The variable an error is about: the longest start of its place that is a setting of ours."""
-    place = [str(part).upper() for part in error["loc"]]
-    for end in range(len(place), 0, -1):
-        if (name := prefix + "__".join(place[:end])) in leaves:
+    """The variable an error is about: the longest prefix of the error's location that is a setting."""
+    location = [str(part).upper() for part in error["loc"]]
+    for end in range(len(location), 0, -1):
+        if (name := prefix + "__".join(location[:end])) in leaves:
             return name
-    return prefix + "__".join(place) if place else prefix.rstrip("_")
+    return prefix + "__".join(location) if location else prefix.rstrip("_")
 
 
 def _describe(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], variables: Variables) -> Problem:
@@ -200,7 +204,7 @@ def _describe(error: ErrorDetails, prefix: str, leaves: Mapping[str, Leaf], vari
     message = "is not set, and has no default" if error["type"] == "missing" else _message(error)
     if variable and leaf and not mentions_secret(leaf.field.annotation):
         broken = _read_json(variable.text)[1]
-        if broken or error["type"] != "value_error":  # our own validators name the culprit themselves
+        if broken or error["type"] != "value_error":  # the messages of our own validators quote the value
             message = f"{_shorten(redact_urls(variable.text))!r}: {broken or message}"
     return Problem(name, message, _fix(name, leaf))
 
@@ -212,9 +216,9 @@ def _message(error: ErrorDetails) -> str:
 
 def _fix(name: str, leaf: Leaf | None) -> str:
     if leaf is None:
-        return "change one of the settings this is about; `edge-gateway config --env` explains each"
+        return "change one of the settings named here; `edge-gateway config --env` explains each"
     about = f"{leaf.field.description or 'see the documentation'}{f'; unit: {leaf.unit}' if leaf.unit else ''}"
-    return f"write it like {name}={quote(leaf.example)} ({about})" if leaf.example else f"set it right: {about}"
+    return f"write it like {name}={quote(leaf.example)} ({about})" if leaf.example else f"correct it: {about}"
 
 
 def _shorten(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the gateway listens and which broker it goes to, as written and as values. Valid at birth; resolves nothing."""
+"""Addresses in settings: listeners, host names and the broker's URL, parsed and validated. No name is resolved."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _V6 = re.compile(r"\[([0-9a-f:.]+)\](?::[0-9]{0,5})?|([0-9a-f:.]+)")
 
 @dataclass(frozen=True, slots=True)
 class TcpListener:
-    """A TCP socket to be bound; port 0 takes any free one."""
+    """The address of a TCP listener; port 0 takes any free port."""
 
     host: str
     port: int
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it; a name other than `localhost` is taken for a public one."""
+        """Whether only this machine can reach it; a name other than `localhost` counts as public."""
         return _is_loopback(self.host)
 
     def __str__(self) -> str:
@@ -30,7 +30,7 @@ class TcpListener:
 
 @dataclass(frozen=True, slots=True)
 class UnixListener:
-    """A Unix socket to be bound; who may connect is the file system's business."""
+    """The path of a Unix socket; the permissions of its folder decide which users can connect."""
 
     path: str
     is_local = True
@@ -43,42 +43,42 @@ Listener = TcpListener | UnixListener
 
 
 def parse_listener(text: str) -> Listener:
-    """`host:port`, `[v6]:port` or `unix:/path`. Raises ValueError that says what is wrong with it."""
+    """Parse `host:port`, `[v6]:port` or `unix:/path`. Raises ValueError with the reason."""
     text = text.strip()
     if text.startswith("unix:"):
-        return _unix(text, text.removeprefix("unix:"))
+        return _parse_unix(text, text.removeprefix("unix:"))
     if "://" in text:
         raise ValueError(f"{text!r} is a URL; a listener is host:port, [v6]:port or unix:/path")
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{text!r} has no port; a listener is host:port, [v6]:port or unix:/path")
-    return TcpListener(_host(text, host), _port(text, port))
+    return TcpListener(_parse_host(text, host), _parse_port(text, port))
 
 
 def parse_host(text: str) -> str:
-    """A name as it stands in a Host header, which is compared without port: `box.example`, `10.0.0.1` or `[::1]`.
+    """Parse a name of a Host header, which is compared without port: `box.example`, `10.0.0.1` or `[::1]`.
 
-    A port is dropped, an IPv6 address gets its brackets. Raises ValueError that says what no client could send.
+    A port is dropped, an IPv6 address gets brackets. Raises ValueError with the reason if no client can send the name.
     """
     name = text.strip().lower()
     if name.count(":") > 1:
-        return _v6(text, name)
+        return _parse_ipv6(text, name)
     name, _, port = name.partition(":")
     if not _NAME.fullmatch(name) or (port and not (port.isascii() and port.isdecimal())):
         raise ValueError(
-            f"{text!r} is no host name or address; write names only, such as box.example (for its address 10.0.0.1 or "
-            "[::1]); a name with other letters as browsers send it, xn--…"
+            f"{text!r} is not a host name or address; write a name such as box.example or an address such as 10.0.0.1 "
+            "or [::1]; write a name with non-ASCII letters as browsers send it, xn--…"
         )
     return name.rstrip(".")
 
 
-def _v6(text: str, name: str) -> str:
-    """Two colons make it one: `::1`, `[::1]`, `[::1]:8080`."""
+def _parse_ipv6(text: str, name: str) -> str:
+    """Parse `::1`, `[::1]` or `[::1]:8080`."""
     found = _V6.fullmatch(name)
     try:
         return f"[{ipaddress.IPv6Address(found[1] or found[2] if found else '')}]"
     except ValueError:
-        raise ValueError(f"{text!r} is no IPv6 address; write it like [2001:db8::1], without a zone") from None
+        raise ValueError(f"{text!r} is not an IPv6 address; write it like [2001:db8::1], without a zone") from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -92,7 +92,7 @@ def _is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MqttUrl:
-    """A broker."""
+    """The address of an MQTT broker."""
 
     host: str
     port: int
@@ -100,7 +100,6 @@ class MqttUrl:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
         return _is_loopback(self.host)
 
     def __str__(self) -> str:
@@ -108,36 +107,38 @@ class MqttUrl:
 
 
 def parse_mqtt_url(text: str) -> MqttUrl:
-    """`mqtt://host[:port]` or `mqtts://host[:port]`. Raises ValueError that says what is wrong with it."""
+    """Parse `mqtt://host[:port]` or `mqtts://host[:port]`. Raises ValueError with the reason."""
     scheme, has_scheme, rest = text.strip().partition("://")
     ports = {"mqtt": 1883, "mqtts": 8883}
     if not has_scheme or scheme.lower() not in ports:
-        raise ValueError("this is no broker's URL; write mqtt://host:1883 or mqtts://host:8883")
+        raise ValueError("this is not the URL of a broker; write mqtt://host:1883 or mqtts://host:8883")
     if "@" in rest:
-        raise ValueError("user and password do not belong into the URL; set USERNAME and PASSWORD")
+        raise ValueError("the URL contains a user or password; set USERNAME and PASSWORD instead")
     rest = rest.removesuffix("/")
     has_port = rest.rpartition("]")[2].count(":") == 1
     where = parse_listener(rest if has_port else f"{rest}:{ports[scheme.lower()]}")
     if not isinstance(where, TcpListener) or where.port == 0:
-        raise ValueError(f"{text!r} names no broker's host and port")
+        raise ValueError(f"{text!r} has no host and port of a broker")
     return MqttUrl(where.host, where.port, scheme.lower() == "mqtts")
 
 
-def _unix(text: str, path: str) -> UnixListener:
+def _parse_unix(text: str, path: str) -> UnixListener:
     if not path.startswith("/") or path.endswith("/"):
-        raise ValueError(f"{text!r} names no absolute path of a socket; write unix:/run/edge-gateway/http.sock")
+        raise ValueError(f"{text!r} has no absolute path of a socket; write unix:/run/edge-gateway/http.sock")
     return UnixListener(path)
 
 
-def _port(text: str, port: str) -> int:
+def _parse_port(text: str, port: str) -> int:
     if not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
         raise ValueError(f"{text!r} has no port between 0 and {MAX_PORT} after its last colon")
     return int(port)
 
 
-def _host(text: str, host: str) -> str:
+def _parse_host(text: str, host: str) -> str:
     if host in ("", "*"):
-        raise ValueError(f"{text!r} names no address; every IPv4 address is 0.0.0.0, every address [::]")
+        raise ValueError(
+            f"{text!r} has no address; to listen on every IPv4 address write 0.0.0.0, on every address [::]"
+        )
     if host.startswith("[") and host.endswith("]"):
         try:
             return str(ipaddress.IPv6Address(host[1:-1]))

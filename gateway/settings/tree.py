@@ -1,8 +1,8 @@
-"""Every setting of the gateway with its default, limits, unit and meaning. It says what is; it reads nothing.
+"""All settings of the gateway with default, limits, unit and meaning. This module declares and reads nothing.
 
-A new setting is one line here: `load` finds it in the environment, `check` names it, and `config`, the
-generated environment file and docs/configuration.md show it. What backends may set stands in
-`gateway.plugin.BackendSettings` and in each plugin's own settings.
+A new setting is one line here: `load` reads it from the environment, `check` reports its problems, and `config`, the
+generated environment file and docs/configuration.md show it. The settings of backends are declared in
+`gateway.plugin.BackendSettings` and in each plugin's own settings class.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,*]+")
 
 
 def setting(default: Any, description: str, *, unit: str = "", **limits: Any) -> Any:
-    """A field: its meaning, and the unit it is counted in (seconds, bytes, a ratio …)."""
+    """A field with its meaning and its unit (seconds, bytes, a ratio …)."""
     return Field(default, description=description, json_schema_extra={"unit": unit}, **limits)
 
 
@@ -58,7 +58,7 @@ def _host_name(value: Any) -> str:
 def _browser_origin(value: Any) -> str:
     origin = str(value).strip().lower().removesuffix("/")
     if not _ORIGIN.fullmatch(origin):
-        raise ValueError(f"{value!r} is no browser origin; write each one whole, such as https://app.example")
+        raise ValueError(f"{value!r} is not a browser origin; write a scheme and a host, such as https://app.example")
     return origin
 
 
@@ -66,12 +66,12 @@ def _expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        raise ValueError(f"'{path}': that home directory is not known; write the whole path") from None
+        raise ValueError(f"'{path}': the home directory is unknown; write an absolute path") from None
 
 
 def _not_empty(listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
     if not listeners:
-        raise ValueError("names no listener at all")
+        raise ValueError("the list is empty")
     return listeners
 
 
@@ -81,13 +81,13 @@ def _mqtt_url(value: Any) -> MqttUrl:
 
 def _topic(value: str) -> str:
     if not value or any(character in value for character in "+#\0") or value[0] in "$/" or value.endswith("/"):
-        raise ValueError(f"{value!r} cannot begin a topic: no +, no #, no $ or / at its start, no / at its end")
+        raise ValueError(f"{value!r} cannot begin a topic: remove + and #, $ or / at the start, and / at the end")
     return value
 
 
 def _topic_level(value: str) -> str:
     if "/" in _topic(value):
-        raise ValueError(f"{value!r} must be one level of a topic: no /")
+        raise ValueError(f"{value!r} must be a single topic level: remove /")
     return value
 
 
@@ -99,65 +99,71 @@ Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 def _edge_only_name(value: str) -> str:
     if value.startswith("v1/"):
-        raise ValueError(f"{value!r} matches nothing: a path begins with a slash, /{value}")
+        raise ValueError(f"{value!r} matches no request: write the path with a slash, /{value}")
     return value
 
 
 class Group(BaseModel):
-    """Settings that belong together: `GATEWAY_<GROUP>__<FIELD>`."""
+    """A group of settings: `GATEWAY_<GROUP>__<FIELD>`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Policy(Group):
-    """What a choice between backends weighs, beside the predicted time."""
+    """Weights and limits of the choice between backends, besides the predicted time."""
 
-    usd: Weight = setting(0.0, "what one dollar is worth: 100 makes a cent as bad as a second", unit="s per USD")
-    joule: Weight = setting(0.0, "what one joule is worth", unit="s per J")
-    lateness: Weight = setting(0.0, "what a second past the deadline is worth (95th percentile)", unit="s per s")
-    hysteresis: Ratio = setting(0.03, "how much better another backend must be to leave the last one", unit="ratio")
-    rescue: bool = setting(True, "run stalled work elsewhere too, where that is harmless; the first answer wins")
+    usd: Weight = setting(0.0, "weight of one US dollar; with 100, a cent weighs as much as a second", unit="s per USD")
+    joule: Weight = setting(0.0, "weight of one joule", unit="s per J")
+    lateness: Weight = setting(
+        0.0, "weight of a second past the deadline, by the 95th percentile of the predicted time", unit="s per s"
+    )
+    hysteresis: Ratio = setting(
+        0.03, "the last backend is chosen again if its cost exceeds the lowest by at most this share", unit="ratio"
+    )
+    rescue: bool = setting(
+        True, "hedge: run a stalled request on a second backend if repeating it is safe; the first response wins"
+    )
     rebind: Ratio = setting(
-        0.8, "waiting work moves where it takes less than this part of the time it would take here; 0: never",
+        0.8,
+        "a waiting request moves to a backend with less than this share of the cost of its own backend; 0: never",
         unit="ratio",
-    )  # fmt: skip
-    price: Weight = setting(0.5, "weight of the delay a task adds to those behind it", unit="s per s")
+    )
+    price: Weight = setting(0.5, "weight of the delay that a request adds to the requests behind it", unit="s per s")
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
     edge_only: tuple[Annotated[str, AfterValidator(_edge_only_name)], ...] = setting(
         (),
-        "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; in capitals "
-        "or not, with `*` at the end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may "
-        "become does, and what a hybrid offers where the name it stands for does",
+        "models, tasks, paths and MQTT topics that only backends on the site may serve, regardless of request headers; "
+        "case-insensitive, with `*` at the end for any rest. A path applies to MQTT as well. `auto` is edge-only if a "
+        "model that it may select is; a name of a hybrid backend is edge-only if the name it stands for is",
     )
-    probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
+    probe_s: Seconds = setting(1.0, "pause between probes of an idle backend; doubles up to 60", unit="s")
 
 
 class Mqtt(Group):
-    """The broker, and who the gateway is to it. Without a URL there is no MQTT door."""
+    """The MQTT broker and the gateway's credentials there. Without a URL the gateway does not use MQTT."""
 
     url: Annotated[MqttUrl, PlainValidator(_mqtt_url)] | None = setting(
         None,
-        "the broker: `mqtt://host:1883`, or with TLS `mqtts://host:8883`; with a URL the MQTT door opens",
+        "the broker: `mqtt://host:1883`, or with TLS `mqtts://host:8883`; unset: no MQTT",
         examples=["mqtt://127.0.0.1:1883"],
     )
-    username: str | None = setting(None, "who the gateway is to the broker", examples=["edge-gateway"])
-    password: SecretStr | None = setting(None, "its password there", examples=["secret"])
+    username: str | None = setting(None, "the gateway's user name at the broker", examples=["edge-gateway"])
+    password: SecretStr | None = setting(None, "the gateway's password at the broker", examples=["secret"])
     group: Annotated[str, AfterValidator(_topic_level)] = setting(
-        "edge-gateway", "gateways of one group and prefix share the requests among them"
+        "edge-gateway", "gateways with the same group and prefix share the requests: each request goes to one of them"
     )
-    prefix: Annotated[str, AfterValidator(_topic)] = setting("edge-gateway", "what every topic begins with")
+    prefix: Annotated[str, AfterValidator(_topic)] = setting("edge-gateway", "prefix of every topic")
     key: str | None = setting(
         None,
-        "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys",
+        "name of the API key with the rules for requests by MQTT; required if API keys are used",
     )
     telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
-    ca_file: Path | None = setting(None, "mqtts: who may have signed the broker's certificate; unset: the system's")
-    cert_file: Path | None = setting(None, "mqtts: the certificate shown to the broker (mutual TLS)")
-    key_file: Path | None = setting(None, "mqtts: its private key; unset: in the certificate's file")
+    ca_file: Path | None = setting(None, "mqtts: certificates of the broker's CA (PEM); unset: the system's")
+    cert_file: Path | None = setting(None, "mqtts: the client certificate for the broker (mutual TLS)")
+    key_file: Path | None = setting(None, "mqtts: the client certificate's private key; unset: in the same file")
 
     @model_validator(mode="after")
-    def _whole(self) -> Mqtt:
-        """What belongs together is set together."""
+    def _is_complete(self) -> Mqtt:
         if self.password is not None and self.username is None:
             raise ValueError("has a PASSWORD, but no USERNAME")
         files = [name for name in ("ca_file", "cert_file", "key_file") if getattr(self, name) is not None]
@@ -169,68 +175,74 @@ class Mqtt(Group):
 
 
 class Tls(Group):
-    """TLS on the data listeners; Unix sockets have none."""
+    """TLS on the TCP data listeners; Unix sockets do not use TLS."""
 
-    cert_file: Path | None = setting(None, "the certificate shown to clients, with its chain; with it there is TLS")
-    key_file: Path | None = setting(None, "its private key; unset: in the certificate's file")
-    client_ca_file: Path | None = setting(None, "clients must show a certificate signed by it (mutual TLS)")
+    cert_file: Path | None = setting(None, "server certificate with its chain (PEM); enables TLS")
+    key_file: Path | None = setting(None, "the certificate's private key; unset: in the certificate's file")
+    client_ca_file: Path | None = setting(None, "clients need a certificate signed by this CA (mutual TLS)")
 
     @model_validator(mode="after")
-    def _whole(self) -> Tls:
-        """What belongs together is set together."""
+    def _is_complete(self) -> Tls:
         if self.cert_file is None and (self.key_file or self.client_ca_file):
-            raise ValueError("has no CERT_FILE, so there would be no TLS")
+            raise ValueError("has no CERT_FILE, and TLS needs it")
         return self
 
 
 class Log(Group):
-    """What is written to standard error."""
+    """The log on standard error."""
 
     format: Annotated[Literal["auto", "console", "json"], BeforeValidator(_lower)] = setting(
         "auto", "`auto`: console on a terminal, JSON lines otherwise"
     )
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = setting(
-        "info", "the least important events that are written"
+        "info", "the lowest level that is logged"
     )
 
 
 class Settings(BaseSettings):
-    """The gateway's own settings. Making one reads nothing: only `gateway.settings.load` looks at the environment."""
+    """The gateway's own settings. Only `gateway.settings.load` reads the environment, not this class."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", env_prefix=PREFIX, env_nested_delimiter="__")
 
     listen: Annotated[tuple[ListenerField, ...], AfterValidator(_not_empty)] = setting(
         (TcpListener("127.0.0.1", 8080),),
-        "data listeners: `host:port`, `[v6]:port`, `unix:/path`; sockets passed by systemd take their place",
+        "data listeners: `host:port`, `[v6]:port`, `unix:/path`; sockets passed by systemd replace them",
     )
     admin_listen: ListenerField = setting(
         TcpListener("127.0.0.1", 8081),
-        "admin listener: `host:port`, `[v6]:port`, `unix:/path`; where others can reach it, for keys that have `admin`",
+        "admin listener: `host:port`, `[v6]:port`, `unix:/path`; if other machines can reach it, a key with `admin` is "
+        "required",
     )
-    deadline_s: Seconds = setting(300.0, "whole request, where the answer is not a stream", unit="s")
-    first_byte_s: Seconds = setting(60.0, "streams: until the first content", unit="s")
-    stall_s: Seconds = setting(30.0, "streams: between two contents", unit="s")
-    max_body_bytes: int = setting(33_554_432, "the largest request body; more is 413", unit="bytes", ge=1)
+    deadline_s: Seconds = setting(300.0, "whole request, if the response is not a stream", unit="s")
+    first_byte_s: Seconds = setting(60.0, "streams: maximum time until the first content", unit="s")
+    stall_s: Seconds = setting(30.0, "streams: maximum time between two pieces of content", unit="s")
+    max_body_bytes: int = setting(
+        33_554_432, "maximum size of a request body; a larger one gets 413", unit="bytes", ge=1
+    )
     keys_file: Annotated[Path, AfterValidator(_expand_home)] | None = setting(
         None,
-        "API keys, hashed, with rules per key (`edge-gateway keys`); with it every request needs one, health apart",
+        "file of hashed API keys with rules per key (`edge-gateway keys`); if set, every request needs a key, except "
+        "health checks",
     )
-    allow_unauthenticated: bool = setting(False, "serve anybody who can reach a listener that is not loopback")
+    allow_unauthenticated: bool = setting(
+        False, "accept requests without API keys on listeners that other machines can reach"
+    )
     allowed_hosts: tuple[Annotated[str, BeforeValidator(_host_name)], ...] | None = setting(
         None,
-        "names clients may use in the Host header, on any port, else 421; unset: the bound addresses (every "
-        "interface's where bound to all), the host name, its `.local` name, loopback names",
+        "allowed names in the Host header, on any port; a request with another name gets 421; unset: the bound "
+        "addresses (those of all interfaces if bound to all), the host name, its `.local` name, loopback names",
     )
     allowed_origins: tuple[Annotated[str, BeforeValidator(_browser_origin)], ...] = setting(
-        (), "browser origins that may ask, else 403 when an Origin is sent"
+        (), "allowed browser origins; a request with another Origin header gets 403"
     )
-    policy: Policy = Field(Policy(), description="what a choice weighs")
+    policy: Policy = Field(Policy(), description="the choice between backends")
     state_dir: Annotated[Path, AfterValidator(_expand_home)] = setting(
-        Path("~/.local/state/edge-gateway"), "learned state; unset: `$STATE_DIRECTORY`, else the XDG state home"
+        Path("~/.local/state/edge-gateway"),
+        "folder of the saved measurements; unset: `$STATE_DIRECTORY`, else the XDG state home",
     )
-    mqtt: Mqtt = Field(Mqtt(), description="the broker")
+    mqtt: Mqtt = Field(Mqtt(), description="the MQTT broker")
     tls: Tls = Field(Tls(), description="TLS on the data listeners")
-    log: Log = Field(Log(), description="what is written to standard error")
+    log: Log = Field(Log(), description="the log on standard error")
 
     @classmethod
     def settings_customise_sources(
@@ -241,5 +253,5 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but what it is given."""
+        """Use the given values only, not the process environment."""
         return (init_settings,)

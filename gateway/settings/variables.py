@@ -1,8 +1,8 @@
 """Reads `GATEWAY_…` variables from the process environment and an environment file, as text with an origin.
 
-The process environment wins over the file. Names are upper-cased, empty values count as unset, and a JSON
-object given for a whole group (`GATEWAY_POLICY='{"usd": 1}'`) is opened into the variables it stands for,
-so that nobody further on has to know how a value was written.
+A variable of the process environment overrides the file. Names are converted to upper case, and empty values count as
+unset. A JSON object for a whole group (`GATEWAY_POLICY='{"usd": 1}'`) is expanded into the variables that it stands
+for, so that the modules above see one form only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _INJECTED = re.compile(rf"{PREFIX}(INTERFACE|(\w+_)?(SERVICE_HOST|SERVICE_PORT(_
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A variable's text, and where it came from. A credential is not read yet: no text."""
+    """A variable's text and its origin. The text of a credential is empty until gateway.settings.secrets reads it."""
 
     text: str
     origin: str
@@ -41,9 +41,9 @@ Variables = dict[str, Variable]
 def read_variables(
     environ: Mapping[str, str], env_file: Path | None, groups: Iterable[str], known: Iterable[str]
 ) -> tuple[Variables, list[Problem]]:
-    """Every `GATEWAY_…` variable that is set, by upper-case name, and every credential so called; what is not readable.
+    """Return all `GATEWAY_…` variables and credentials by upper-case name, and the problems found.
 
-    groups: variables that stand for several, besides the backends. known: never taken for an injected name.
+    groups: variables that stand for several settings, besides the backends. known: names that never count as injected.
     """
     known = frozenset(known)
     problems: list[Problem] = []
@@ -59,7 +59,7 @@ def read_variables(
 
 
 def _credentials(folder: str | None) -> Variables:
-    """Those whose names say that they are for us. A folder that cannot be listed has none, as for who reads them."""
+    """The credentials with a `GATEWAY_…` name. A folder that cannot be listed has none: reading them would fail too."""
     try:
         names = os.listdir(folder) if folder else []
     except OSError:
@@ -68,7 +68,7 @@ def _credentials(folder: str | None) -> Variables:
 
 
 def is_injected(name: str) -> bool:
-    """Whether a container engine put this variable there, not an operator; its names have no double underscore."""
+    """Whether a container engine sets a variable of this name; such names have no double underscore."""
     return "__" not in name and _INJECTED.fullmatch(name) is not None
 
 
@@ -90,11 +90,13 @@ def _gateway_variables(
 
 
 def _not_ascii(written: str) -> Problem | None:
-    """Upper case would make another name of some, such as SS of ß, and a shell drops all of them."""
+    """A problem if the name is not ASCII: upper case changes some letters (ß to SS), and a shell drops such names."""
     if written.isascii():
         return None
     shown = written.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return Problem(shown, "is no name for a variable", "use letters, digits and underscores of ASCII, such as GPU_BOX")
+    return Problem(
+        shown, "is not a valid variable name", "use letters, digits and underscores of ASCII, such as GPU_BOX"
+    )
 
 
 # ── the environment file ─────────────────────────────────────────────────────────────────────────
@@ -114,11 +116,11 @@ def _read_file(path: Path, known: frozenset[str], problems: list[Problem]) -> Va
 
 
 def _misspelt_prefix(name: str, variable: Variable) -> Problem | None:
-    """In our own file a name that almost has our prefix was meant for us."""
+    """A problem if a name of the environment file has almost the prefix `GATEWAY_`."""
     head, _, rest = name.upper().partition("_")
     if f"{head}_" == PREFIX or not nearest(f"{head}_", [PREFIX], cutoff=0.85):
         return None
-    return Problem(name, f"is no setting ({variable.origin})", f"did you mean {PREFIX}{rest}?")
+    return Problem(name, f"is not a setting ({variable.origin})", f"did you mean {PREFIX}{rest}?")
 
 
 def _bindings(path: Path, text: str, problems: list[Problem]) -> Iterator[tuple[str, Variable]]:
@@ -132,7 +134,10 @@ def _bindings(path: Path, text: str, problems: list[Problem]) -> Iterator[tuple[
 
 
 def _parsed(text: str) -> Iterator[Binding]:
-    """systemd's comments start with `;` too; python-dotenv knows `#` only. In a quoted value neither is a comment."""
+    """Parse an environment file in which comments begin with `;` as well, as for systemd; python-dotenv knows only `#`.
+
+    Inside a quoted value neither begins a comment.
+    """
     at = 0
     for binding in parse_stream(io.StringIO(re.sub(r"(?m)^([ \t]*);", r"\1#", text))):
         end = at + len(binding.original.string)
@@ -144,7 +149,7 @@ def _parsed(text: str) -> Iterator[Binding]:
 
 
 def _line(binding: Binding) -> int:
-    """The line the binding stands on: the parser counts from the blank lines before it."""
+    """The line number of the binding; the parser's number is that of the blank lines before it."""
     leading = binding.original.string[: -len(binding.original.string.lstrip()) or None]
     return binding.original.line + leading.count("\n")
 
@@ -157,7 +162,7 @@ def _reason(exc: OSError | UnicodeDecodeError) -> str:
 
 
 def _expand_groups(layer: Variables, groups: frozenset[str], problems: list[Problem]) -> Variables:
-    """What is said for one variable wins over what is said for its group."""
+    """Replace each group by its variables; a variable that is set itself overrides its group."""
     opened: Variables = {}
     for name in sorted(layer, key=lambda name: name.count("__")):
         opened |= dict(_expand(name, layer[name], groups, problems))
@@ -173,11 +178,11 @@ def _expand(
     try:
         content = json.loads(variable.text)
     except (ValueError, RecursionError) as exc:
-        content, why = None, f"is no JSON object ({exc})"
+        content, message = None, f"is not a JSON object ({exc})"
     else:
-        why = "is no JSON object"
+        message = "is not a JSON object"
     if not isinstance(content, dict):
-        problems.append(Problem(name, why, _group_fix(name)))
+        problems.append(Problem(name, message, _group_fix(name)))
         return
     for key, value in content.items():
         if problem := _not_ascii(f"{name}__{key}"):
@@ -193,12 +198,12 @@ def _is_group(name: str, groups: frozenset[str]) -> bool:
 def _group_fix(name: str) -> str:
     backend, _, rest = name.removeprefix(f"{BACKENDS}__").partition("_")
     if name.startswith(f"{BACKENDS}__") and rest:
-        return f"did you mean {BACKENDS}__{backend}__{rest}? Two underscores part a backend's name from its setting"
-    return f"set {name}__… one by one, or give a JSON object"
+        return f"did you mean {BACKENDS}__{backend}__{rest}? Two underscores separate a backend's name from its setting"
+    return f"set each {name}__… variable, or write a JSON object"
 
 
 def suggested_variable(name: str) -> str | None:
-    """The backend's variable that was meant by a name that is none: `BACKEND`, or one underscore too few."""
+    """The nearest variable of a backend for an unknown name: `BACKEND` for `BACKENDS`, or an underscore missing."""
     word, _, rest = name.removeprefix(PREFIX).partition("_")
     if name.startswith(f"{BACKENDS}__") or not nearest(word, ["BACKENDS"], cutoff=0.75):
         return None

@@ -271,7 +271,7 @@ def test_public_listener_is_rejected_without_keys_and_accepted_with_keys(keys: A
 
 def test_public_admin_listener_requires_an_unexpired_key_with_admin(keys: Any) -> None:
     public = DESK | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
-    told = "no key that has not expired has `admin`"
+    told = "no valid API key has `admin`"
     assert told in only(public)
     assert told in only(public | keys())
     assert told in only(public | keys(old={"admin": True, "expires": datetime(2020, 1, 31, tzinfo=UTC)}))

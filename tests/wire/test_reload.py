@@ -335,8 +335,8 @@ async def test_public_listener_never_loses_its_keys_by_a_reload(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("lost", "told"),
     [
-        (("CLIENT_CA_FILE",), "CLIENT_CA_FILE: it is gone, and 0.0.0.0:.* would ask nobody for a certificate"),
-        (("CLIENT_CA_FILE", "CERT_FILE", "KEY_FILE"), "CERT_FILE: it is gone, and 0.0.0.0:.* would go on without TLS"),
+        (("CLIENT_CA_FILE",), "CLIENT_CA_FILE: was removed: 0.0.0.0:.* would accept clients without a certificate"),
+        (("CLIENT_CA_FILE", "CERT_FILE", "KEY_FILE"), "CERT_FILE: was removed: 0.0.0.0:.* would continue without TLS"),
     ],
 )
 @pytest.mark.parametrize("unauthenticated", [True, False])

@@ -25,7 +25,7 @@ def a_link_to_a_file(path: Path) -> None:
 def test_path_that_is_not_a_socket_is_kept_and_reported(make: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     make(path)
-    with pytest.raises(OSError, match=r"^GATEWAY_LISTEN: .* unix:.*: there is something that is no socket"):
+    with pytest.raises(OSError, match=r"^GATEWAY_LISTEN: .* unix:.*: this file exists and is not a socket"):
         bind(UnixListener(str(path)), "GATEWAY_LISTEN")
     assert path.is_dir() or path.read_text() == "precious"
 

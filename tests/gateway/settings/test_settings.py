@@ -331,7 +331,7 @@ def test_secret_is_read_from_credentials_then_its_file_then_the_variable(tmp_pat
         ("GATEWAY_BACKEND__R__API_KEY", "did you mean GATEWAY_BACKENDS__R__API_KEY?"),
         ("GATEWAY_BACKENDS__S__API_KEY", "set GATEWAY_BACKENDS__S__PLUGIN"),
         ("GATEWAY_TLS__KEY_FILE", "set GATEWAY_TLS__KEY_FILE itself"),
-        ("GATEWAY_POLICY", "is no setting (credential "),
+        ("GATEWAY_POLICY", "is not a setting (credential "),
     ],
 )
 def test_unknown_credential_is_reported_like_a_variable(tmp_path: Path, name: str, words: str) -> None:
@@ -354,7 +354,7 @@ def test_setting_that_ends_in_file_is_not_taken_for_a_secret_file(tmp_path: Path
     assert (settings.token_file, settings.ca_file) == (Path("/t"), Path("/c"))
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "no such file"), (b"\n", "empty"), (b"\xff", "no text")])
+@pytest.mark.parametrize(("content", "words"), [(None, "no such file"), (b"\n", "empty"), (b"\xff", "not UTF-8 text")])
 def test_unreadable_secret_file_is_reported(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "key"
     if content is not None:

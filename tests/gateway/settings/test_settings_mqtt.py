@@ -51,10 +51,10 @@ def test_loopback_broker_is_local(text: str, is_local: bool) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"URL": "http://broker"}, "no broker's URL"),
-        ({"URL": "broker:1883"}, "no broker's URL"),
+        ({"URL": "http://broker"}, "not the URL of a broker"),
+        ({"URL": "broker:1883"}, "not the URL of a broker"),
         ({"URL": "mqtt://me:secret@broker"}, "set USERNAME and PASSWORD"),
-        ({"URL": "mqtt://broker:0"}, "names no broker"),
+        ({"URL": "mqtt://broker:0"}, "has no host and port of a broker"),
         ({"URL": "mqtt://broker:x"}, "has no port"),
         ({"URL": "mqtt://broker/topic"}, "no host name"),
         ({"URL": "mqtt://broker", "PASSWORD": "secret"}, "no USERNAME"),
@@ -66,9 +66,9 @@ def test_loopback_broker_is_local(text: str, is_local: bool) -> None:
         ({"PREFIX": "a/#"}, "cannot begin a topic"),
         ({"PREFIX": "$SYS"}, "cannot begin a topic"),
         ({"PREFIX": "/a"}, "cannot begin a topic"),
-        ({"GROUP": "a/b"}, "one level"),
+        ({"GROUP": "a/b"}, "single topic level"),
         ({"TELEMETRY_S": "0"}, "greater than 0"),
-        ({"URL": "mqtt://broker", "KEY": "mqtt"}, "no such API key"),
+        ({"URL": "mqtt://broker", "KEY": "mqtt"}, "which does not exist"),
     ],
 )
 def test_invalid_mqtt_settings_are_reported_without_secrets(settings: dict[str, str], said: str) -> None:

@@ -41,13 +41,13 @@ pytestmark = pytest.mark.usefixtures("test_plugins")
     ],
 )
 def test_unknown_variable_error_names_the_nearest_known_variable(name: str, meant: str) -> None:
-    assert only(SHOUT | {name: "1"}) == f"{name}: is no setting. Fix: did you mean {meant}?"
+    assert only(SHOUT | {name: "1"}) == f"{name}: is not a setting. Fix: did you mean {meant}?"
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_FOO", "GATEWAY_X", "GATEWAY_9876543210", "GATEWAY_BACKENDS__E__X"])
 def test_unknown_variable_unlike_any_other_is_to_be_removed(name: str) -> None:
     told = only(SHOUT | {name: "1"})
-    assert f"{name}: is no setting. Fix: remove it (the nearest there is: GATEWAY_" in told
+    assert f"{name}: is not a setting. Fix: remove it (the nearest is GATEWAY_" in told
     assert "`edge-gateway config --env` lists all" in told
 
 
@@ -79,45 +79,45 @@ def test_variable_set_in_two_spellings_is_reported() -> None:
         ("GATEWAY_ALLOW_UNAUTHENTICATED", "yess", "valid boolean"),
         ("GATEWAY_LISTEN", "8080", "'8080' has no port"),
         ("GATEWAY_LISTEN", "http://127.0.0.1:80", "is a URL"),
-        ("GATEWAY_LISTEN", ":80", "every IPv4 address is 0.0.0.0"),
-        ("GATEWAY_LISTEN", "*:80", "every address [::]"),
+        ("GATEWAY_LISTEN", ":80", "on every IPv4 address write 0.0.0.0"),
+        ("GATEWAY_LISTEN", "*:80", "on every address [::]"),
         ("GATEWAY_LISTEN", "::1:80", "in brackets: [::1]:PORT"),
         ("GATEWAY_LISTEN", "[fe80::x]:80", "no IPv6 address between its brackets"),
         ("GATEWAY_LISTEN", "127.0.0.1:65536", "no port between 0 and 65535"),
         ("GATEWAY_LISTEN", "a b:80", "no host name"),
-        ("GATEWAY_LISTEN", "unix:gw.sock", "no absolute path"),
-        ("GATEWAY_LISTEN", ",", "names no listener"),
+        ("GATEWAY_LISTEN", "unix:gw.sock", "has no absolute path"),
+        ("GATEWAY_LISTEN", ",", "the list is empty"),
         ("GATEWAY_LISTEN", "127.0.0.1:8081", "is taken by GATEWAY_ADMIN_LISTEN"),
         ("GATEWAY_LISTEN", "127.0.0.1:80,127.0.0.1:80", "is taken by GATEWAY_LISTEN"),
         ("GATEWAY_LISTEN", "0.0.0.0:80", "accept it with GATEWAY_ALLOW_UNAUTHENTICATED=true"),
         ("GATEWAY_LISTEN", "box.example:80", "can be reached from other machines"),
         ("GATEWAY_ADMIN_LISTEN", "0.0.0.0:81", "can be reached from other machines"),
         ("GATEWAY_ADMIN_LISTEN", "x", "has no port"),
-        ("GATEWAY_ALLOWED_HOSTS", "https://box.example", "is no host name or address"),
+        ("GATEWAY_ALLOWED_HOSTS", "https://box.example", "is not a host name or address"),
         ("GATEWAY_ALLOWED_HOSTS", "bücher.example", "as browsers send it, xn--"),
         ("GATEWAY_ALLOWED_HOSTS", "fe80::1%eth0", "without a zone"),
-        ("GATEWAY_ALLOWED_HOSTS", "[::1", "is no IPv6 address"),
-        ("GATEWAY_ALLOWED_HOSTS", "*.example", "is no host name or address"),
-        ("GATEWAY_ALLOWED_ORIGINS", "[1]", "1 is no browser origin"),
-        ("GATEWAY_ALLOWED_ORIGINS", "*", "is no browser origin"),
-        ("GATEWAY_ALLOWED_ORIGINS", "https://a.example/path", "is no browser origin"),
-        ("GATEWAY_ALLOWED_ORIGINS", '["https://a.example"', "this is no valid JSON"),
+        ("GATEWAY_ALLOWED_HOSTS", "[::1", "is not an IPv6 address"),
+        ("GATEWAY_ALLOWED_HOSTS", "*.example", "is not a host name or address"),
+        ("GATEWAY_ALLOWED_ORIGINS", "[1]", "1 is not a browser origin"),
+        ("GATEWAY_ALLOWED_ORIGINS", "*", "is not a browser origin"),
+        ("GATEWAY_ALLOWED_ORIGINS", "https://a.example/path", "is not a browser origin"),
+        ("GATEWAY_ALLOWED_ORIGINS", '["https://a.example"', "this is not valid JSON"),
         ("GATEWAY_POLICY__HYSTERESIS", "1.5", "less than 1"),
         ("GATEWAY_POLICY__USD", "inf", "finite"),
         ("GATEWAY_POLICY__ROUTES", '{"a": "ee"}', "did you mean 'e'?"),
         ("GATEWAY_POLICY__ROUTES", '{"a": "zzz"}', "name one of: e"),
-        ("GATEWAY_POLICY__ROUTES", '{"a": ', "this is no valid JSON"),
+        ("GATEWAY_POLICY__ROUTES", '{"a": ', "this is not valid JSON"),
         ("GATEWAY_POLICY__ROUTES", "a=b", "valid dictionary"),
-        ("GATEWAY_POLICY", "cheap", "is no JSON object"),
-        ("GATEWAY_POLICY", '["usd"]', "is no JSON object"),
-        ("GATEWAY_POLICY", '{"usd": 1', "is no JSON object (Expecting"),
+        ("GATEWAY_POLICY", "cheap", "is not a JSON object"),
+        ("GATEWAY_POLICY", '["usd"]', "is not a JSON object"),
+        ("GATEWAY_POLICY", '{"usd": 1', "is not a JSON object (Expecting"),
         ("GATEWAY_LOG__FORMAT", "xml", "'auto', 'console' or 'json'"),
         ("GATEWAY_LOG__LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("GATEWAY_BACKENDS__E__SLOTS", "0", "greater than or equal to 1"),
         ("GATEWAY_BACKENDS__E__SITE", "moon", "'edge' or 'cloud'"),
         ("GATEWAY_BACKENDS__E__SITE", "hybrid", "'edge' or 'cloud'"),
         ("GATEWAY_BACKENDS__E__ISOLATION", "vm", "'loop' or 'process'"),
-        ("GATEWAY_BACKENDS__E__MODELS", '["a", ', "this is no valid JSON"),
+        ("GATEWAY_BACKENDS__E__MODELS", '["a", ', "this is not valid JSON"),
         ("GATEWAY_BACKENDS__E__PORT", "http", "a port"),
         ("GATEWAY_BACKENDS__E__PLUGIN", "shuot", "Fix: set GATEWAY_BACKENDS__E__PLUGIN=shout"),
         ("GATEWAY_BACKENDS__E__PLUGIN", "zzzzzz", "`edge-gateway plugins list`"),
