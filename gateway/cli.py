@@ -1,7 +1,7 @@
-"""The commands. Each loads only what it needs, so that asking for the version does not start a gateway.
+"""The command line. Each command imports only the modules it needs, so that `version` does not load the gateway.
 
-A command is one line in COMMANDS: its name, what it does, its arguments, and the function that does it.
-Exit codes: 0 done, 1 failed, 2 usage, 78 configuration (EX_CONFIG of sysexits.h).
+A command is one line in COMMANDS: its name, its help text, its function and its arguments.
+Exit codes: 0 success, 1 failure, 2 usage, 78 configuration (EX_CONFIG of sysexits.h).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A sub-command. takes_rest: arguments it does not declare are handed on as `args.rest`, `--help` too."""
+    """A sub-command. takes_rest: undeclared arguments, also `--help`, are passed to it as `args.rest`."""
 
     name: str
     help: str
@@ -47,13 +47,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run_and_flush(args)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `config | head`: nobody reads on
+    except BrokenPipeError:  # `config | head`: the reader has closed the pipe
         _discard_output(sys.stdout)
         return FAILED
 
 
 def _discard_output(stream: TextIO) -> None:
-    """What it holds cannot be written; Python would try once more at exit, and complain."""
+    """Discard the stream's buffered output, which cannot be written; Python would try again at exit and report it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -67,13 +67,13 @@ def _run_and_flush(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="edge-gateway",
-        description="Gives each AI request to the backend, here or far away, that will finish it best.",
+        description="Routes each AI request to the backend, on the site or in the cloud, that is predicted to be best.",
         epilog="Settings are GATEWAY_… environment variables: `edge-gateway config --env` explains all of them. "
-        "Exit codes: 0 done, 1 failed, 2 usage, 78 configuration.",
+        "Exit codes: 0 success, 1 failure, 2 usage, 78 configuration.",
     )
-    plugins = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = plugins.add_parser(
+        sub = commands.add_parser(
             command.name, help=command.help, description=command.help, add_help=not command.takes_rest
         )
         command.arguments(sub)
@@ -88,8 +88,8 @@ def _serve(args: argparse.Namespace) -> int:
     import gc
     import signal
 
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read again
-    gc.disable()  # what start-up imports is all kept: looking for garbage in it costs 30 ms; the service enables it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the configuration is loaded
+    gc.disable()  # imports create no garbage, and collections among them cost 30 ms; the service enables it
     loaded = _load_or_print_problems(args.env_file)
     if loaded is None:
         return CONFIGURATION
@@ -141,7 +141,7 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _load_or_print_problems(env_file: Path | None, out: Any = None) -> Loaded | None:
-    """The configuration; or None, when every problem has been printed."""
+    """The configuration; None after printing every problem."""
     from gateway.settings import SettingsError, load
 
     try:
@@ -152,7 +152,7 @@ def _load_or_print_problems(env_file: Path | None, out: Any = None) -> Loaded | 
         except OSError:
             if out is not None:
                 raise
-            _discard_output(sys.stderr)  # a full disk, say: the exit status says it, too
+            _discard_output(sys.stderr)  # a full disk, for example: the exit status still reports the problem
         return None
 
 
@@ -165,40 +165,10 @@ def _print_problems(problems: Sequence[Problem], out: Any) -> None:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from gateway.commands.explain import ask, key_in, table
+    from gateway.commands import explain
 
     loaded = _load_or_print_problems(args.env_file)
-    if loaded is None:
-        return CONFIGURATION
-    headers = {"Content-Type": args.content_type}
-    if args.edge_only:
-        headers["x-gateway-locality"] = "edge-only"
-    admin = loaded.settings.admin_listen
-    try:
-        body = Path(args.body[1:]).read_bytes() if args.body.startswith("@") else args.body.encode()
-        headers |= key_in(args.key_file)
-    except OSError as exc:
-        print(f"edge-gateway: {exc}", file=sys.stderr)
-        return FAILED
-    try:
-        status, answer = ask(admin, args.path, body, headers)
-    except OSError as exc:
-        print(f"edge-gateway: {admin} was not asked: {exc}; is the gateway running?", file=sys.stderr)
-        return FAILED
-    if status in (401, 403):
-        why = answer["error"]["message"]
-        print(f"edge-gateway: {admin} does not tell us: {why}; name a key with --key-file", file=sys.stderr)
-        return FAILED
-    if status != 200:
-        print(f"edge-gateway: the request would be refused: {answer['error']['message']}", file=sys.stderr)
-        return FAILED
-    if args.json:
-        import json
-
-        print(json.dumps(answer))
-    else:
-        print("\n".join(table(answer)))
-    return OK
+    return CONFIGURATION if loaded is None else explain.run(loaded, args)
 
 
 # ── plugins, version ─────────────────────────────────────────────────────────────────────────────
@@ -218,7 +188,7 @@ def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
         try:
             found[name] = find_plugin(name)
         except PluginBroken as exc:
-            print(f"edge-gateway: left out: {exc}", file=sys.stderr)
+            print(f"edge-gateway: plugin left out: {exc}", file=sys.stderr)
     return found
 
 
@@ -239,7 +209,7 @@ def _keys(args: argparse.Namespace) -> int:
 
     path = args.file or _keys_file(args.env_file)
     if path is None:
-        print("edge-gateway: which keys file? Set GATEWAY_KEYS_FILE, or say --file PATH", file=sys.stderr)
+        print("edge-gateway: no keys file is configured; set GATEWAY_KEYS_FILE, or use --file PATH", file=sys.stderr)
         return CONFIGURATION
     try:
         return int(args.action(path, args))
@@ -249,7 +219,7 @@ def _keys(args: argparse.Namespace) -> int:
 
 
 def _keys_file(env_file: Path | None) -> Path | None:
-    """Where the settings say the keys are. The rest of them need not be right: a key may be what is missing."""
+    """The keys file of the settings. Other settings may be invalid, for example because a key does not exist yet."""
     from gateway.settings.tree import PREFIX
     from gateway.settings.variables import read_variables
 
@@ -265,9 +235,9 @@ def _keys_create(path: Path, args: argparse.Namespace) -> int:
 
     print(keys.create(path, args))
     if args.burst is not None and args.requests_per_minute is None:
-        print("edge-gateway: --burst does nothing without --requests-per-minute", file=sys.stderr)
+        print("edge-gateway: --burst has no effect without --requests-per-minute", file=sys.stderr)
     print(
-        f"This is shown once; {path} holds only its hash. A running gateway reads it when told: "
+        f"The key is shown once; {path} contains only its hash. For a running gateway to accept it: "
         "systemctl reload edge-gateway",
         file=sys.stderr,
     )
@@ -287,12 +257,12 @@ def _keys_revoke(path: Path, args: argparse.Namespace) -> int:
     from gateway.commands import keys
 
     was_last_admin = keys.revoke(path, args.id)
-    print(f"{args.id} is out of {path}; until it is told (systemctl reload edge-gateway), a running gateway serves it")
+    print(f"{args.id} is removed from {path}; a running gateway accepts it until: systemctl reload edge-gateway")
     if was_last_admin:
         print(
-            f"edge-gateway: no key in {path} that is still good has `admin`. Where others can reach "
-            "GATEWAY_ADMIN_LISTEN, the gateway will refuse this configuration, and go on with the old keys until it is "
-            "restarted. Fix: `edge-gateway keys create NAME --admin` before you reload",
+            f"edge-gateway: {path} has no valid key with `admin` any more. If other machines can reach "
+            "GATEWAY_ADMIN_LISTEN, a reload will reject this configuration and keep the old one, and a restart will "
+            "fail. Fix: `edge-gateway keys create NAME --admin` before the reload",
             file=sys.stderr,
         )
     return OK
@@ -310,65 +280,68 @@ def _version(args: argparse.Namespace) -> int:
     return OK
 
 
-# ── the table ────────────────────────────────────────────────────────────────────────────────────
+# ── arguments ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _env_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--env-file", type=Path, metavar="PATH", help="read settings from this file too; the environment wins over it"
+        "--env-file", type=Path, metavar="PATH", help="read settings from this file too; the environment overrides it"
     )
 
 
 def _key_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--key-file", type=Path, metavar="PATH", help="holds a key that has `admin`, where the admin listener wants one"
+        "--key-file",
+        type=Path,
+        metavar="PATH",
+        help="file with an API key that has `admin`, if the admin listener requires one",
     )
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
-    parser.add_argument("--env", action="store_true", help="print an environment file of every setting instead")
+    parser.add_argument("--env", action="store_true", help="print an environment file with all settings instead")
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
     _key_file(parser)
     parser.add_argument("path", metavar="PATH", help="the endpoint, such as /v1/chat/completions")
-    parser.add_argument("body", metavar="BODY|@FILE", nargs="?", default="{}", help="the request's own body")
-    parser.add_argument("--content-type", default="application/json", help="of the body")
+    parser.add_argument("body", metavar="BODY|@FILE", nargs="?", default="{}", help="the body of the request")
+    parser.add_argument("--content-type", default="application/json", help="content type of the body")
     parser.add_argument("--edge-only", action="store_true", help="as with the header x-gateway-locality: edge-only")
-    parser.add_argument("--json", action="store_true", help="the admin listener's answer as it is")
+    parser.add_argument("--json", action="store_true", help="print the response of the admin listener as JSON")
 
 
 def _plugins_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    listing = actions.add_parser("list", help="each plugin: where it is from, what it serves, its state, or why not")
+    listing = actions.add_parser("list", help="list plugins and backends with version, state and served names")
     _env_file(listing)
     _key_file(listing)
-    listing.add_argument("--json", action="store_true", help="as a JSON array, one object for each row")
+    listing.add_argument("--json", action="store_true", help="print a JSON array with one object per row")
     listing.set_defaults(action=partial(_plugins, "list_plugins"))
-    new = actions.add_parser("new", help="make a plugin of your own: one module, its tests, its packaging")
-    new.add_argument("name", metavar="NAME", help="small letters, digits, hyphens; the task it serves is called so too")
-    new.add_argument("--into", type=Path, metavar="DIR", default=Path(), help="where its folder is made (here)")
+    new = actions.add_parser("new", help="create a plugin: a module, its tests and its packaging")
+    new.add_argument("name", metavar="NAME", help="lower-case letters, digits, hyphens; also the name of its task")
+    new.add_argument("--into", type=Path, metavar="DIR", default=Path(), help="parent of the new folder (here)")
     new.set_defaults(action=partial(_plugins, "new_plugin"))
-    test = actions.add_parser("test", help="check that a plugin keeps every promise of a backend, and what to fix")
+    test = actions.add_parser("test", help="check a plugin against the promises of the backend interface; print fixes")
     test.add_argument("name", metavar="NAME", help="an installed plugin, or package.module:attribute")
     test.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, such as URL=http://…")
     test.add_argument(
-        "--task", action="append", default=[], metavar="NAME=JSON|@FILE", help="a request that it should answer"
+        "--task", action="append", default=[], metavar="NAME=JSON|@FILE", help="a request that the plugin must serve"
     )
     test.set_defaults(action=partial(_plugins, "test_plugin"))
 
 
 def _keys_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
-    parser.add_argument("--file", type=Path, metavar="PATH", help="the keys file; else GATEWAY_KEYS_FILE names it")
+    parser.add_argument("--file", type=Path, metavar="PATH", help="the keys file; default: GATEWAY_KEYS_FILE")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    create = actions.add_parser("create", help="make a key; its secret is printed once")
+    create = actions.add_parser("create", help="create a key; its secret is printed once")
     create.set_defaults(action=_keys_create)
     _new_key_arguments(create)
-    actions.add_parser("list", help="each key and what it allows").set_defaults(action=_keys_list)
-    revoke = actions.add_parser("revoke", help="take a key out of the file")
+    actions.add_parser("list", help="list the keys with their rules").set_defaults(action=_keys_list)
+    revoke = actions.add_parser("revoke", help="remove a key from the file")
     revoke.add_argument("id", metavar="NAME")
     revoke.set_defaults(action=_keys_revoke)
 
@@ -376,36 +349,36 @@ def _keys_arguments(parser: argparse.ArgumentParser) -> None:
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     _env_file(parser)
     _key_file(parser)
-    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def _new_key_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", metavar="NAME", help="who it is for: letters, digits, hyphens")
-    parser.add_argument("--models", metavar="A,B", help="models it may ask for; a `*` at the end for any rest")
-    parser.add_argument("--tasks", metavar="A,B", help="tasks it may ask for")
-    parser.add_argument("--requests-per-minute", type=float, metavar="N", help="how often it may ask")
-    parser.add_argument("--burst", type=int, metavar="N", help="requests that may come at once (10, or a minute's)")
-    parser.add_argument("--concurrency", type=int, metavar="N", help="requests it may have open at once")
-    parser.add_argument("--max-body-bytes", type=int, metavar="N", help="the largest body it may send")
+    parser.add_argument("id", metavar="NAME", help="name of the key: letters, digits, hyphens")
+    parser.add_argument("--models", metavar="A,B", help="allowed models, with `*` at the end for any rest")
+    parser.add_argument("--tasks", metavar="A,B", help="allowed tasks, with `*` at the end for any rest")
+    parser.add_argument("--requests-per-minute", type=float, metavar="N", help="maximum rate of requests")
+    parser.add_argument("--burst", type=int, metavar="N", help="maximum requests at once (10, at most a minute's)")
+    parser.add_argument("--concurrency", type=int, metavar="N", help="maximum requests in progress")
+    parser.add_argument("--max-body-bytes", type=int, metavar="N", help="maximum size of a request body")
     parser.add_argument("--expires", metavar="90d|DATE", help="days from now, or an RFC 3339 date or time")
-    parser.add_argument("--edge-only", action="store_true", help="what it asks for never leaves the site")
-    parser.add_argument("--admin", action="store_true", help="may read an admin listener that others can reach")
-    parser.add_argument("--certificate", metavar="NAME", help="a client certificate of this name is as good as the key")
+    parser.add_argument("--edge-only", action="store_true", help="requests are served on the site only")
+    parser.add_argument("--admin", action="store_true", help="allow access to the admin listener from other machines")
+    parser.add_argument("--certificate", metavar="NAME", help="a client certificate of this name counts as the key")
 
 
 def _version_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="as a JSON object, with the Python it runs on")
+    parser.add_argument("--json", action="store_true", help="print a JSON object that includes the Python version")
 
 
 COMMANDS: tuple[Command, ...] = (
     Command("serve", "run the gateway", _serve, _env_file),
-    Command("demo", "show the gateway at work, with nothing configured", _demo, takes_rest=True),
-    Command("check", "name every problem of the configuration, with a fix", _check, _env_file),
-    Command("config", "print the effective settings and where each came from", _config, _config_arguments),
-    Command("explain", "what a running gateway would decide for a request, and why", _explain, _explain_arguments),
-    Command("doctor", "look at everything the gateway depends on here, with advice", _doctor, _doctor_arguments),
-    Command("keys", "make, list and revoke API keys", _keys, _keys_arguments),
-    Command("plugins", "list, make and test plugins", lambda args: int(args.action(args)), _plugins_arguments),
+    Command("demo", "run a demonstration that needs no configuration", _demo, takes_rest=True),
+    Command("check", "report every problem of the configuration, with a fix", _check, _env_file),
+    Command("config", "print the effective settings with their origins", _config, _config_arguments),
+    Command("explain", "print a running gateway's decision for a request, and why", _explain, _explain_arguments),
+    Command("doctor", "check host, certificates, backends and broker, with advice", _doctor, _doctor_arguments),
+    Command("keys", "create, list and revoke API keys", _keys, _keys_arguments),
+    Command("plugins", "list, create and test plugins", lambda args: int(args.action(args)), _plugins_arguments),
     Command("version", "print the version", _version, _version_arguments),
 )
 

@@ -1,1 +1,1 @@
-"""Where plugins are made, tried and listed: `edge-gateway plugins new`, `plugins test`, `plugins list`."""
+"""The larger commands of `edge-gateway`: doctor, explain, keys, and plugins list, new and test."""

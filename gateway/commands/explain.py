@@ -1,70 +1,54 @@
-"""Asks the running gateway: what it would decide for a request (shown as a table), and how it is."""
+"""`edge-gateway explain`: asks the running gateway which backend it would choose for a request, and prints why."""
 
 from __future__ import annotations
 
-import http.client
+import argparse
 import json
-import socket
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from gateway.settings import Listener, UnixListener
+from gateway.commands.admin_client import authorization_from, post_explain
+from gateway.settings import Loaded
 
-TIMEOUT_S = 10.0
-HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # who is bound to every address is asked on this host
+OK, FAILED = 0, 1
 COLUMNS = ("wait_s", "upload_s", "service_s", "p95_s", "t_s", "j", "usd", "joule", "samples")
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(self._path)
-
-
-def key_in(file: Path | None) -> dict[str, str]:
-    """The header that shows the API key in a file; none without a file. Raises OSError where it cannot be read."""
-    return {} if file is None else {"Authorization": f"Bearer {file.read_text().strip()}"}
-
-
-def ask(admin: Listener, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
-    """POST /explain on the admin listener. Raises OSError where no gateway answers."""
-    return _fetch(admin, "POST", f"/explain?path={quote(path)}", body, headers)
-
-
-def status(admin: Listener, headers: Mapping[str, str]) -> dict[str, Any] | None:
-    """GET /status on the admin listener; None where it is not told to us. Raises OSError where no gateway answers."""
-    code, answer = _fetch(admin, "GET", "/status", b"", headers)
-    return answer if code == 200 else None
-
-
-def _fetch(admin: Listener, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, Any]:
-    connection = (
-        _UnixConnection(admin.path)
-        if isinstance(admin, UnixListener)
-        else http.client.HTTPConnection(HERE.get(admin.host, admin.host), admin.port, timeout=TIMEOUT_S)
-    )
+def run(loaded: Loaded, args: argparse.Namespace) -> int:
+    """Print the decision as a table, or as JSON; return the exit status."""
+    headers = {"Content-Type": args.content_type}
+    if args.edge_only:
+        headers["x-gateway-locality"] = "edge-only"
+    admin = loaded.settings.admin_listen
     try:
-        connection.request(method, target, body, dict(headers))
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    except (http.client.HTTPException, ValueError) as exc:
-        raise OSError(f"who answers there is no gateway: {exc!r}") from exc
-    finally:
-        connection.close()
+        body = Path(args.body[1:]).read_bytes() if args.body.startswith("@") else args.body.encode()
+        headers |= authorization_from(args.key_file)
+    except OSError as exc:
+        return _fail(str(exc))
+    try:
+        status, explanation = post_explain(admin, args.path, body, headers)
+    except OSError as exc:
+        return _fail(f"cannot reach the admin listener {admin}: {exc}; is the gateway running?")
+    if status in (401, 403):
+        return _fail(f"{admin} refused access: {explanation['error']['message']}; name a key with --key-file")
+    if status != 200:
+        return _fail(f"the request would be refused: {explanation['error']['message']}")
+    print(json.dumps(explanation) if args.json else "\n".join(table(explanation)))
+    return OK
 
 
-def table(explained: dict[str, Any]) -> Iterator[str]:
-    """The explanation, line by line: the sentence, then one row for each backend, best first."""
-    yield explained["why"]
-    candidates = explained["candidates"]
-    order = [*explained["order"], *(name for name in candidates if name not in explained["order"])]
+def _fail(message: str) -> int:
+    print(f"edge-gateway: {message}", file=sys.stderr)
+    return FAILED
+
+
+def table(explanation: dict[str, Any]) -> Iterator[str]:
+    """The explanation as lines of text: the reason, then one row for each backend, best first."""
+    yield explanation["why"]
+    candidates = explanation["candidates"]
+    order = [*explanation["order"], *(name for name in candidates if name not in explanation["order"])]
     width = max(map(len, order), default=7)
     yield f"{'backend':{width}}  {'site':6}  " + "  ".join(f"{column:>9}" for column in COLUMNS)
     for name in order:

@@ -1,4 +1,4 @@
-"""`edge-gateway keys`: makes, shows and revokes API keys in the keys file. A secret is printed once, kept nowhere."""
+"""`edge-gateway keys`: creates, lists and revokes API keys of the keys file. A secret is printed once, not stored."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _DAYS = re.compile(r"([0-9]{1,5})d")
 
 
 def create(path: Path, args: argparse.Namespace) -> str:
-    """A new key in the file, which is made if need be; the key as a client sends it. Raises KeysInvalid."""
+    """Add a key to the file, creating the file if necessary; return the key as clients send it. Raises KeysInvalid."""
     if not ID.fullmatch(args.id):
-        raise KeysInvalid(f"{args.id!r} cannot be a key's name: one to forty letters, digits and hyphens")
+        raise KeysInvalid(f"{args.id!r} cannot be a key's name: use one to forty letters, digits and hyphens")
     secret = new_secret()
     key = _key(secret, args)
     with changing_keys(path, may_be_new=True) as keys:
         if args.id in keys:
-            raise KeysInvalid(f"there is a key {args.id} already; revoke it first, or use another name")
+            raise KeysInvalid(f"the key {args.id} exists already; revoke it first, or use another name")
         if args.certificate is not None and args.certificate in {key.certificate for key in keys.values()}:
-            raise KeysInvalid(f"another key has the certificate {args.certificate!r} already")
+            raise KeysInvalid(f"another key has the certificate {args.certificate!r}; use another name")
         keys[args.id] = key
     return f"egw_{args.id}_{secret}"
 
 
 def _default_burst(requests_per_minute: float | None) -> int:
-    """How many may come at once where nobody said so: ten, but no more than a whole minute's."""
+    """The burst without --burst: ten requests, but at most the requests of one minute."""
     return 10 if requests_per_minute is None else max(1, min(10, int(requests_per_minute)))
 
 
@@ -40,7 +40,7 @@ def _key(secret: str, args: argparse.Namespace) -> Key:
     now = datetime.now(UTC).replace(microsecond=0)
     for name in ("requests_per_minute", "burst", "concurrency", "max_body_bytes"):
         if (value := getattr(args, name)) is not None and not 0 < value < math.inf:
-            raise KeysInvalid(f"--{name.replace('_', '-')} must be a number more than 0")
+            raise KeysInvalid(f"--{name.replace('_', '-')} must be greater than 0")
     return Key(
         sha256=hash_of(secret),
         models=_names(args.models),
@@ -63,14 +63,14 @@ def _names(text: str | None) -> Names | None:
 
 def _certificate(name: str | None) -> str | None:
     if name is not None and (name.strip() in ("", "*") or name != name.strip()):
-        raise KeysInvalid(f"--certificate {name!r} is no certificate's name; no `*` stands for others here")
+        raise KeysInvalid(f"--certificate {name!r} is not a certificate's name; write the whole name, without `*`")
     return None if name is None else _plain("--certificate", name)
 
 
-def _plain(what: str, text: str) -> str:
-    """Raises KeysInvalid for what is no text: bytes of another encoding, control characters."""
+def _plain(subject: str, text: str) -> str:
+    """Return the text. Raises KeysInvalid if it contains control characters or bytes of another encoding."""
     if not text.isprintable():
-        raise KeysInvalid(f"{what} holds control characters, or is not UTF-8: {text[:80]!a}")
+        raise KeysInvalid(f"{subject} contains control characters, or is not UTF-8: {text[:80]!a}")
     return text
 
 
@@ -87,20 +87,20 @@ def _expiry(text: str | None, now: datetime) -> datetime | None:
 
 
 def revoke(path: Path, name: str) -> bool:
-    """Take a key out of the file; whether it was the last that may use its `admin`.
+    """Remove a key from the file; return whether it was the last valid key with `admin`.
 
-    Raises KeysInvalid where it is not in it.
+    Raises KeysInvalid if the file does not have the key.
     """
     with changing_keys(path) as keys:
         if name not in keys:
-            raise KeysInvalid(f"there is no key {name!r} in {path}")
-        gone = keys.pop(name)
+            raise KeysInvalid(f"{path} has no key {name!r}")
+        revoked = keys.pop(name)
         now_s = time.time()
-        return may_administer([gone], now_s) and not may_administer(keys.values(), now_s)
+        return may_administer([revoked], now_s) and not may_administer(keys.values(), now_s)
 
 
 def listing(keys: Mapping[str, Key]) -> Iterator[str]:
-    """One line for each key: what it allows. No hashes."""
+    """One line for each key, with its rules and without its hash."""
     for name, key in keys.items():
         yield f"{name}: {', '.join(_rules(key)) or 'everything'}"
 

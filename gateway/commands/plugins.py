@@ -1,4 +1,4 @@
-"""The commands `edge-gateway plugins list|new|test`: what they print, and their exit codes."""
+"""The commands `edge-gateway plugins list|new|test`: their output and exit codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gateway.commands.explain import key_in, status
+from gateway.commands.admin_client import authorization_from, get_status
 from gateway.commands.plugins_list import rows, table
 from gateway.commands.plugins_new import NameInvalid, check_name, create
 from gateway.commands.plugins_test import configured, report, requests
@@ -23,64 +23,67 @@ FAILED = 1
 
 
 def list_plugins(args: argparse.Namespace) -> int:
-    """One row for each backend, and for each plugin that none is made of."""
+    """Print a row for each backend, and for each plugin without a backend."""
     backends, admin = _configured(args.env_file)
     try:
-        told, whose = _status_of(admin, key_in(args.key_file))
+        status, source = _status_of(admin, authorization_from(args.key_file))
     except OSError as exc:
         return _fail(f"--key-file {args.key_file}: {(exc.strerror or str(exc)).lower()}")
-    found = list(rows(backends, told))
+    found = list(rows(backends, status))
     if args.json:
         print(json.dumps([row.as_json() for row in found], indent=1))
     else:
         print("\n".join(table(found)))
-        print(whose, file=sys.stderr)
+        print(source, file=sys.stderr)
     return os.EX_OK
 
 
 def _configured(env_file: Path | None) -> tuple[Mapping[str, BackendConfig], Listener]:
-    """What this environment enables, and where its gateway is asked. What is wrong with it `check` tells, not we."""
+    """The backends of this environment, and the admin listener of its gateway.
+
+    Problems of the configuration are not reported here: that is the task of `check`.
+    """
     try:
         loaded = load(os.environ, env_file)
         return loaded.backends, loaded.settings.admin_listen
     except SettingsError:
-        said = os.environ.get(f"{PREFIX}ADMIN_LISTEN")
+        admin_listen = os.environ.get(f"{PREFIX}ADMIN_LISTEN")
     try:
-        return {}, Settings.model_validate({"admin_listen": said} if said else {}).admin_listen
+        return {}, Settings.model_validate({"admin_listen": admin_listen} if admin_listen else {}).admin_listen
     except ValueError:
         return {}, Settings.model_validate({}).admin_listen
 
 
 def _status_of(admin: Listener, key: Mapping[str, str]) -> tuple[Mapping[str, Any] | None, str]:
-    """What the running gateway says of itself, and a line that says whether it was asked."""
+    """The running gateway's status, if available, and a line that names the source of the states."""
     try:
-        told = status(admin, key)
+        status = get_status(admin, key)
     except OSError:
-        return None, f"no gateway answers at {admin}: the states are what this environment enables"
-    if told is None:
-        return None, f"the gateway at {admin} tells keys with `admin` only: name one with --key-file"
-    return told, f"the states are what the gateway at {admin} says"
+        return None, f"no gateway answers at {admin}: the states are those of this environment"
+    if status is None:
+        return None, f"the gateway at {admin} requires a key with `admin`: name one with --key-file"
+    return status, f"the states are those of the gateway at {admin}"
 
 
 def new_plugin(args: argparse.Namespace) -> int:
-    """The files that were written, and what to do next."""
+    """Write a new plugin; print its files and the next step."""
     try:
-        made = create(check_name(args.name, installed()), args.into)
+        plugin = create(check_name(args.name, installed()), args.into)
     except NameInvalid as exc:
         return _fail(str(exc))
     except FileExistsError as exc:
         return _fail(f"{exc.filename} exists already; nothing was written")
     except OSError as exc:
         return _fail(str(exc))
-    for file in made.files:
+    for file in plugin.files:
         print(file)
-    print(f"next: cd {made.folder} && edge-gateway plugins test {made.entry}", file=sys.stderr)
+    print(f"next: cd {plugin.folder} && edge-gateway plugins test {plugin.entry}", file=sys.stderr)
     return os.EX_OK
 
 
 def test_plugin(args: argparse.Namespace) -> int:
-    """Each check as it is done, with what to fix."""
-    sys.path.insert(0, os.getcwd())  # a plugin that is being written is tried where it lies
+    """Check a plugin; print each check with its fix."""
+    sys.path.insert(0, os.getcwd())  # a plugin under development is imported from the working directory
     try:
         config, tasks = configured(args.name, args.set, os.environ), requests(args.task)
     except SettingsError as exc:
@@ -89,17 +92,17 @@ def test_plugin(args: argparse.Namespace) -> int:
         return os.EX_CONFIG
     except (ValueError, OSError) as exc:
         return _fail(str(exc))
-    return _fail(config.broken) if config.broken else asyncio.run(_try(config, tasks))
+    return _fail(config.broken) if config.broken else asyncio.run(_run_checks(config, tasks))
 
 
-async def _try(config: BackendConfig, tasks: Mapping[str, Any] | None) -> int:
-    was_broken = False
-    async for line, is_broken in report(config, tasks):
+async def _run_checks(config: BackendConfig, tasks: Mapping[str, Any] | None) -> int:
+    has_failed = False
+    async for line, is_failure in report(config, tasks):
         print(line, flush=True)
-        was_broken = was_broken or is_broken
-    return FAILED if was_broken else os.EX_OK
+        has_failed = has_failed or is_failure
+    return FAILED if has_failed else os.EX_OK
 
 
-def _fail(why: str) -> int:
-    print(f"edge-gateway: {why}", file=sys.stderr)
+def _fail(message: str) -> int:
+    print(f"edge-gateway: {message}", file=sys.stderr)
     return FAILED

@@ -1,7 +1,7 @@
-"""What plugins there are: installed, enabled, serving, or why not.
+"""Lists plugins and their backends with version, state and served names, or the error.
 
-Three are asked, and each may be silent: what is installed here, what the environment enables, and the gateway that
-runs, whose word on state and names counts.
+There are three sources, and each may be empty: the installed plugins, the backends that the environment enables, and
+the status of the running gateway, which takes precedence for states and names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginRow:
-    """A plugin, or one backend made of it. state: `off`, `enabled`, `broken`, or what the running gateway says."""
+    """A plugin, or one of its backends. state: `off`, `enabled`, `broken`, or the state in the running gateway."""
 
     plugin: str
     version: str = "-"
@@ -32,19 +32,19 @@ class PluginRow:
     why: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """It as a JSON object; None for what there is not."""
+        """The row as a JSON object; null for an empty cell."""
         return {key: None if value in ("-", "") else value for key, value in asdict(self).items()}
 
 
 def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None) -> Iterator[PluginRow]:
-    """Every plugin that is installed or enabled, by name; `status` is what the running gateway says, if one does."""
+    """The rows of all installed or enabled plugins, by name. status: of the running gateway, if available."""
     running: Mapping[str, Any] = (status or {}).get("backends", {})
     used = {name: config.plugin for name, config in backends.items()}
-    used |= {name: told["plugin"] for name, told in running.items()}
+    used |= {name: backend["plugin"] for name, backend in running.items()}
     points = installed()
     for plugin in sorted(points.keys() | set(used.values())):
         origin = _origin(points.get(plugin))
-        names = sorted(name for name, theirs in used.items() if theirs == plugin)
+        names = sorted(name for name, used_plugin in used.items() if used_plugin == plugin)
         for name in names:
             yield _backend_row(plugin, name, origin, backends.get(name), running.get(name))
         if not names:
@@ -52,7 +52,7 @@ def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None
 
 
 def table(found: Iterable[PluginRow]) -> Iterator[str]:
-    """The rows as lines of text, each reason below its row."""
+    """The rows as lines of text, each error below its row."""
     cells = [(row, [getattr(row, column) for column in COLUMNS]) for row in found]
     widths = [max(len(text) for text in column) for column in zip(COLUMNS, *(texts for _, texts in cells), strict=True)]
     yield _line([column.upper() for column in COLUMNS], widths)
@@ -73,16 +73,15 @@ def _origin(point: EntryPoint | None) -> dict[str, str]:
 
 
 def _backend_row(
-    plugin: str, name: str, origin: Mapping[str, str], config: BackendConfig | None, told: Mapping[str, Any] | None
+    plugin: str, name: str, origin: Mapping[str, str], config: BackendConfig | None, status: Mapping[str, Any] | None
 ) -> PluginRow:
-    if told is not None:
-        why = told["error"] or told["unwell"] or ""
-        serves = _names(told["models"], told["tasks"])
-        return PluginRow(plugin=plugin, backend=name, state=told["state"], serves=serves, why=why, **origin)
+    if status is not None:
+        error = status["error"] or status["unwell"] or ""
+        serves = _names(status["models"], status["tasks"])
+        return PluginRow(plugin=plugin, backend=name, state=status["state"], serves=serves, why=error, **origin)
     if config is None or config.cls is None or config.settings is None:
-        return PluginRow(
-            plugin=plugin, backend=name, state="broken", why=config.broken or "" if config else "", **origin
-        )
+        error = config.broken or "" if config else ""
+        return PluginRow(plugin=plugin, backend=name, state="broken", why=error, **origin)
     serves = _serves(config.cls, config.settings.model_dump(exclude_unset=True))
     return PluginRow(plugin=plugin, backend=name, state="enabled", serves=serves, **origin)
 
@@ -96,18 +95,18 @@ def _unused_row(plugin: str, origin: Mapping[str, str]) -> PluginRow:
 
 
 def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
-    """What it says before it is started; the class alone is asked where settings are missing."""
+    """The names that a backend serves, before it is opened; those of the class if settings are missing."""
     try:
-        asked = cls(cls.Settings.model_validate(settings), KitServices("listed", hand_back))
-        return _names(asked.models, asked.tasks)
+        backend = cls(cls.Settings.model_validate(settings), KitServices("listed", hand_back))
+        return _names(backend.models, backend.tasks)
     except Exception:
         return _names(cls.models, cls.tasks)
 
 
 def _names(models: Any, tasks: Any) -> str:
     parts = [
-        f"{what} {', '.join(names_of(names))}" if names is not None else f"{what} known once it runs"
-        for what, names in (("models", models), ("tasks", tasks))
+        f"{kind} {', '.join(names_of(names))}" if names is not None else f"{kind} known once it runs"
+        for kind, names in (("models", models), ("tasks", tasks))
         if names is None or names_of(names)
     ]
     return "; ".join(parts) or "-"

@@ -1,6 +1,6 @@
-"""Makes a plugin's distribution out of template/, in which the plugin is called `sample`, and its class `Sample`.
+"""Creates a plugin's distribution from template/, in which the plugin is named `sample` and its class `Sample`.
 
-Nothing that exists is ever written over: the folder is new, or there is none.
+Existing files are never overwritten: the folder must not exist.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import NamedTuple
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 MAX_CHARS = 40
-_SUFFIX = ".in"  # so that no tool takes the template itself for a module or a project
+_SUFFIX = ".in"  # so that tools do not treat the template as a module or a project
 
 
 class NameInvalid(ValueError):
-    """This cannot be a plugin's name; the message says why."""
+    """The name is not valid for a plugin; the message gives the reason."""
 
 
 def check_name(name: str, taken: Collection[str]) -> str:
-    """`name`, if a new plugin can be called so: `taken` are those that are installed. Raises NameInvalid."""
+    """Return `name` if it is valid for a new plugin. taken: the installed plugins. Raises NameInvalid."""
     if not _NAME.fullmatch(name) or len(name) > MAX_CHARS:
         raise NameInvalid(
-            f"{name!r} cannot be a plugin's name: small letters, digits and single hyphens, a letter first, "
-            f"at most {MAX_CHARS}, such as `ocr` or `door-bell`"
+            f"{name!r} cannot be a plugin's name: use at most {MAX_CHARS} lower-case letters, digits and single "
+            "hyphens, a letter first, such as `ocr` or `door-bell`"
         )
     if keyword.iskeyword(name) or name in ("auto", "none", "sample"):
         raise NameInvalid(f"{name!r} is reserved; take another name")
@@ -37,7 +37,7 @@ def check_name(name: str, taken: Collection[str]) -> str:
 
 
 class CreatedPlugin(NamedTuple):
-    """A plugin's folder, its entry point, and its files."""
+    """A new plugin's folder, entry point and files."""
 
     folder: Path
     entry: str
@@ -45,7 +45,7 @@ class CreatedPlugin(NamedTuple):
 
 
 def create(name: str, into: Path) -> CreatedPlugin:
-    """Write a plugin called `name` to the new folder `into`/gateway-NAME. Raises FileExistsError where it exists."""
+    """Write a plugin to the new folder `into`/gateway-NAME. Raises FileExistsError if the folder exists."""
     folder = into / _with_names("gateway-sample", name)
     folder.mkdir(parents=True)
     written = []
@@ -59,7 +59,7 @@ def create(name: str, into: Path) -> CreatedPlugin:
 
 
 def render_files(name: str) -> Iterator[tuple[str, str]]:
-    """Each file of the plugin: where it stands, and what is in it."""
+    """Each file of the plugin: path and content."""
     for path, text in sorted(_template(files(__package__) / "template", "")):
         yield _with_names(path.removesuffix(_SUFFIX), name), _with_names(text, name)
 
@@ -73,7 +73,7 @@ def _template(folder: Traversable, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _with_names(text: str, name: str) -> str:
-    """The template's text with the plugin's own names; its distribution is spelt with hyphens, its module without."""
+    """Replace the template's names by the plugin's; the distribution has hyphens, the module underscores."""
     module = name.replace("-", "_")
     names = {
         "gateway-sample": f"gateway-{name.replace('_', '-')}",

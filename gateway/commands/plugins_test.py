@@ -1,4 +1,4 @@
-"""Puts one plugin on the bench, with settings as an operator would give them, and says what to fix."""
+"""Checks one plugin, configured as an operator would, and reports failed checks with their fixes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WIDTH = max(map(len, CHECKS))
 
 
 def configured(plugin: str, assignments: Iterable[str], environ: Mapping[str, str]) -> BackendConfig:
-    """The plugin's class and settings: those of the backend the environment makes of it, and `KEY=VALUE` over them.
+    """The plugin's class and settings: those of its backend in the environment, overridden by `KEY=VALUE` assignments.
 
-    Where there is none, only variables of the backend of the plugin's own name count. Raises SettingsError, and
-    ValueError for what is no assignment.
+    Without such a backend, only the variables of a backend with the plugin's name apply. Raises SettingsError, and
+    ValueError if an assignment is invalid.
     """
     name = _enabled_as(plugin, environ)
     if name is None:
@@ -47,7 +47,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def requests(assignments: Iterable[str]) -> dict[str, Any] | None:
-    """`NAME=JSON` or `NAME=@FILE` as bodies by name; None where there are none. Raises ValueError, OSError."""
+    """Parse `NAME=JSON` or `NAME=@FILE` to bodies by name; None without any. Raises ValueError, OSError."""
     found = {}
     for name, text in map(_pair, assignments):
         try:
@@ -58,14 +58,14 @@ def requests(assignments: Iterable[str]) -> dict[str, Any] | None:
 
 
 async def report(config: BackendConfig, tasks: Mapping[str, Any] | None) -> AsyncIterator[tuple[str, bool]]:
-    """Each line to print, and whether it is about a promise that was broken."""
+    """Run the checks; yield each line to print, and whether it reports a failed check."""
     assert config.cls is not None
-    kept = told = 0
+    passed = total = 0
     async for outcome in examine(config.cls, config.settings, tasks):
-        told += outcome.state != "skipped"
-        kept += outcome.state == "kept"
+        total += outcome.state != "skipped"
+        passed += outcome.state == "kept"
         yield _line(outcome), outcome.state == "broken"
-    yield f"{kept} of {told} promises kept", False
+    yield f"{passed} of {total} promises kept", False
 
 
 def _line(outcome: Outcome) -> str:

@@ -1,8 +1,8 @@
-"""Runs `edge-gateway serve` as a child, with an environment of its own, and lets it outlive nobody.
+"""Runs `edge-gateway serve` as a child process with its own environment, which ends with the demo.
 
-A child is in a process group of its own: Ctrl-C on the terminal reaches the demo alone, which then stops its
-children in order, and whatever they leave behind is in that group. When the demo is killed, the kernel
-kills them (PR_SET_PDEATHSIG), and their workers go when the other end of their socket does.
+Each child has its own process group: Ctrl-C on the terminal reaches only the demo, which then stops the children in
+order and kills the remaining processes of each group. If the demo is killed, the kernel kills the children
+(PR_SET_PDEATHSIG), and their workers end when their socket closes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ READY_WITHIN_S = 20.0
 STOPS_WITHIN_S = 5.0
 _POLL_S = 0.05
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-# What the console script does; works from a checkout, where the script need not be on the path.
+# Equivalent to the console script, which may not be on the path in a checkout.
 _SERVE = [sys.executable, "-P", "-c", "import sys; from gateway.cli import main; sys.exit(main())", "serve"]
-# Whoever started the demo may be a gateway's unit or a systemd service; none of that is meant for the children.
+# The demo may run inside a systemd service, even a gateway's; the children must not inherit that service's variables.
 _NOT_INHERITED = ("GATEWAY_", "LISTEN_")
 _NOT_INHERITED_NAMES = frozenset(
     {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "CREDENTIALS_DIRECTORY", "STATE_DIRECTORY"}
@@ -35,11 +35,11 @@ _NOT_INHERITED_NAMES = frozenset(
 
 
 class ChildFailed(Exception):
-    """A child did not start, or stopped by itself; the message holds the end of its log."""
+    """A child did not start, or stopped by itself; the message contains the end of its log."""
 
 
 class ChildGateway:
-    """One running gateway. `env` is all of its configuration; its standard error goes to `log_path`."""
+    """A running gateway. `env` is its whole configuration; its standard error is written to `log_path`."""
 
     def __init__(self, name: str, env: Mapping[str, str], *, port: int, admin_port: int, folder: Path) -> None:
         self.name = name
@@ -78,12 +78,12 @@ class ChildGateway:
         await self._stop()
 
     async def watch(self) -> None:
-        """Return never; raise ChildFailed when it has stopped by itself."""
+        """Never return; raise ChildFailed when the child stops by itself."""
         status = await self._process.wait()
         raise self._failure(f"stopped by itself with status {status}")
 
     def log_tail(self, lines: int = 15, width: int = 400) -> str:
-        """The last lines of its log, the long ones cut."""
+        """The last lines of the log, each truncated to `width`."""
         text = self.log_path.read_text(errors="replace")
         return "\n".join(line[:width] for line in text.splitlines()[-lines:])
 
@@ -97,8 +97,8 @@ class ChildGateway:
         except TimeoutError:
             raise self._failure(f"was not ready within {READY_WITHIN_S:g} s") from None
 
-    def _failure(self, what: str) -> ChildFailed:
-        return ChildFailed(f"the {self.name} gateway {what}; the end of {self.log_path}:\n{self.log_tail()}")
+    def _failure(self, reason: str) -> ChildFailed:
+        return ChildFailed(f"the {self.name} gateway {reason}; the end of {self.log_path}:\n{self.log_tail()}")
 
     async def _stop(self) -> None:
         if self._process.returncode is None:
@@ -129,7 +129,7 @@ def _inheritable(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def die_with_parent() -> Callable[[], None]:
-    """A `preexec_fn`: the new process is killed when this one is gone, even if it is gone already."""
+    """A `preexec_fn` that has the kernel kill the new process when this one ends, even if it has ended already."""
     prctl, parent = ctypes.CDLL(None, use_errno=True).prctl, os.getpid()  # looked up before the fork
 
     def between_fork_and_exec() -> None:
@@ -144,10 +144,10 @@ def die_with_parent() -> Callable[[], None]:
 
 
 def choose_ports(preferred: int, count: int = 2) -> list[int]:
-    """`preferred` and those after it when all are free, else any free ones."""
+    """`preferred` and the ports after it if all are free, else any free ports."""
     if preferred and all(_is_free(preferred + n) for n in range(count)):
         return [preferred + n for n in range(count)]
-    with contextlib.ExitStack() as held:  # all at once, so that they differ
+    with contextlib.ExitStack() as held:  # all open at once, so that the ports differ
         return [held.enter_context(contextlib.closing(_listening(0))).getsockname()[1] for _ in range(count)]
 
 

@@ -1,4 +1,4 @@
-"""What may be typed while the demo runs: each command changes the link, and says what it is like now."""
+"""Commands that can be typed while the demo runs: each changes the emulated link and prints its state."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from collections.abc import AsyncIterator
 from gateway.demo.emulated_link import EmulatedLink
 
 HELP = """\
-  delay MS    round trip over the link        rate MBIT   each way; 0 is unlimited
-  down, up    cut the link, join it again     stall, go   hold everything back, go on
-  quit        end the demo (so does Ctrl-C)"""
+  delay MS    round trip over the link        rate MBIT   each direction; 0 is unlimited
+  down, up    cut the link, restore it        stall, go   stop all delivery, continue
+  quit        end the demo (as Ctrl-C does)"""
 
 
 class UnknownCommand(Exception):
-    """The line is no command; the message says which there are."""
+    """The line is not a command; the message lists the commands."""
 
 
 async def execute(link: EmulatedLink, line: str) -> bool:
-    """Do what `line` says; False when it says to quit. Raises NotUnderstood."""
+    """Execute a command line; False for `quit`. Raises UnknownCommand."""
     match line.split():
         case []:
             pass
@@ -40,12 +40,12 @@ async def execute(link: EmulatedLink, line: str) -> bool:
         case ["go"]:
             link.resume()
         case _:
-            raise UnknownCommand(f"{line.strip()!r} is not understood; there are:\n{HELP}")
+            raise UnknownCommand(f"{line.strip()!r} is not a command; the commands are:\n{HELP}")
     return True
 
 
 def describe(link: EmulatedLink) -> str:
-    """What the link is like now."""
+    """The state of the link."""
     if link.is_down:
         return "link: down"
     rate = link.up.bytes_per_s
@@ -59,11 +59,11 @@ def _number(text: str) -> float:
     with contextlib.suppress(ValueError):
         if 0 <= (number := float(text)) <= 1e6:
             return number
-    raise UnknownCommand(f"{text!r} is no number from 0 to a million; there are:\n{HELP}")
+    raise UnknownCommand(f"{text!r} is not a number from 0 to 1000000; the commands are:\n{HELP}")
 
 
 async def execute_typed_commands(link: EmulatedLink) -> None:
-    """Obey the terminal until `quit` or end of input."""
+    """Execute commands from the terminal until `quit` or the end of input."""
     async for line in _typed_lines():
         try:
             if not await execute(link, line):
@@ -74,7 +74,7 @@ async def execute_typed_commands(link: EmulatedLink) -> None:
 
 
 async def _typed_lines() -> AsyncIterator[str]:
-    """Lines of standard input, which is a terminal: it hands over whole lines."""
+    """Lines of standard input, a terminal: each read returns whole lines."""
     loop, lines = asyncio.get_running_loop(), asyncio.Queue[str]()
     descriptor = sys.stdin.fileno()
     loop.add_reader(descriptor, lambda: lines.put_nowait(os.read(descriptor, 4096).decode(errors="replace")))

@@ -1,11 +1,11 @@
-"""An emulated link: a TCP proxy on loopback that delays, throttles, stalls or is down, and changes while it runs.
+"""An emulated link: a TCP proxy on loopback with a delay, a rate, stalls and outages that can change while it runs.
 
-Theory of operation: a chunk read from one end is given an instant of arrival, when the transmitter (which
-all connections share) would have sent it, plus the delay; it is delivered at that instant, in order. A new
-connection waits one further round trip, as TCP's handshake would, since the one with the proxy takes no time.
+Theory of operation: each chunk read from one end gets an arrival time, which is the time when the transmitter (shared
+by all connections) has sent it, plus the delay. The chunk is delivered at that time, in order. A new connection waits
+one further round trip, as for TCP's handshake, because the handshake with the proxy takes no time.
 
-What it does not show: packet loss, the kernel's own estimates (TCP_INFO sees loopback), and delays finer
-than the event loop's whole milliseconds. tests/support/netlink_emulator.py shows all of these, as root.
+Not emulated: packet loss, the kernel's own estimates (TCP_INFO sees loopback), and delays finer than the event loop's
+whole milliseconds. tests/support/netlink_emulator.py emulates all of these, as root.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ from types import TracebackType
 from typing import Self
 
 _CHUNK_BYTES = 16 * 1024
-_MAX_IN_FLIGHT_BYTES = 1 << 20  # per connection and direction; then the sender is held back
+_MAX_IN_FLIGHT_BYTES = 1 << 20  # per connection and direction; then reading from the sender pauses
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close sends a RST
 
 
 @dataclass(slots=True)
 class Direction:
-    """One way over the link. `delay_s` is one-way; `bytes_per_s` None is unlimited."""
+    """One direction of the link. `delay_s` is one-way; `bytes_per_s` None is unlimited."""
 
     delay_s: float = 0.0
     bytes_per_s: float | None = None
     _free_at: float = 0.0
 
     def arrival(self, now: float, size: int) -> float:
-        """When `size` bytes handed over now have arrived."""
+        """The arrival time of `size` bytes that are sent at `now`."""
         if self.bytes_per_s:
             now = self._free_at = max(now, self._free_at) + size / self.bytes_per_s
         return now + self.delay_s
 
 
 class EmulatedLink:
-    """Joins `127.0.0.1:port`, once entered, with `host:upstream_port`. `up` and `down` may be changed at any time."""
+    """Connects `127.0.0.1:port`, after entry, with `host:upstream_port`. `up` and `down` can change at any time."""
 
     def __init__(self, host: str, upstream_port: int) -> None:
         self.up, self.down = Direction(), Direction()
         self.is_down = False
         self.connections = 0
         self._upstream = (host, upstream_port)
-        self._moving = asyncio.Event()
-        self._moving.set()
+        self._may_deliver = asyncio.Event()
+        self._may_deliver.set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -68,11 +68,11 @@ class EmulatedLink:
         self._reserved.close()
 
     def set_rtt(self, rtt_s: float) -> None:
-        """Half of `rtt_s` each way, from the next chunk on."""
+        """Set half of `rtt_s` as delay of each direction, from the next chunk on."""
         self.up.delay_s = self.down.delay_s = rtt_s / 2
 
     def set_rate(self, bytes_per_s: float | None) -> None:
-        """The same rate each way; None is unlimited."""
+        """Set the rate of each direction; None is unlimited."""
         self.up.bytes_per_s = self.down.bytes_per_s = bytes_per_s
 
     def take_down(self) -> None:
@@ -92,16 +92,15 @@ class EmulatedLink:
 
     @property
     def is_stalled(self) -> bool:
-        """Whether everything is held back."""
-        return not self._moving.is_set()
+        return not self._may_deliver.is_set()
 
     def stall(self) -> None:
-        """Hold everything back; connections stay open, and nobody is told."""
-        self._moving.clear()
+        """Stop all delivery; connections stay open, and neither end is notified."""
+        self._may_deliver.clear()
 
     def resume(self) -> None:
-        """Deliver what was held back, and go on."""
-        self._moving.set()
+        """Deliver the delayed data, and continue."""
+        self._may_deliver.set()
 
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, sock=_bound(self.port))
@@ -113,26 +112,26 @@ class EmulatedLink:
         self._writers.add(writer)
         self.connections += 1
         try:
-            # A connection that was broken, or cut when the demo ends, is what a link is for: nothing to report.
+            # A connection that breaks, or is cut at the end of the demo, is expected and not reported.
             with contextlib.suppress(OSError, asyncio.CancelledError, BaseExceptionGroup):
-                await self._join(reader, writer)
+                await self._forward_both(reader, writer)
         finally:
             self._tasks.discard(task)
             self._writers.discard(writer)
             writer.close()
 
-    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_both(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(self.up.delay_s + self.down.delay_s)
         far_reader, far_writer = await asyncio.open_connection(*self._upstream)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._carry(reader, far_writer, self.up))
-                group.create_task(self._carry(far_reader, writer, self.down))
+                group.create_task(self._forward(reader, far_writer, self.up))
+                group.create_task(self._forward(far_reader, writer, self.down))
         finally:
             far_writer.close()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
-        """Carry one direction of one connection until its sender has finished."""
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
+        """Forward one direction of one connection until the sender closes it."""
         clock = asyncio.get_running_loop().time
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MAX_IN_FLIGHT_BYTES // _CHUNK_BYTES)
         delivery = asyncio.create_task(self._deliver(chunks, writer))
@@ -149,7 +148,7 @@ class EmulatedLink:
         while True:
             due, data = await chunks.get()
             await asyncio.sleep(due - clock())
-            await self._moving.wait()
+            await self._may_deliver.wait()
             if not data:
                 writer.write_eof()
                 return
@@ -158,7 +157,7 @@ class EmulatedLink:
 
 
 def _bound(port: int) -> socket.socket:
-    """A socket bound to a loopback port, which others of ours may be bound to as well while one of them listens."""
+    """A socket bound to a loopback port; several may be bound to the port while one of them listens."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))

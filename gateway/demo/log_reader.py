@@ -1,4 +1,4 @@
-"""Reads the gateway's own log lines back: for each request, what was predicted and where its time went."""
+"""Reads the gateway's log: for each request the predicted time and the measured terms."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import msgspec
 
-WRITTEN_WITHIN_S = 2.0  # the contract says 0.1; a busy machine may take longer, and that is no lost line
+WRITTEN_WITHIN_S = 2.0  # 0.1 is promised; a busy machine may take longer, and that does not count as a lost line
 _POLL_S = 0.02
 _MAX_SHOWN_TERMS = 3
 _MIN_SHOWN_RATIO = 0.02
 
 
 class LogReader:
-    """The lines of one log file in which requests and their parts are finished."""
+    """Finds the `request.finished` and `subtask.finished` lines of a log file."""
 
     def __init__(self, log_path: Path) -> None:
         self._log_path = log_path
@@ -26,28 +26,28 @@ class LogReader:
         self._sites: defaultdict[str, set[str]] = defaultdict(set)
 
     async def find(self, request_id: str) -> Mapping[str, Any] | None:
-        """The line of one request, which is about to be written; None where it is not."""
+        """The line of a request, waiting until it is written; None after WRITTEN_WITHIN_S."""
         for _ in range(round(WRITTEN_WITHIN_S / _POLL_S)):
-            self._read_on()
+            self._read_new_lines()
             if request_id in self._lines:
                 return self._lines[request_id]
             await asyncio.sleep(_POLL_S)
         return None
 
     def parts_served_at(self, request_id: str) -> set[str]:
-        """The sites that served parts of a request whose line was found; none where it was not divided."""
+        """The sites that served subtasks of a request after `find` has found its line; empty without subtasks."""
         return self._sites[request_id]
 
-    def _read_on(self) -> None:
+    def _read_new_lines(self) -> None:
         with self._log_path.open("rb") as log:
             log.seek(self._offset)
             for line in log:
                 if not line.endswith(b"\n"):
                     break
                 self._offset += len(line)
-                self._note(line)
+                self._record(line)
 
-    def _note(self, line: bytes) -> None:
+    def _record(self, line: bytes) -> None:
         try:
             event = msgspec.json.decode(line)
         except msgspec.DecodeError:
@@ -60,7 +60,7 @@ class LogReader:
 
 
 def largest_terms(line: Mapping[str, Any]) -> str:
-    """The largest terms of an account, with what no term covers counted as one."""
+    """The largest terms of a request, in milliseconds, as text; `other` is the time that belongs to no term."""
     spent = {
         key.removeprefix("t_").removesuffix("_ms"): value
         for key, value in line.items()

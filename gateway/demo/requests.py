@@ -1,4 +1,4 @@
-"""The demo's requests: each knows its curl line, how to be sent without curl, and the answer it must have."""
+"""The demo's requests: each with its curl command line, a way to send it without curl, and the expected response."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoResponse:
-    """What came back. `headers` are lower-cased; `text` is the whole body, also where it says what went wrong."""
+    """A response. `headers` have lower-case names; `text` is the body, also of an error."""
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict)
     text: str = ""
 
     @property
-    def where(self) -> str:
-        """Who answered, as `backend (site)`."""
+    def backend_and_site(self) -> str:
+        """The backend that served the request, as `backend (site)`."""
         return f"{self.headers.get('x-gateway-backend', '-')} ({self.headers.get('x-gateway-site', '-')})"
 
     @property
     def site(self) -> str:
-        """The site that answered, or nothing."""
+        """The site that served the request; empty if unknown."""
         return self.headers.get("x-gateway-site", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRequest:
-    """One request. expected: the answer's JSON, which may hold more; None where any 200 will do."""
+    """A request. expected: fields that the response's JSON must contain; None if status 200 suffices."""
 
     label: str
     path: str
@@ -55,7 +55,7 @@ class DemoRequest:
     site: str | None = None
 
     def curl(self, base: str) -> str:
-        """The line to type."""
+        """The curl command line of the request."""
         words = ["curl"]
         for name, value in self.headers.items():
             words += ["-H", f"{name}: {value}"]
@@ -68,7 +68,7 @@ class DemoRequest:
         return shlex.join([*words, f"{base}{self.path}"])
 
     async def send(self, session: aiohttp.ClientSession, base: str) -> DemoResponse:
-        """Send it without curl."""
+        """Send the request without curl."""
         method, data = ("GET", None) if self.body is None and self.file is None else ("POST", self._data())
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with session.request(
@@ -87,46 +87,46 @@ class DemoRequest:
         form.add_field("file", path.read_bytes(), filename=path.name, content_type="audio/wav")
         return form
 
-    def fault(self, answer: DemoResponse) -> str | None:
-        """What is wrong with the answer; None where nothing is."""
-        if answer.status != 200:
-            return f"status {answer.status}: {answer.text[:200]}"
-        if self.site is not None and answer.site != self.site:
-            return f"answered by {answer.where}, not at {self.site}"
+    def find_error(self, response: DemoResponse) -> str | None:
+        """The error of a response; None if the response is as expected."""
+        if response.status != 200:
+            return f"status {response.status}: {response.text[:200]}"
+        if self.site is not None and response.site != self.site:
+            return f"served by {response.backend_and_site}, not at {self.site}"
         if self.expected is None:
             return None
         try:
-            got = msgspec.json.decode(answer.text)
+            got = msgspec.json.decode(response.text)
         except msgspec.DecodeError:
-            return f"answer is no JSON: {answer.text[:200]!r}"
+            return f"the response is not JSON: {response.text[:200]!r}"
         is_right = isinstance(got, dict) and all(got.get(key) == value for key, value in self.expected.items())
-        return None if is_right else f"answered {answer.text[:200]}, not {dict(self.expected)}"
+        return None if is_right else f"the response is {response.text[:200]}, not {dict(self.expected)}"
 
 
 def add(**changes: Any) -> DemoRequest:
-    """The textbook's example."""
-    given: dict[str, Any] = {"label": "add", "body": {"a": 10, "b": 20}, "expected": {"result": 30}}
-    return DemoRequest(path="/v1/tasks/add", **{**given, **changes})
+    """The task `add`."""
+    fields: dict[str, Any] = {"label": "add", "body": {"a": 10, "b": 20}, "expected": {"result": 30}}
+    return DemoRequest(path="/v1/tasks/add", **{**fields, **changes})
 
 
 def transcribe(file: str, model: str = "auto", **changes: Any) -> DemoRequest:
-    """The recording, to be heard exactly."""
-    given: dict[str, Any] = {
+    """The transcription of a recording, which must return WORDS exactly."""
+    fields: dict[str, Any] = {
         "label": f"speech {model.partition('/')[0]}",
         "form": {"model": model},
         "expected": {"text": WORDS},
     }
-    return DemoRequest(path="/v1/audio/transcriptions", file=file, **{**given, **changes})
+    return DemoRequest(path="/v1/audio/transcriptions", file=file, **{**fields, **changes})
 
 
 def divide(**changes: Any) -> DemoRequest:
-    """Work that both sides share."""
-    given: dict[str, Any] = {"label": "primes", "body": {"items": PRIMES_BELOW}, "expected": {"result": PRIMES}}
-    return DemoRequest(path="/v1/tasks/primes_by_both", **{**given, **changes})
+    """A task that the hybrid backend divides between edge and cloud."""
+    fields: dict[str, Any] = {"label": "primes", "body": {"items": PRIMES_BELOW}, "expected": {"result": PRIMES}}
+    return DemoRequest(path="/v1/tasks/primes_by_both", **{**fields, **changes})
 
 
 def occupy(seconds: float = 1.0) -> DemoRequest:
-    """A slot of the edge, for a while."""
+    """A task that occupies a slot at the edge for this time."""
     edge_only = {"x-gateway-locality": "edge-only"}
     body, expected = {"seconds": seconds}, {"result": seconds}
     return DemoRequest(
@@ -135,7 +135,7 @@ def occupy(seconds: float = 1.0) -> DemoRequest:
 
 
 def data_requests(file: str) -> list[DemoRequest]:
-    """What to try first, on the data listener."""
+    """The example requests to the data listener."""
     return [
         add(),
         transcribe(file),
@@ -146,20 +146,19 @@ def data_requests(file: str) -> list[DemoRequest]:
 
 
 def admin_requests() -> list[DemoRequest]:
-    """What to look at, on the admin listener."""
+    """The example requests to the admin listener."""
     return [DemoRequest(label="status", path="/status"), DemoRequest(label="metrics", path="/metrics")]
 
 
-# ── curl itself ──────────────────────────────────────────────────────────────────────────────────
+# ── curl ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def has_curl() -> bool:
-    """Whether the lines can be run as they are printed."""
     return shutil.which("curl") is not None
 
 
 async def run_curl(line: str) -> DemoResponse:
-    """Run a curl line as it was printed, and take its answer apart. A status of 0 is a failure of curl's own."""
+    """Run a curl command line and parse its output. Status 0 means that curl failed; the text is its message."""
     with tempfile.TemporaryFile() as head:
         process = await asyncio.create_subprocess_exec(
             *shlex.split(line), "-sS", "-m", f"{TIMEOUT_S:g}", "-D", f"/dev/fd/{head.fileno()}",
@@ -179,7 +178,7 @@ async def run_curl(line: str) -> DemoResponse:
 
 
 def parse_response(head: str, text: str) -> DemoResponse:
-    """An answer from curl's header dump; of several heads (`100 Continue`) the last counts."""
+    """Parse curl's header dump and body; of several heads (`100 Continue`), the last counts."""
     lines = head.replace("\r\n", "\n").strip().split("\n\n")[-1].splitlines()
     pairs = (line.partition(":") for line in lines[1:])
     headers = {name.strip().lower(): value.strip() for name, _, value in pairs}

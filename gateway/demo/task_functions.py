@@ -1,4 +1,4 @@
-"""What the demo offers besides `add`: work that can be divided, and a task that does nothing but keep a slot busy."""
+"""Task functions of the demo besides `add`: a task that can be divided, and a task that only occupies a slot."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 
 
 def occupy(seconds: float) -> float:
-    """Hold a slot for `seconds`, and leave the processor to others."""
+    """Occupy a slot for `seconds` without using the processor."""
     time.sleep(seconds)
     return seconds
 
 
 def primes(items: list[int]) -> list[int]:
-    """How many primes there are below each item, counted the hard way."""
+    """The number of primes below each item, by trial division, which uses the processor for a while."""
     return [sum(map(_is_prime, range(2, limit))) for limit in items]
 
 

@@ -1,6 +1,6 @@
-"""The demo's scenery: a gateway at the edge, an emulated link, and a second gateway behind it that plays the cloud.
+"""The demo's processes: an edge gateway, an emulated link, and behind it a second gateway that acts as the cloud.
 
-Both gateways are real processes with real local compute; the link is in this one, so that it can be changed.
+Both gateways are separate processes that compute locally; the link runs in this process, so that it can be changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from gateway.demo.children import ChildGateway, choose_ports
 from gateway.demo.emulated_link import EmulatedLink
 
-EDGE_SLOTS = 2  # of `local`: enough to show, and quick to fill
+EDGE_SLOTS = 2  # of the backend `local`: few, so that two requests occupy it
 FIRST_RTT_S = 0.05
 DATA = Path(__file__).parent / "data"
 
@@ -29,7 +29,7 @@ _COMPUTE = {
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The demo while it runs."""
+    """The running gateways and the link."""
 
     edge: ChildGateway
     cloud: ChildGateway
@@ -37,18 +37,18 @@ class Topology:
 
     @property
     def base(self) -> str:
-        """Where requests go."""
+        """Address of the edge gateway's data listener."""
         return f"localhost:{self.edge.port}"
 
     @property
     def admin(self) -> str:
-        """The admin listener."""
+        """Address of the edge gateway's admin listener."""
         return f"localhost:{self.edge.admin_port}"
 
 
 @asynccontextmanager
 async def start_topology(folder: Path, port: int) -> AsyncIterator[Topology]:
-    """Start everything, the cloud first; stop it all in the opposite order. Raises ChildFailed."""
+    """Start the cloud, the link and the edge; stop them in the opposite order. Raises ChildFailed."""
     edge_port, edge_admin = choose_ports(port)
     cloud_port, cloud_admin = choose_ports(0)
     cloud = ChildGateway("cloud", _COMPUTE, port=cloud_port, admin_port=cloud_admin, folder=folder)
@@ -60,7 +60,7 @@ async def start_topology(folder: Path, port: int) -> AsyncIterator[Topology]:
 
 
 def edge_env(link_port: int) -> dict[str, str]:
-    """The edge's configuration: the same compute, the cloud at the other end of the link, and both together."""
+    """The edge's configuration: the cloud's local backends, the cloud behind the link, and a hybrid of both."""
     return {
         **_COMPUTE,
         "GATEWAY_BACKENDS__LOCAL__TASKS": f"{_TASKS},gateway.demo.task_functions:occupy",
@@ -75,7 +75,7 @@ def edge_env(link_port: int) -> dict[str, str]:
 
 
 def recording() -> str:
-    """Path of the recording, as short as it can be written from here."""
+    """Path of the recording, relative to the working directory if that is shorter."""
     path = DATA / "conveyor.wav"
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)

@@ -120,7 +120,7 @@ def test_explain_names_the_file_it_cannot_read(
     set_all(monkeypatch, SHOUT)
     assert cli.main(["explain", "/v1/tasks/shout", "@missing"]) == 1
     told = capsys.readouterr().err
-    assert ("missing" in told, "was not asked" in told) == (True, False)
+    assert ("missing" in told, "cannot reach" in told) == (True, False)
 
 
 # ── plugins, version ─────────────────────────────────────────────────────────────────────────────

@@ -55,7 +55,7 @@ def test_world_readable_secrets_are_a_warning(tmp_path: Path) -> None:
     env_file = tmp_path / "gateway.env"
     env_file.write_text("GATEWAY_MQTT__PASSWORD=hunter2\n")
     env_file.chmod(0o644)
-    found = findings({}, tmp_path, env_file)["environment file, with secrets in it"]
+    found = findings({}, tmp_path, env_file)["environment file with secrets"]
     assert (found.verdict, "hunter2" in str(found)) == ("warning", False)
 
 
@@ -78,7 +78,7 @@ async def test_certificate_that_expires_soon_is_a_warning(days: int, verdict: st
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     async with Upstream(answer(json={}), tls=context) as upstream:
         environ = cloud(upstream.url, CA_FILE=str(tmp_path / "ca.pem"))
-        found = (await asyncio.to_thread(findings, environ, tmp_path))["cloud: its certificate"]
+        found = (await asyncio.to_thread(findings, environ, tmp_path))["cloud: certificate"]
     assert (found.verdict, found.found) == (verdict, f"valid for {days} days")
 
 
@@ -103,7 +103,7 @@ async def test_proxy_is_examined_when_a_backend_is_behind_it(tmp_path: Path) -> 
     async with Upstream(answer(json={})) as proxy:
         environ = cloud("https://nobody.invalid", PROXY=proxy.url.replace("//", "//me:hunter2@"))
         found = await asyncio.to_thread(findings, environ, tmp_path)
-    assert found["cloud, its proxy: HTTP"].verdict == "ok"
+    assert found["cloud, proxy: HTTP"].verdict == "ok"
     assert "hunter2" not in str(list(found.values()))
 
 

@@ -75,7 +75,7 @@ def test_command_reports_that_no_gateway_answers_at_the_address(
     assert cli.main(["plugins", "list"]) == 0
     told = capsys.readouterr()
     assert "shout" in told.out
-    assert told.err == "no gateway answers at 127.0.0.1:1: the states are what this environment enables\n"
+    assert told.err == "no gateway answers at 127.0.0.1:1: the states are those of this environment\n"
 
 
 def test_gateway_address_is_read_from_an_environment_without_backends(

@@ -64,5 +64,5 @@ async def test_commands_on_a_terminal_are_executed_and_answered(
         keyboard.write(b"delay 300\nnonsense\ndown\nquit\n")
         await asyncio.wait_for(talk, 10)
     said = capsys.readouterr().out
-    assert "link: round trip 300 ms, unlimited\n'nonsense' is not understood" in said
+    assert "link: round trip 300 ms, unlimited\n'nonsense' is not a command" in said
     assert said.endswith("link: down\n")

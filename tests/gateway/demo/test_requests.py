@@ -57,7 +57,7 @@ async def test_printed_curl_line_sends_the_same_request_as_the_call(base: str, c
     async with aiohttp.ClientSession() as session:
         without_curl = await call.send(session, base)
     assert json.loads(by_curl.text) == json.loads(without_curl.text)
-    assert by_curl.where == without_curl.where == "local (edge)"
+    assert by_curl.backend_and_site == without_curl.backend_and_site == "local (edge)"
 
 
 @needs("curl")
@@ -99,9 +99,9 @@ HERE = {"x-gateway-backend": "local", "x-gateway-site": "edge"}
         (add(), DemoResponse(status=200, text='{"result":30,"more":1}'), None),
         (add(site="edge"), DemoResponse(status=200, headers=HERE, text='{"result":30}'), None),
         (DemoRequest(label="status", path="/status"), DemoResponse(status=200, text="anything"), None),
-        (add(), DemoResponse(status=200, text='{"result":31}'), 'answered {"result":31}, not'),
-        (add(), DemoResponse(status=200, text="[30]"), "answered [30], not"),
-        (add(), DemoResponse(status=200, text="30 it is"), "no JSON"),
+        (add(), DemoResponse(status=200, text='{"result":31}'), 'the response is {"result":31}, not'),
+        (add(), DemoResponse(status=200, text="[30]"), "the response is [30], not"),
+        (add(), DemoResponse(status=200, text="30 it is"), "not JSON"),
         (add(), DemoResponse(status=503, text="shed"), "status 503: shed"),
         (
             add(site="cloud"),
@@ -114,5 +114,5 @@ HERE = {"x-gateway-backend": "local", "x-gateway-site": "edge"}
 def test_fault_names_the_mismatch_of_a_wrong_response(
     call: DemoRequest, answer: DemoResponse, fault: str | None
 ) -> None:
-    found = call.fault(answer)
+    found = call.find_error(answer)
     assert found is None if fault is None else found is not None and fault in found
