@@ -88,7 +88,7 @@ def test_an_unknown_benchmark_is_answered_with_those_there_are(checkout: Path) -
     executable(checkout / "bench" / "decide.py", "")
     executable(checkout / "bench" / "_shared.py", "")
     result = run(checkout / "run", "bench", "decode", cwd=checkout)
-    assert result.stderr == "run: no benchmark 'decode'; there are: decide\n"
+    assert result.stderr == "run: no benchmark 'decode'; the benchmarks are: decide\n"
 
 
 def test_without_any_python_the_apt_line_is_printed(checkout: Path, bare: dict[str, str]) -> None:
@@ -176,7 +176,7 @@ def test_called_by_a_link_it_finds_its_own_checkout(
 def test_a_variable_the_shell_would_drop_is_told(installed: Path, name: str) -> None:
     result = run(installed / "run", "check", cwd=installed, env={**os.environ, name: "a=b", "GATEWAY_A": "é"})
     assert (result.returncode, result.stdout) == (78, "")
-    assert f"run: no name for a variable: {name} ; use letters, digits and underscores" in result.stderr
+    assert f"run: not a valid variable name: {name} ; use letters, digits and underscores" in result.stderr
 
 
 def test_a_pythonpath_may_add_modules_but_not_replace_ours(installed: Path, bare: dict[str, str]) -> None:

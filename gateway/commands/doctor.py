@@ -214,22 +214,22 @@ def _backends(loaded: Loaded, key_file: Path | None) -> Iterator[Finding]:
         yield _throughput(name, measured)
 
 
-def _reach(name: str, settings: Any, where: SplitResult) -> Iterator[Finding]:
+def _reach(name: str, settings: Any, url: SplitResult) -> Iterator[Finding]:
     """Check the connection to a backend, or to its proxy if it has one."""
     if (proxy := getattr(settings, "proxy", None)) is not None:
         yield from _connect(f"{name}, proxy", urlsplit(proxy.get_secret_value()), None)
         return
     files = getattr(settings, "ca_file", None), getattr(settings, "client_cert_file", None)
     try:
-        context = client_context(*files) if where.scheme == "https" else None
+        context = client_context(*files) if url.scheme == "https" else None
     except TlsInvalid as exc:
         yield Finding(f"{name}: TLS", "problem", str(exc), "check CA_FILE and CLIENT_CERT_FILE")
         return
-    yield from _connect(name, where, context)
+    yield from _connect(name, url, context)
 
 
-def _connect(name: str, where: SplitResult, context: ssl.SSLContext | None) -> Iterator[Finding]:
-    host, port = where.hostname or "", where.port or (443 if where.scheme == "https" else 80)
+def _connect(name: str, url: SplitResult, context: ssl.SSLContext | None) -> Iterator[Finding]:
+    host, port = url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
     began = time.monotonic()
     try:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -246,7 +246,7 @@ def _connect(name: str, where: SplitResult, context: ssl.SSLContext | None) -> I
         yield _tcp(name, host, port)
         if context is not None:
             yield from _tls(name, host, port, context)
-        yield from _http(name, where, host, port, context)
+        yield from _http(name, url, host, port, context)
     except OSError as exc:
         cause = exc.verify_message if isinstance(exc, ssl.SSLCertVerificationError) else (exc.strerror or str(exc))
         is_tls = isinstance(exc, ssl.SSLError)
@@ -275,7 +275,7 @@ def _tls(name: str, host: str, port: int, context: ssl.SSLContext) -> Iterator[F
         yield _expiry(f"{name}: certificate", secured.getpeercert(binary_form=True) or b"")
 
 
-def _http(name: str, where: SplitResult, host: str, port: int, context: ssl.SSLContext | None) -> Iterator[Finding]:
+def _http(name: str, url: SplitResult, host: str, port: int, context: ssl.SSLContext | None) -> Iterator[Finding]:
     """Send one HEAD request on a warm connection; report the response time and the difference of the clocks."""
     connection = (
         http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
@@ -285,7 +285,7 @@ def _http(name: str, where: SplitResult, host: str, port: int, context: ssl.SSLC
     try:
         connection.connect()
         began = time.monotonic()
-        connection.request("HEAD", where.path or "/")
+        connection.request("HEAD", url.path or "/")
         response = connection.getresponse()
         took_ms = (time.monotonic() - began) * 1000
         yield Finding(f"{name}: HTTP", "ok", f"responds in {took_ms:.1f} ms (status {response.status})")

@@ -155,8 +155,8 @@ class Listeners:
         await run_all("closing a listener", *(runner.cleanup() for runner in self._runners))
 
 
-async def run_all(what: str, *steps: Coroutine[Any, Any, None]) -> None:
-    """Run the steps concurrently, each to its end; log those that fail. what: names the steps in the log."""
+async def run_all(label: str, *steps: Coroutine[Any, Any, None]) -> None:
+    """Run the steps concurrently, each to its end; log those that fail. label: names the steps in the log."""
     for result in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(result, BaseException):
-            log_bug(what, result)
+            log_bug(label, result)

@@ -111,8 +111,8 @@ def _load_keys(path: Path | None, problems: list[Problem]) -> Mapping[str, Key] 
 
 def _default_state_dir(environ: Mapping[str, str]) -> tuple[str, str]:
     """systemd's state directory, else the XDG state home; its specification requires to ignore a relative path."""
-    if given := environ.get("STATE_DIRECTORY", "").split(":")[0]:
-        return given, "$STATE_DIRECTORY"
+    if systemd_dir := environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return systemd_dir, "$STATE_DIRECTORY"
     home = environ.get("XDG_STATE_HOME", "")
     if not home.startswith("/"):
         home = f"{environ.get('HOME') or '~'}/.local/state"
