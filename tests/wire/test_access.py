@@ -258,7 +258,7 @@ async def test_commands_that_query_the_admin_listener_send_the_key_from_a_file(
         code, text = await run_command("explain", "/v1/tasks/say", "1", *root)
         assert (code, "desk" in text) == (0, True)
         assert "--key-file" in (await run_command("plugins", "list"))[1]
-        assert f"the gateway at {address} says" in (await run_command("plugins", "list", *root))[1]
+        assert f"those of the gateway at {address}" in (await run_command("plugins", "list", *root))[1]
         code, text = await run_command("doctor", "--key-file", str(tmp_path / "none"))
         assert (code, "no such file" in text) == (1, True)
 
