@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gateway.lanes import Scheduler, Work
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.policy import Policy, Query
 
 NAMES = ("box", "cloud", "other")

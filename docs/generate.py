@@ -25,7 +25,7 @@ from gateway.api.errors import ERRORS
 from gateway.api.routes import ROUTES
 from gateway.commands import plugins_new
 from gateway.health import breaker
-from gateway.measure import link
+from gateway.measure import link_state
 from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
@@ -216,7 +216,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "recipe confidence": partial(recipe, "plugins/confidence.py"),
     "recipe split work": partial(recipe, "plugins/split_work.py"),
     "recipe picture": partial(recipe, "picture_to_text/gateway_picture.py"),
-    "link states": partial(transitions, link.TRANSITIONS),
+    "link states": partial(transitions, link_state.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
 }
 

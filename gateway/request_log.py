@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gateway.measure.board import LinkView, Measured
+from gateway.measure.measurements import LinkView, Measured
 from gateway.plugin import TERMS, Kind, Site
 from gateway.telemetry import log, metrics
 from gateway.timing import Account, Watch, rates

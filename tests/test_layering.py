@@ -1,6 +1,6 @@
 """The layers of gateway/: imports go to lower layers only. docs/architecture.md explains the layers.
 
-A module belongs to the layer of its top-level package or file: `gateway/measure/link.py` belongs to *measure*,
+A module belongs to the layer of its top-level package or file: `gateway/measure/link_state.py` belongs to *measure*,
 `gateway/timing.py` to *timing*. A layer imports itself and layers on strictly lower floors. Two layers on the same
 floor do not import each other. An import inside a function or under `TYPE_CHECKING` counts like any other, because the
 rule limits knowledge, not load time. Import cycles are not allowed, inside a layer either. A plugin imports

@@ -11,7 +11,7 @@ from gateway.lanes import Scheduler, Work, forecast, work
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
 from gateway.measure import service_time
-from gateway.measure.board import Estimate, Measurements
+from gateway.measure.measurements import Estimate, Measurements
 from gateway.plugin import LinkSample
 from gateway.policy import Policy, Query
 
@@ -91,7 +91,7 @@ class Gateway:
         self.sim = Simulator()
         self.edge, self.cloud = Edge(self.sim, throttle), Cloud(self.sim, link)
         self.policy = policy or Policy()
-        self.board = Measurements(self.sim.clock, on_link=lambda name, change: self._link_changed())
+        self.board = Measurements(self.sim.clock, on_link_change=lambda name, change: self._link_changed())
         self.lanes = self._new_lanes()
         self.lanes.add("edge", site="edge", slots=EDGE_SLOTS, queue=1_000_000, remote=False)
         self.lanes.add("cloud", site="cloud", slots=64, queue=1_000_000, remote=True)
@@ -170,16 +170,16 @@ class Gateway:
 
     def _carrier(self, event: str) -> None:
         if event == "lost":
-            self.board.carrier_lost("cloud")
+            self.board.on_carrier_lost("cloud")
         else:
-            self.board.carrier_back("cloud")
+            self.board.on_carrier_back("cloud")
 
     def _watch_link(self) -> None:
         due_s = self.board.probe_due_s("cloud")
         if due_s > 1e-3:
             self.sim.at(self.sim.now + min(due_s, 1.0), self._watch_link)
             return
-        self.board.probe_sent("cloud")
+        self.board.on_probe_sent("cloud")
         timeout_s = self.board.probe_timeout_s("cloud")
 
         def answered(rtt_s: float) -> None:

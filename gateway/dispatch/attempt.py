@@ -119,7 +119,7 @@ class Attempt:
         if member.is_off_site and not task.may_leave:
             log.error("egress.refused", request_id=task.id, backend=member.name)
             raise BackendFailed(f"{member.name} is off site, and this may not leave", code="forbidden", began=False)
-        if not member.breaker.allows(pinned=self.offer.pinned == member.name):
+        if not member.breaker.try_acquire(pinned=self.offer.pinned == member.name):
             raise BackendUnavailable(f"the breaker of {member.name} is open: {member.breaker.why_open}", began=False)
         assert member.backend is not None
         self._inner = inner = self.watch.fork(only="edge" if site == "edge" else None)
@@ -174,7 +174,7 @@ class Attempt:
     def _translated(self, exc: BaseException) -> GatewayError:
         if isinstance(exc, GatewayError):
             if isinstance(exc, PluginRaised) and self.member is not None and not exc.is_of_subtask:
-                self.member.quarantine.raised(exc.raised)
+                self.member.quarantine.record_exception(exc.raised)
                 if not self.member.is_pool:  # a worker's own process has logged it
                     where = raised(exc) | {"error": exc.raised}
                     log.error("dispatch.raised", request_id=self.task.id, backend=self.member.name, **where)
@@ -182,7 +182,7 @@ class Attempt:
         name, what = self.member.name if self.member else "none", type(exc).__name__
         log.error("dispatch.raised", request_id=self.task.id, backend=name, **raised(exc))
         if self.member is not None:
-            self.member.quarantine.raised(what)
+            self.member.quarantine.record_exception(what)
         return PluginRaised(f"the plugin of backend {name} raised {what}", raised=what)
 
     # ── what it teaches, told once ───────────────────────────────────────────────────────────────
@@ -193,10 +193,10 @@ class Attempt:
             return
         self.is_settled = True
         if status >= 400:
-            self.member.breaker.ignored()
+            self.member.breaker.record_ignored()
             return
-        self.member.breaker.succeeded()
-        self.member.quarantine.answered()
+        self.member.breaker.record_success()
+        self.member.quarantine.record_success()
         if self.member.site != "hybrid":
             self.watch.did(self.member.site, self.task.items)
         self._lanes.answered(self.work, self.member.name)
@@ -211,7 +211,7 @@ class Attempt:
         if isinstance(error, DeadlineExceeded):
             is_late = self._lanes.gave_up(self.work, self.member.name)
             if self._expected.has_own_limits and not is_late:
-                self.member.breaker.ignored()  # the client had little patience, the backend took no time out of order
+                self.member.breaker.record_ignored()  # a short client timeout; the backend was not slow
                 return
         self._blame(error)
 
@@ -224,18 +224,18 @@ class Attempt:
         """The client's mistakes are not held against a backend, nor is a bug that some argument meets."""
         assert self.member is not None
         if isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_below(error):
-            self.member.breaker.ignored()  # its code failed on this task; that says nothing of the next one
+            self.member.breaker.record_ignored()  # its code failed on this task; that says nothing of the next one
         elif isinstance(error, NotServed):
             self._note_lack(error)
         else:
             is_limit = error.code == "rate_limited"
-            self.member.breaker.failed(error.message, retry_after_s=error.retry_after_s, is_limit=is_limit)
+            self.member.breaker.record_failure(error.message, retry_after_s=error.retry_after_s, is_limit=is_limit)
 
     def _note_lack(self, error: NotServed) -> None:
         assert self.member is not None
-        self.member.breaker.ignored()
+        self.member.breaker.record_ignored()
         if error.code == "not_found":
-            self.member.lacks.note(self.task.path)
+            self.member.missing_endpoints.record(self.task.path)
 
     def _is_from_below(self, error: GatewayError) -> bool:
         """Whether its subtasks ended so, or were not done in time: those they were given to have been blamed for it.
@@ -260,7 +260,7 @@ class Attempt:
         if not self.is_settled and self.member is not None:
             self.is_settled = True
             if self.began:
-                self.member.breaker.ignored()
+                self.member.breaker.record_ignored()
 
 
 def _forget_way(error: GatewayError) -> None:

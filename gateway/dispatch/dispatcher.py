@@ -18,7 +18,7 @@ from gateway.dispatch.resume import FailoverStream
 from gateway.dispatch.retry import RetryBudget
 from gateway.dispatch.successors import FailoverBackends
 from gateway.lanes import Scheduler
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Task, TaskRefused
 from gateway.policy import Decision
 from gateway.registry import ManagedBackend, Registry

@@ -11,7 +11,7 @@ from typing import Any
 from gateway.dispatch.deadline_check import Feasibility, too_slow
 from gateway.dispatch.eligibility import is_edge_only
 from gateway.lanes import Scheduler, Work
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Kind, Task
 from gateway.plugin.errors import PLUGIN_FAULTS
 from gateway.policy import Candidate, Decision, Policy, Query, cost_s
@@ -152,9 +152,9 @@ class Planner:
         member = self.registry.members[name]
         if member.backend is None or member.state != "serving":
             return f"it is {member.state}" + (f": {member.error}" if member.error else "")
-        if (why := member.quarantine.why(member.slots)) is not None:
+        if (why := member.quarantine.reason(member.slots)) is not None:
             return why
-        if not member.breaker.would_allow(pinned=pinned):
+        if not member.breaker.is_available(pinned=pinned):
             return f"breaker open: {member.breaker.why_open}"
         if pinned:
             return None
@@ -174,7 +174,7 @@ class Planner:
         return {name: None if why and why in (self._unwell(name), lacks) else why for name, why in refused.items()}
 
     def _lacks(self, name: str, task: Task) -> bool:
-        return task.kind != "task" and self.registry.members[name].lacks.has(task.path)
+        return task.kind != "task" and self.registry.members[name].missing_endpoints.is_missing(task.path)
 
     def _refusal(self, name: str, task: Task, offer: ServingBackends) -> str | None:
         if self.registry.members[name].is_off_site and not task.may_leave:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from gateway.dispatch.dispatcher import Dispatcher
 from gateway.dispatch.race import Answer
 from gateway.dispatch.response_spec import ResponseSpec
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendFailed, DeadlineExceeded, GatewayError, LinkSample, Log, Result, Task, View
 from gateway.request_log import RequestRecord, log_request, outcome_of
 from gateway.timing import Watch

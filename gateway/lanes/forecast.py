@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from gateway.lanes.lane import Lane
 from gateway.lanes.work import AGING, Work
-from gateway.measure.board import Estimate, Measurements
+from gateway.measure.measurements import Estimate, Measurements
 from gateway.policy import Candidate
 
 MAX_BUSY_PERIOD_S = 30.0

@@ -16,7 +16,7 @@ from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
 from gateway.lanes.rebalance import Usable
 from gateway.lanes.work import RunningWork
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 
 GAIN = 0.7  # of what remains; a second attempt that takes longer than this part of it is not worth its cost
 MIN_STALLED_S = 0.5

@@ -10,7 +10,7 @@ from gateway.lanes.hedge import Hedger
 from gateway.lanes.lane import Lane
 from gateway.lanes.rebalance import Rebalancer
 from gateway.lanes.work import PERMIT_BYTES, QueueEntry, RunningWork, Work
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import TaskRefused
 from gateway.policy import Candidate, Decision, Policy, Query, decide
 
@@ -143,9 +143,9 @@ class Scheduler:
                 self._last.clear()
             self._last[work.kind, work.name] = backend
         for name in work.allowed:
-            self.board.note_traffic(name)
+            self.board.on_demand(name)
             if name != backend:
-                self.board.passed_over(name, work.kind, work.model(name))
+                self.board.on_passed_over(name, work.kind, work.model(name))
 
     def _line_up(self, work: Work, lane: Lane, now: float) -> None:
         lane.note_arrival(now)
@@ -199,7 +199,7 @@ class Scheduler:
             return False
         served_s = self._served_s(*found)
         found[1].answered = True
-        self.board.timed_out(backend, work.kind, work.model(backend), work.size(backend), served_s)
+        self.board.on_timeout(backend, work.kind, work.model(backend), work.size(backend), served_s)
         return served_s > max(OVERDUE * found[1].p95_s, MIN_OVERDUE_S)
 
     def _served_s(self, lane: Lane, run: RunningWork) -> float:
@@ -216,7 +216,7 @@ class Scheduler:
         lane.end(run, now)
         if run.answered and run.answered_at > run.began:
             ratio = (now - run.began) / (run.answered_at - run.began)
-            self.board.held(backend, work.kind, work.model(backend), ratio)
+            self.board.on_slot_freed(backend, work.kind, work.model(backend), ratio)
         self._pump(lane)
         if not lane.places and len(lane.runs) < lane.slots and self._waiting_in:
             self.rebind()

@@ -13,7 +13,7 @@ registry.py    which backends there are
 
 from gateway.registry.loader import GROUP, BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
 from gateway.registry.lookup import Catalog, ServingBackends
-from gateway.registry.member import AUTO, ManagedBackend
+from gateway.registry.managed_backend import AUTO, ManagedBackend
 from gateway.registry.registry import Registry
 from gateway.registry.reload import BackendResources
 

@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import LinkSample
 from gateway.plugin.errors import is_told_to_stop
-from gateway.registry.member import ManagedBackend, describe
+from gateway.registry.managed_backend import ManagedBackend, describe
 from gateway.telemetry import log, log_exceptions, log_task_failure
 
 MIN_PAUSE_S = 0.01
@@ -130,10 +130,10 @@ class BackendLifecycle:
 
     async def _probe(self, member: ManagedBackend) -> None:
         was = member.complaint
-        self._board.probe_sent(member.name)
+        self._board.on_probe_sent(member.name)
         member.complaint = await self._asked(member)
         if member.complaint is None:
-            member.breaker.probe_ok()
+            member.breaker.record_probe_success()
         if member.complaint and not was:
             log.warning("backend.unwell", backend=member.name, error=member.complaint)
         elif was and not member.complaint:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gateway.plugin import GatewayError, Kind
-from gateway.registry.member import AUTO, ManagedBackend
+from gateway.registry.managed_backend import AUTO, ManagedBackend
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,13 @@ from functools import partial
 
 from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendSettings, Services
 from gateway.plugin.errors import words_of
 from gateway.registry.lifecycle import BackendLifecycle, Changed
 from gateway.registry.loader import BackendConfig, build, fingerprint
 from gateway.registry.lookup import Catalog
-from gateway.registry.member import ManagedBackend, describe
+from gateway.registry.managed_backend import ManagedBackend, describe
 from gateway.registry.reload import BackendReloader, BackendResources
 from gateway.telemetry import log, log_exceptions
 from gateway.workers import DRAIN_S

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from gateway.registry.lifecycle import BackendLifecycle
 from gateway.registry.loader import BackendConfig, fingerprint
-from gateway.registry.member import ManagedBackend
+from gateway.registry.managed_backend import ManagedBackend
 from gateway.telemetry import log_exceptions, log_task_failure
 
 STAND_IN_S = 30.0  # for as long an old one serves in place of a new one that does not get to open

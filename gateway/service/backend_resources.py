@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from gateway.lanes import Lane, Scheduler
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.registry import ManagedBackend
 from gateway.telemetry import log_exceptions
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.listener import Site
-from gateway.measure.memory import MemoryGauge
+from gateway.measure.memory_gauge import MemoryGauge
 from gateway.telemetry import log, log_exceptions
 
 SHED_AT, STOP_AT, RESUME_AT = 0.85, 0.95, 0.90

@@ -20,10 +20,10 @@ from gateway.dispatch import BackendServices, Dispatcher
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.server import check_parser
 from gateway.lanes import Scheduler
-from gateway.measure.board import Change, Measurements
-from gateway.measure.carrier import CarrierWatch, way_to
-from gateway.measure.load import LoadSampler
-from gateway.measure.memory import MemoryGauge
+from gateway.measure.device_load import LoadSampler
+from gateway.measure.measurements import LinkChange, Measurements
+from gateway.measure.memory_gauge import MemoryGauge
+from gateway.measure.netlink import CarrierWatch, source_address_for
 from gateway.registry import BackendConfig, Registry
 from gateway.service import systemd
 from gateway.service.backend_resources import Backends
@@ -57,7 +57,10 @@ class Service:
         self.gate = Gate(keys)
         policy = settings.policy
         self.board = Measurements(
-            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._link_changed
+            time.monotonic,
+            sampler=LoadSampler(time.monotonic),
+            probe_s=policy.probe_s,
+            on_link_change=self._link_changed,
         )
         self.policy = policy_of(settings)
         self.lanes = Scheduler(self.board, self.policy, time.monotonic)
@@ -189,7 +192,7 @@ class Service:
     def _forgotten(self, backend: str) -> None:
         self._sources.pop(backend, None)
 
-    def _link_changed(self, backend: str, change: Change) -> None:
+    def _link_changed(self, backend: str, change: LinkChange) -> None:
         """What waits for `backend`, or is stalled on its way there, may be better off elsewhere."""
         log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
         self._look_again()
@@ -202,12 +205,12 @@ class Service:
         for name, services in self._services.items():
             if services.peer is None:
                 continue
-            source, before = way_to(services.peer), self._sources.get(name, "")
+            source, before = source_address_for(services.peer), self._sources.get(name, "")
             self._sources[name] = source
             if source is None:
-                self.board.carrier_lost(name)
+                self.board.on_carrier_lost(name)
             elif source != before:
-                self.board.carrier_back(name)
+                self.board.on_carrier_back(name)
 
     def _look_again(self) -> None:
         with suppress(RuntimeError):  # no loop: the service is being built

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.lanes import Scheduler, Work
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import LinkSample
 from gateway.policy import Policy, Query
 

@@ -70,7 +70,7 @@ async def test_task_ignoring_cancellation_is_counted_and_its_backend_excluded_wh
 async def test_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 3)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 3)
     for _ in range(3):
         assert (await answered(gateway.url, post("/v1/tasks/raise", b"{}"))).status == 500
     refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
@@ -93,7 +93,7 @@ async def test_exception_in_a_worker_plugin_makes_the_gateway_try_another_backen
 async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 3)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 3)
     async with running_gateway(**BUGGY) as gateway:
         for _ in range(3):
             answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
@@ -107,7 +107,7 @@ async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_state
 async def test_arguments_that_make_a_function_raise_do_not_quarantine_its_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 3)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 3)
     async with running_gateway(**backend("local", "local", SLOTS="1")) as gateway:
         for _ in range(4):
             answer = await answered(gateway.url, post("/v1/tasks/add", b'{"a":1,"b":"x"}'))

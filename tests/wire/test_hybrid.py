@@ -269,7 +269,9 @@ async def test_endpoint_missing_on_one_side_is_not_marked_missing_on_the_hybrid(
             status, _, headers = await post(gateway, http, "/v1/embeddings", body)
             assert (status, headers["x-gateway-backend"]) == (200, "both")
             members = gateway.service.registry.members
-            assert [name for name in members if members[name].lacks.has("/v1/embeddings")] == ["near"]
+            assert [name for name in members if members[name].missing_endpoints.is_missing("/v1/embeddings")] == [
+                "near"
+            ]
 
 
 async def test_short_client_deadlines_open_no_breaker_of_a_hybrid_or_its_sides() -> None:

@@ -241,7 +241,7 @@ async def test_reload_reopens_a_failed_backend() -> None:
 
 
 async def test_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 2)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 2)
     faulty = backend("bad", "support.faulty:Faulty")
     async with running_gateway(**faulty) as gateway:
         for _ in range(2):

@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Iterable
 
-from gateway.measure.addresses import own_addresses
+from gateway.measure.netlink import own_addresses
 from gateway.plugin import GatewayError
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")  # RFC 3986 §3.2.3: a port may be empty

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.dispatch import Answer, BackendServices, Dispatcher, Limits, ResponseSpec
 from gateway.lanes import Scheduler
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import (
     Backend,
     BackendFailed,

@@ -264,7 +264,7 @@ def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
 
 def test_backend_with_a_link_that_is_down_is_excluded() -> None:
     house = House()
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     assert house.lanes.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
         "cloud": "its link is down"
     }
@@ -336,7 +336,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(up=st.booleans(), ill=st.sampled_from([None, "box", "cloud"]))
     def the_world_changes(self, up: bool, ill: str | None) -> None:
-        (self.house.board.carrier_back if up else self.house.board.carrier_lost)("cloud")
+        (self.house.board.on_carrier_back if up else self.house.board.on_carrier_lost)("cloud")
         self.house.lanes.usable = lambda name: "ill" if name == ill else None
         self.house.lanes.tick()
 

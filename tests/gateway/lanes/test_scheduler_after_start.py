@@ -58,7 +58,7 @@ def test_in_flight_work_is_hedged_once_when_its_link_goes_down() -> None:
     house.teach()
     for number in range(8):
         house.submit(str(number), "cloud")
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     house.lanes.tick()
     house.lanes.tick()
     assert house.doubled == [(str(number), "box") for number in range(8)]
@@ -68,7 +68,7 @@ def test_work_that_is_not_repeatable_is_never_hedged() -> None:
     house = House()
     house.teach()
     house.submit("once", "cloud", repeatable=False)
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     house.now += 60.0
     house.lanes.tick()
     assert house.doubled == []
@@ -180,7 +180,7 @@ def test_work_is_not_hedged_into_a_full_queue() -> None:
     house.submit("stalls", "cloud")
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE)
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     house.lanes.tick()
     assert house.doubled == []
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.measure.memory import MemoryGauge
+from gateway.measure.memory_gauge import MemoryGauge
 
 GIB = 1024**3
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gateway.measure.carrier import CarrierWatch, way_to
+from gateway.measure.netlink import CarrierWatch, source_address_for
 
 
 def test_way_to_loopback_returns_its_source_address(tmp_path: Path) -> None:
-    assert way_to("127.0.0.1", tmp_path) == "127.0.0.1"
+    assert source_address_for("127.0.0.1", tmp_path) == "127.0.0.1"
 
 
 def test_way_to_is_none_when_the_interface_has_no_carrier(tmp_path: Path) -> None:
     (tmp_path / "lo").mkdir()
     (tmp_path / "lo" / "carrier").write_text("0\n")
-    assert way_to("127.0.0.1", tmp_path) is None
+    assert source_address_for("127.0.0.1", tmp_path) is None
     (tmp_path / "lo" / "carrier").write_text("1\n")
-    assert way_to("127.0.0.1", tmp_path) == "127.0.0.1"
+    assert source_address_for("127.0.0.1", tmp_path) == "127.0.0.1"
 
 
 def test_way_to_is_none_when_there_is_no_route() -> None:
-    assert way_to("255.255.255.255") is None
+    assert source_address_for("255.255.255.255") is None
 
 
 def test_carrier_watch_reports_no_event_on_a_quiet_network() -> None:

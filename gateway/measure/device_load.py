@@ -1,8 +1,8 @@
-"""The device's load: processor, pressure, memory, temperature. What this host does not tell stays None.
+"""The device's load: processor, pressure, memory, temperature. None stands for a value that this host lacks.
 
-Sampled twice a second by a timer, never per request: files are kept open and read again from the start
-(1 µs each on a kept descriptor). PSI is the share of the last interval in which some task waited for a
-processor, from the kernel's running total: its own `avg10` lags by ten seconds.
+Sampled twice a second by a timer, never per request. The files stay open and are read again from the start (1 µs each
+on an open descriptor). PSI is the share of the last interval in which some task waited for a processor. It is computed
+from the kernel's running total, because the kernel's own `avg10` lags by ten seconds.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ UNKNOWN: Readings = {"cpu": None, "psi": None, "mem": None, "temp_c": None}
 
 
 class LoadSampler:
-    """Reads /proc and /sys under `root`. `clock` gives seconds."""
+    """Reads /proc and /sys under `root`. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float], root: str = "/") -> None:
         self._clock = clock
-        self._stat = _Kept(os.path.join(root, "proc/stat"))
-        self._psi = _Kept(os.path.join(root, "proc/pressure/cpu"))
-        self._mem = _Kept(os.path.join(root, "proc/meminfo"))
+        self._stat = _KernelFile(os.path.join(root, "proc/stat"))
+        self._psi = _KernelFile(os.path.join(root, "proc/pressure/cpu"))
+        self._mem = _KernelFile(os.path.join(root, "proc/meminfo"))
         zones = sorted(glob.glob(os.path.join(root, "sys/class/thermal/thermal_zone*/temp")))
-        self._zones = [_Kept(path) for path in zones]
+        self._zones = [_KernelFile(path) for path in zones]
         self._cpu_before: tuple[float, float] | None = None
         self._psi_before: tuple[float, float] | None = None
 
     def sample(self) -> Readings:
-        """One reading: cpu, psi and mem are ratios from 0 to 1, temp_c is the hottest zone."""
+        """One reading: cpu, psi and mem are ratios from 0 to 1; temp_c is the hottest zone, in degrees Celsius."""
         return {"cpu": self._cpu(), "psi": self._pressure(), "mem": self._memory(), "temp_c": self._hottest()}
 
     def _cpu(self) -> float | None:
@@ -47,12 +47,12 @@ class LoadSampler:
         text = self._psi.read()
         if text is None or "total=" not in text:
             return None
-        waited_s = float(text.split("total=", 1)[1].split()[0]) / 1e6
+        stalled_s = float(text.split("total=", 1)[1].split()[0]) / 1e6
         now = self._clock()
-        before, self._psi_before = self._psi_before, (now, waited_s)
+        before, self._psi_before = self._psi_before, (now, stalled_s)
         if before is None or now <= before[0]:
             return None
-        return _ratio((waited_s - before[1]) / (now - before[0]))
+        return _ratio((stalled_s - before[1]) / (now - before[0]))
 
     def _memory(self) -> float | None:
         text = self._mem.read()
@@ -72,13 +72,12 @@ class LoadSampler:
         return max((t for t in degrees if -50 < t < 200), default=None)
 
     def close(self) -> None:
-        """Close the files."""
-        for kept in (self._stat, self._psi, self._mem, *self._zones):
-            kept.close()
+        for file in (self._stat, self._psi, self._mem, *self._zones):
+            file.close()
 
 
-class _Kept:
-    """A small kernel file kept open; reads None where there is none, or where it stops answering."""
+class _KernelFile:
+    """A small kernel file that stays open. `read` returns None if it is missing or cannot be read."""
 
     def __init__(self, path: str) -> None:
         try:
@@ -91,7 +90,7 @@ class _Kept:
             return None
         try:
             return os.pread(self._fd, 4096, 0).decode("ascii", "replace")
-        except OSError:  # a kernel without PSI enabled opens the file and refuses to read it
+        except OSError:  # a kernel with PSI disabled opens the file but does not read it
             return None
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.measure.link import TRANSITIONS, Change, Event, Link, Rate, State
+from gateway.measure.link_state import TRANSITIONS, Event, Link, LinkChange, Rate, State
 from gateway.plugin import LinkSample
 
 ANSWER = LinkSample(rtt_s=0.05)
@@ -44,11 +44,11 @@ def test_link_degrades_on_one_miss_and_simultaneous_misses_count_once() -> None:
 
 
 def test_link_is_down_when_the_carrier_is_lost_and_unknown_when_it_returns() -> None:
-    changes: list[Change] = []
+    changes: list[LinkChange] = []
     link = Link(0.0, changes.append)
     link.observe(ANSWER, 0.0)
-    link.carrier_lost()
-    link.carrier_back()
+    link.on_carrier_lost()
+    link.on_carrier_back()
     assert [change.after for change in changes] == ["up", "down", "unknown"]
     assert link.probe_due_s(0.0, 1.0) <= 0.0
     assert link.view(0.0).state is None
@@ -112,8 +112,8 @@ def test_first_sample_after_a_network_change_replaces_the_rate() -> None:
     link = Link(0.0)
     for at in range(20):
         link.observe(LinkSample(upload_bytes=1_000_000, upload_s=0.3), float(at))
-    link.carrier_lost()
-    link.carrier_back()
+    link.on_carrier_lost()
+    link.on_carrier_back()
     link.observe(LinkSample(upload_bytes=1_000_000, upload_s=8.0), 21.0)
     assert link.view(21.0).uplink_bytes_per_s.value == pytest.approx(125_000.0, rel=0.01)
 
@@ -121,7 +121,7 @@ def test_first_sample_after_a_network_change_replaces_the_rate() -> None:
 def test_probe_interval_is_constant_under_demand_and_grows_while_idle() -> None:
     link = Link(0.0)
     link.observe(ANSWER, 100.0)
-    link.wanted(100.0)
+    link.on_demand(100.0)
     assert link.probe_due_s(100.0, 1.0) == pytest.approx(1.0)
     spacings = [link.probe_due_s(100.0 + idle, 1.0) + idle for idle in (1, 10, 60, 600, 6000)]
     assert all(a <= b for a, b in pairwise(spacings))
@@ -131,7 +131,7 @@ def test_probe_interval_is_constant_under_demand_and_grows_while_idle() -> None:
 def test_traffic_postpones_probes() -> None:
     link = Link(0.0)
     for at in range(10):
-        link.wanted(at * 0.5)
+        link.on_demand(at * 0.5)
         link.observe(ANSWER, at * 0.5)
         assert link.probe_due_s(at * 0.5, 1.0) > 0.9
 
@@ -139,7 +139,7 @@ def test_traffic_postpones_probes() -> None:
 def test_missed_response_triggers_an_immediate_probe() -> None:
     link = Link(0.0)
     link.observe(ANSWER, 0.0)
-    link.asked(50.0)
+    link.on_probe_sent(50.0)
     link.observe(MISS, 50.5)
     assert link.probe_due_s(50.5, 1.0) <= 0.0
 
@@ -148,11 +148,11 @@ def test_link_is_down_within_two_and_a_half_seconds_of_losing_probes() -> None:
     link = Link(0.0)
     for at in range(8):
         link.observe(ANSWER, float(at))
-        link.wanted(float(at))
+        link.on_demand(float(at))
     now = 7.0
     while link.state != "down":
         now += max(link.probe_due_s(now, 1.0), 0.0)
-        link.asked(now)
+        link.on_probe_sent(now)
         now += link.probe_timeout_s()
         link.observe(MISS, now)
     assert now - 7.0 <= 2.5

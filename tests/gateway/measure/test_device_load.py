@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.measure.board import Measurements
-from gateway.measure.load import UNKNOWN, LoadSampler
+from gateway.measure.device_load import UNKNOWN, LoadSampler
+from gateway.measure.measurements import Measurements
 from support.clock import Clock
 
 
@@ -41,12 +41,12 @@ def test_second_reading_gives_ratios_since_the_first(tmp_path: Path) -> None:
 
 def test_load_of_this_host_is_read_without_errors() -> None:
     sampler = LoadSampler(Clock())
-    board = Measurements(Clock(), sampler=sampler)
-    assert board.load() == UNKNOWN
-    board.sample_load()
-    assert set(board.load()) == set(UNKNOWN)
+    measurements = Measurements(Clock(), sampler=sampler)
+    assert measurements.load() == UNKNOWN
+    measurements.sample_load()
+    assert set(measurements.load()) == set(UNKNOWN)
     for name in ("cpu", "psi", "mem"):
-        value = board.load()[name]
+        value = measurements.load()[name]
         assert value is None or 0.0 <= value <= 1.0
     sampler.close()
     assert sampler.sample()["mem"] is None

@@ -41,7 +41,7 @@ class ManagedBackend:
     cause: str | None = None
     complaint: str | None = None
     flaws: dict[str, str] = field(default_factory=dict)
-    lacks: MissingEndpoints = field(default_factory=MissingEndpoints)
+    missing_endpoints: MissingEndpoints = field(default_factory=MissingEndpoints)
     opened: asyncio.Event = field(default_factory=asyncio.Event)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     life: asyncio.Task[None] | None = None
@@ -103,7 +103,7 @@ class ManagedBackend:
     @property
     def is_sound(self) -> bool:
         """Whether it serves, or is about to, as far as anybody knows."""
-        return self.state in ("starting", "serving") and self.quarantine.why(self.slots) is None
+        return self.state in ("starting", "serving") and self.quarantine.reason(self.slots) is None
 
     @property
     def holds_resources(self) -> bool:
