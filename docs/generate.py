@@ -26,6 +26,7 @@ from gateway.api.routes import ROUTES
 from gateway.commands import plugins_new
 from gateway.health import breaker
 from gateway.measure import link_state
+from gateway.registry import managed_backend
 from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
@@ -218,6 +219,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "recipe picture": partial(recipe, "picture_to_text/gateway_picture.py"),
     "link states": partial(transitions, link_state.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
+    "backend states": partial(transitions, managed_backend.TRANSITIONS),
 }
 
 

@@ -123,7 +123,7 @@ def _member_status(member: ManagedBackend) -> dict[str, Any]:
         "plugin": member.plugin,
         "state": member.state,
         "error": member.cause or member.error,
-        "unwell": member.unwell,
+        "unwell": member.unhealthy_reason,
         "site": member.site,
         "slots": member.slots,
         "workers": member.workers,

@@ -15,7 +15,7 @@ from gateway.commands.explain import key_in, status
 from gateway.commands.plugins_list import rows, table
 from gateway.commands.plugins_new import NameInvalid, checked_name, create
 from gateway.commands.plugins_test import configured, report, requests
-from gateway.registry import BackendConfig, installed
+from gateway.registry import BackendConfig, installed_plugins
 from gateway.settings import Listener, Settings, SettingsError, load
 from gateway.settings.tree import PREFIX
 
@@ -65,7 +65,7 @@ def _status_of(admin: Listener, key: Mapping[str, str]) -> tuple[Mapping[str, An
 def new_plugin(args: argparse.Namespace) -> int:
     """The files that were written, and what to do next."""
     try:
-        made = create(checked_name(args.name, installed()), args.into)
+        made = create(checked_name(args.name, installed_plugins()), args.into)
     except NameInvalid as exc:
         return _fail(str(exc))
     except FileExistsError as exc:

@@ -13,7 +13,7 @@ from typing import Any
 
 from gateway.plugin import Backend
 from gateway.plugin.checks import names_of
-from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
+from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
 from gateway.testing.bench import KitServices, hand_back
 
 COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
@@ -41,7 +41,7 @@ def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None
     running: Mapping[str, Any] = (status or {}).get("backends", {})
     used = {name: config.plugin for name, config in backends.items()}
     used |= {name: told["plugin"] for name, told in running.items()}
-    points = installed()
+    points = installed_plugins()
     for plugin in sorted(points.keys() | set(used.values())):
         origin = _origin(points.get(plugin))
         names = sorted(name for name, theirs in used.items() if theirs == plugin)

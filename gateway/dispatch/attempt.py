@@ -175,7 +175,7 @@ class Attempt:
         if isinstance(exc, GatewayError):
             if isinstance(exc, PluginRaised) and self.member is not None and not exc.is_of_subtask:
                 self.member.quarantine.record_exception(exc.raised)
-                if not self.member.is_pool:  # a worker's own process has logged it
+                if not self.member.has_workers:  # a worker's own process has logged it
                     where = raised(exc) | {"error": exc.raised}
                     log.error("dispatch.raised", request_id=self.task.id, backend=self.member.name, **where)
             return exc
@@ -280,7 +280,7 @@ def _found(members: Mapping[str, ManagedBackend], backend: str, offer: ServingBa
     member, meant = members.get(backend), offer.members.get(backend)
     if member is None:
         raise _removed(backend)
-    if meant is not None and member is not meant and not member.does_as(meant):
+    if meant is not None and member is not meant and not member.is_equivalent_to(meant):
         raise BackendUnavailable(f"backend {backend} is another one since this was decided", began=False)
     return member
 

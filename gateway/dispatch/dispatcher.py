@@ -134,7 +134,7 @@ class Dispatcher:
         if len(call.tried) != 1 or call.asked_again or call.how:
             return None
         member = self.registry.members.get(call.record.backend)  # None: a reload has removed it meanwhile
-        if failure.code == "unavailable" and member is not None and member.is_pool:
+        if failure.code == "unavailable" and member is not None and member.has_workers:
             return 0.0 if self._budget.take() else None  # a worker died; the pool has others
         pause_s = failure.retry_after_s
         if pause_s is None:

@@ -110,7 +110,7 @@ class Planner:
         )
 
     def _offer(self, task: Task) -> ServingBackends:
-        offer = self.registry.offer(task.kind, task.name)
+        offer = self.registry.resolve(task.kind, task.name)
         if task.pin is None:
             return offer
         if task.pin not in offer.names:
@@ -129,7 +129,7 @@ class Planner:
             body_bytes=len(task.body),
             deadline=task.deadline,
             client_deadline=client_deadline,
-            repeatable=all(member.repeatable(task.kind) for member in members.values()),
+            repeatable=all(member.is_repeatable(task.kind) for member in members.values()),
             start=_nowhere,
         )
 
@@ -161,7 +161,7 @@ class Planner:
         return self._unwell(name) or ("its link is down" if self.board.is_down(name) else None)
 
     def _unwell(self, name: str) -> str | None:
-        unwell = self.registry.members[name].unwell
+        unwell = self.registry.members[name].unhealthy_reason
         return f"unwell: {unwell}" if unwell else None
 
     def _last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
@@ -186,7 +186,7 @@ class Planner:
     def keeps(self, kind: Kind, name: str, places: Iterable[str] = ()) -> bool:
         """Whether the operator keeps `name` on the site, under each name that it may become, or one of `places`."""
         is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
-        names = (name, *self.registry.auto_off_site(kind)) if is_auto else (name,)
+        names = (name, *self.registry.auto_models_off_site(kind)) if is_auto else (name,)
         return is_edge_only(self.lanes.policy.edge_only, names, places)
 
     def kept(self, task: Task) -> Task:
@@ -229,7 +229,7 @@ class Planner:
 
     def _candidate(self, backend: str, task: Task) -> Candidate | None:
         member = self.registry.members.get(backend)
-        own = member.serves(task.kind, task.name) if member else None
+        own = member.own_name(task.kind, task.name) if member else None
         task = self.kept(task)
         if own is None or self._refusal(backend, task, ServingBackends({}, None)):
             return None

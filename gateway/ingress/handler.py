@@ -247,13 +247,13 @@ class _RequestCycle:
         allows = self.caller.allows
         if found.route.operation == "list_tasks":
             return tasks.tasks_list({name: who for name, who in registry.task_names().items() if allows("task", name)})
-        models = {name: who for name, who in registry.names().items() if allows("models", name)}
+        models = {name: who for name, who in registry.owners().items() if allows("models", name)}
         wanted = found.params.get("id")
         if wanted is None:
             return answers.models_list(models.items())
         if wanted not in models:
             self.caller.check("models", wanted)
-            registry.offer("chat", wanted)  # names the nearest, or says that it is not known yet
+            registry.resolve("chat", wanted)  # names the nearest, or says that it is not known yet
         return answers.model(wanted, models.get(wanted, "edge-gateway"))
 
     # ── what does ────────────────────────────────────────────────────────────────────────────────

@@ -96,13 +96,13 @@ class Measurements:
 
     def is_down(self, backend: str) -> bool:
         """True if the link to `backend` is known to be down."""
-        found = self._backends.get(backend)
-        return found is not None and found.link.state == "down"
+        measured = self._backends.get(backend)
+        return measured is not None and measured.link.state == "down"
 
     def uplink_bytes_per_s(self, backend: str) -> float:
         """The upload rate to expect to `backend`; a default while it is unknown."""
-        found = self._get(backend)
-        return found.link.up.bytes_per_s(self._clock()) or DEFAULT_UPLINK_BYTES_PER_S
+        measured = self._get(backend)
+        return measured.link.up.bytes_per_s(self._clock()) or DEFAULT_UPLINK_BYTES_PER_S
 
     def rtt_s(self, backend: str) -> float:
         """The smoothed round trip to `backend`; 0 while unknown."""
@@ -143,14 +143,14 @@ class Measurements:
         if not is_duration(seconds):
             return
         x = x if 0.0 <= x < math.inf else 0.0
-        now, found = self._clock(), self._get(backend)
-        known = self._class(found, kind, model)
-        seconds = max(seconds - found.link.rtt.recent_s, seconds / 10)  # less the round trip, which varies
-        if known.samples:
-            usual_s = max(known.usual_s(x), MIN_S)
-            found.drift.learn(math.log(seconds / usual_s), known.log_variance(x), now)
-        known.learn(x, seconds / found.drift.slowdown(now), now)
-        found.link.on_demand(now)
+        now, measured = self._clock(), self._get(backend)
+        service_time = self._class(measured, kind, model)
+        seconds = max(seconds - measured.link.rtt.recent_s, seconds / 10)  # less the round trip, which varies
+        if service_time.samples:
+            usual_s = max(service_time.usual_s(x), MIN_S)
+            measured.drift.learn(math.log(seconds / usual_s), service_time.log_variance(x), now)
+        service_time.learn(x, seconds / measured.drift.slowdown(now), now)
+        measured.link.on_demand(now)
 
     def on_slot_freed(self, backend: str, kind: str, model: str, ratio: float) -> None:
         """The slot was free after `ratio` times the service time: more than 1 for a stream, which continues."""
@@ -165,35 +165,37 @@ class Measurements:
         """A decision chose another backend, though `backend` could have served the request."""
         self._class(self._get(backend), kind, model).passes += 1
 
-    def _class(self, found: _BackendMeasurements, kind: str, model: str) -> ServiceTime:
-        known = found.classes.get((kind, model))
-        if known is None:
-            if len(found.classes) >= MAX_CLASSES:
-                del found.classes[min(found.classes, key=lambda k: found.classes[k].learned_at)]
-            known = found.classes[kind, model] = ServiceTime()
-        return known
+    def _class(self, measured: _BackendMeasurements, kind: str, model: str) -> ServiceTime:
+        service_time = measured.classes.get((kind, model))
+        if service_time is None:
+            if len(measured.classes) >= MAX_CLASSES:
+                del measured.classes[min(measured.classes, key=lambda k: measured.classes[k].learned_at)]
+            service_time = measured.classes[kind, model] = ServiceTime()
+        return service_time
 
     def predict(self, backend: str, kind: str, model: str, x: float) -> Estimate:
         """The seconds a piece of work of size `x` takes at `backend` once it runs there (remote: once it is sent)."""
-        found = self._get(backend)
-        known = found.classes.get((kind, model))
-        if known is None or not known.samples:
-            passes = known.passes if known is not None else 0
-            return Estimate(found.prior_s, found.prior_s * 3, 0, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
+        measured = self._get(backend)
+        service_time = measured.classes.get((kind, model))
+        if service_time is None or not service_time.samples:
+            passes = service_time.passes if service_time is not None else 0
+            return Estimate(measured.prior_s, measured.prior_s * 3, 0, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
         now = self._clock()
         # usual_s(x) * slowdown(now), inlined: this is half the cost of a decision.
-        x = 0.0 if not x >= 0.0 else x if x < known.beyond else known.beyond
-        mean_s = known.w0 + known.w1 * (x / known.unit)
-        if mean_s < known.least:
-            mean_s = known.least
-        elif mean_s > known.most:
-            mean_s = known.most
-        if found.drift.g:
-            mean_s *= found.drift.slowdown(now)
-        is_sure = known.passes < SURE_PASSES and known.samples >= TRIAL_SAMPLES
-        optimism = 1.0 if is_sure else _optimism(known, now)
-        path_s = found.link.rtt.recent_s
-        return Estimate(mean_s + path_s, mean_s * known.to_p95 + path_s, known.samples, optimism, known.hold)
+        x = 0.0 if not x >= 0.0 else x if x < service_time.beyond else service_time.beyond
+        mean_s = service_time.w0 + service_time.w1 * (x / service_time.unit)
+        if mean_s < service_time.least:
+            mean_s = service_time.least
+        elif mean_s > service_time.most:
+            mean_s = service_time.most
+        if measured.drift.g:
+            mean_s *= measured.drift.slowdown(now)
+        is_sure = service_time.passes < SURE_PASSES and service_time.samples >= TRIAL_SAMPLES
+        optimism = 1.0 if is_sure else _optimism(service_time, now)
+        path_s = measured.link.rtt.recent_s
+        return Estimate(
+            mean_s + path_s, mean_s * service_time.to_p95 + path_s, service_time.samples, optimism, service_time.hold
+        )
 
     # ── the device ───────────────────────────────────────────────────────────────────────────────
 
@@ -213,10 +215,14 @@ class Measurements:
         return self._saved | {
             name: {
                 "settings": hashes.get(name, ""),
-                "uplink": found.link.up.save(),
-                "classes": [[*key, known.save()] for key, known in found.classes.items() if known.samples],
+                "uplink": measured.link.up.save(),
+                "classes": [
+                    [*key, service_time.save()]
+                    for key, service_time in measured.classes.items()
+                    if service_time.samples
+                ],
             }
-            for name, found in self._backends.items()
+            for name, measured in self._backends.items()
         }
 
     def restore(self, saved: Any, hashes: Mapping[str, str]) -> None:
@@ -234,8 +240,8 @@ class Measurements:
         classes = data.get("classes")
         for entry in classes if isinstance(classes, list) else ():
             try:
-                kind, model, known = entry
-                backend.classes[str(kind), str(model)] = ServiceTime.from_saved(known, now)
+                kind, model, service_time = entry
+                backend.classes[str(kind), str(model)] = ServiceTime.from_saved(service_time, now)
             except (KeyError, TypeError, ValueError, OverflowError):
                 continue
 
@@ -245,38 +251,38 @@ class Measurements:
         return {"load": dict(self._load), "backends": {n: self._status_of(b, now) for n, b in self._backends.items()}}
 
     @staticmethod
-    def _status_of(found: _BackendMeasurements, now: float) -> dict[str, Any]:
-        view = found.link.view(now)
+    def _status_of(measured: _BackendMeasurements, now: float) -> dict[str, Any]:
+        view = measured.link.view(now)
         return {
             "link_state": view.state,
-            "link_why": found.link.why,
+            "link_why": measured.link.why,
             "rtt_s": view.rtt.value,
             "rtt_min_s": view.rtt_min.value,
             "tcp_rtt_s": view.tcp_rtt.value,
             "uplink_bytes_per_s": view.uplink_bytes_per_s.value,
             "downlink_bytes_per_s": view.downlink_bytes_per_s.value,
-            "slowdown": found.drift.slowdown(now),
+            "slowdown": measured.drift.slowdown(now),
             "classes": [
                 {
                     "kind": kind,
                     "model": model,
-                    "samples": known.samples,
-                    "constant_s": known.w0,
-                    "per_unit_s": known.w1 / known.unit,
-                    "spread": math.exp(math.sqrt(known.variance)),
+                    "samples": service_time.samples,
+                    "constant_s": service_time.w0,
+                    "per_unit_s": service_time.w1 / service_time.unit,
+                    "spread": math.exp(math.sqrt(service_time.variance)),
                 }
-                for (kind, model), known in found.classes.items()
-                if known.samples
+                for (kind, model), service_time in measured.classes.items()
+                if service_time.samples
             ],
         }
 
 
-def _optimism(known: ServiceTime, now: float) -> float:
+def _optimism(service_time: ServiceTime, now: float) -> float:
     """The factor, at most 1, by which a decision may shorten the predicted time of a class.
 
     It is 0.8 with fewer than three samples. It falls further with each decision that passes the backend over, so that a
     backend that lost is tried again once a trial costs no more than a third of a percent of the time spent since: if
     it is r times slower, after 300 (r - 1) decisions, and no sooner than as many minutes.
     """
-    doubt = min(known.passes / PASSES_PER_TRIAL, max(now - known.learned_at, 0.0) / TRIAL_EVERY_S)
-    return (TRIAL_FACTOR if known.samples < TRIAL_SAMPLES else 1.0) / (1.0 + doubt)
+    doubt = min(service_time.passes / PASSES_PER_TRIAL, max(now - service_time.learned_at, 0.0) / TRIAL_EVERY_S)
+    return (TRIAL_FACTOR if service_time.samples < TRIAL_SAMPLES else 1.0) / (1.0 + doubt)

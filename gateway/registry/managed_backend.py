@@ -1,4 +1,13 @@
-"""One backend in life: what it serves, and how it stands."""
+"""One backend under the registry's control: what it serves and its state.
+
+State machine of the lifecycle. The pairs that the table does not hold cannot happen, and raise KeyError:
+
+    starting  the plugin's `__aenter__` runs, or is about to
+    serving   opened; gets requests
+    failed    it could not be opened; it stays in the registry, so that its error can be reported
+    closing   a reload retires it: it finishes its work and gets no new work
+    closed    the plugin's `__aexit__` was called, or the opening was cancelled
+"""
 
 from __future__ import annotations
 
@@ -19,15 +28,39 @@ from gateway.workers import WorkerBackend
 AUTO = "auto"
 
 State = Literal["starting", "serving", "failed", "closing", "closed"]
+Event = Literal["opened", "open_failed", "open_cancelled", "retired", "closed"]
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    "starting": {
+        "opened": "serving",
+        "open_failed": "failed",
+        "open_cancelled": "closed",
+        "retired": "closing",
+        "closed": "closed",  # the stop was requested while it opened
+    },
+    "serving": {"retired": "closing", "closed": "closed"},
+    "failed": {"retired": "closing"},
+    "closing": {
+        "open_failed": "failed",  # retired while it opened
+        "open_cancelled": "closed",
+        "retired": "closing",  # the first reload was superseded by a second one
+        "closed": "closed",
+    },
+    "closed": {"retired": "closing"},  # its task had ended by itself
+}
+
 T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
 class ManagedBackend:
-    """One backend in life. What the operator set wins over what the plugin declares.
+    """One configured backend. Settings of the operator win over declarations of the plugin.
 
-    error: why it does not serve, as clients may read it; cause: the same for the operator, with the words of whatever
-    was raised. unwell: what its health check says, or what is wrong with what it declares.
+    error: why it does not serve, safe for clients to read. cause: the same for the operator, with the exception's text.
+    health_error: the result of the last health check; None: it passed. declaration_errors: by attribute, why the
+    plugin's declaration cannot be read.
+    opening_done: set once it has opened and its first health check is done, or once the opening has failed.
+    stop_requested: set to close it. task: runs its lifecycle.
     """
 
     name: str
@@ -39,108 +72,140 @@ class ManagedBackend:
     state: State = "starting"
     error: str | None = None
     cause: str | None = None
-    complaint: str | None = None
-    flaws: dict[str, str] = field(default_factory=dict)
+    health_error: str | None = None
+    declaration_errors: dict[str, str] = field(default_factory=dict)
     missing_endpoints: MissingEndpoints = field(default_factory=MissingEndpoints)
-    opened: asyncio.Event = field(default_factory=asyncio.Event)
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    life: asyncio.Task[None] | None = None
+    opening_done: asyncio.Event = field(default_factory=asyncio.Event)
+    stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
     fingerprint: object = None
+
+    def transition(self, event: Event) -> None:
+        """Change the state by the table. Raises KeyError for an event that the state does not allow."""
+        self.state = TRANSITIONS[self.state][event]
+
+    def fail(self, exc: BaseException) -> None:
+        """It does not serve because `exc` was raised while it opened."""
+        self.transition("open_failed")
+        self.error = public_error(exc)
+        text = exc.detail if isinstance(exc, GatewayError) else words_of(exc)
+        self.cause = self.cause or (f"{self.error}: {text}" if text else self.error)
+
+    # ── where it works ───────────────────────────────────────────────────────────────────────────
 
     @property
     def site(self) -> Site:
-        """Where it works."""
         return self.backend.site if self.backend else "edge"
 
     @property
     def is_off_site(self) -> bool:
-        """Whether what it is given leaves the site. Yes, unless it works here, or has the gateway do all its work.
+        """True if request data leaves the site.
 
-        The latter is for the plugin's class to declare (`hybrid`): what it asks for is judged task by task.
+        False only for a backend on the site, and for one that has the gateway run all its subtasks: each subtask is
+        checked by itself. The latter counts only if the plugin's class declares it (`site = "hybrid"`).
         """
         backend = self.backend
-        divides = backend is not None and backend.site == type(backend).site == "hybrid"
-        return self.site != "edge" and not divides
-
-    def does_as(self, other: ManagedBackend) -> bool:
-        """Whether work that was meant for `other` may be done here: on the same side, under the same names."""
-        return (self.site, self.is_off_site, self.models, self.tasks) == (
-            other.site, other.is_off_site, other.models, other.tasks,
-        )  # fmt: skip
-
-    @property
-    def is_pool(self) -> bool:
-        """Whether it works in processes of its own, which are replaced when they die."""
-        return isinstance(self.backend, WorkerBackend)
-
-    @property
-    def workers(self) -> list[dict[str, Any]] | None:
-        """Its processes, one for each slot; None where it has none."""
-        return self.backend.workers if isinstance(self.backend, WorkerBackend) else None
-
-    @property
-    def drain_s(self) -> float:
-        """Seconds a cancelled task has to end in, before its process is killed; 0 where there is none to kill."""
-        return self.backend.drain_s() if isinstance(self.backend, WorkerBackend) else 0.0
+        runs_subtasks_only = backend is not None and backend.site == type(backend).site == "hybrid"
+        return self.site != "edge" and not runs_subtasks_only
 
     @property
     def is_remote(self) -> bool:
-        """Whether a network lies between the gateway and it."""
+        """True if there is a network between the gateway and the backend."""
         declared = self.backend.remote if self.backend else None
         return self.site == "cloud" if declared is None else declared
 
     @property
+    def has_workers(self) -> bool:
+        """True if it runs in worker processes, which are replaced when they die."""
+        return isinstance(self.backend, WorkerBackend)
+
+    @property
+    def workers(self) -> list[dict[str, Any]] | None:
+        """The status of its worker processes, one per slot; None without worker processes."""
+        return self.backend.workers if isinstance(self.backend, WorkerBackend) else None
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds a cancelled task has to end before its worker process is killed; 0 without worker processes."""
+        return self.backend.drain_s() if isinstance(self.backend, WorkerBackend) else 0.0
+
+    @property
     def slots(self) -> int:
-        """How many tasks it works on at once."""
+        """How many tasks it runs at once."""
         declared = self.backend.slots if self.backend else 1
-        return declared if isinstance(declared, int) and declared > 0 else 1  # it is asked before `check`, too
+        return declared if isinstance(declared, int) and declared > 0 else 1  # also read before `check_declaration`
 
     @property
-    def unwell(self) -> str | None:
-        """What is wrong with it; None where nothing is known to be."""
-        return self.complaint or next(iter(self.flaws.values()), None)
+    def has_exclusive_resources(self) -> bool:
+        """True if it may hold a resource that exists once per host: the memory of a model, a device."""
+        return self.has_workers or (self.site == "edge" and not self.is_remote)
+
+    # ── its health ───────────────────────────────────────────────────────────────────────────────
 
     @property
-    def is_sound(self) -> bool:
-        """Whether it serves, or is about to, as far as anybody knows."""
+    def unhealthy_reason(self) -> str | None:
+        """Why it is unhealthy; None if no fault is known."""
+        return self.health_error or next(iter(self.declaration_errors.values()), None)
+
+    @property
+    def is_usable(self) -> bool:
+        """True if it serves or is about to, and is not quarantined."""
         return self.state in ("starting", "serving") and self.quarantine.reason(self.slots) is None
 
     @property
-    def holds_resources(self) -> bool:
-        """Whether it may hold what there is only once on this host: the memory of a model, a device."""
-        return self.is_pool or (self.site == "edge" and not self.is_remote)
+    def has_health_check(self) -> bool:
+        """True if the plugin implements `health`."""
+        return self.backend is not None and type(self.backend).health is not Backend.health
+
+    # ── its declarations ─────────────────────────────────────────────────────────────────────────
 
     @property
     def models(self) -> Mapping[str, str] | None:
-        """Models by the client's name; None while unknown."""
+        """The backend's own name of each model, by the client's name; None while unknown."""
         return self._declared("models", lambda backend: _names(backend.models), None)
 
     @property
     def tasks(self) -> Mapping[str, str] | None:
-        """Tasks by the client's name; None while unknown."""
+        """The backend's own name of each task, by the client's name; None while unknown."""
         return self._declared("tasks", lambda backend: _names(backend.tasks), None)
 
-    def has(self, kind: Kind) -> bool:
-        """Whether its models serve requests of this kind."""
+    def supports(self, kind: Kind) -> bool:
+        """True if its models serve requests of this kind."""
         return self._declared("kinds", lambda backend: kind in backend.kinds, False)
 
-    def _declared(self, what: str, read: Callable[[Backend[Any]], T], unknown: T) -> T:
-        """What the plugin declares, which may be a property; where that breaks it is unknown, and told once."""
-        if self.backend is None:
-            return unknown
-        try:
-            found = read(self.backend)
-        except BaseException as exc:  # nothing is awaited here: whatever it is, it is the plugin's
-            if what not in self.flaws:
-                self.flaws[what] = f"what it declares as `{what}` cannot be read: {type(exc).__name__}"
-                log.warning("backend.unwell", backend=self.name, error=self.flaws[what])
-            return unknown
-        if what in self.flaws:
-            del self.flaws[what]
-        return found
+    def own_name(self, kind: Kind, name: str) -> str | None:
+        """The backend's own name for the client's `name`; None if it does not serve that name."""
+        if kind == "task":
+            return (self.tasks or {}).get(name)
+        models = self.models if self.supports(kind) else None
+        if not models:
+            return None
+        return next(iter(models.values())) if name == AUTO else models.get(name)
 
-    def check(self) -> None:
-        """Raise BackendUnavailable where what everybody asks it for is of no use; it has no plugin then."""
+    def is_catalog_known(self, kind: Kind) -> bool:
+        """True if the names that it serves for `kind` are known."""
+        if self.state == "starting":
+            return False
+        return self.state != "serving" or (self.tasks if kind == "task" else self.models) is not None
+
+    def is_repeatable(self, kind: Kind) -> bool:
+        """True if running a task of `kind` twice is harmless."""
+        declared = self.backend.repeatable if self.backend else None
+        return kind != "task" if declared is None else declared
+
+    @property
+    def resumes(self) -> bool:
+        """True if it continues an assistant's turn from a given beginning."""
+        return self.backend is not None and self.backend.resumes
+
+    def is_equivalent_to(self, other: ManagedBackend) -> bool:
+        """True if work planned for `other` may run here: same site, same names."""
+        return (self.site, self.is_off_site, self.models, self.tasks) == (
+            other.site, other.is_off_site, other.models, other.tasks,
+        )  # fmt: skip
+
+    def check_declaration(self) -> None:
+        """Raise BackendUnavailable if the plugin is missing or declares unusable values; `backend` is None then."""
         backend, self.backend = self.backend, None
         if backend is None:
             raise BackendUnavailable(self.error or "it has no plugin")
@@ -152,51 +217,31 @@ class ManagedBackend:
             raise BackendUnavailable("its `remote` and `repeatable` have to be True, False or None")
         self.backend = backend
 
-    def fail(self, exc: BaseException) -> None:
-        """It does not serve because of `exc`."""
-        self.state, self.error = "failed", describe(exc)
-        words = exc.detail if isinstance(exc, GatewayError) else words_of(exc)
-        self.cause = self.cause or (f"{self.error}: {words}" if words else self.error)
-
-    def serves(self, kind: Kind, name: str) -> str | None:
-        """The backend's own name for `name`, or None where it does not serve that."""
-        if kind == "task":
-            return (self.tasks or {}).get(name)
-        models = self.models if self.has(kind) else None
-        if not models:
-            return None
-        return next(iter(models.values())) if name == AUTO else models.get(name)
-
-    def knows(self, kind: Kind) -> bool:
-        """Whether it is known what it serves of `kind`."""
-        if self.state == "starting":
-            return False
-        return self.state != "serving" or (self.tasks if kind == "task" else self.models) is not None
-
-    def repeatable(self, kind: Kind) -> bool:
-        """Whether running a task of `kind` twice is harmless."""
-        declared = self.backend.repeatable if self.backend else None
-        return kind != "task" if declared is None else declared
-
-    @property
-    def resumes(self) -> bool:
-        """Whether it continues an assistant's turn whose beginning it is given."""
-        return self.backend is not None and self.backend.resumes
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether its health is asked for."""
-        return self.backend is not None and type(self.backend).health is not Backend.health
+    def _declared(self, attribute: str, read: Callable[[Backend[Any]], T], unknown: T) -> T:
+        """A declaration of the plugin, which may be a property. If it raises, return `unknown` and log that once."""
+        if self.backend is None:
+            return unknown
+        try:
+            found = read(self.backend)
+        except BaseException as exc:  # there is no await here, so every exception comes from the plugin
+            if attribute not in self.declaration_errors:
+                error = f"its declaration of `{attribute}` cannot be read: {type(exc).__name__}"
+                self.declaration_errors[attribute] = error
+                log.warning("backend.unwell", backend=self.name, error=error)
+            return unknown
+        if attribute in self.declaration_errors:
+            del self.declaration_errors[attribute]
+        return found
 
 
-def describe(exc: BaseException) -> str:
-    """What anybody may read of `exc`: a plugin's own word where it is a GatewayError, else its type alone."""
+def public_error(exc: BaseException) -> str:
+    """The part of `exc` that clients may read: the message of a GatewayError, else only the type."""
     return exc.message if isinstance(exc, GatewayError) else type(exc).__name__
 
 
 def _names(declared: Any) -> Mapping[str, str] | None:
-    """As a map; None while unknown. Raises where it is none, nor a list of names."""
+    """Declared names as a map; None while unknown. Raises TypeError if they are neither a map nor a list of names."""
     names = names_of(declared)
     if names is not None and not isinstance(names, Mapping):
-        raise TypeError(f"{type(names).__name__} is no list of names")
+        raise TypeError(f"{type(names).__name__} is not a list of names")
     return names

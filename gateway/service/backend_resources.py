@@ -24,7 +24,7 @@ class Backends:
         self._lanes, self._board, self._forgotten, self._drain_s = lanes, board, forgotten, drain_s
         self._retired: dict[int, Lane | None] = {}  # by the identity of members whose name another has
 
-    def changed(self, member: ManagedBackend) -> None:
+    def on_change(self, member: ManagedBackend) -> None:
         """It has opened, or has other settings: that is its lane. Nothing where it has failed."""
         if member.state != "serving":
             return
@@ -40,17 +40,17 @@ class Backends:
         )
         asyncio.get_running_loop().call_soon(self._lanes.tick)  # what waits may be better off there
 
-    def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
+    def on_replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
         """Whoever waits goes to the new one, where that does the same; what runs goes on at the old one."""
         lane = self._retired[id(old)] = self._lanes.retire(old.name)
         if old.fingerprint != new.fingerprint:
             self._forget(old.name)
         self._board.add(new.name, remote=new.is_remote)
-        self.changed(new)
+        self.on_change(new)
         if lane is not None:
-            self._lanes.hand_over(lane, same_work=new.does_as(old))
+            self._lanes.hand_over(lane, same_work=new.is_equivalent_to(old))
 
-    async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
+    async def drain(self, member: ManagedBackend, *, keep_data: bool = False) -> None:
         """Wait for what a backend has; then forget it, unless somebody has its name, or it comes back as it was."""
         if id(member) in self._retired:
             await self._ended(self._retired.pop(id(member)))
@@ -60,7 +60,7 @@ class Backends:
             lambda: bool(self._lanes.busy().get(name) or self._lanes.waiting().get(name)), self._drain_s()
         )
         self._lanes.remove(name)
-        if not comes_back:
+        if not keep_data:
             self._forget(name)
 
     async def _ended(self, lane: Lane | None) -> None:

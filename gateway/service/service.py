@@ -77,7 +77,7 @@ class Service:
         self.listeners = Listeners(self.door, self.gate, tls_of(settings.tls))
         self._bound_by = settings
         self.relief = MemoryGuard(self.door, MemoryGauge())
-        self._stalls = LoopWatchdog(self.registry.packages)
+        self._stalls = LoopWatchdog(self.registry.backend_by_package)
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
         self._sources: dict[str, str | None] = {}
@@ -109,11 +109,11 @@ class Service:
         self._learned.restore()
         self.board.sample_load()
         await self.listeners.open(self.settings, sum(each.slots for each in self.registry.members.values()))
-        await self.registry.open_all(self._backends.changed)
+        await self.registry.open_all(self._backends.on_change)
         self._ticker = log_task_failure(asyncio.create_task(self._tick(), name="tick"))
         self._stalls.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._network_changed)
-        await self.registry.settled(START_S)
+        await self.registry.wait_opened(START_S)
         await self.listeners.go()
         if self.mqtt is not None:
             self.mqtt.start()
@@ -184,7 +184,7 @@ class Service:
         self.door.rules = rules_of(settings)
         self.listeners.allow(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
-        self.registry.change(loaded.backends, self._backends)
+        self.registry.reload(loaded.backends, self._backends)
         self._join()  # before they open
 
     # ── what goes on beside requests ─────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import may_administer
 from gateway.plugin import Backend, BackendSettings
 from gateway.plugin.errors import PLUGIN_FAULTS
-from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
+from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
 from gateway.settings.model import fill, groups_of, leaves_of
 from gateway.settings.problems import Problem, SettingsError, nearest
 from gateway.settings.secrets import with_secrets
@@ -213,7 +213,7 @@ def _load_backends(
 
 
 def _no_backends() -> Problem:
-    plugin = next((p for p in ("local", "echo", *sorted(installed())) if p in installed()), "echo")
+    plugin = next((p for p in ("local", "echo", *sorted(installed_plugins())) if p in installed_plugins()), "echo")
     return Problem(
         f"{BACKENDS}__<NAME>__PLUGIN",
         "no backend is configured, so nothing could be served",
@@ -257,14 +257,14 @@ class _BackendReader:
 
     def _find(self, variable: str, plugin: str) -> type[Backend[Any]] | None:
         if not plugin:
-            choice = ", ".join(sorted(installed())) or "none is installed"
+            choice = ", ".join(sorted(installed_plugins())) or "none is installed"
             fix = f"set {variable} to one of the installed ones ({choice}), or to package.module:attribute"
             self.problems.append(Problem(variable, "is not set, so it is not known which plugin this is", fix))
             return None
         try:
             return find_plugin(plugin)
         except PluginMissing as exc:
-            near = nearest(plugin, installed())
+            near = nearest(plugin, installed_plugins())
             fix = f"set {variable}={near}" if near else "`edge-gateway plugins list` shows what is installed"
             self.problems.append(Problem(variable, str(exc), fix))
             return None

@@ -39,7 +39,7 @@ async def test_backend_fails_and_others_serve_however_its_opening_ends(
     monkeypatch.setattr("gateway.service.service.START_S", 1.0)  # shortens the wait for a backend that never opens
     async with running_gateway(**backend("bad", "support.rascals:Rascal", OPENS=opens), **DESK) as gateway:
         member = gateway.service.registry.members["bad"]
-        assert (member.state, member.opened.is_set()) == ("failed", True)
+        assert (member.state, member.opening_done.is_set()) == ("failed", True)
         (told,) = gateway.lines.of("backend.failed_to_open")
         assert told["backend"] == "bad"
         status, body = await listed(gateway, "/v1/models")
@@ -65,7 +65,7 @@ async def test_plugin_that_cancels_its_lifecycle_task_is_closed_and_logged() -> 
         (told,) = await gateway.lines.wait("backend.ended")
         assert told["backend"] == "bad"
         member = gateway.service.registry.members["bad"]
-        assert (member.state, member.error, member.opened.is_set()) == ("closed", told["error"], True)
+        assert (member.state, member.error, member.opening_done.is_set()) == ("closed", told["error"], True)
         assert (await answered(gateway.url, SAY)).status == 200
 
 
@@ -81,7 +81,7 @@ async def test_faulty_declaration_of_one_plugin_is_logged_and_others_are_listed(
             assert (await answered(gateway.url, chat)).status == 200
         told = gateway.lines.of("backend.unwell")
         assert {line["backend"] for line in told} == {"aliar"}
-        assert len(told) == len(gateway.service.registry.members["aliar"].flaws)
+        assert len(told) == len(gateway.service.registry.members["aliar"].declaration_errors)
         assert SECRET not in str(told)
 
 

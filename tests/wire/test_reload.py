@@ -34,8 +34,8 @@ async def reload(gateway: RunningGateway, **environ: str) -> list[str]:
     defaults = LOOPBACK
     state = {"GATEWAY_STATE_DIR": str(gateway.service.settings.state_dir)}
     waiting = await gateway.service.reload(load(defaults | state | environ))
-    await gateway.service.registry.changed()
-    await gateway.service.registry.settled(5)
+    await gateway.service.registry.wait_reloaded()
+    await gateway.service.registry.wait_opened(5)
     return waiting
 
 
@@ -396,7 +396,7 @@ async def test_plugin_settings_that_raise_are_reported_and_change_nothing(tmp_pa
 async def test_plugin_that_exits_on_import_is_excluded_and_named(tmp_path: Path) -> None:
     async with running_gateway(**DESK) as gateway:
         await reload_file(gateway.service, broken("support.broken_settings.exits:Nothing", tmp_path))
-        await gateway.service.registry.settled(5)
+        await gateway.service.registry.wait_opened(5)
         member = gateway.service.registry.members["broken"]
         assert (member.state, "SystemExit" in (member.cause or "")) == ("failed", True)
         assert await status(gateway) == 200

@@ -45,7 +45,7 @@ async def status(gateway: RunningGateway, asked: bytes) -> int:
 
 
 async def is_at_rest(gateway: RunningGateway) -> None:
-    await gateway.service.registry.changed()
+    await gateway.service.registry.wait_reloaded()
     assert not any(gateway.service.lanes.busy().values())
     assert not gateway.service.lanes._retired
 
@@ -73,7 +73,7 @@ async def test_new_backend_does_not_wait_for_a_closing_one() -> None:
         writer.write(WAIT)
         await Desk.waiting.wait()
         await reload(gateway, **CANARY)
-        await until(lambda: gateway.service.registry.members["bird"].opened.is_set())
+        await until(lambda: gateway.service.registry.members["bird"].opening_done.is_set())
         assert await status(gateway, post("/v1/tasks/sing", b"{}")) == 200
         assert gateway.service.registry.members["desk"].state == "closing"
         Desk.open.set()
@@ -188,7 +188,7 @@ async def test_reverted_settings_cancel_the_opening_replacement_and_keep_the_old
     new_late = backend("late", "support.latecomer:Latecomer", SITE="cloud")
     async with running_gateway(**old_late) as gateway:
         old, opened_before = gateway.service.registry.members["late"], Latecomer.may_open
-        lives = gateway.service.registry._lives._lives
+        lives = gateway.service.registry._lifecycle._running
         await reload(gateway, **new_late)
         await until(lambda: Latecomer.may_open is not opened_before)
         assert len(lives) == 2
@@ -208,7 +208,7 @@ async def test_replacement_that_fails_to_open_still_replaces_the_old_backend() -
         assert (refused.status, "the desk is locked" in refused.json["error"]["message"]) == (503, True)
         await reload(gateway, **OFF_SITE_DESK)
         await is_at_rest(gateway)
-        await gateway.service.registry.settled(5)
+        await gateway.service.registry.wait_opened(5)
         assert await status(gateway, SAY) == 200
 
 
@@ -224,7 +224,7 @@ async def test_backend_that_may_hold_a_device_closes_before_its_replacement_open
         Desk.open.set()
         assert (await read_answer(reader)).status == 200
         await is_at_rest(gateway)
-        await gateway.service.registry.settled(5)
+        await gateway.service.registry.wait_opened(5)
         assert (old.state, await status(gateway, SAY)) == ("closed", 200)
 
 
@@ -236,7 +236,7 @@ async def test_reload_reopens_a_failed_backend() -> None:
         Rascal.broken = ""
         await reload(gateway, **rascal)
         await is_at_rest(gateway)
-        await gateway.service.registry.settled(5)
+        await gateway.service.registry.wait_opened(5)
         assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 200
 
 
@@ -249,7 +249,7 @@ async def test_reload_ends_a_quarantine(monkeypatch: pytest.MonkeyPatch) -> None
         assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 503
         await reload(gateway, **faulty)
         await is_at_rest(gateway)
-        await gateway.service.registry.settled(5)
+        await gateway.service.registry.wait_opened(5)
         assert await status(gateway, post("/v1/tasks/serve", b"{}")) == 200
 
 

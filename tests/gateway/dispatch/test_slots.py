@@ -133,7 +133,7 @@ class House:
 
     async def open(self) -> House:
         await self.registry.open_all(lambda _: None)
-        await self.registry.settled(5.0)
+        await self.registry.wait_opened(5.0)
         self.lanes.add("here", site="edge", slots=1, queue=2, remote=False)
         self.lanes.add("there", site="edge", slots=1, queue=2, remote=True)
         return self
