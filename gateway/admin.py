@@ -136,7 +136,7 @@ def _member_status(member: ManagedBackend) -> dict[str, Any]:
 def refresh_gauges(dispatcher: Dispatcher) -> None:
     """Bring the gauges up to date; they are only read when somebody asks."""
     waiting, busy = dispatcher.lanes.waiting(), dispatcher.lanes.busy()
-    metrics.forget_backends_but(dispatcher.registry.members)
+    metrics.retain_backends(dispatcher.registry.members)
     for name, member in dispatcher.registry.members.items():
         link = dispatcher.board.link(name)
         metrics.LANE_WAITING.set(waiting.get(name, 0), backend=name)

@@ -28,7 +28,7 @@ from gateway.plugin import (
 )
 from gateway.plugin.errors import PluginRaised, is_told_to_stop
 from gateway.registry import ManagedBackend, ServingBackends
-from gateway.telemetry import log, metrics, raised
+from gateway.telemetry import exception_fields, log, metrics
 from gateway.timing import Watch
 
 # What a site's time is charged to until the backend says otherwise.
@@ -176,11 +176,11 @@ class Attempt:
             if isinstance(exc, PluginRaised) and self.member is not None and not exc.is_of_subtask:
                 self.member.quarantine.record_exception(exc.raised)
                 if not self.member.has_workers:  # a worker's own process has logged it
-                    where = raised(exc) | {"error": exc.raised}
+                    where = exception_fields(exc) | {"error": exc.raised}
                     log.error("dispatch.raised", request_id=self.task.id, backend=self.member.name, **where)
             return exc
         name, what = self.member.name if self.member else "none", type(exc).__name__
-        log.error("dispatch.raised", request_id=self.task.id, backend=name, **raised(exc))
+        log.error("dispatch.raised", request_id=self.task.id, backend=name, **exception_fields(exc))
         if self.member is not None:
             self.member.quarantine.record_exception(what)
         return PluginRaised(f"the plugin of backend {name} raised {what}", raised=what)

@@ -36,7 +36,7 @@ from gateway.ingress.transport import IncomingRequest, ResponseWriter
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskRefused, new_id
 from gateway.registry import AUTO
 from gateway.request_log import Outcome, RequestRecord, log_request, outcome_of, server_timing, term_keys
-from gateway.telemetry import log, metrics, raised
+from gateway.telemetry import exception_fields, log, metrics
 from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
@@ -437,4 +437,4 @@ def _working(answer: Answer) -> str:
 
 def report_bug(exc: BaseException, request_id: str) -> None:
     """Our own code failed on a request: what, and where."""
-    log.error("door.broke", **raised(exc), request_id=request_id)
+    log.error("door.broke", **exception_fields(exc), request_id=request_id)

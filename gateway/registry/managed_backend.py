@@ -1,4 +1,4 @@
-"""One backend under the registry's control: what it serves and its state.
+"""One backend under the control of the registry: its declarations, its health and its state.
 
 State machine of the lifecycle. The pairs that the table does not hold cannot happen, and raise KeyError:
 
@@ -205,7 +205,7 @@ class ManagedBackend:
         )  # fmt: skip
 
     def check_declaration(self) -> None:
-        """Raise BackendUnavailable if the plugin is missing or declares unusable values; `backend` is None then."""
+        """Raise BackendUnavailable, and drop the plugin, if it declares unusable values. Raise it if there is none."""
         backend, self.backend = self.backend, None
         if backend is None:
             raise BackendUnavailable(self.error or "it has no plugin")
@@ -223,7 +223,7 @@ class ManagedBackend:
             return unknown
         try:
             found = read(self.backend)
-        except BaseException as exc:  # there is no await here, so every exception comes from the plugin
+        except BaseException as exc:  # synchronous, so every exception comes from the plugin
             if attribute not in self.declaration_errors:
                 error = f"its declaration of `{attribute}` cannot be read: {type(exc).__name__}"
                 self.declaration_errors[attribute] = error

@@ -54,7 +54,7 @@ class Registry(Catalog):
             self.backend_by_package.setdefault(config.cls.__module__.partition(".")[0], config.name)
             try:
                 backend = build_backend(config.cls, settings, self._services_for(config.name), self._drain_s)
-            except BaseException as exc:  # there is no await here, so every exception comes from the plugin
+            except BaseException as exc:  # synchronous, so every exception comes from the plugin
                 error, cause = public_error(exc), f"{type(exc).__name__}: {words_of(exc)}"
         return ManagedBackend(
             name=config.name,

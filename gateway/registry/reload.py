@@ -29,7 +29,7 @@ POLICY_ONLY = ("usd_per_request", "watts", "queue")
 
 
 class BackendResources(Protocol):
-    """What the gateway keeps for each backend by name: its lane and its measurements."""
+    """The gateway's own data of each backend, by name: its lane and its measurements."""
 
     def on_change(self, managed: ManagedBackend) -> None:
         """It has opened or failed, or has other settings now."""

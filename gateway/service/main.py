@@ -19,20 +19,20 @@ from gateway.plugin.errors import is_told_to_stop
 from gateway.service import event_loop, systemd
 from gateway.service.service import Service
 from gateway.settings import Loaded, SettingsError, load
-from gateway.telemetry import configure, log, log_bug, log_task_failure, raised, warned
+from gateway.telemetry import configure, exception_fields, log, log_bug, log_python_warning, log_task_failure
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 STOP_S = 60.0  # what systemd is told that stopping may take: all it may wait for, twice
 
-unhandled = exception_hooks.for_loop(log_bug)
+unhandled = exception_hooks.loop_handler(log_bug)
 _reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
 
 
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
-    exception_hooks.redirect(log_bug, warned)
+    exception_hooks.install(log_bug, log_python_warning)
     event_loop.leave(_status(loaded, env_file))
 
 
@@ -46,7 +46,7 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
         log.error("service.failed", error=str(exc))
         return 1
     except BaseException as exc:  # also SystemExit: systemd does not start again what ends with 0 or 78
-        found = raised(exc)
+        found = exception_fields(exc)
         log.error("service.failed", error=f"{found['error']} at {found['where']}")
         return 1
     return 0
@@ -95,7 +95,7 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
         except BaseException as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
             if is_told_to_stop(exc):
                 raise  # with no word to systemd, which has heard that we stop
-            found = raised(exc)
+            found = exception_fields(exc)
             log.error("service.reload_failed", problems=[f"{found['error']} at {found['where']}"])
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 

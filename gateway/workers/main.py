@@ -60,7 +60,7 @@ class Program:
     async def serve(self, sock: socket.socket) -> None:
         """Work until the socket closes."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(exception_hooks.for_loop(say))
+        loop.set_exception_handler(exception_hooks.loop_handler(say))
         await loop.create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
         self._stop_job()
@@ -267,7 +267,7 @@ def harden() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()
-    exception_hooks.redirect(say, lambda place, category: print(f"{place}: {category}", file=sys.stderr))
+    exception_hooks.install(say, lambda place, category: print(f"{place}: {category}", file=sys.stderr))
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     with suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")

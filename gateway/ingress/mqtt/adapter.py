@@ -36,7 +36,7 @@ from gateway.ingress.mqtt.request import body_of, headers_of
 from gateway.ingress.mqtt.response import MqttResponseWriter
 from gateway.ingress.mqtt.topics import Address, Rejected, Topics
 from gateway.ingress.transport import IncomingRequest
-from gateway.telemetry import RateLimitedEvent, log, log_bug, log_task_failure, raised
+from gateway.telemetry import RateLimitedEvent, exception_fields, log, log_bug, log_task_failure
 
 MAX_QOS_0 = 256  # no broker holds these back: where more are here, they are told to come again
 MAX_HELD = 1024  # and where still more are, not even that
@@ -251,7 +251,7 @@ class MqttTransport:
         try:
             await self._door.serve(self._incoming(job), reply)
         except Exception as exc:  # a bug of ours; without the acknowledgement it would come again, and again
-            log.error("mqtt.broke", **raised(exc), topic=job.message.topic[:200])
+            log.error("mqtt.broke", **exception_fields(exc), topic=job.message.topic[:200])
             return False
         finally:
             reply.close()
