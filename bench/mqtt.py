@@ -58,7 +58,7 @@ async def backlog(broker: Broker, count: int) -> dict[str, Any]:
             await asyncio.gather(*(lamp.send("/v1/tasks/echo", n, str(n).encode()) for n in range(start, start + 200)))
         before, began = rss_mb(), time.perf_counter()
         async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
-            await lamp.until(lambda heard: len(heard) >= count, timeout_s=300)
+            await lamp.wait_until(lambda heard: len(heard) >= count, timeout_s=300)
             took, most = time.perf_counter() - began, waited_most(gateway)
     return {"n": count, "took_s": took, "per_s": count / took, "grew_mb": rss_mb() - before, "active": most}
 

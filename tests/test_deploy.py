@@ -101,7 +101,7 @@ def notify(tmp_path: Path) -> Iterator[NotifySocket]:
 def test_systemd_hears_when_the_gateway_serves_where_and_when_it_stops(notify: NotifySocket, tmp_path: Path) -> None:
     with serving(notify, tmp_path) as process:
         notify.wait_for("READY=1")
-        assert any(re.fullmatch(r"STATUS=serving on 127\.0\.0\.1:\d+", line) for line in notify.said)
+        assert any(re.fullmatch(r"STATUS=serving on 127\.0\.0\.1:\d+", line) for line in notify.received)
         process.send_signal(signal.SIGTERM)
         notify.wait_for("STOPPING=1")
         assert process.wait(20) == 0

@@ -33,8 +33,8 @@ from gateway.settings import load
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
 from gateway.workshop.scaffold import create
-from support.documents import PAGES, ROOT, Block, Terminals, anchors, blocks, links, matches
-from support.emitted import Emission, emissions
+from support.documents import PAGES, ROOT, Block, BlockRunner, anchors, blocks, links, matches
+from support.log_emissions import Emission, emissions
 from support.programs import needs
 
 EMITTED = emissions(ROOT)
@@ -193,7 +193,7 @@ def test_python_examples_print_what_they_say(path: Path) -> None:
 @needs("curl")
 @pytest.mark.timeout(120)
 def test_the_readme_is_true_when_typed_literally(tmp_path: Path) -> None:
-    with Terminals(tmp_path) as terminals:
+    with BlockRunner(tmp_path) as terminals:
         for block in ran(ROOT / "README.md", "sh"):
             came = terminals.run(block)
             if came is not None and block.expected is not None:
@@ -214,7 +214,7 @@ def test_the_tutorial_is_true_when_typed_literally_in_an_empty_folder(tmp_path: 
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     places = f"{ROOT}:{ROOT / 'plugins'}"  # of a checkout that is not installed
     (tmp_path / "empty").mkdir()
-    with Terminals(tmp_path, {"PATH": path, "PYTHONPATH": places}, tmp_path / "empty") as terminals:
+    with BlockRunner(tmp_path, {"PATH": path, "PYTHONPATH": places}, tmp_path / "empty") as terminals:
         for block in [block for block in blocks(page) if block.is_runnable]:
             if block.says[0] == "python":
                 (terminals.cwd / block.says[-1]).write_text(block.text)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gateway_echo import vector
-from support.chats import TEXT, USAGE
-from support.clients import VECTOR, found_by, house, run
+from support.chat_upstreams import TEXT, USAGE
+from support.client_programs import VECTOR, client_gateway, result_of_program, run
 from support.programs import CLIENTS_PYTHON, needs
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(180)]
@@ -25,8 +25,8 @@ SAID = pytest.approx(vector("a text", 8), abs=1e-6)  # 32-bit floats
 )
 @pytest.mark.parametrize("path", ["/v1", ""], ids=["with /v1", "without"])
 async def test_openais_own_clients(program: str, path: str) -> None:
-    async with house() as gateway:
-        found = await found_by(program, gateway.url + path, RECORDING)
+    async with client_gateway() as gateway:
+        found = await result_of_program(program, gateway.url + path, RECORDING)
     assert {"auto", "echo", "echo/echo", "gpt", "cloud/gpt"} <= set(found["models"])
     assert found["model"] == "echo"
     for model, text in MODELS.items():
@@ -46,8 +46,8 @@ async def test_openais_own_clients(program: str, path: str) -> None:
 
 
 async def test_langchain() -> None:
-    async with house() as gateway:
-        found = await found_by("with_langchain.py", f"{gateway.url}/v1")
+    async with client_gateway() as gateway:
+        found = await result_of_program("with_langchain.py", f"{gateway.url}/v1")
     for model, text in MODELS.items():
         usage = [] if model == "echo" else [USAGE["total_tokens"]]
         assert found[model] == {"whole": text, "streamed": text, "usage": usage, "batch": [text] * 3}
@@ -56,8 +56,8 @@ async def test_langchain() -> None:
 
 
 async def test_litellm() -> None:
-    async with house() as gateway:
-        found = await found_by("with_litellm.py", f"{gateway.url}/v1")
+    async with client_gateway() as gateway:
+        found = await result_of_program("with_litellm.py", f"{gateway.url}/v1")
     assert {model: found[model] for model in MODELS} == {
         model: {"whole": text, "streamed": text} for model, text in MODELS.items()
     }
@@ -74,7 +74,7 @@ async def test_openapi_json_is_true(tmp_path: Path) -> None:
         # header nobody declared violates no schema, though schemathesis holds that it does.
         "--exclude-checks": "not_a_server_error,positive_data_acceptance,negative_data_rejection",
     }
-    async with house() as gateway:
+    async with client_gateway() as gateway:
         schemathesis = str(CLIENTS_PYTHON.with_name("schemathesis"))
         words = [word for option in options.items() for word in option]
         await run(schemathesis, "run", f"{gateway.url}/openapi.json", "--no-color", *words, cwd=tmp_path)

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from gateway.testing import RunningGateway, running_gateway
-from support.chats import QUESTION, Speaker, breaks, talking
+from support.chat_upstreams import QUESTION, ChatUpstream, breaks, talking
 from support.documents import ROOT
 from support.programs import CLIENTS_PYTHON
 from support.upstream import Upstream, cut
@@ -90,7 +90,7 @@ async def test_its_ordinary_calls() -> None:
 
 async def test_an_answer_that_broke_off_in_the_cloud_is_finished_by_it() -> None:
     words = ["one ", "two ", "three ", "four"]
-    far = breaks(cut(), after=len(words), speaker=Speaker(name="far", words=[*words, " five"]))
+    far = breaks(cut(), after=len(words), speaker=ChatUpstream(name="far", words=[*words, " five"]))
     async with llama() as url, Upstream(talking(far)) as upstream:
         environ = cloud(upstream.url, "far", MODELS="counting", REPEATABLE="true")
         environ |= {"GATEWAY_POLICY__USD": "1", "GATEWAY_BACKENDS__LLAMA__USD_PER_REQUEST": "9"}
@@ -107,7 +107,7 @@ async def test_an_answer_that_broke_off_in_the_cloud_is_finished_by_it() -> None
 
 
 async def test_a_prompt_too_long_for_it_is_its_own_answer_and_nobody_else_is_asked() -> None:
-    async with llama() as url, Upstream(talking(Speaker(name="far"))) as upstream:
+    async with llama() as url, Upstream(talking(ChatUpstream(name="far"))) as upstream:
         environ = cloud(upstream.url, "far", MODELS="counting", USD_PER_REQUEST="9") | {"GATEWAY_POLICY__USD": "1"}
         async with served(url, environ) as (gateway, ai):
             with pytest.raises(openai.BadRequestError, match="exceeds the available context size") as raised:

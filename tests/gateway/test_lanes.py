@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.plugin import LinkSample, TaskRefused
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
 def test_work_starts_at_once_where_a_slot_is_free_and_its_end_is_told_as_often_as_one_likes() -> None:
-    house = House()
+    house = LaneFixture()
     work = house.submit("a", "box")
     assert house.started == [("a", "box")]
     for _ in range(3):
@@ -26,7 +26,7 @@ def test_work_starts_at_once_where_a_slot_is_free_and_its_end_is_told_as_often_a
 
 
 def test_the_shortest_goes_first() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for name, size in (("long", 3.0), ("short", 1.0), ("middle", 2.0)):
@@ -37,7 +37,7 @@ def test_the_shortest_goes_first() -> None:
 
 
 def test_a_stream_that_has_answered_still_holds_its_slot_for_as_long_as_such_streams_do() -> None:
-    house = House()
+    house = LaneFixture()
     for turn in range(5):
         work = house.submit(f"stream {turn}", "box", **HERE)
         house.now += 0.5
@@ -53,7 +53,7 @@ def test_a_stream_that_has_answered_still_holds_its_slot_for_as_long_as_such_str
 
 
 def test_a_long_wait_outweighs_a_short_service() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("long", "box", 3.0, **HERE)
@@ -64,7 +64,7 @@ def test_a_long_wait_outweighs_a_short_service() -> None:
 
 
 def test_a_clients_deadline_goes_first_once_it_binds_and_not_before() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("short", "box", 1.0, **HERE)
@@ -77,7 +77,7 @@ def test_a_clients_deadline_goes_first_once_it_binds_and_not_before() -> None:
 
 
 def test_a_deadline_that_is_lost_gets_no_precedence() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("lost", "box", 3.0, deadline=house.now + 1.0, client_deadline=True, **HERE)
@@ -87,7 +87,7 @@ def test_a_deadline_that_is_lost_gets_no_precedence() -> None:
 
 
 def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
-    house = House(queue=2)
+    house = LaneFixture(queue=2)
     house.teach()
     for name in "abc":
         house.submit(name, "box", **HERE)
@@ -100,7 +100,7 @@ def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
 
 
 def test_who_leaves_the_line_frees_the_place() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     house.submit("a", "box", **HERE)
     waiting = house.submit("b", "box", **HERE)
     house.lanes.withdraw(waiting)
@@ -110,7 +110,7 @@ def test_who_leaves_the_line_frees_the_place() -> None:
 
 
 def test_one_large_body_is_uploaded_at_a_time_and_its_slot_is_not_the_permit() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -122,7 +122,7 @@ def test_one_large_body_is_uploaded_at_a_time_and_its_slot_is_not_the_permit() -
 
 
 def test_uploads_too_short_to_fill_the_path_go_two_by_two() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e8)
     for name in "abc":
         house.submit(name, "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -130,7 +130,7 @@ def test_uploads_too_short_to_fill_the_path_go_two_by_two() -> None:
 
 
 def test_any_number_of_big_bodies_never_block_a_small_one() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(60):
         house.submit(f"big {number}", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -139,7 +139,7 @@ def test_any_number_of_big_bodies_never_block_a_small_one() -> None:
 
 
 def test_a_failed_upload_gives_its_permit_back() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -150,12 +150,12 @@ def test_a_failed_upload_gives_its_permit_back() -> None:
 # ── predictions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def predicted_s(house: House, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
+def predicted_s(house: LaneFixture, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
     return house.lanes.candidates(house.work("asked", size, body_bytes), {name: None})[0].t_s
 
 
 def test_what_is_ahead_is_counted_and_what_is_behind_is_not() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("short", "box", 1.0, **HERE)
@@ -164,7 +164,7 @@ def test_what_is_ahead_is_counted_and_what_is_behind_is_not() -> None:
 
 
 def test_what_overstays_its_time_has_a_quarter_of_it_to_go_and_later_half_its_age() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.now += 1.0
@@ -174,7 +174,7 @@ def test_what_overstays_its_time_has_a_quarter_of_it_to_go_and_later_half_its_ag
 
 
 def test_bytes_ahead_and_own_bytes_cost_their_time_on_the_uplink() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     assert predicted_s(house, "cloud", 1.0, BIG) == pytest.approx(2.0 + 1.0, rel=0.1)
     house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -184,7 +184,7 @@ def test_bytes_ahead_and_own_bytes_cost_their_time_on_the_uplink() -> None:
 
 
 def test_a_burst_does_not_herd_onto_the_one_that_looks_best() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     house.teach(box_s=1.0, cloud_s=1.1)
     chosen = []
     for number in range(20):
@@ -195,7 +195,7 @@ def test_a_burst_does_not_herd_onto_the_one_that_looks_best() -> None:
 
 
 def test_a_burst_of_something_unknown_does_not_pile_up_behind_the_first_try() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     chosen = []
     for number in range(20):
         work = house.work(str(number))
@@ -206,7 +206,7 @@ def test_a_burst_of_something_unknown_does_not_pile_up_behind_the_first_try() ->
 
 
 def test_fast_failures_attract_no_traffic() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=0.2, cloud_s=1.0)
     for number in range(50):
         work = house.submit(str(number), "cloud", allowed=("cloud",))
@@ -216,7 +216,7 @@ def test_fast_failures_attract_no_traffic() -> None:
 
 
 def test_time_outs_count() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     before = predicted_s(house, "cloud")
     work = house.submit("lost", "cloud", allowed=("cloud",))
@@ -227,7 +227,7 @@ def test_time_outs_count() -> None:
 
 
 def test_what_a_socket_buffer_hides_is_taken_off_the_service_time() -> None:
-    house = House()
+    house = LaneFixture()
     house.board.observe("cloud", LinkSample(upload_bytes=BIG, upload_s=2.0))
     work = house.submit("small", "cloud", body_bytes=50_000, allowed=("cloud",))
     house.lanes.sent(work, "cloud")  # the kernel took it at once, the link has not
@@ -237,7 +237,7 @@ def test_what_a_socket_buffer_hides_is_taken_off_the_service_time() -> None:
 
 
 def test_a_loser_is_tried_again_in_the_end() -> None:
-    house = House(slots=4)
+    house = LaneFixture(slots=4)
     house.teach(box_s=1.0, cloud_s=2.0)
     chosen = []
     for number in range(1200):
@@ -250,7 +250,7 @@ def test_a_loser_is_tried_again_in_the_end() -> None:
 
 
 def test_a_loser_that_became_the_best_is_found_out() -> None:
-    house = House(slots=4)
+    house = LaneFixture(slots=4)
     house.teach(box_s=1.0, cloud_s=2.0)
     chosen = []
     for number in range(1200):
@@ -263,7 +263,7 @@ def test_a_loser_that_became_the_best_is_found_out() -> None:
 
 
 def test_a_link_that_is_down_is_no_candidate() -> None:
-    house = House()
+    house = LaneFixture()
     house.board.carrier_lost("cloud")
     assert house.lanes.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
         "cloud": "its link is down"
@@ -278,7 +278,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.house = House(slots=2, queue=5)
+        self.house = LaneFixture(slots=2, queue=5)
         self.count = 0
         self.places: dict[str, int] = {}  # how often each was submitted
 

@@ -9,11 +9,11 @@ import pytest
 
 from gateway.decide.policy import Policy
 from gateway.plugin import LinkSample, TaskRefused
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
 def test_waiting_work_moves_where_it_is_clearly_better_off() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.0)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -23,7 +23,7 @@ def test_waiting_work_moves_where_it_is_clearly_better_off() -> None:
 
 
 def test_it_stays_where_elsewhere_is_hardly_better_or_not_allowed() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.9)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -33,7 +33,7 @@ def test_it_stays_where_elsewhere_is_hardly_better_or_not_allowed() -> None:
 
 
 def test_a_free_slot_draws_from_other_lines_at_once() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     house.submit("runs", "box", **HERE)
     house.submit("uploads", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -43,7 +43,7 @@ def test_a_free_slot_draws_from_other_lines_at_once() -> None:
 
 
 def test_a_whole_line_moves_when_its_backend_is_shut() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for number in range(40):
@@ -54,7 +54,7 @@ def test_a_whole_line_moves_when_its_backend_is_shut() -> None:
 
 
 def test_in_flight_work_is_doubled_when_its_link_goes_down_and_only_once() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     for number in range(8):
         house.submit(str(number), "cloud")
@@ -65,7 +65,7 @@ def test_in_flight_work_is_doubled_when_its_link_goes_down_and_only_once() -> No
 
 
 def test_what_is_not_repeatable_never_runs_twice() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("once", "cloud", repeatable=False)
     house.board.carrier_lost("cloud")
@@ -74,8 +74,8 @@ def test_what_is_not_repeatable_never_runs_twice() -> None:
     assert house.doubled == []
 
 
-def crowd_at_the_cloud() -> House:
-    house = House(slots=50)
+def crowd_at_the_cloud() -> LaneFixture:
+    house = LaneFixture(slots=50)
     house.teach(box_s=0.1, cloud_s=0.1, uplink_bytes_per_s=1e6)
     for number in range(100):
         house.submit(str(number), "cloud", body_bytes=BIG if number == 0 else 10)
@@ -101,7 +101,7 @@ def test_what_has_gone_silent_is_doubled_past_the_budget_but_nothing_twice() -> 
 
 
 def test_answered_work_is_not_doubled() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     work = house.submit("streams", "cloud")
     house.lanes.answered(work, "cloud")
@@ -111,7 +111,7 @@ def test_answered_work_is_not_doubled() -> None:
 
 
 def test_rescue_can_be_turned_off() -> None:
-    house = House(Policy(rescue=False))
+    house = LaneFixture(Policy(rescue=False))
     house.teach()
     house.submit("stuck", "cloud")
     house.now += 60.0
@@ -120,7 +120,7 @@ def test_rescue_can_be_turned_off() -> None:
 
 
 def test_a_lane_that_closes_tells_who_waited() -> None:
-    house = House()
+    house = LaneFixture()
     house.submit("a", "box", **HERE)
     told: list[str] = []
     house.submit("b", "box", **HERE, dropped=told.append)
@@ -133,7 +133,7 @@ def test_a_lane_that_closes_tells_who_waited() -> None:
 
 
 def test_more_slots_start_more() -> None:
-    house = House()
+    house = LaneFixture()
     for name in "abc":
         house.submit(name, "box", **HERE)
     house.lanes.add("box", site="edge", slots=3, queue=100, remote=False)
@@ -141,7 +141,7 @@ def test_more_slots_start_more() -> None:
 
 
 def test_a_steady_link_and_known_sizes_are_predicted_within_fifteen_percent() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     errors = []
     for number in range(200):
         size = 1.0 + (number * 7 % 13) / 4
@@ -161,7 +161,7 @@ def test_a_steady_link_and_known_sizes_are_predicted_within_fifteen_percent() ->
 
 
 def test_a_pass_over_a_thousand_waiting_is_no_matter() -> None:
-    house = House(slots=2, queue=4096)
+    house = LaneFixture(slots=2, queue=4096)
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(1000):
         house.submit(str(number), "box" if number % 2 else "cloud", 1.0 + number % 3, body_bytes=BIG)
@@ -175,7 +175,7 @@ def test_a_pass_over_a_thousand_waiting_is_no_matter() -> None:
 
 
 def test_nobody_is_rescued_into_a_full_line() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     house.teach()
     house.submit("stalls", "cloud")
     house.submit("runs", "box", **HERE)
@@ -186,7 +186,7 @@ def test_nobody_is_rescued_into_a_full_line() -> None:
 
 
 def test_a_retired_lane_gives_its_slots_back_and_teaches_nothing_and_who_waits_goes_to_its_successor() -> None:
-    house = House()
+    house = LaneFixture()
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE)
     lane = house.lanes.retire("box")
@@ -205,7 +205,7 @@ def test_a_retired_lane_gives_its_slots_back_and_teaches_nothing_and_who_waits_g
 
 @pytest.mark.parametrize("has_successor", [True, False])
 def test_who_waits_in_a_retired_lane_is_dropped_where_nobody_does_the_same(has_successor: bool) -> None:
-    house = House()
+    house = LaneFixture()
     told: list[str] = []
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE, dropped=told.append)

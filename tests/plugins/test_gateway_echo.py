@@ -9,14 +9,14 @@ import pytest
 
 from gateway.plugin import Kind, Part, Result, Task, TaskInvalid
 from gateway_echo import Echo, EchoSettings
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 
 
 async def ask(kind: Kind, json: Any, *, stream: bool = False, **settings: Any) -> list[Part | Result]:
     task = Task(
         kind=kind, name="echo", deadline=time.monotonic() + 9, body=msgspec.json.encode(json), stream=stream
     )  # fmt: skip
-    async with Echo(EchoSettings(**settings), KeptServices()) as echo:
+    async with Echo(EchoSettings(**settings), RecordingServices()) as echo:
         return [item async for item in echo.run(task)]
 
 
@@ -82,6 +82,6 @@ async def test_a_request_without_content_is_invalid_and_names_the_field(kind: Ki
 
 
 def test_names_that_an_operator_sets_take_the_place_of_its_own() -> None:
-    echo = Echo(EchoSettings(models="gpt,claude", tasks={"say": "echo"}), KeptServices())  # type: ignore[arg-type]
+    echo = Echo(EchoSettings(models="gpt,claude", tasks={"say": "echo"}), RecordingServices())  # type: ignore[arg-type]
     assert echo.models == {"gpt": "gpt", "claude": "claude"}
     assert echo.tasks == {"say": "echo"}

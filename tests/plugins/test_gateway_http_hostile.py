@@ -13,7 +13,7 @@ import pytest
 
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Task
 from gateway_http.faults import CLOCK_S
-from support.hostile import STREAMS, WHOLE_ANSWERS
+from support.hostile_upstreams import STREAMS, WHOLE_ANSWERS
 from support.http_backend import chat, opened, parts, result
 from support.upstream import (
     CHUNKED,

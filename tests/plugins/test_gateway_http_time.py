@@ -13,8 +13,8 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
 from gateway_http import Http, exchange, lists
 from gateway_http.faults import CLOCK_S
-from support.http_backend import Recorded, accounted, chat, job, opened, result
-from support.until import until
+from support.http_backend import SampleRecorder, accounted, chat, job, opened, result
+from support.polling import wait_until
 from support.upstream import (
     CHUNKED,
     JSON,
@@ -245,7 +245,7 @@ async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: 
                 begun.set()
 
         asking = asyncio.create_task(asks())
-        await (begun.wait() if is_stream else until(lambda: len(upstream.requests) == 2))
+        await (begun.wait() if is_stream else wait_until(lambda: len(upstream.requests) == 2))
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
@@ -355,7 +355,7 @@ async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_sa
         assert [r.path for r in upstream.requests].count("/v1/models") == 1
         assert len(services.samples) == 3
         told.set()
-        await until(lambda: backend.tasks is not None)
+        await wait_until(lambda: backend.tasks is not None)
         assert backend.models == {"m": "m"}
         assert await backend.health() is None
 
@@ -380,7 +380,7 @@ async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(mon
         assert backend.models is None
         for asked in (2, 3, 4):
             assert await backend.health() is None
-            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            await wait_until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
             assert backend.models == {"m": "m"}
         assert services.failures == []
 
@@ -394,7 +394,7 @@ async def test_a_list_that_is_none_is_no_reason_to_forget_what_is_served(monkeyp
         known = []
         for asked in range(1, 7):
             assert await backend.health() is None
-            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            await wait_until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
             await backend.health()  # hears what came of it
             known.append(backend.models)
     assert known[:3] == [{"m": "m"}] * 3
@@ -410,7 +410,7 @@ async def test_lists_the_operator_gave_are_not_asked_for() -> None:
 
 def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
     def made(**settings: Any) -> Http:
-        return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), Recorded())
+        return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), SampleRecorder())
 
     assert (made().site, made().slots) == ("cloud", 16)
     assert (made(site="edge").site, made(slots=3).slots) == ("edge", 3)

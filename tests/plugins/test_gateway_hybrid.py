@@ -22,10 +22,10 @@ from gateway.plugin import (
 )
 from gateway.timing import Watch
 from gateway_hybrid import Hybrid, HybridSettings
-from support.two_sides import Predictions, Side, TwoSides, answers, never, raises, squares
+from support.hybrid_services import HybridServices, Predictions, Side, answers, never, raises, squares
 
 
-def hybrid(services: TwoSides, **settings: Any) -> Hybrid:
+def hybrid(services: HybridServices, **settings: Any) -> Hybrid:
     given = {"edge": "here", "cloud": "there", "tasks": ["squares"], **settings}
     return Hybrid(HybridSettings.model_validate(given), services)
 
@@ -35,7 +35,7 @@ def work(arguments: Any, **changes: Any) -> Task:
     return task.replace(_decoded=arguments)
 
 
-async def run(services: TwoSides, items: list[Any], *, may_leave: bool = True, **settings: Any) -> Result:
+async def run(services: HybridServices, items: list[Any], *, may_leave: bool = True, **settings: Any) -> Result:
     return await hybrid(services, **settings).run(work({"items": items}, may_leave=may_leave))
 
 
@@ -56,7 +56,7 @@ def test_no_item_is_lost_doubled_or_out_of_order(items: list[int], groups: int, 
 
         return side
 
-    services = TwoSides(after(yields[0]), after(yields[1]))
+    services = HybridServices(after(yields[0]), after(yields[1]))
     result = asyncio.run(run(services, items, groups=groups))
     assert result.json == {"result": [n * n for n in items]}
     twice = sum(task.items for task in services.asked) - len(items)
@@ -64,10 +64,10 @@ def test_no_item_is_lost_doubled_or_out_of_order(items: list[int], groups: int, 
 
 
 async def test_both_sides_are_put_to_work() -> None:
-    services = TwoSides()
+    services = HybridServices()
     await run(services, list(range(16)))
-    assert services.asked_of("here")
-    assert services.asked_of("there")
+    assert services.dispatched_to("here")
+    assert services.dispatched_to("there")
 
 
 async def test_the_faster_side_does_more() -> None:
@@ -76,26 +76,26 @@ async def test_the_faster_side_does_more() -> None:
             await asyncio.sleep(0)
         return await squares(task)
 
-    services = TwoSides(edge=squares, cloud=slow)
+    services = HybridServices(edge=squares, cloud=slow)
     await run(services, list(range(16)))
-    assert len(services.asked_of("here")) > 2 * len(services.asked_of("there"))
+    assert len(services.dispatched_to("here")) > 2 * len(services.dispatched_to("there"))
 
 
 async def test_the_other_arguments_reach_every_group() -> None:
-    services = TwoSides()
+    services = HybridServices()
     await hybrid(services).run(work({"items": [1, 2, 3], "unit": "mm"}))
     assert [task.json["unit"] for task in services.asked] == ["mm", "mm", "mm"]
 
 
 async def test_subtasks_are_one_deeper_and_name_their_parent() -> None:
-    services = TwoSides()
+    services = HybridServices()
     task = work({"items": [1, 2]})
     await hybrid(services).run(task)
     assert {(child.parent_id, child.depth, child.deadline) for child in services.asked} == {(task.id, 1, task.deadline)}
 
 
 async def test_an_empty_list_is_answered_without_asking_anyone() -> None:
-    services = TwoSides()
+    services = HybridServices()
     assert (await run(services, [])).json == {"result": []}
     assert services.asked == []
 
@@ -104,14 +104,14 @@ async def test_the_list_may_have_another_name() -> None:
     async def doubled(task: Task) -> Result:
         return Result(json={"result": [2 * n for n in task.json["numbers"]]})
 
-    services = TwoSides(doubled, doubled)
+    services = HybridServices(doubled, doubled)
     result = await hybrid(services, argument="numbers").run(work({"numbers": [1, 2]}))
     assert result.json == {"result": [2, 4]}
 
 
 @pytest.mark.parametrize("arguments", [None, [1, 2], {}, {"items": "abc"}, {"items": {"a": 1}}, {"item": [1]}])
 async def test_anything_but_a_list_is_the_clients_mistake(arguments: Any) -> None:
-    services = TwoSides()
+    services = HybridServices()
     with pytest.raises(TaskInvalid, match="squares takes an object with a list 'items'") as caught:
         await hybrid(services).run(work(arguments))
     assert caught.value.param == "items"
@@ -122,15 +122,15 @@ async def test_anything_but_a_list_is_the_clients_mistake(arguments: Any) -> Non
 
 
 async def test_a_task_that_may_not_leave_is_done_by_the_edge_alone() -> None:
-    services = TwoSides(cloud=raises(AssertionError("asked the cloud")))
+    services = HybridServices(cloud=raises(AssertionError("asked the cloud")))
     assert (await run(services, [1, 2, 3], may_leave=False)).json == {"result": [1, 4, 9]}
 
 
 async def test_a_task_that_may_not_leave_fails_rather_than_try_the_cloud() -> None:
-    services = TwoSides(edge=raises(BackendUnavailable("the edge is down")))
+    services = HybridServices(edge=raises(BackendUnavailable("the edge is down")))
     with pytest.raises(BackendUnavailable, match="the edge is down"):
         await run(services, [1, 2, 3], may_leave=False)
-    assert services.asked_of("there") == []
+    assert services.dispatched_to("there") == []
 
 
 # ── when a side fails ────────────────────────────────────────────────────────────────────────────
@@ -146,33 +146,33 @@ NOTHING_RAN = [
 @pytest.mark.parametrize("error", [BackendUnavailable("no route"), BackendFailed("bad answer"), *NOTHING_RAN])
 @pytest.mark.parametrize("broken", ["edge", "cloud"])
 async def test_a_failed_group_is_done_by_the_other_side(error: Exception, broken: str) -> None:
-    services = TwoSides(**{broken: raises(error)})
+    services = HybridServices(**{broken: raises(error)})
     assert (await run(services, list(range(12)))).json == {"result": [n * n for n in range(12)]}
     assert "hybrid.group_moved" in services.log.events
 
 
 async def test_a_group_is_moved_once_and_no_more() -> None:
-    services = TwoSides(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
+    services = HybridServices(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
     with pytest.raises(BackendUnavailable):
         await run(services, [1])
     assert len(services.asked) == 2
 
 
 async def test_what_may_not_run_twice_is_not_moved_after_it_may_have_run() -> None:
-    services = TwoSides(cloud=raises(BackendUnavailable("reset while waiting")))
+    services = HybridServices(cloud=raises(BackendUnavailable("reset while waiting")))
     with pytest.raises(BackendUnavailable):
         await run(services, list(range(8)), repeatable=False)
 
 
 @pytest.mark.parametrize("error", NOTHING_RAN)
 async def test_what_may_not_run_twice_is_moved_when_nothing_was_run(error: Exception) -> None:
-    services = TwoSides(cloud=raises(error))
+    services = HybridServices(cloud=raises(error))
     assert (await run(services, [1, 2], repeatable=False)).json == {"result": [1, 4]}
 
 
 @pytest.mark.parametrize("error", [TaskInvalid("wrong unit"), DeadlineExceeded("too late")])
 async def test_a_mistake_or_a_missed_deadline_ends_it_at_once(error: Exception) -> None:
-    services = TwoSides(edge=never, cloud=raises(error))
+    services = HybridServices(edge=never, cloud=raises(error))
     with pytest.raises(type(error)):
         await run(services, list(range(8)))
     assert services.cancelled == 1
@@ -181,12 +181,12 @@ async def test_a_mistake_or_a_missed_deadline_ends_it_at_once(error: Exception) 
 
 async def test_an_upstreams_own_refusal_is_passed_on() -> None:
     refusal = Result(status=422, json={"error": "items must be numbers"})
-    assert await run(TwoSides(cloud=answers(refusal)), list(range(8))) == refusal
+    assert await run(HybridServices(cloud=answers(refusal)), list(range(8))) == refusal
 
 
 @pytest.mark.parametrize("value", [{"result": 5}, {"sum": [1]}, [1], None])
 async def test_an_answer_that_is_no_list_is_the_backends_fault(value: Any) -> None:
-    services = TwoSides(*[answers(Result(json=value, backend="there"))] * 2)
+    services = HybridServices(*[answers(Result(json=value, backend="there"))] * 2)
     with pytest.raises(BackendFailed, match="there was to answer") as caught:
         await run(services, [1])
     assert caught.value.code == "upstream_bad_response"
@@ -200,7 +200,7 @@ async def test_cancelling_it_cancels_what_it_asked_for() -> None:
             both_asked.set()
         return await never(task)
 
-    services = TwoSides(hang, hang)
+    services = HybridServices(hang, hang)
     running = asyncio.ensure_future(run(services, list(range(8))))
     await both_asked.wait()
     running.cancel()
@@ -221,7 +221,7 @@ async def test_dividing_and_joining_are_terms_of_the_account_and_waiting_is_not(
         now += 3
         return await squares(task)
 
-    services = TwoSides(takes_3_s, takes_3_s)
+    services = HybridServices(takes_3_s, takes_3_s)
     await hybrid(services).run(work({"items": [1, 2]}, terms=watch))
     now += 1  # the gateway renders the answer: still the aggregate's second
     account = watch.close()
@@ -250,15 +250,15 @@ def test_both_sides_begin_and_end_together(
 ) -> None:
     task = work({"items": list(range(60))}, may_leave=may_leave)
     view = Predictions(here=here, there=there)
-    estimate = hybrid(TwoSides()).estimate(task, view)
+    estimate = hybrid(HybridServices()).estimate(task, view)
     assert estimate == (expected and pytest.approx(expected, rel=0.01))
-    planned = hybrid(TwoSides()).plan(task, view)
+    planned = hybrid(HybridServices()).plan(task, view)
     assert (planned and planned["shares"]) == (shares and pytest.approx(shares, abs=0.02))
 
 
 def test_what_cannot_be_divided_is_predicted_to_take_a_little_longer_than_at_the_faster_side() -> None:
     view = Predictions(here=3.0, there=2.0)
-    assert 2.0 < (hybrid(TwoSides()).estimate(work({"items": [1]}), view) or 0) < 2.1
+    assert 2.0 < (hybrid(HybridServices()).estimate(work({"items": [1]}), view) or 0) < 2.1
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
@@ -266,12 +266,12 @@ def test_what_cannot_be_divided_is_predicted_to_take_a_little_longer_than_at_the
 
 def test_one_backend_cannot_be_both_sides() -> None:
     with pytest.raises(ValidationError, match="EDGE and CLOUD are both 'here'; name two different backends"):
-        hybrid(TwoSides(), cloud="here")
+        hybrid(HybridServices(), cloud="here")
 
 
 def test_it_cannot_be_put_into_worker_processes() -> None:
     with pytest.raises(ValidationError, match="ISOLATION=process: a hybrid looks at its sides"):
-        hybrid(TwoSides(), isolation="process")
+        hybrid(HybridServices(), isolation="process")
 
 
 @pytest.mark.parametrize("missing", ["edge", "cloud", "tasks"])
@@ -297,4 +297,4 @@ def test_sides_that_exist_are_accepted() -> None:
 
 def test_only_the_modes_that_exist_are_accepted() -> None:
     with pytest.raises(ValidationError, match="mode"):
-        hybrid(TwoSides(), mode="partition")
+        hybrid(HybridServices(), mode="partition")

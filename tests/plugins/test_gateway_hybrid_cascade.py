@@ -22,7 +22,7 @@ from gateway.plugin import (
     Upload,
 )
 from gateway_hybrid import Hybrid, HybridSettings
-from support.two_sides import HERE, THERE, Predictions, Side, TwoSides, answers, never, raises, takes
+from support.hybrid_services import HERE, THERE, HybridServices, Predictions, Side, answers, never, raises, takes
 from support.virtual_time import virtual_time
 
 SURE, UNSURE = Result(json={"text": "by the edge"}, confidence=0.9), Result(json={"text": "perhaps"}, confidence=0.2)
@@ -50,9 +50,9 @@ def ask(
     task: Task | None = None,
     may_leave: bool = True,
     **settings: Any,
-) -> tuple[float, TwoSides, Result]:
+) -> tuple[float, HybridServices, Result]:
     """Seconds it took, who was asked, the answer."""
-    services = TwoSides(edge, cloud, view or Predictions(here=0.1, there=0.5))
+    services = HybridServices(edge, cloud, view or Predictions(here=0.1, there=0.5))
     given = {"mode": "cascade", "edge": HERE, "cloud": THERE, "models": ["m"], **settings}
     hybrid = Hybrid(HybridSettings.model_validate(given), services)
     asked = task or Task(kind="transcription", name="m", deadline=deadline, fields={"model": "m"}, files={})
@@ -76,7 +76,7 @@ def test_an_edge_that_is_sure_is_believed() -> None:
     _, services, result = ask(answers(SURE), raises(AssertionError("asked the cloud")))
     assert (result.json, mark(result)) == (SURE.json, "edge")
     assert result.headers["x-gateway-confidence"] == "0.9"
-    assert services.asked_of(THERE) == []
+    assert services.dispatched_to(THERE) == []
 
 
 def test_the_cloud_is_asked_where_the_edge_is_not_sure() -> None:
@@ -125,7 +125,7 @@ def test_the_kept_answer_is_given_before_the_deadline() -> None:
 def test_what_may_not_leave_is_never_sent_however_unsure_the_edge_is() -> None:
     _, services, result = ask(answers(UNSURE), answers(BETTER), may_leave=False)
     assert (result.json, mark(result)) == (UNSURE.json, "edge")
-    assert services.asked_of(THERE) == []
+    assert services.dispatched_to(THERE) == []
     with pytest.raises(BackendUnavailable):
         ask(raises(DOWN), answers(BETTER), may_leave=False)
 
@@ -150,7 +150,7 @@ def test_a_mistake_or_a_missed_deadline_is_not_the_clouds_business(error: Except
 def test_a_clients_mistake_is_told_by_whoever_sees_it_first() -> None:
     refusal = Result(status=422, json={"error": "what is that"})
     _, services, result = ask(answers(refusal), raises(AssertionError("asked the cloud")))
-    assert (result.status, services.asked_of(THERE)) == (422, [])
+    assert (result.status, services.dispatched_to(THERE)) == (422, [])
 
 
 def test_what_may_not_run_twice_is_not_asked_again_after_it_may_have_run() -> None:
@@ -231,7 +231,7 @@ def test_an_edge_that_knows_no_log_probabilities_is_asked_without() -> None:
 
     _, services, result = ask(edge, answers(BETTER), task=chat())
     assert mark(result) == "cloud"
-    assert len(services.asked_of(HERE)) == 2
+    assert len(services.dispatched_to(HERE)) == 2
 
 
 def test_a_stream_is_asked_for_whole() -> None:
@@ -297,7 +297,7 @@ def test_a_validator_must_be_named_as_one() -> None:
 def test_its_estimate_is_the_edges_time_and_the_clouds_as_often_as_it_is_asked() -> None:
     view = Predictions(here=1.0, there=4.0)
     given = {"mode": "cascade", "edge": HERE, "cloud": THERE, "models": ["m"]}
-    services = TwoSides(answers(SURE), answers(BETTER), view)
+    services = HybridServices(answers(SURE), answers(BETTER), view)
     hybrid = Hybrid(HybridSettings.model_validate(given), services)
     task = Task(kind="transcription", name="m", deadline=300.0, fields={})
     assert hybrid.estimate(task, view) == pytest.approx(1.0 + 0.5 * 4.0)

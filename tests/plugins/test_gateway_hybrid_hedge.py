@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from gateway.plugin import BackendFailed, BackendUnavailable, Result, Task, TaskInvalid
 from gateway_hybrid import Hybrid, HybridSettings
 from gateway_hybrid.hedge import BURST, Quantile
-from support.two_sides import HERE, THERE, Predictions, Side, TwoSides, answers, never, raises, takes
+from support.hybrid_services import HERE, THERE, HybridServices, Predictions, Side, answers, never, raises, takes
 from support.virtual_time import virtual_time
 
 QUICK = Predictions(here=0.1, there=0.3)
 FIRST, SECOND = Result(json={"result": "here"}), Result(json={"result": "there"})
 
 
-def hedge(edge: Side, cloud: Side, view: Predictions | None = QUICK, **settings: Any) -> tuple[Hybrid, TwoSides]:
-    services = TwoSides(edge, cloud, view)
+def hedge(edge: Side, cloud: Side, view: Predictions | None = QUICK, **settings: Any) -> tuple[Hybrid, HybridServices]:
+    services = HybridServices(edge, cloud, view)
     given = {"mode": "hedge", "edge": HERE, "cloud": THERE, "tasks": ["f"], **settings}
     return Hybrid(HybridSettings.model_validate(given), services), services
 
@@ -90,11 +90,11 @@ def test_a_clients_mistake_is_told_once() -> None:
 def test_what_may_not_leave_is_never_sent_however_late_the_edge_is() -> None:
     hybrid, services = hedge(takes(50.0, answers(FIRST)), answers(SECOND))
     assert ask(hybrid, may_leave=False)[1] == FIRST
-    assert services.asked_of(THERE) == []
+    assert services.dispatched_to(THERE) == []
     hybrid, services = hedge(raises(BackendUnavailable("down")), answers(SECOND))
     with pytest.raises(BackendUnavailable):
         ask(hybrid, may_leave=False)
-    assert services.asked_of(THERE) == []
+    assert services.dispatched_to(THERE) == []
 
 
 def test_what_may_not_run_twice_does_not() -> None:
@@ -141,7 +141,7 @@ def test_second_calls_never_exceed_the_budget(budget: float, slow: float, seed: 
 
     with virtual_time() as runner:
         runner.run(many())
-    assert len(services.asked_of(THERE)) <= 1 + budget * requests + 1e-9
+    assert len(services.dispatched_to(THERE)) <= 1 + budget * requests + 1e-9
 
 
 def test_a_heavy_tail_is_cut_at_five_calls_in_a_hundred() -> None:
@@ -163,7 +163,7 @@ def test_a_heavy_tail_is_cut_at_five_calls_in_a_hundred() -> None:
     with virtual_time() as runner:
         runner.run(many())
     assert sorted(taken)[1980] < 0.5
-    assert len(services.asked_of(THERE)) <= 0.05 * 2000 + BURST
+    assert len(services.dispatched_to(THERE)) <= 0.05 * 2000 + BURST
 
 
 @pytest.mark.parametrize("true_factor", [0.2, 1.0, 7.0])

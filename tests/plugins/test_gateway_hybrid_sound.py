@@ -18,7 +18,7 @@ from gateway.ingress import multipart
 from gateway.plugin import BackendFailed, Result, Task, Upload
 from gateway_hybrid import Hybrid, HybridSettings
 from gateway_hybrid.sound import Wav, cuts, form
-from support.two_sides import HERE, THERE, Side, TwoSides
+from support.hybrid_services import HERE, THERE, HybridServices, Side
 from support.virtual_time import virtual_time
 
 RATE = 8000
@@ -79,8 +79,8 @@ async def far_away(task: Task) -> Result:
     return Result(body=msgspec.json.encode((await listens(task)).json))
 
 
-def transcribe(edge: Side, cloud: Side, data: bytes, **fields: Any) -> tuple[TwoSides, Result]:
-    services = TwoSides(edge, cloud)
+def transcribe(edge: Side, cloud: Side, data: bytes, **fields: Any) -> tuple[HybridServices, Result]:
+    services = HybridServices(edge, cloud)
     given = {"edge": HERE, "cloud": THERE, "models": ["ears"], "piece_s": 6}
     hybrid = Hybrid(HybridSettings.model_validate(given), services)
     fields = {"model": "both/ears", "response_format": "srt", "stream": "false", **fields}
@@ -135,8 +135,8 @@ def test_a_long_recording_is_heard_by_both_sides_and_its_times_are_right() -> No
     data = wav(words(12))
     services, result = transcribe(listens, far_away, data)
     assert result.json["text"].split() == SAID
-    assert services.asked_of(HERE)
-    assert services.asked_of(THERE)
+    assert services.dispatched_to(HERE)
+    assert services.dispatched_to(THERE)
     expected = hear(data)
     assert [one["word"] for one in result.json["words"]] == SAID
     for one, (_, start, end) in zip(result.json["words"], expected, strict=True):

@@ -15,7 +15,7 @@ from gateway.plugin import BackendFailed, BackendUnavailable, Part, Task, TaskIn
 from gateway.workers import WorkerBackend
 from gateway_local import Local, LocalSettings
 from gateway_local.calling import Callee, as_json
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 
 
 def a_task(name: str, arguments: Any) -> Task:
@@ -29,7 +29,7 @@ async def call(local: Any, name: str, arguments: Any) -> list[Any]:
 
 def here(**settings: Any) -> Local:
     """In this process: what it does is the same, and faster to test."""
-    return Local(LocalSettings(**settings), KeptServices())
+    return Local(LocalSettings(**settings), RecordingServices())
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def workers() -> AsyncIterator[WorkerBackend]:
-    async with WorkerBackend(Local, LocalSettings(), KeptServices(), slots=1) as backend:
+    async with WorkerBackend(Local, LocalSettings(), RecordingServices(), slots=1) as backend:
         yield backend
 
 

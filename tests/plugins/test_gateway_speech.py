@@ -21,7 +21,7 @@ from gateway.workers import WorkerBackend
 from gateway_speech import Speech, SpeechSettings
 from gateway_speech.recogniser import Word, confidence, pieces, segments, transcript
 from gateway_speech.wav import RATE_HZ, read_pcm, resample, seconds_of
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 
 RECORDING = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "conveyor.wav"
 SAID = "turn on the conveyor belt and stop the machine"
@@ -60,7 +60,7 @@ async def heard(speech: Any, data: bytes | None) -> Result:
 @pytest.fixture
 async def speech() -> AsyncIterator[WorkerBackend]:
     pytest.importorskip("pocketsphinx")
-    async with WorkerBackend(Speech, SpeechSettings(), KeptServices(), slots=1) as backend:
+    async with WorkerBackend(Speech, SpeechSettings(), RecordingServices(), slots=1) as backend:
         yield backend
 
 
@@ -114,7 +114,7 @@ async def test_a_grammar_limits_what_is_heard(tmp_path: Path) -> None:
         "#JSGF V1.0;\ngrammar c;\n"
         "public <c> = turn (on | off) the conveyor belt and (start | stop) the machine;\n"
     )  # fmt: skip
-    async with WorkerBackend(Speech, SpeechSettings(grammar=grammar), KeptServices(), slots=1) as backend:
+    async with WorkerBackend(Speech, SpeechSettings(grammar=grammar), RecordingServices(), slots=1) as backend:
         assert (await heard(backend, RECORDING.read_bytes())).json["text"] == SAID
 
 
@@ -129,7 +129,7 @@ async def test_a_background_model_doubts_what_the_grammar_does_not_cover(
     grammar = tmp_path / "sentences.jsgf"
     grammar.write_text(f"#JSGF V1.0;\ngrammar c;\npublic <s> = {sentences};\n")
     settings = SpeechSettings(grammar=grammar, background=True)
-    async with WorkerBackend(Speech, settings, KeptServices(), slots=1) as backend:
+    async with WorkerBackend(Speech, settings, RecordingServices(), slots=1) as backend:
         results = [await heard(backend, RECORDING.read_bytes()) for _ in range(2)]
     assert results[0] == results[1]
     assert ((results[0].confidence or 0.0) > 0.5) == is_covered, results[0]
@@ -139,7 +139,7 @@ async def test_a_broken_grammar_is_told_at_start(tmp_path: Path) -> None:
     pytest.importorskip("pocketsphinx")
     grammar = tmp_path / "commands.jsgf"
     grammar.write_text("turn on the belt")
-    backend = WorkerBackend(Speech, SpeechSettings(grammar=grammar), KeptServices(), slots=1)
+    backend = WorkerBackend(Speech, SpeechSettings(grammar=grammar), RecordingServices(), slots=1)
     with pytest.raises(BackendUnavailable, match=r"commands\.jsgf is not a grammar in JSGF"):
         await backend.__aenter__()
 
@@ -147,7 +147,7 @@ async def test_a_broken_grammar_is_told_at_start(tmp_path: Path) -> None:
 async def test_without_the_extra_the_operator_is_told_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pocketsphinx", None)
     with pytest.raises(BackendUnavailable, match=r"pip install edge-gateway\[speech\]"):
-        await Speech(SpeechSettings(), KeptServices()).__aenter__()
+        await Speech(SpeechSettings(), RecordingServices()).__aenter__()
 
 
 def test_a_grammar_that_does_not_exist_is_a_wrong_setting() -> None:
@@ -156,12 +156,12 @@ def test_a_grammar_that_does_not_exist_is_a_wrong_setting() -> None:
 
 
 def test_another_name_for_the_model_can_be_set() -> None:
-    speech = Speech(SpeechSettings(models="whisper-1"), KeptServices())  # type: ignore[arg-type]
+    speech = Speech(SpeechSettings(models="whisper-1"), RecordingServices())  # type: ignore[arg-type]
     assert speech.models == {"whisper-1": "whisper-1"}
 
 
 def test_the_size_of_a_task_is_seconds_of_sound() -> None:
-    speech = Speech(SpeechSettings(), KeptServices())
+    speech = Speech(SpeechSettings(), RecordingServices())
     assert speech.size(a_task(RECORDING.read_bytes())) == pytest.approx(2.95, abs=0.05)
     assert speech.size(a_task(bytes(64_000))) == 2.0
     assert speech.size(a_task(None)) == 0.0

@@ -75,7 +75,7 @@ def free_port() -> int:
 
 
 @dataclass
-class Terminals:
+class BlockRunner:
     """Runs the blocks of a page one after the other: what keeps running, in the background; ports of its own."""
 
     folder: Path

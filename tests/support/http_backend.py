@@ -15,7 +15,7 @@ from gateway.timing import Account, Watch
 from gateway_http import Http
 
 
-class Recorded:
+class SampleRecorder:
     """Services that remember what they were told."""
 
     name = "up"
@@ -36,8 +36,8 @@ class Recorded:
 
 
 @asynccontextmanager
-async def opened(url: str, **settings: Any) -> AsyncIterator[tuple[Http, Recorded]]:
-    services = Recorded()
+async def opened(url: str, **settings: Any) -> AsyncIterator[tuple[Http, SampleRecorder]]:
+    services = SampleRecorder()
     backend = Http(Http.Settings.model_validate({"url": url, **settings}), services)
     async with backend:
         yield backend, services

@@ -10,7 +10,7 @@ from gateway.plugin import Backend, BackendSettings, Kind, Result, Task
 KINDS: frozenset[Kind] = frozenset({"chat", "embeddings"})
 
 
-class Hand(Backend[BackendSettings]):
+class EdgeWorker(Backend[BackendSettings]):
     """Squares, vectors, and a word whose confidence the client chooses."""
 
     isolation = "process"

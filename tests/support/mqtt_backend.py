@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Self
 
 from gateway.plugin import Backend, BackendFailed, BackendSettings, Part, Result, Task
 
-TALLY = {"GATEWAY_BACKENDS__T__PLUGIN": "support.mqtt_backend:Tally"}
+COUNTING_BACKEND = {"GATEWAY_BACKENDS__T__PLUGIN": "support.mqtt_backend:CountingBackend"}
 
 
-class Tally(Backend[BackendSettings]):
-    """Task `tally` counts its runs by `id`; `hold` waits until `Tally.open`; the others are for streams."""
+class CountingBackend(Backend[BackendSettings]):
+    """Task `tally` counts its runs by `id`; `hold` waits until `CountingBackend.open`; the others are for streams."""
 
     tasks = ("tally", "hold", "dawdle", "parts", "breaks", "huge")
     slots = 256
@@ -25,8 +25,8 @@ class Tally(Backend[BackendSettings]):
     most_active: ClassVar[int] = 0
 
     async def __aenter__(self) -> Self:
-        Tally.active = Tally.most_active = 0
-        Tally.runs, Tally.open, Tally.held = Counter(), asyncio.Event(), asyncio.Event()
+        CountingBackend.active = CountingBackend.most_active = 0
+        CountingBackend.runs, CountingBackend.open, CountingBackend.held = Counter(), asyncio.Event(), asyncio.Event()
         return self
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
@@ -34,21 +34,21 @@ class Tally(Backend[BackendSettings]):
             yield item
 
     async def _tally(self, asked: Any) -> AsyncIterator[Result]:
-        Tally.runs[asked["id"]] += 1
-        yield Result(json={"result": Tally.runs[asked["id"]]})
+        CountingBackend.runs[asked["id"]] += 1
+        yield Result(json={"result": CountingBackend.runs[asked["id"]]})
 
     async def _dawdle(self, asked: Any) -> AsyncIterator[Result]:
-        Tally.runs[asked["id"]] += 1
-        Tally.active += 1
-        Tally.most_active = max(Tally.most_active, Tally.active)
+        CountingBackend.runs[asked["id"]] += 1
+        CountingBackend.active += 1
+        CountingBackend.most_active = max(CountingBackend.most_active, CountingBackend.active)
         await asyncio.sleep(random.uniform(0.0, 0.03))  # work, not synchronisation: answers get out of order
-        Tally.active -= 1
+        CountingBackend.active -= 1
         yield Result(json={"result": asked["id"]})
 
     async def _hold(self, asked: Any) -> AsyncIterator[Result]:
-        Tally.runs[asked["id"]] += 1
-        Tally.held.set()
-        await Tally.open.wait()
+        CountingBackend.runs[asked["id"]] += 1
+        CountingBackend.held.set()
+        await CountingBackend.open.wait()
         yield Result(json={"result": "held"})
 
     async def _parts(self, asked: Any) -> AsyncIterator[Part]:

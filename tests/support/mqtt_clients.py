@@ -41,24 +41,24 @@ class Device:
 
     def __init__(self, client: aiomqtt.Client, take: Callable[[Answer], None]) -> None:
         self.client, self._take = client, take
-        self.heard: list[Answer] = []
+        self.received: list[Answer] = []
         self._news = asyncio.Event()
         self.listening = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
         async for message in self.client.messages:
             answer = Answer(message)
-            self.heard.append(answer)
+            self.received.append(answer)
             self._take(answer)
             self._news.set()
 
-    async def until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
+    async def wait_until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
         """What was heard, as soon as the claim about it holds. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            while not claim(self.heard):
+            while not claim(self.received):
                 self._news.clear()
                 await self._news.wait()
-        return self.heard
+        return self.received
 
     async def publish(
         self, topic: str, body: Any = b"", *, qos: int = 1, user: Sequence[tuple[str, str]] = (), **properties: Any
@@ -80,10 +80,10 @@ class Device:
 
     async def ask(self, path: str, body: Any, correlation: bytes = b"1", **more: Any) -> Answer:
         """Its one answer."""
-        before = len(self.heard)
+        before = len(self.received)
         await self.send(path, body, correlation, **more)
-        await self.until(lambda heard: any(answer.correlation == correlation for answer in heard[before:]))
-        return next(answer for answer in self.heard[before:] if answer.correlation == correlation)
+        await self.wait_until(lambda heard: any(answer.correlation == correlation for answer in heard[before:]))
+        return next(answer for answer in self.received[before:] if answer.correlation == correlation)
 
 
 @asynccontextmanager
@@ -106,7 +106,7 @@ async def device(
 async def streamed(lamp: Device, path: str, body: Any, **more: Any) -> list[Answer]:
     """The parts of a stream; its correlation is `s`."""
     await lamp.send(path, body, b"s", **more)
-    heard = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+    heard = await lamp.wait_until(lambda heard: any("final" in part.user for part in heard))
     return [part for part in heard if part.correlation == b"s"]
 
 
@@ -118,7 +118,7 @@ async def run(name: str, *args: str) -> bytes:
     return out
 
 
-class Sturdy:
+class ReconnectingClient:
     """A client with a session of its own that comes back after the broker does, and sends until it is heard."""
 
     def __init__(self, port: int) -> None:
@@ -167,8 +167,8 @@ class Sturdy:
 
 
 @asynccontextmanager
-async def sturdy_client(port: int) -> AsyncIterator[Sturdy]:
-    client = Sturdy(port)
+async def reconnecting_client(port: int) -> AsyncIterator[ReconnectingClient]:
+    client = ReconnectingClient(port)
     staying = asyncio.create_task(client.stay())
     try:
         yield client

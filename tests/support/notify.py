@@ -14,7 +14,7 @@ class NotifySocket:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.said: list[str] = []
+        self.received: list[str] = []
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
@@ -24,19 +24,19 @@ class NotifySocket:
         """Returns once a message held the assignment `wanted`. Raises TimeoutError."""
         while True:
             lines = self._socket.recv(4096).decode().split("\n")
-            self.said += lines
+            self.received += lines
             if wanted in lines:
                 return
 
-    def heard(self, wanted: str) -> int:
+    def count_of(self, wanted: str) -> int:
         """How often the assignment `wanted` was said up to now; waits for nothing."""
         self._socket.setblocking(False)
         try:
             while True:
-                self.said += self._socket.recv(4096).decode().split("\n")
+                self.received += self._socket.recv(4096).decode().split("\n")
         except BlockingIOError:
             self._socket.settimeout(WAIT_S)
-        return self.said.count(wanted)
+        return self.received.count(wanted)
 
     def __enter__(self) -> Self:
         return self

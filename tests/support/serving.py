@@ -87,7 +87,7 @@ def gateway(
             process.wait()
 
 
-async def until(check: Callable[[], object]) -> None:
+async def wait_until(check: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not check():
             await asyncio.to_thread(os.sched_yield)

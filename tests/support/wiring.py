@@ -9,8 +9,11 @@ from contextlib import asynccontextmanager
 from gateway.testing import RunningGateway, running_gateway
 from support.upstream import Script, Upstream
 
-DESK = {"GATEWAY_BACKENDS__DESK__PLUGIN": "support.desk:Desk"}
-OFF_SITE_DESK = {"GATEWAY_BACKENDS__FAR__PLUGIN": "support.desk:Desk", "GATEWAY_BACKENDS__FAR__SITE": "cloud"}
+STUB = {"GATEWAY_BACKENDS__DESK__PLUGIN": "support.stub_backend:StubBackend"}
+OFF_SITE_STUB = {
+    "GATEWAY_BACKENDS__FAR__PLUGIN": "support.stub_backend:StubBackend",
+    "GATEWAY_BACKENDS__FAR__SITE": "cloud",
+}
 ADD = '{"add":"/add"}'
 
 

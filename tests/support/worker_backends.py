@@ -180,7 +180,7 @@ class Quick(Backend[BackendSettings]):
         return Result(json={"result": task.json})
 
 
-class Lingers(Quick):
+class StreamsPastDeadline(Quick):
     """Streams, and has more to say when the time of a whole answer is over."""
 
     async def run(self, task: Task) -> AsyncIterator[Part]:  # type: ignore[override]
@@ -189,7 +189,7 @@ class Lingers(Quick):
         yield Part("after that")
 
 
-class Wrong(Quick):
+class InvalidResults(Quick):
     """Gives answers that are none: the task's JSON says what."""
 
     async def run(self, task: Task) -> Result:
@@ -202,7 +202,7 @@ class Wrong(Quick):
         return Result(**({"json": 1} | given))
 
 
-class Stubborn(Quick):
+class DelaysCancel(Quick):
     """Does not let itself be cancelled for a while."""
 
     async def run(self, task: Task) -> Result:
@@ -222,7 +222,7 @@ class Broken(Quick):
         raise BackendUnavailable("the model file is missing; set MODEL")
 
 
-class Faulty(Quick):
+class RaisesOnStart(Quick):
     """Cannot start, by accident."""
 
     async def __aenter__(self) -> Self:
@@ -237,7 +237,7 @@ class CrashesLoading(Quick):
         os.abort()
 
 
-class OnceBroken(Backend[ToolSettings]):
+class StartsWhenFileExists(Backend[ToolSettings]):
     """Starts only while the file `broken_until` exists."""
 
     tasks = ("echo", "die")
@@ -255,7 +255,7 @@ class OnceBroken(Backend[ToolSettings]):
         return Result(json=os.getpid())
 
 
-class Patient(Backend[ToolSettings]):
+class HealthFromFile(Backend[ToolSettings]):
     """Its health is what the file `broken_until` says: nothing, or what is wrong, or `raise`, or `wait`."""
 
     tasks = ("echo", "block")
@@ -275,7 +275,7 @@ class Patient(Backend[ToolSettings]):
         yield Result(json=os.getpid())
 
 
-class Sends(Backend[BackendSettings]):
+class Dispatches(Backend[BackendSettings]):
     """Has its task's parts done by others."""
 
     tasks = ("one", "many", "again", "later", "gives_up", "leaves", "strays", "whole")
@@ -323,7 +323,7 @@ class Sends(Backend[BackendSettings]):
         return Result(json=(await self.services.dispatch(task.subtask())).value())
 
 
-class Buggy(Quick):
+class RaisesInRun(Quick):
     """Starts, and raises at every task."""
 
     async def run(self, task: Task) -> Result:

@@ -19,7 +19,7 @@ from gateway.plugin import (
     Task,
 )
 from gateway.workers import WorkerBackend
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 
 
 def a_task(name: str, json: Any = None, *, within_s: float = 20, **more: Any) -> Task:
@@ -28,7 +28,7 @@ def a_task(name: str, json: Any = None, *, within_s: float = 20, **more: Any) ->
 
 
 def of(cls: type[Backend[Any]], slots: int = 1, **settings: Any) -> WorkerBackend:
-    return WorkerBackend(cls, cls.Settings(**settings), KeptServices(), slots=slots)
+    return WorkerBackend(cls, cls.Settings(**settings), RecordingServices(), slots=slots)
 
 
 def events(backend: WorkerBackend, event: str) -> list[dict[str, Any]]:
@@ -64,7 +64,7 @@ def is_gone(pid: int) -> bool:
 
 
 # Other processes send no event when they end; their state is asked for until it is as claimed.
-async def until(claim: Callable[[], bool], within_s: float = 5) -> None:
+async def wait_until(claim: Callable[[], bool], within_s: float = 5) -> None:
     async with asyncio.timeout(within_s):
         while not claim():  # noqa: ASYNC110
             await asyncio.sleep(0.005)

@@ -18,10 +18,10 @@ from gateway.settings import load
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
 from support.configurations import only
-from support.desk import Desk
 from support.raw import Answer, answered, connected, post, read_answer
+from support.stub_backend import StubBackend
 from support.upstream import Upstream, answer
-from support.wiring import DESK, OFF_SITE_DESK, cloud
+from support.wiring import OFF_SITE_STUB, STUB, cloud
 
 ANY = "egw_any_" + "a" * SECRET_CHARS
 CHAT = b'{"model":"%s","messages":[{"role":"user","content":"x"}]}'
@@ -56,7 +56,7 @@ def code(answer: Answer) -> str:
 
 
 async def test_every_endpoint_but_health_needs_a_key(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         for route in ROUTES:
             path = route.path.replace("{", "").replace("}", "")
             asked = post(path, b"{}") if route.method == "POST" else get(path)
@@ -70,7 +70,7 @@ async def test_every_endpoint_but_health_needs_a_key(keys: Any) -> None:
 
 @pytest.mark.parametrize("header", [f"Authorization: bearer {ANY}", f"x-api-key: {ANY}", f"api-key: {ANY}"])
 async def test_a_key_is_taken_from_the_headers_clients_have_for_it(keys: Any, header: str) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", header))
         assert (answer.status, answer.json) == (200, {"result": 1})
 
@@ -88,12 +88,12 @@ async def test_a_key_is_taken_from_the_headers_clients_have_for_it(keys: Any, he
     ],
 )
 async def test_a_failed_authentication_never_falls_through(keys: Any, lines: list[str]) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))).status == 401
 
 
 async def test_a_key_in_the_url_is_no_key_and_one_header_twice_is_no_request(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         assert (await answered(gateway.url, post(f"/v1/tasks/say?api-key={ANY}", b"1"))).status == 401
         twice = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer(), bearer()))
         assert (twice.status, code(twice)) == (400, "bad_request")
@@ -103,19 +103,19 @@ async def test_a_key_in_the_url_is_no_key_and_one_header_twice_is_no_request(key
     "path", ["/v1/tasks/say/../../livez", "/livez/../v1/tasks/say", "//v1/tasks/say", "/v1/tasks%2Fsay"]
 )
 async def test_no_spelling_of_a_path_gets_past_the_key(keys: Any, path: str) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         assert (await answered(gateway.url, post(path, b"1"))).status in (401, 404, 405)
 
 
 async def test_an_unknown_key_is_refused_before_its_body_is_read(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB, **keys()) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"", length=30_000_000))
         answer = await asyncio.wait_for(read_answer(reader), 5)
         assert (answer.status, answer.headers["connection"]) == (401, "close")
 
 
 async def test_without_a_keys_file_a_clients_key_means_nothing() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         asked = post("/v1/tasks/say", b"1", "Authorization: Bearer sk-anything")
         assert (await answered(gateway.url, asked)).status == 200
 
@@ -144,7 +144,7 @@ async def test_no_parser_reads_a_model_that_the_key_may_not_ask_for(keys: Any, n
 
 async def test_a_key_asks_for_its_own_models_and_tasks_alone(keys: Any) -> None:
     rules = keys(narrow={"models": ("desk/clerk",), "tasks": ("say",)})
-    async with running_gateway(**DESK, **rules) as gateway:
+    async with running_gateway(**STUB, **rules) as gateway:
 
         async def ask(path: str, body: bytes) -> int:
             return (await answered(gateway.url, post(path, body, bearer("narrow")))).status
@@ -159,7 +159,7 @@ async def test_a_key_asks_for_its_own_models_and_tasks_alone(keys: Any) -> None:
 
 async def test_a_key_is_shown_what_it_may_ask_for_and_no_more(keys: Any) -> None:
     rules = keys(narrow={"models": ("desk/*",), "tasks": ("say", "boom")})
-    async with running_gateway(**DESK, **rules) as gateway:
+    async with running_gateway(**STUB, **rules) as gateway:
         models = (await answered(gateway.url, get("/v1/models", bearer("narrow")))).json["data"]
         tasks = (await answered(gateway.url, get("/v1/tasks", bearer("narrow")))).json
         assert [model["id"] for model in models] == ["desk/clerk"]
@@ -169,7 +169,7 @@ async def test_a_key_is_shown_what_it_may_ask_for_and_no_more(keys: Any) -> None
 
 
 async def test_a_keys_body_limit_is_told_with_the_limit(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(small={"max_body_bytes": 4})) as gateway:
+    async with running_gateway(**STUB, **keys(small={"max_body_bytes": 4})) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"12345", bearer("small")))
         assert (answer.status, code(answer)) == (413, "body_too_large")
         assert "4 bytes" in answer.json["error"]["message"]
@@ -177,7 +177,7 @@ async def test_a_keys_body_limit_is_told_with_the_limit(keys: Any) -> None:
 
 async def test_what_a_key_keeps_here_never_leaves(keys: Any) -> None:
     before = metrics.EGRESS.values.copy()
-    async with running_gateway(**OFF_SITE_DESK, **keys(home={"allow_cloud": False})) as gateway:
+    async with running_gateway(**OFF_SITE_STUB, **keys(home={"allow_cloud": False})) as gateway:
         kept = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("home")))
         assert (kept.status, code(kept)) == (503, "no_backend")
         assert metrics.EGRESS.values == before
@@ -185,14 +185,14 @@ async def test_what_a_key_keeps_here_never_leaves(keys: Any) -> None:
 
 
 async def test_an_expired_key_is_refused_by_name(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(old={"expires": datetime(2020, 1, 1, tzinfo=UTC)})) as gateway:
+    async with running_gateway(**STUB, **keys(old={"expires": datetime(2020, 1, 1, tzinfo=UTC)})) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("old")))
         assert answer.status == 401
         assert "old has expired" in answer.json["error"]["message"]
 
 
 async def test_more_than_a_keys_rate_is_429_with_the_time_to_come_back(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(slow={"requests_per_minute": 1.0, "burst": 1})) as gateway:
+    async with running_gateway(**STUB, **keys(slow={"requests_per_minute": 1.0, "burst": 1})) as gateway:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))).status == 200
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))
         assert (answer.status, code(answer)) == (429, "rate_limited")
@@ -203,17 +203,17 @@ async def test_more_than_a_keys_rate_is_429_with_the_time_to_come_back(keys: Any
 
 
 async def test_a_key_has_so_many_requests_open_and_one_that_is_left_is_closed(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(one={"concurrency": 1})) as gateway:
+    async with running_gateway(**STUB, **keys(one={"concurrency": 1})) as gateway:
         async with connected(gateway.url) as (_, writer):
             writer.write(post("/v1/tasks/wait", b"{}", bearer("one")))
-            await Desk.waiting.wait()
+            await StubBackend.waiting.wait()
             assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 429
         await gateway.line(outcome="cancelled")
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 200
 
 
 async def test_keys_appear_in_no_line_of_the_log_and_in_no_answer(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         for lines in ([bearer()], [f"x-api-key: {ANY}x"], [f"Authorization: {ANY}", "api-key: other"]):
             answer = await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))
             assert "a" * 20 not in answer.body.decode() + str(answer.headers)
@@ -226,7 +226,7 @@ async def test_keys_appear_in_no_line_of_the_log_and_in_no_answer(keys: Any) -> 
 
 async def test_an_admin_listener_that_others_reach_is_for_admin_keys(keys: Any) -> None:
     rules = keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
-    async with running_gateway(**DESK, **rules) as gateway:
+    async with running_gateway(**STUB, **rules) as gateway:
         url = gateway.admin_url.replace("0.0.0.0", "127.0.0.1")
         found = [(await answered(url, get("/status", *lines))).status for lines in ([], [bearer()], [bearer("root")])]
         assert found == [401, 403, 200]
@@ -235,7 +235,7 @@ async def test_an_admin_listener_that_others_reach_is_for_admin_keys(keys: Any) 
 async def test_the_commands_that_ask_it_show_the_key_in_a_file(
     keys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rules = DESK | keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
+    rules = STUB | keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
     (tmp_path / "root.key").write_text(f"egw_root_{'a' * SECRET_CHARS}\n")
     (tmp_path / "any.key").write_text(ANY)
     async with running_gateway(**rules) as gateway:
@@ -261,13 +261,13 @@ async def test_the_commands_that_ask_it_show_the_key_in_a_file(
 
 
 def test_a_public_listener_is_refused_without_keys_and_accepted_with(keys: Any) -> None:
-    public = DESK | {"GATEWAY_LISTEN": "0.0.0.0:8080"}
+    public = STUB | {"GATEWAY_LISTEN": "0.0.0.0:8080"}
     assert "set GATEWAY_KEYS_FILE" in only(public)
     assert load(public | keys()).keys is not None
 
 
 def test_a_public_admin_listener_needs_a_key_that_has_admin(keys: Any) -> None:
-    public = DESK | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
+    public = STUB | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
     told = "no key that has not expired has `admin`"
     assert told in only(public)
     assert told in only(public | keys())
@@ -275,4 +275,4 @@ def test_a_public_admin_listener_needs_a_key_that_has_admin(keys: Any) -> None:
 
 
 def test_a_keys_file_that_cannot_be_read_is_a_problem_of_its_variable(tmp_path: Path) -> None:
-    assert only(DESK | {"GATEWAY_KEYS_FILE": str(tmp_path / "none")}).startswith("GATEWAY_KEYS_FILE: ")
+    assert only(STUB | {"GATEWAY_KEYS_FILE": str(tmp_path / "none")}).startswith("GATEWAY_KEYS_FILE: ")

@@ -14,14 +14,16 @@ from gateway.decide import quarantine
 from gateway.dispatch import leaks
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
-from support import faulty, worker_backends
-from support.faulty import Faulty
+from support import faulty_backend, worker_backends
+from support.faulty_backend import FaultyBackend
+from support.polling import wait_until
 from support.raw import answered, connected, post
-from support.until import until
 from support.wiring import backend
 
-FAULTY = backend("bad", "support.faulty:Faulty")
-SLEEP = next(n for n, line in enumerate(Path(faulty.__file__).read_text().splitlines(), 1) if "this is the sin" in line)
+FAULTY = backend("bad", "support.faulty_backend:FaultyBackend")
+SLEEP = next(
+    n for n, line in enumerate(Path(faulty_backend.__file__).read_text().splitlines(), 1) if "this is the sin" in line
+)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ async def gateway() -> AsyncIterator[RunningGateway]:
         try:
             yield running
         finally:
-            Faulty.may_end.set()
+            FaultyBackend.may_end.set()
 
 
 async def test_who_blocks_the_loop_is_named_by_line_and_backend_once_and_counted(gateway: RunningGateway) -> None:
@@ -39,7 +41,7 @@ async def test_who_blocks_the_loop_is_named_by_line_and_backend_once_and_counted
         assert (await answered(gateway.url, post("/v1/tasks/block", b"{}"))).status == 200
         assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
     (told,) = await gateway.lines.wait("loop.stalled")
-    assert told["where"] == f"{faulty.__file__}:{SLEEP}"
+    assert told["where"] == f"{faulty_backend.__file__}:{SLEEP}"
     assert (told["backend"], told["stack"][0]) == ("bad", f"{told['where']} _block")
     assert told["stalled_ms"] >= 90
     assert metrics.STALLS.values[("bad",)] > before
@@ -52,15 +54,15 @@ async def test_a_task_that_ignores_its_cancellation_is_counted_and_a_plugin_full
     for _ in range(2):
         async with connected(gateway.url) as (_, writer):
             writer.write(post("/v1/tasks/ignore", b"{}"))
-            await Faulty.ignoring.wait()
-            Faulty.ignoring.clear()
+            await FaultyBackend.ignoring.wait()
+            FaultyBackend.ignoring.clear()
     told = await gateway.lines.wait("dispatch.leaked", 2)
     assert {line["backend"] for line in told} == {"bad"}
     assert metrics.LEAKED.values[("bad",)] == 2
     refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
     assert (refused.status, refused.json["error"]["code"]) == (503, "unavailable")
     assert "do not end" in refused.json["error"]["message"]
-    Faulty.may_end.set()
+    FaultyBackend.may_end.set()
     await asyncio.wait(set(gateway.service.dispatcher._attempts))
     gateway.service.dispatcher.look_for_leaks()
     assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
@@ -79,7 +81,7 @@ async def test_a_plugin_that_only_raises_is_left_out_and_told(
     assert len(gateway.lines.of("backend.quarantined")) == 1
 
 
-BUGGY = backend("buggy", "support.worker_backends:Buggy", REPEATABLE="true")
+BUGGY = backend("buggy", "support.worker_backends:RaisesInRun", REPEATABLE="true")
 
 
 async def test_what_a_plugin_in_a_worker_raises_is_asked_of_another() -> None:
@@ -128,11 +130,11 @@ async def test_a_plugin_that_would_end_the_process_ends_its_own_request_alone(ga
 
 
 async def test_a_plugin_that_says_it_is_busy_has_run_nothing_and_another_is_asked() -> None:
-    other = backend("desk", "support.desk:Desk", TASKS="refuse,serve", USD_PER_REQUEST="1")
+    other = backend("desk", "support.stub_backend:StubBackend", TASKS="refuse,serve", USD_PER_REQUEST="1")
     tasks = {"GATEWAY_BACKENDS__DESK__TASKS": '{"refuse":"say"}'}
     async with running_gateway(**FAULTY, **(other | tasks), GATEWAY_POLICY__USD="1") as running:
         answer = await answered(running.url, post("/v1/tasks/refuse", b"1"))
-        Faulty.may_end.set()
+        FaultyBackend.may_end.set()
     assert (answer.status, answer.headers["x-gateway-backend"]) == (200, "desk")
 
 
@@ -140,7 +142,7 @@ async def test_clients_of_little_patience_shut_a_backend_for_nobody(gateway: Run
     for _ in range(7):
         late = await answered(gateway.url, post("/v1/tasks/hang_on", b"{}", "x-gateway-deadline-ms: 30"))
         assert late.status == 504
-    Faulty.may_end.set()
+    FaultyBackend.may_end.set()
     assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
     assert not gateway.lines.of("breaker.opened")
 
@@ -150,20 +152,20 @@ async def test_a_gateway_stops_though_a_plugin_does_not(monkeypatch: pytest.Monk
     async with running_gateway(**FAULTY) as running:
         async with connected(running.url) as (_, writer):
             writer.write(post("/v1/tasks/ignore", b"{}"))
-            await Faulty.ignoring.wait()
+            await FaultyBackend.ignoring.wait()
         await running.line(outcome="cancelled")
-    Faulty.may_end.set()
+    FaultyBackend.may_end.set()
 
 
 async def test_a_stream_that_hangs_in_a_worker_holds_its_slot_no_longer_than_a_whole_request() -> None:
-    hangs = backend("slow", "support.worker_backends:Stubborn", MODELS="m", SLOTS="1")
+    hangs = backend("slow", "support.worker_backends:DelaysCancel", MODELS="m", SLOTS="1")
     chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, "seconds": 600}
     async with running_gateway(**hangs, GATEWAY_FIRST_BYTE_S="0.2", GATEWAY_DEADLINE_S="0.3") as gateway:
         answer = await answered(gateway.url, post("/v1/chat/completions", json.dumps(chat).encode()))
         assert answer.status == 504
         (died,) = await gateway.lines.wait("worker.died")
         assert died["how"] == "was killed because a cancelled task did not end in time"
-        await until(lambda: not gateway.service.dispatcher.is_stuck)
+        await wait_until(lambda: not gateway.service.dispatcher.is_stuck)
 
 
 WRONG = [
@@ -189,7 +191,9 @@ WRONG = [
 async def test_an_answer_of_a_wrong_type_is_the_plugins_error_and_names_the_field_wherever_it_runs(
     isolation: str,
 ) -> None:
-    async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION=isolation)) as gateway:
+    async with running_gateway(
+        **backend("wrong", "support.worker_backends:InvalidResults", ISOLATION=isolation)
+    ) as gateway:
         for given, why in WRONG:
             answer = await answered(gateway.url, post("/v1/tasks/echo", json.dumps(given).encode()))
             assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error"), given
@@ -208,7 +212,9 @@ async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> Non
         "Content-Length": "5", "TRANSFER-encoding": "chunked", "Connection": "keep-alive, X-Hop", "x-hop": "1",
         "Upgrade": "h2c", "Content-Type": "text/html", "X-Gateway-Backend": "another", "X-Kept": "é",
     }  # fmt: skip
-    async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION="loop")) as gateway:
+    async with running_gateway(
+        **backend("wrong", "support.worker_backends:InvalidResults", ISOLATION="loop")
+    ) as gateway:
         for body in ([1], ["x" * 100_000]):
             asked = post("/v1/tasks/echo", json.dumps({"headers": given, "json": body}).encode())
             async with connected(gateway.url) as (reader, writer):
@@ -227,7 +233,7 @@ async def test_a_plugins_headers_never_frame_the_message_nor_come_twice() -> Non
 
 @pytest.mark.parametrize("task", ["breaks", "gone"])
 async def test_what_breaks_off_has_failed_though_somebody_may_ask_again(task: str) -> None:
-    async with running_gateway(**backend("desk", "support.desk:Desk", TASKS=task)) as gateway:
+    async with running_gateway(**backend("desk", "support.stub_backend:StubBackend", TASKS=task)) as gateway:
         async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/{task}", json={}) as got:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await got.read()

@@ -19,8 +19,8 @@ from gateway.plugin import TERMS, TaskRefused
 from gateway.testing import RunningGateway, running_gateway
 from support.tcp_delay_proxy import DelayProxy
 from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cuts, stall, whole
-from support.wiring import ADD, DESK, backend, cloud, relaying
-from support.workers import until
+from support.wiring import ADD, STUB, backend, cloud, relaying
+from support.workers import wait_until
 
 ATTEMPTS = 3  # of a measurement on a machine that does other things too
 SUM = {"result": 30}
@@ -65,7 +65,7 @@ async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) 
 
 async def until_written(marker: Path) -> int:
     """The process that says in `marker` that it is at work."""
-    await until(marker.exists)
+    await wait_until(marker.exists)
     return int(await asyncio.to_thread(marker.read_text))
 
 
@@ -188,7 +188,7 @@ async def test_what_certainly_did_not_begin_is_served_by_the_next_even_where_it_
 @pytest.mark.parametrize("code", ["overloaded", "unavailable"])
 async def test_what_found_no_place_in_line_is_served_by_the_next(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Its line is full, or was closed, since the choice was made."""
-    both = backend("one", "support.desk:Desk") | backend("two", "support.desk:Desk")
+    both = backend("one", "support.stub_backend:StubBackend") | backend("two", "support.stub_backend:StubBackend")
     async with running_gateway(**both) as gateway:
         submit, refused = gateway.service.lanes.submit, list[str]()
 
@@ -269,7 +269,7 @@ async def test_while_the_link_is_down_the_edge_serves_and_when_it_is_back_the_cl
         DelayProxy("127.0.0.1", upstream.port) as link,
     ):
         environ = (
-            backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", TASKS="say", REPEATABLE="true")
+            backend("desk", "support.stub_backend:StubBackend", USD_PER_REQUEST="9", TASKS="say", REPEATABLE="true")
             | cloud(f"http://127.0.0.1:{link.port}", TASKS='{"say":"/say"}', REPEATABLE="true")
             | {"GATEWAY_POLICY__USD": "1", "GATEWAY_POLICY__PROBE_S": "0.05"}
         )
@@ -328,7 +328,7 @@ def seen_by(upstream: Upstream) -> bytes:
 async def test_what_is_edge_only_never_leaves(path: str, body: Any, served: bool) -> None:
     tasks = json.dumps({name: f"/{name}" for name in ("say", "down", "only", "squares")})
     environ = (
-        backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", REPEATABLE="true")
+        backend("desk", "support.stub_backend:StubBackend", USD_PER_REQUEST="9", REPEATABLE="true")
         | backend("hybrid", "hybrid", EDGE="desk", CLOUD="cloud", TASKS='{"scatter":"squares"}', GROUPS="3")
         | {"GATEWAY_POLICY__USD": "1"}
     )
@@ -344,7 +344,7 @@ async def test_what_is_edge_only_never_leaves(path: str, body: Any, served: bool
 
 
 async def test_a_plugin_cannot_send_away_what_may_not_leave() -> None:
-    environ = backend("smuggler", "support.smuggler:Smuggler")
+    environ = backend("smuggler", "support.exfiltrating_backend:ExfiltratingBackend")
     async with relaying(by_path({}, answer(json={})), TASKS='{"out":"/out"}', environ=environ) as (gateway, upstream):
         status, said, _ = await call(gateway, "/v1/tasks/smuggle", {"text": SECRET}, x_gateway_locality="edge-only")
         assert (status, said["error"]["code"]) == (503, "no_backend")
@@ -360,14 +360,17 @@ async def test_a_plugin_cannot_send_away_what_may_not_leave() -> None:
     ("broken", "says"),
     [
         (backend("broken", "support.nowhere:Missing"), "support.nowhere"),
-        (backend("broken", "support.desk:Absent"), "Absent"),
-        (backend("broken", "support.desk:DESK_IS_NO_CLASS"), "DESK_IS_NO_CLASS"),
-        (backend("broken", "support.desk:Desk", REFUSES_TO_OPEN="true", MODELS="other"), "the desk is locked"),
+        (backend("broken", "support.stub_backend:Absent"), "Absent"),
+        (backend("broken", "support.stub_backend:DESK_IS_NO_CLASS"), "DESK_IS_NO_CLASS"),
+        (
+            backend("broken", "support.stub_backend:StubBackend", REFUSES_TO_OPEN="true", MODELS="other"),
+            "the desk is locked",
+        ),
     ],
     ids=["no module", "no attribute", "no class", "does not open"],
 )
 async def test_a_broken_plugin_is_left_out_by_name_while_the_others_serve(broken: dict[str, str], says: str) -> None:
-    async with running_gateway(**DESK, **broken) as gateway, gateway.session() as http:
+    async with running_gateway(**STUB, **broken) as gateway, gateway.session() as http:
         assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200
         async with http.get(f"{gateway.admin_url}/status") as got:
             told = (await got.json())["backends"]["broken"]
@@ -416,7 +419,7 @@ async def test_a_breaker_closes_when_the_backend_is_well_again() -> None:
 
 
 async def test_clients_mistakes_never_open_a_breaker() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         for _ in range(10):
             assert (await call(gateway, "/v1/tasks/invalid"))[0] == 400
         assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200

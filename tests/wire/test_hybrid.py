@@ -15,7 +15,7 @@ import pytest
 
 from gateway.plugin import TERMS
 from gateway.testing import RunningGateway, running_gateway
-from support.faulty import Faulty
+from support.faulty_backend import FaultyBackend
 from support.upstream import Script, Talk, Upstream, answer, by_path, reset
 from support.wiring import backend, cloud
 
@@ -63,7 +63,7 @@ def hybrid(name: str, mode: str, **settings: str) -> dict[str, str]:
 async def house(script: Script | None = None) -> AsyncIterator[tuple[RunningGateway, Upstream, aiohttp.ClientSession]]:
     async with Upstream(script or far_away()) as upstream:
         environ = {
-            **backend("hand", "support.hybrid_backends:Hand"),
+            **backend("hand", "support.hybrid_backends:EdgeWorker"),
             **cloud(upstream.url, TASKS='{"squares":"/squares","guess":"/guess"}', MODELS="m", REPEATABLE="true"),
             **hybrid("split", "scatter", TASKS='{"split_squares":"squares","squares":"squares"}'),
             **hybrid("careful", "cascade", WAIT_S="0.3"),
@@ -241,7 +241,7 @@ def shut(gateway: RunningGateway) -> set[str]:
 
 @pytest.mark.parametrize("mode", ["hedge", "cascade"])
 async def test_those_who_may_ask_one_side_only_and_find_it_ill_shut_the_hybrid_for_nobody(mode: str) -> None:
-    ill = backend("near", "support.canary:Canary", FAILS="true", REPEATABLE="true")
+    ill = backend("near", "support.recording_backend:RecordingBackend", FAILS="true", REPEATABLE="true")
     body = {"model": "duet", "messages": HELLO}
     async with running_gateway(**over(mode, ill, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
         for _ in range(12):
@@ -295,10 +295,10 @@ async def test_a_full_line_below_does_not_shut_the_hybrid() -> None:
 
 
 async def test_a_side_that_is_not_done_in_time_is_to_blame_and_not_the_hybrid_that_waits_for_it() -> None:
-    stuck = backend("near", "support.faulty:Faulty", TASKS='{"hang_on":"hang_on"}')
+    stuck = backend("near", "support.faulty_backend:FaultyBackend", TASKS='{"hang_on":"hang_on"}')
     environ = over("hedge", stuck, TASKS='{"wait":"hang_on"}') | {"GATEWAY_DEADLINE_S": "0.1"}
     async with running_gateway(**environ) as gateway, gateway.session() as http:
         for _ in range(6):
             assert (await post(gateway, http, "/v1/tasks/wait", {}, **EDGE_ONLY))[0] in (503, 504)
-        Faulty.may_end.set()
+        FaultyBackend.may_end.set()
         assert shut(gateway) == {"near"}

@@ -18,10 +18,10 @@ from gateway.plugin import DeadlineExceeded
 from gateway.service.main import unhandled
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
+from support.polling import wait_until
 from support.raw import answered, connected, post, read_answer, read_to_end
-from support.until import until
-from support.wiring import DESK
+from support.stub_backend import StubBackend
+from support.wiring import STUB
 
 SAY = post("/v1/tasks/say", b"1")
 
@@ -51,7 +51,7 @@ async def pressed(gateway: RunningGateway, ratio: float) -> None:
 async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_goes_on(desk: RunningGateway) -> None:
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         await pressed(desk, 0.86)
         async with connected(desk.url) as (other, to):
             to.write(post("/v1/tasks/say", b"", length=20_000_000))
@@ -59,7 +59,7 @@ async def test_where_memory_is_short_new_work_is_refused_unread_and_what_runs_go
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
         assert (refused.headers["retry-after"], refused.headers["connection"]) == ("2", "close")
         assert (await answered(desk.url, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
-        Desk.open.set()
+        StubBackend.open.set()
         assert (await read_answer(reader)).status == 200
     await pressed(desk, 0.84)
     assert (await answered(desk.url, SAY)).status == 200
@@ -107,7 +107,7 @@ async def test_bodies_refused_at_the_limit_leave_nothing_behind(monkeypatch: pyt
             except ConnectionError:
                 pass
 
-    async with running_gateway(**DESK, GATEWAY_MAX_BODY_BYTES="4000000") as gateway:
+    async with running_gateway(**STUB, GATEWAY_MAX_BODY_BYTES="4000000") as gateway:
         for _ in range(5):
             await too_much(gateway)
         before = resident_bytes()
@@ -120,7 +120,7 @@ async def test_bodies_that_are_too_much_together_are_refused_before_they_are_rea
     desk.service.door.room.measured(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
         first.write(post("/v1/tasks/say", b"", length=900_000))  # announced, and not yet sent
-        await until(lambda: desk.service.door.room.promised == 900_000)
+        await wait_until(lambda: desk.service.door.room.promised == 900_000)
         refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"] == "2"
@@ -131,7 +131,7 @@ async def test_bodies_that_are_too_much_together_are_refused_before_they_are_rea
 
 async def test_who_asks_on_and_on_and_reads_nothing_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 1.0)
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         before = resident_bytes()
         writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4_000)
@@ -222,7 +222,7 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
     monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.5)
     monkeypatch.setattr(http_door, "BODY_TIMEOUT_S", 0.5)
     monkeypatch.setattr(http_door, "LINGER_S", 0.1)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
         disturbed = await latencies(gateway)
@@ -238,7 +238,7 @@ async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_withou
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_door, "HEAD_TIMEOUT_S", 0.2)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(SAY)
             assert (await read_answer(reader)).status == 200
@@ -254,7 +254,7 @@ async def test_a_head_that_is_late_is_told_so_and_an_idle_connection_goes_withou
 
 async def test_who_does_not_read_a_whole_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.3)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
         await gateway.lines.wait("request.finished", 4)
         assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"cancelled"}
@@ -267,7 +267,7 @@ async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pyt
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 60.0)
     monkeypatch.setattr(http_reply, "CROWDED_S", 0.2)
     monkeypatch.setattr(http_reply, "MANY", 3)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(3)]
         await gateway.lines.wait("request.finished", 3)
         assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"cancelled"}
@@ -279,7 +279,7 @@ async def test_of_a_crowd_that_does_not_read_each_has_less_time(monkeypatch: pyt
 async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.2)
     said = b'"' + b"x" * 6_000_000 + b'"'
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", said))
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
@@ -294,7 +294,7 @@ async def test_who_reads_slowly_gets_a_whole_answer_however_long_it_takes(monkey
 
 async def test_who_does_not_read_is_let_go_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_reply, "WRITE_TIMEOUT_S", 0.1)
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(post("/v1/tasks/say", b'"' + b"x" * 6_000_000 + b'"'))
         await gateway.line()

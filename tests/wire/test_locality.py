@@ -22,9 +22,9 @@ from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
 from support.broker import free_port
-from support.canary import Canary, CanarySettings
 from support.configurations import only
 from support.raw import answered, post
+from support.recording_backend import RecordingBackend, RecordingSettings
 from support.upstream import Upstream, answer
 from support.wiring import backend, cloud
 
@@ -36,16 +36,17 @@ RULES = "hum,wren,/v1/images/*"
 def keys(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "keys.json"
     write_keys(path, {"any": Key(sha256=hash_of(SECRET)), "home": Key(sha256=hash_of(SECRET), allow_cloud=False)})
-    Canary.given.clear()
+    RecordingBackend.received.clear()
     yield str(path)
-    Canary.given.clear()
+    RecordingBackend.received.clear()
 
 
 def world(keys: str, *, edge_fails: bool) -> dict[str, str]:
     """One backend here that is dear, or fails; one far away that is free; and one that divides work among both."""
     return (
-        backend("near", "support.canary:Canary", USD_PER_REQUEST="9", FAILS=str(edge_fails).lower(), REPEATABLE="true")
-        | backend("far", "support.canary:Canary", SITE="cloud", REPEATABLE="true")
+        backend("near", "support.recording_backend:RecordingBackend", USD_PER_REQUEST="9",
+                FAILS=str(edge_fails).lower(), REPEATABLE="true")
+        | backend("far", "support.recording_backend:RecordingBackend", SITE="cloud", REPEATABLE="true")
         | backend("both", "hybrid", EDGE="near", CLOUD="far", TASKS='{"choir":"sing"}', MODELS='{"duet":"bird"}')
         | {"GATEWAY_POLICY__USD": "1", "GATEWAY_KEYS_FILE": keys, "GATEWAY_POLICY__EDGE_ONLY": RULES}
     )  # fmt: skip
@@ -79,12 +80,12 @@ async def test_whatever_is_asked_in_whatever_way_only_what_may_leave_leaves(keys
     reached: set[str] = set()
     async with running_gateway(**world(keys, edge_fails=edge_fails)) as gateway:
         for (path, body, by_rule), key, says_so in itertools.product(ASKED, ("any", "home"), (False, True)):
-            Canary.given.clear()
+            RecordingBackend.received.clear()
             locality = ["x-gateway-locality: edge-only"] if says_so else []
             lines = [f"Authorization: Bearer egw_{key}_{SECRET}", "Connection: close", *locality]
             answer = await answered(gateway.url, post(path, body, *lines))
             stays = by_rule or key == "home" or says_so
-            sites = {site for site, _ in Canary.given}
+            sites = {site for site, _ in RecordingBackend.received}
             reached |= sites
             assert not (stays and "cloud" in sites), (path, body, key, says_so)
             assert not (stays and answer.headers.get("x-gateway-site") == "cloud")
@@ -119,12 +120,12 @@ async def test_a_body_has_its_line_before_anybody_knows_whether_its_backend_can_
 async def test_a_task_that_a_plugin_makes_itself_has_no_more_freedom_and_time_than_its_parent(
     keys: str, says_so: bool
 ) -> None:
-    makes = backend("maker", "support.canary:Maker")
+    makes = backend("maker", "support.recording_backend:DispatchingBackend")
     locality = ["x-gateway-locality: edge-only"] if says_so else []
     async with running_gateway(**world(keys, edge_fails=False), **makes) as gateway:
         lines = [f"x-api-key: egw_any_{SECRET}", "x-gateway-deadline-ms: 60000", *locality]
         assert (await answered(gateway.url, post("/v1/tasks/made", b"{}", *lines))).status == 200
-    ((site, task),) = Canary.given
+    ((site, task),) = RecordingBackend.received
     assert site == ("edge" if says_so else "cloud")
     assert task.deadline <= time.monotonic() + 60.0
 
@@ -140,7 +141,7 @@ async def test_what_was_about_to_leave_nevertheless_is_stopped_at_the_last_check
         asked = post("/v1/chat/completions", chat("far/bird"), f"x-api-key: egw_home_{SECRET}")
         assert (await answered(gateway.url, asked)).status == 403
         assert [line["backend"] for line in gateway.lines.of("egress.refused")] == ["far"]
-    assert Canary.given == []
+    assert RecordingBackend.received == []
 
 
 @pytest.mark.parametrize("more", ["", "#", "#x", ";x", " ", " HTTP/1.1", "?x#y"])
@@ -156,10 +157,10 @@ async def test_nothing_put_behind_a_path_that_stays_lets_it_leave(more: str) -> 
         assert [each.path for each in upstream.requests if "images" in each.path] == []
 
 
-class Claims(Canary):
+class Claims(RecordingBackend):
     """Sends its work away itself, and says of one object that it did not."""
 
-    def __init__(self, settings: CanarySettings, services: Services) -> None:
+    def __init__(self, settings: RecordingSettings, services: Services) -> None:
         super().__init__(settings, services)
         self.site = "hybrid"
 
@@ -168,7 +169,7 @@ async def test_only_a_class_that_says_so_divides_its_work_by_the_gateway(keys: s
     async with running_gateway(**backend("c", f"{__name__}:Claims")) as gateway:
         asked = post("/v1/tasks/sing", b"{}", "x-gateway-locality: edge-only")
         assert (await answered(gateway.url, asked)).status == 503
-        assert Canary.given == []
+        assert RecordingBackend.received == []
         assert (await answered(gateway.url, post("/v1/tasks/sing", b"{}"))).status == 200
         assert [line["backend"] for line in gateway.lines.of("egress.sent")] == ["c"]
 
@@ -177,7 +178,9 @@ async def test_only_a_class_that_says_so_divides_its_work_by_the_gateway(keys: s
 
 
 async def test_auto_stays_where_a_model_it_may_become_does() -> None:
-    world = backend("far", "support.canary:Canary", SITE="cloud", MODELS='{"assistant":"bird","other":"wren"}')
+    world = backend(
+        "far", "support.recording_backend:RecordingBackend", SITE="cloud", MODELS='{"assistant":"bird","other":"wren"}'
+    )
     async with running_gateway(**world, GATEWAY_POLICY__EDGE_ONLY="assistant") as gateway:
         found = {}
         for model in ("assistant", "auto", "far/auto", "other"):
@@ -262,6 +265,6 @@ async def test_a_name_that_stays_stays_under_whatever_name_a_hybrid_offers_it(
             ("/v1/chat/completions", chat("both/duet")),
         ):
             await answered(gateway.url, post(path, body, f"x-api-key: egw_any_{SECRET}"))
-        assert {site for site, _ in Canary.given} == {"edge"}
+        assert {site for site, _ in RecordingBackend.received} == {"edge"}
         assert gateway.lines.of("egress.sent") == gateway.lines.of("egress.refused") == []
         assert all("far" not in line["error"] for line in gateway.lines.of("request.finished") if line["error"])

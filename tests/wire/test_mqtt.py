@@ -18,7 +18,7 @@ from gateway.ingress.mqtt.connection import Delivery
 from gateway.ingress.mqtt.values import Message
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import PASSWORDS, Broker, running_broker
-from support.mqtt_backend import TALLY, Tally
+from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
 from support.mqtt_clients import ANSWERS, Device, device, run, streamed
 from support.programs import needs
 
@@ -30,7 +30,7 @@ TALK = {"model": "echo", "messages": [{"role": "user", "content": "to be or not"
 
 @pytest.fixture
 async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(**ECHO, **TALLY, GATEWAY_MQTT__URL=broker.url) as gateway:
+    async with running_gateway(**ECHO, **COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
         yield gateway
 
@@ -94,7 +94,7 @@ async def test_a_request_at_qos_0_is_answered_too(lamp: Device) -> None:
 async def test_a_request_without_a_response_topic_is_run(lamp: Device, gateway: RunningGateway) -> None:
     await lamp.publish("edge-gateway/req/v1/tasks/tally", {"id": "a"})
     await gateway.line(door="mqtt", outcome="served")
-    assert Tally.runs["a"] == 1
+    assert CountingBackend.runs["a"] == 1
 
 
 async def test_headers_travel_as_user_properties(lamp: Device, gateway: RunningGateway) -> None:
@@ -131,12 +131,12 @@ async def test_retained_junk_on_the_response_topic_is_not_ours(broker: Broker, l
     await lamp.client.publish("edge-gateway/reply/lamp/1", b"junk", qos=1, retain=True)
     v311 = {"protocol": aiomqtt.ProtocolVersion.V311}
     async with device(broker.port, "edge-gateway/reply/lamp/1", **v311) as old:
-        await old.until(lambda heard: len(heard) == 1)
+        await old.wait_until(lambda heard: len(heard) == 1)
         await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/echo", b"5", qos=1)
-        heard = await old.until(lambda heard: len(heard) == 2)
+        heard = await old.wait_until(lambda heard: len(heard) == 2)
     assert [(answer.payload, answer.is_retained) for answer in heard] == [(b"junk", True), (b'{"result":5}', False)]
     async with device(broker.port, "edge-gateway/reply/#") as later:
-        heard = await later.until(lambda heard: len(heard) == 1)
+        heard = await later.wait_until(lambda heard: len(heard) == 1)
     assert heard[0].payload == b"junk"  # nothing of ours was kept
 
 
@@ -177,14 +177,14 @@ async def test_a_stream_that_breaks_is_marked_as_aborted(lamp: Device, gateway: 
 async def test_a_stream_for_version_3_1_1_comes_whole(broker: Broker, gateway: RunningGateway) -> None:
     async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
         await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/parts", b'{"n":3}', qos=1)
-        (answer,) = await old.until(lambda heard: len(heard) == 1)
+        (answer,) = await old.wait_until(lambda heard: len(heard) == 1)
     assert answer.payload.count(b'{"part":') == 3
     assert answer.payload.endswith(b"data: [DONE]\n\n")
 
 
 async def test_a_stream_is_remembered_part_by_part(lamp: Device) -> None:
     first = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
-    lamp.heard.clear()
+    lamp.received.clear()
     again = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
     assert [(part.payload, part.user) for part in again] == [(part.payload, part.user) for part in first]
 
@@ -230,7 +230,7 @@ async def test_a_body_that_is_too_large_is_answered(broker: Broker) -> None:
 async def test_an_answer_larger_than_the_broker_takes_becomes_an_error() -> None:
     async with (
         running_broker(more="max_packet_size 5000") as broker,
-        running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway,
+        running_gateway(**COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway,
         device(broker.port) as lamp,
     ):
         await gateway.line("mqtt.connected")
@@ -254,7 +254,7 @@ async def test_an_expired_request_is_dropped_with_a_line(gateway: RunningGateway
     gateway.service.mqtt._take(Delivery(message, lambda: settled.append(True), asyncio.Event()))
     assert (await gateway.line("mqtt.expired"))["topic"] == message.topic
     assert settled == [True]
-    assert Tally.runs["a"] == 0
+    assert CountingBackend.runs["a"] == 0
     assert gateway.lines.of("request.finished") == []
 
 
@@ -265,7 +265,7 @@ async def test_an_answer_is_never_reflected_into_a_request(
     await lamp.send("/v1/tasks/tally", {"id": "a"}, ResponseTopic=response)
     assert response.rpartition("/")[0].split("/")[1] in (await gateway.line("mqtt.rejected"))["why"]
     assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and it was acknowledged
-    assert Tally.runs["a"] == 0
+    assert CountingBackend.runs["a"] == 0
 
 
 async def test_a_message_that_is_no_request_is_rejected_with_a_line(lamp: Device, gateway: RunningGateway) -> None:
@@ -280,11 +280,11 @@ async def test_more_messages_at_qos_0_than_can_be_served_are_told_to_come_again(
     monkeypatch.setattr("gateway.ingress.mqtt.door.MOST_QOS_0", 2)
     for n in range(2):
         await lamp.send("/v1/tasks/hold", {"id": n}, str(n).encode(), qos=0)
-    await Tally.held.wait()
+    await CountingBackend.held.wait()
     answer = await lamp.ask("/v1/tasks/echo", 1, b"x", qos=0)
     assert (answer.user["status"], answer.user["Retry-After"]) == ("503", "1")
     assert (await lamp.ask("/v1/tasks/echo", 1, b"y", qos=1)).user["status"] == "200"
-    Tally.open.set()
+    CountingBackend.open.set()
 
 
 async def test_a_request_that_kills_its_worker_is_answered_once_and_does_not_come_again(broker: Broker) -> None:
@@ -293,7 +293,7 @@ async def test_a_request_that_kills_its_worker_is_answered_once_and_does_not_com
         async with running_gateway(**tool) as gateway:
             await gateway.line("mqtt.connected")
             await lamp.send("/v1/tasks/segfault", {})
-            (*_, last) = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+            (*_, last) = await lamp.wait_until(lambda heard: any("final" in part.user for part in heard))
             assert last.user["aborted"] == "true"
             await gateway.line("worker.died")
         async with running_gateway(**tool) as gateway:
@@ -321,7 +321,7 @@ async def test_the_rules_of_the_key_that_was_named_apply(broker: Broker, tmp_pat
     keys = tmp_path / "keys.toml"
     write_keys(keys, {"mqtt": Key(sha256=hash_of("secret"), tasks=("echo",))})
     with_keys = {"GATEWAY_KEYS_FILE": str(keys), "GATEWAY_MQTT__KEY": "mqtt", "GATEWAY_MQTT__URL": broker.url}
-    async with running_gateway(**ECHO, **TALLY, **with_keys) as gateway, device(broker.port) as lamp:
+    async with running_gateway(**ECHO, **COUNTING_BACKEND, **with_keys) as gateway, device(broker.port) as lamp:
         await gateway.line("mqtt.connected")
         assert (await lamp.ask("/v1/tasks/echo", 1)).user["status"] == "200"
         refused = await lamp.ask("/v1/tasks/tally", {"id": 1}, b"2")
@@ -341,7 +341,7 @@ async def test_a_broker_with_passwords_and_rules_lets_each_device_hear_its_own_a
         assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
         await meter.client.subscribe("devices/meter/answers", qos=1)
         await meter.publish("edge-gateway/req/v1/tasks/echo", 2, ResponseTopic="devices/meter/answers")
-        assert [answer.json for answer in await meter.until(lambda heard: len(heard) == 1)] == [{"result": 2}]
+        assert [answer.json for answer in await meter.wait_until(lambda heard: len(heard) == 1)] == [{"result": 2}]
 
 
 # ── presence and telemetry ───────────────────────────────────────────────────────────────────────
@@ -352,17 +352,17 @@ async def test_who_comes_later_sees_that_it_is_there_and_then_that_it_is_not(bro
         await gateway.line("mqtt.connected")
         host = gateway.service.mqtt.topics.host  # type: ignore[union-attr]
         async with device(broker.port, "edge-gateway/status/+") as watcher:
-            (status,) = await watcher.until(lambda heard: len(heard) == 1)
+            (status,) = await watcher.wait_until(lambda heard: len(heard) == 1)
         assert (status.topic, status.payload, status.is_retained) == (f"edge-gateway/status/{host}", b"online", True)
     async with device(broker.port, "edge-gateway/status/+") as watcher:
-        (status,) = await watcher.until(lambda heard: len(heard) == 1)
+        (status,) = await watcher.wait_until(lambda heard: len(heard) == 1)
     assert (status.payload, status.is_retained) == (b"offline", True)
 
 
 async def test_telemetry_says_how_it_is_at_the_interval_that_was_set(broker: Broker) -> None:
     faster = {"GATEWAY_MQTT__TELEMETRY_S": "0.05", "GATEWAY_MQTT__URL": broker.url, "GATEWAY_MQTT__PREFIX": "site/7"}
     async with device(broker.port, "site/7/telemetry/+") as watcher, running_gateway(**ECHO, **faster):
-        said = [answer.json for answer in await watcher.until(lambda heard: len(heard) == 3)]
+        said = [answer.json for answer in await watcher.wait_until(lambda heard: len(heard) == 3)]
     assert said[0]["ts"] < said[1]["ts"] < said[2]["ts"]
     assert said[-1]["ready"] is True
     assert set(said[-1]["load"]) >= {"cpu", "psi", "mem", "temp_c"}
@@ -375,23 +375,23 @@ async def test_telemetry_says_how_it_is_at_the_interval_that_was_set(broker: Bro
 
 
 async def test_what_is_being_served_at_a_stop_is_answered_and_what_came_after_is_kept(broker: Broker) -> None:
-    with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
+    with_broker = COUNTING_BACKEND | {"GATEWAY_MQTT__URL": broker.url}
     async with device(broker.port) as lamp:
         async with running_gateway(**with_broker) as gateway:
             await gateway.line("mqtt.connected")
             await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
-            await Tally.held.wait()
+            await CountingBackend.held.wait()
             stopping = asyncio.create_task(gateway.service.stop())
             await asyncio.sleep(0)  # it has begun
             await lamp.send("/v1/tasks/tally", {"id": "b"}, b"b")
-            Tally.open.set()
+            CountingBackend.open.set()
             await stopping
-            assert [answer.correlation for answer in lamp.heard] == [b"a"]
-            assert Tally.runs["b"] == 0
+            assert [answer.correlation for answer in lamp.received] == [b"a"]
+            assert CountingBackend.runs["b"] == 0
             gateway.service.stop = _nothing  # type: ignore[method-assign]
         async with running_gateway(**with_broker) as gateway:
-            await lamp.until(lambda heard: [answer.correlation for answer in heard] == [b"a", b"b"])
-            assert Tally.runs == {"b": 1}
+            await lamp.wait_until(lambda heard: [answer.correlation for answer in heard] == [b"a", b"b"])
+            assert CountingBackend.runs == {"b": 1}
 
 
 async def _nothing() -> None:

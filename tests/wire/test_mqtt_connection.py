@@ -106,7 +106,7 @@ async def test_the_broker_keeps_the_rest_back_until_something_is_acknowledged(mo
             for n in range(70):
                 await lamp.publish("req/x", n)
             await connection.publish(Publication(topic="devices/lamp/answers", payload=b"now"))
-            await lamp.until(lambda heard: bool(heard))  # a whole round trip later
+            await lamp.wait_until(lambda heard: bool(heard))  # a whole round trip later
             assert taken.qsize() == 64
             (await taken.get()).acknowledge()
             assert len(await taken.bodies(64)) == 64

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.documents import ROOT
 from support.raw import answered, connected, post, read_answer
-from support.serving import ACTIVATE, SERVE, gateway, until
+from support.serving import ACTIVATE, SERVE, gateway, wait_until
 
 
 async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_that_it_drains(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ async def test_what_is_in_flight_is_done_before_it_ends_and_who_asks_is_told_tha
             assert (done.status, done.json, done.headers["connection"]) == (200, {"result": "done"}, "close")
         assert await asyncio.to_thread(it.process.wait, 10) == 0
         assert it.lines("service.stopped")
-        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in it.notify.said)
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in it.notify.received)
 
 
 async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_both(tmp_path: Path) -> None:
@@ -44,21 +44,21 @@ async def test_on_sighup_new_settings_hold_or_the_old_ones_and_systemd_hears_of_
         good = env_file.read_text()
         env_file.write_text(good + "GATEWAY_MAX_BODY_BYTES=3\n")
         it.process.send_signal(signal.SIGHUP)
-        await until(lambda: it.lines("service.reloaded"))
+        await wait_until(lambda: it.lines("service.reloaded"))
         assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 413
         env_file.write_text(good + "GATEWAY_MAX_BODY=3\n")
         it.process.send_signal(signal.SIGHUP)
-        await until(lambda: it.lines("service.reload_failed"))
+        await wait_until(lambda: it.lines("service.reload_failed"))
         assert "GATEWAY_MAX_BODY_BYTES" in it.lines("service.reload_failed")[0]["problems"][0]
         assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 413
-        await until(lambda: it.notify.heard("READY=1") == 3)
-        said = [line.partition("=")[0] for line in it.notify.said if not line.startswith(("STATUS", "WATCHDOG"))]
+        await wait_until(lambda: it.notify.count_of("READY=1") == 3)
+        said = [line.partition("=")[0] for line in it.notify.received if not line.startswith(("STATUS", "WATCHDOG"))]
         assert said == ["READY", "RELOADING", "MONOTONIC_USEC", "READY", "RELOADING", "MONOTONIC_USEC", "READY"]
 
 
 async def test_a_sighup_while_it_starts_does_not_end_it(tmp_path: Path) -> None:
     with gateway(tmp_path, await_ready=False) as it:
-        await until(lambda: ignores_hangup(it.process.pid))
+        await wait_until(lambda: ignores_hangup(it.process.pid))
         it.process.send_signal(signal.SIGHUP)
         await asyncio.to_thread(it.notify.wait_for, "READY=1")
         assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 200
@@ -73,25 +73,25 @@ def ignores_hangup(pid: int) -> bool:
 
 
 async def test_the_watchdog_is_fed_by_a_healthy_loop_and_by_no_other(tmp_path: Path) -> None:
-    more = {"WATCHDOG_USEC": "600000", "GATEWAY_BACKENDS__BAD__PLUGIN": "support.faulty:Faulty"}
+    more = {"WATCHDOG_USEC": "600000", "GATEWAY_BACKENDS__BAD__PLUGIN": "support.faulty_backend:FaultyBackend"}
     with gateway(tmp_path, **more) as it:
-        await until(lambda: it.notify.heard("WATCHDOG=1") >= 3)
+        await wait_until(lambda: it.notify.count_of("WATCHDOG=1") >= 3)
         async with connected(it.url) as (_, writer):
             turns = tmp_path / "turns"
             writer.write(post("/v1/tasks/hang", json.dumps({"file": str(turns)}).encode()))
-            await until(lambda: it.lines("loop.stalled"))
-            fed, since = it.notify.heard("WATCHDOG=1"), turns.stat().st_size
-            await until(lambda: turns.stat().st_size >= since + 7)  # of a tenth of a second; fed every two tenths
-            assert it.notify.heard("WATCHDOG=1") == fed
+            await wait_until(lambda: it.lines("loop.stalled"))
+            fed, since = it.notify.count_of("WATCHDOG=1"), turns.stat().st_size
+            await wait_until(lambda: turns.stat().st_size >= since + 7)  # of a tenth of a second; fed every two tenths
+            assert it.notify.count_of("WATCHDOG=1") == fed
         assert it.lines("loop.stalled")[0]["backend"] == "bad"
 
 
 async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
-    with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty:Faulty") as it:
+    with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty_backend:FaultyBackend") as it:
         async with connected(it.url) as (_, writer):
             begun = tmp_path / "begun"
             writer.write(post("/v1/tasks/ignore", json.dumps({"file": str(begun)}).encode()))
-            await until(begun.exists)
+            await wait_until(begun.exists)
         it.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
         assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
@@ -99,7 +99,7 @@ async def test_a_plugin_that_never_stops_does_not_keep_the_gateway_from_ending(t
 
 async def test_a_plugin_whose_closing_never_ends_does_not_keep_the_gateway_from_ending(tmp_path: Path) -> None:
     late = "GATEWAY_BACKENDS__LATE__"
-    more = {f"{late}PLUGIN": "support.latecomer:Latecomer", f"{late}OPENS_AT_ONCE": "true"}
+    more = {f"{late}PLUGIN": "support.slow_lifecycle:SlowLifecycle", f"{late}OPENS_AT_ONCE": "true"}
     with gateway(tmp_path, **more, **{f"{late}CLOSES_AT_ONCE": "false"}) as it:
         it.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
@@ -140,7 +140,7 @@ async def test_a_restart_behind_a_socket_of_systemds_refuses_nobody(tmp_path: Pa
     activated = {"LISTEN_FDS": "1", "GATEWAY_BACKENDS__HERE__SLOTS": "2"}
     with gateway(first, listener=listener, **activated) as one:
         clients = [asyncio.ensure_future(client()) for _ in range(100)]
-        await until(lambda: len(answers) >= 20)
+        await wait_until(lambda: len(answers) >= 20)
         one.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(one.process.wait, 20) == 0
     with gateway(second, listener=listener, **activated):

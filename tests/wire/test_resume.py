@@ -10,7 +10,19 @@ import pytest
 
 from gateway.ingress import door
 from gateway.testing import RunningGateway, running_gateway
-from support.chats import QUESTION, TEXT, USAGE, WORDS, Speaker, asked, between, breaks, event, refuses, talking
+from support.chat_upstreams import (
+    QUESTION,
+    TEXT,
+    USAGE,
+    WORDS,
+    ChatUpstream,
+    asked,
+    between,
+    breaks,
+    event,
+    refuses,
+    talking,
+)
 from support.upstream import LAST_CHUNK, Script, Talk, Upstream, cut, reset, sends, stall
 from support.wiring import cloud
 
@@ -51,7 +63,7 @@ FAULTS: dict[str, Script] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_a_backend_that_continues_a_turn_is_given_the_text_so_far_and_says_the_rest(fault: str) -> None:
-    async with between(breaks(FAULTS[fault]), Speaker(name="b"), **PREFILL) as (gateway, one, two):
+    async with between(breaks(FAULTS[fault]), ChatUpstream(name="b"), **PREFILL) as (gateway, one, two):
         chunks = await chunks_of(gateway)
         line = await gateway.line()
     assert text_of(chunks) == TEXT
@@ -62,7 +74,7 @@ async def test_a_backend_that_continues_a_turn_is_given_the_text_so_far_and_says
 
 
 async def test_what_goes_on_is_one_answer_with_one_id_one_model_one_role_one_end_and_one_account() -> None:
-    async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b"), **PREFILL) as (gateway, *_):
         chunks = await chunks_of(gateway, stream_options={"include_usage": True})
     assert only(chunk.id for chunk in chunks) == "id-a"
     assert only(chunk.model for chunk in chunks) == "model-a"
@@ -73,12 +85,12 @@ async def test_what_goes_on_is_one_answer_with_one_id_one_model_one_role_one_end
 
 
 async def test_a_backend_that_begins_with_the_beginning_it_was_given_repeats_nothing() -> None:
-    async with between(breaks(cut()), Speaker(name="b", repeats=True), **PREFILL) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b", repeats=True), **PREFILL) as (gateway, *_):
         assert text_of(await chunks_of(gateway)) == TEXT
 
 
 async def test_one_that_refuses_to_go_on_is_asked_from_the_beginning() -> None:
-    async with between(breaks(cut()), Speaker(name="b", continues=False), **PREFILL) as (gateway, one, two):
+    async with between(breaks(cut()), ChatUpstream(name="b", continues=False), **PREFILL) as (gateway, one, two):
         chunks = await chunks_of(gateway)
         line = await gateway.line()
     assert text_of(chunks) == TEXT
@@ -88,7 +100,7 @@ async def test_one_that_refuses_to_go_on_is_asked_from_the_beginning() -> None:
 
 
 async def test_where_nobody_continues_a_turn_one_that_says_the_same_is_given_the_word() -> None:
-    async with between(breaks(reset()), Speaker(name="b")) as (gateway, one, two):
+    async with between(breaks(reset()), ChatUpstream(name="b")) as (gateway, one, two):
         chunks = await chunks_of(gateway, stream_options={"include_usage": True})
     assert text_of(chunks) == TEXT
     assert asked(two) == asked(one)
@@ -102,7 +114,7 @@ async def test_where_nobody_continues_a_turn_one_that_says_the_same_is_given_the
     ids=["differs", "shorter", "one letter short", "silent", "differs later"],
 )
 async def test_one_that_says_something_else_is_no_use_and_the_client_is_told(other: list[str]) -> None:
-    async with between(breaks(cut()), Speaker(name="b", words=other)) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b", words=other)) as (gateway, *_):
         with pytest.raises(openai.APIError) as raised:
             await chunks_of(gateway)
         line = await gateway.line()
@@ -115,9 +127,9 @@ async def test_a_second_break_is_gone_on_from_by_a_third() -> None:
     environ = cloud("http://x", "three", MODELS="gpt", RESUME="prefill", USD_PER_REQUEST="99")
 
     async def breaks_again(talk: Talk) -> None:
-        await breaks(cut(), after=3, speaker=Speaker(name="b", words=WORDS[4:]))(talk)
+        await breaks(cut(), after=3, speaker=ChatUpstream(name="b", words=WORDS[4:]))(talk)
 
-    async with Upstream(talking(Speaker(name="c"))) as three:
+    async with Upstream(talking(ChatUpstream(name="c"))) as three:
         environ["GATEWAY_BACKENDS__THREE__URL"] = three.url
         async with between(breaks(cut()), breaks_again, environ=environ, **PREFILL) as (gateway, *_):
             chunks = await chunks_of(gateway)
@@ -129,11 +141,11 @@ async def test_a_second_break_is_gone_on_from_by_a_third() -> None:
 async def test_a_backend_of_this_site_goes_on_where_the_cloud_broke_off() -> None:
     async with Upstream(talking(breaks(cut()))) as one:
         environ = cloud(one.url, "one", MODELS="clerk") | {
-            "GATEWAY_BACKENDS__DESK__PLUGIN": "support.desk:Desk",
+            "GATEWAY_BACKENDS__DESK__PLUGIN": "support.stub_backend:StubBackend",
             "GATEWAY_BACKENDS__DESK__USD_PER_REQUEST": "9",
             "GATEWAY_POLICY__USD": "1",
         }
-        one.script = talking(breaks(cut(), after=2, speaker=Speaker(words=["to ", "be ", "and so on"])))
+        one.script = talking(breaks(cut(), after=2, speaker=ChatUpstream(words=["to ", "be ", "and so on"])))
         async with (
             running_gateway(**environ) as gateway,
             openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai,
@@ -152,7 +164,7 @@ async def test_a_backend_of_this_site_goes_on_where_the_cloud_broke_off() -> Non
 async def test_a_stall_is_a_break() -> None:
     environ = {"GATEWAY_STALL_S": "0.1"}
     gone = asyncio.Event()
-    async with between(breaks(stall(gone=gone)), Speaker(name="b"), environ=environ, **PREFILL) as (gateway, *_):
+    async with between(breaks(stall(gone=gone)), ChatUpstream(name="b"), environ=environ, **PREFILL) as (gateway, *_):
         assert text_of(await chunks_of(gateway)) == TEXT
         await asyncio.wait_for(gone.wait(), 5)
 
@@ -163,11 +175,13 @@ async def test_a_continued_text_goes_on_from_its_prompt_and_what_followed() -> N
         return event({"id": "c", "object": "text_completion", "created": 1, "model": "gpt", "choices": [choice]})
 
     async def first(talk: Talk) -> None:
-        await talk.send(Speaker().opening()[: Speaker().opening().index(b"\r\n\r\n") + 4] + completion("two "))
+        await talk.send(
+            ChatUpstream().opening()[: ChatUpstream().opening().index(b"\r\n\r\n") + 4] + completion("two ")
+        )
         talk.cut()
 
     async def second(talk: Talk) -> None:
-        opening = Speaker().opening()
+        opening = ChatUpstream().opening()
         await talk.send(opening[: opening.index(b"\r\n\r\n") + 4] + completion("three", "stop") + LAST_CHUNK)
 
     async with between(first, second, **PREFILL) as (gateway, one, two):
@@ -183,17 +197,17 @@ async def test_after_a_tool_call_nobody_goes_on() -> None:
     call = {"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": "{"}}
 
     async def calls_a_tool(talk: Talk) -> None:
-        await talk.send(Speaker().opening() + event(Speaker().said(delta={"tool_calls": [call]})))
+        await talk.send(ChatUpstream().opening() + event(ChatUpstream().said(delta={"tool_calls": [call]})))
         talk.cut()
 
-    async with between(calls_a_tool, Speaker(name="b"), **PREFILL) as (gateway, _, two):
+    async with between(calls_a_tool, ChatUpstream(name="b"), **PREFILL) as (gateway, _, two):
         with pytest.raises(openai.APIError):
             await chunks_of(gateway)
     assert asked(two) == []
 
 
 async def test_nobody_goes_on_whose_data_would_leave_the_site() -> None:
-    async with Upstream(talking(breaks(cut()))) as one, Upstream(talking(Speaker(name="b"))) as two:
+    async with Upstream(talking(breaks(cut()))) as one, Upstream(talking(ChatUpstream(name="b"))) as two:
         environ = cloud(one.url, "one", MODELS="gpt", SITE="edge") | cloud(two.url, "two", MODELS="gpt", **PREFILL)
         async with running_gateway(**environ) as gateway:
             with pytest.raises(openai.APIError):
@@ -202,7 +216,7 @@ async def test_nobody_goes_on_whose_data_would_leave_the_site() -> None:
 
 
 async def test_nobody_goes_on_for_a_pinned_backend() -> None:
-    async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, _, two):
+    async with between(breaks(cut()), ChatUpstream(name="b"), **PREFILL) as (gateway, _, two):
         with pytest.raises(openai.APIError):
             await chunks_of(gateway, model="one/gpt")
     assert asked(two) == []
@@ -214,7 +228,7 @@ async def test_while_another_is_asked_the_client_hears_comments(monkeypatch: pyt
 
     async def thinks(talk: Talk) -> None:
         await may_speak.wait()
-        await Speaker(name="b")(talk)
+        await ChatUpstream(name="b")(talk)
 
     async with between(breaks(cut()), thinks, **PREFILL) as (gateway, *_), gateway.session() as http:
         body = {"model": "gpt", "messages": [QUESTION], "stream": True}
@@ -246,7 +260,7 @@ async def test_a_client_that_leaves_while_another_is_asked_takes_it_along() -> N
 
 
 async def test_who_breaks_off_again_and_again_is_asked_no_more() -> None:
-    async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, one, _):
+    async with between(breaks(cut()), ChatUpstream(name="b"), **PREFILL) as (gateway, one, _):
         for _ in range(12):
             assert text_of(await chunks_of(gateway)) == TEXT
     assert len(asked(one)) < 12
@@ -254,7 +268,7 @@ async def test_who_breaks_off_again_and_again_is_asked_no_more() -> None:
 
 async def test_an_answer_that_has_said_why_it_ended_lacks_nothing() -> None:
     async def hangs_up_after_its_last_word(talk: Talk) -> None:
-        speaker = Speaker()
+        speaker = ChatUpstream()
         await talk.send(speaker.opening() + speaker.events(WORDS) + event(speaker.said(finish_reason="stop")))
         talk.reset()
 

@@ -9,7 +9,7 @@ import pytest
 from gateway.dispatch import dispatcher
 from gateway.dispatch.budget import BURST_TOKENS
 from gateway.testing import RunningGateway
-from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, refuses, talking
+from support.chat_upstreams import CHAT, QUESTION, TEXT, ChatUpstream, asked, refuses, talking
 from support.raw import Answer, answered, post
 from support.upstream import Script, answer, in_turn
 from support.wiring import ADD, relaying
@@ -28,7 +28,7 @@ def told(found: Answer) -> tuple[int, str, str | None]:
 
 @pytest.mark.parametrize("fault", [refuses(500), refuses(503), refuses(429)], ids=["500", "503", "429"])
 async def test_one_fault_of_the_only_upstream_is_not_seen(fault: Script) -> None:
-    async with relaying(talking(in_turn(fault, Speaker())), MODELS="gpt") as (gateway, upstream):
+    async with relaying(talking(in_turn(fault, ChatUpstream())), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
         line = await gateway.line()
     assert (found.status, found.json["choices"][0]["message"]["content"]) == (200, TEXT)
@@ -39,7 +39,7 @@ async def test_one_fault_of_the_only_upstream_is_not_seen(fault: Script) -> None
 @pytest.mark.parametrize("header", [("Retry-After", "1"), ("retry-after-ms", "400")])
 async def test_it_is_asked_again_when_it_says_and_not_before(header: tuple[str, str]) -> None:
     busy = refuses(429, None, header)
-    async with relaying(talking(in_turn(busy, Speaker())), MODELS="gpt") as (gateway, upstream):
+    async with relaying(talking(in_turn(busy, ChatUpstream())), MODELS="gpt") as (gateway, upstream):
         began = time.monotonic()
         found = await ask(gateway)
     assert found.status == 200
@@ -98,7 +98,7 @@ async def test_what_may_not_run_twice_does_not() -> None:
 async def test_however_much_fails_second_tries_stay_within_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "PAUSE_S", 0.001)
     monkeypatch.setattr(dispatcher, "PAUSE_MARGIN_S", 0.0)
-    turns = [script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())]  # no breaker opens
+    turns = [script for _ in range(40) for script in (refuses(500), ChatUpstream(), ChatUpstream())]  # no breaker opens
     async with relaying(talking(in_turn(*turns)), MODELS="gpt") as (gateway, upstream):
         requests = 0
         while len(asked(upstream)) < 100:

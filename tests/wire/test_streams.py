@@ -14,9 +14,7 @@ import pytest
 from gateway.ingress import http as http_door
 from gateway.ingress import http_reply
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
-from support.raw import answered, connected, post, read_head, read_to_end
-from support.streamed import (
+from support.chat_streams import (
     FINISH,
     OPENING,
     ROLE,
@@ -29,7 +27,9 @@ from support.streamed import (
     said,
     streaming,
 )
-from support.until import until
+from support.polling import wait_until
+from support.raw import answered, connected, post, read_head, read_to_end
+from support.stub_backend import StubBackend
 from support.upstream import (
     LAST_CHUNK,
     Script,
@@ -42,7 +42,7 @@ from support.upstream import (
     sse,
     stall,
 )
-from support.wiring import DESK, cloud, relaying
+from support.wiring import STUB, cloud, relaying
 
 ATTEMPTS = 5  # of a measurement on a machine that does other things too
 
@@ -73,7 +73,7 @@ async def test_an_event_reaches_the_client_before_the_upstream_says_the_next() -
 
 
 async def test_a_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
         events, is_whole = await all_events(reader)
     assert [json.loads(each[6:]) for each in events[:3]] == [{"part": 0}, {"part": 1}, {"part": 2}]
@@ -85,7 +85,7 @@ async def test_a_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
 
 async def test_the_timing_comment_is_not_for_clients_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_door, "is_local", lambda _: False)
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
         events, _ = await all_events(reader)
     assert [each for each in events if each.startswith(":")] == []
@@ -159,7 +159,7 @@ async def test_a_client_of_http_1_0_sees_a_cut_stream_as_a_reset() -> None:
 
 
 async def test_a_generator_that_raises_midway_is_no_complete_stream() -> None:
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/breaks", b"") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/breaks", b"") as (reader, _):
         await read_head(reader)
         events, is_whole = await all_events(reader)
     assert [json.loads(each[6:]) for each in events[:1]] == [{"part": 0}]
@@ -231,19 +231,19 @@ async def test_a_client_that_leaves_before_the_answer_closes_the_upstream_within
 
 
 async def test_a_client_that_leaves_while_its_request_waits_in_line_is_forgotten() -> None:
-    environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
+    environ = STUB | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     async with running_gateway(**environ) as gateway, connected(gateway.url) as (_, first):
         first.write(post("/v1/tasks/wait"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         async with connected(gateway.url) as (_, second):
             second.write(post("/v1/tasks/wait", b'{"who":2}'))
-            await until(lambda: gateway.service.lanes.waiting()["desk"] == 1)
+            await wait_until(lambda: gateway.service.lanes.waiting()["desk"] == 1)
             second.transport.abort()
             line = await gateway.line(outcome="cancelled")
         assert gateway.service.lanes.waiting()["desk"] == 0
         assert (line["t_queue_ms"] > 0, line["t_edge_ms"]) == (True, 0)
-        assert not Desk.callers[2].is_set()
-        assert not Desk.left.is_set()
+        assert not StubBackend.callers[2].is_set()
+        assert not StubBackend.left.is_set()
 
 
 async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ async def test_a_reader_that_does_not_read_is_let_go(monkeypatch: pytest.MonkeyP
     script = chatting(endless(OPENING, event(said("x" * 60_000))))
     async with relaying(script, MODELS="gpt") as (gateway, upstream), streaming(gateway):
         line = await gateway.line()
-        await until(lambda: not upstream._talks)
+        await wait_until(lambda: not upstream._talks)
     assert line["outcome"] == "cancelled"
     assert line["t_write_ms"] >= 90
 
@@ -273,7 +273,7 @@ async def test_a_slow_reader_slows_the_backend_instead_of_filling_memory() -> No
         before = pieces
         for _ in range(200):
             await next_event(reader)
-        await until(lambda: pieces > before)
+        await wait_until(lambda: pieces > before)
 
 
 async def settled(value: Callable[[], int], turns: int = 2000) -> None:
@@ -383,7 +383,7 @@ async def chunks_of(ai: openai.AsyncOpenAI, model: str, **options: Any) -> list[
 @pytest.mark.parametrize("with_usage", [True, False])
 async def test_openais_client_reads_a_stream_made_here(with_usage: bool) -> None:
     options = {"stream_options": {"include_usage": True}} if with_usage else {}
-    async with running_gateway(**DESK) as gateway, client(gateway) as ai:
+    async with running_gateway(**STUB) as gateway, client(gateway) as ai:
         chunks = await chunks_of(ai, "clerk", **options)
     spoken = [each for each in chunks if each.choices]
     assert "".join(each.choices[0].delta.content or "" for each in spoken) == "to be or not"
@@ -409,7 +409,7 @@ async def test_openais_client_reads_a_relayed_stream_with_its_usage() -> None:
 
 
 async def test_a_client_that_wants_no_stream_gets_a_whole_from_a_backend_that_streams() -> None:
-    async with running_gateway(**DESK) as gateway, client(gateway) as ai:
+    async with running_gateway(**STUB) as gateway, client(gateway) as ai:
         got = await ai.chat.completions.create(model="clerk", messages=[{"role": "user", "content": "x"}])
         raw = await ai.completions.with_raw_response.create(model="clerk", prompt="x")
     assert (got.choices[0].message.content, got.choices[0].finish_reason) == ("to be or not", "stop")
@@ -420,7 +420,7 @@ async def test_a_client_that_wants_no_stream_gets_a_whole_from_a_backend_that_st
 
 
 async def test_openais_client_raises_the_class_that_fits_each_error() -> None:
-    async with running_gateway(**DESK) as gateway, client(gateway) as ai:
+    async with running_gateway(**STUB) as gateway, client(gateway) as ai:
         with pytest.raises(openai.NotFoundError) as caught:
             await chunks_of(ai, "clark")
         with pytest.raises(openai.BadRequestError):

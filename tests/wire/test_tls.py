@@ -19,9 +19,9 @@ from gateway.ingress import listening
 from gateway.ingress.http import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
+from support.polling import wait_until
 from support.raw import answered, connected, post, read_answer, read_to_end
-from support.until import until
-from support.wiring import DESK
+from support.wiring import STUB
 
 HERE = "127.0.0.1"
 
@@ -76,14 +76,14 @@ async def status(gateway: RunningGateway, context: ssl.SSLContext, *, path: str 
 
 
 async def test_a_client_that_trusts_the_certificate_is_served(files: Files) -> None:
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         assert await status(gateway, files.client()) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await status(gateway, ssl.create_default_context())
 
 
 async def test_a_client_without_the_right_certificate_is_not_served_where_one_is_asked_for(files: Files) -> None:
-    async with running_gateway(**DESK, **files.mutual) as gateway:
+    async with running_gateway(**STUB, **files.mutual) as gateway:
         assert await status(gateway, files.client(ca=files.ca)) == 200
         for context in (files.client(), files.client(ca=trustme.CA())):
             with pytest.raises(aiohttp.ClientError):
@@ -93,7 +93,7 @@ async def test_a_client_without_the_right_certificate_is_not_served_where_one_is
 
 async def test_a_certificate_is_as_good_as_the_key_that_names_it_and_allows_no_more(files: Files) -> None:
     keys = files.keys(sensor={"certificate": "client.example", "tasks": ("say",)}, other={})
-    async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
+    async with running_gateway(**STUB, **files.mutual, **keys) as gateway:
         sensor = files.client(ca=files.ca)
         assert await status(gateway, sensor) == 200
         assert await status(gateway, sensor, path="count") == 403
@@ -103,7 +103,7 @@ async def test_a_certificate_is_as_good_as_the_key_that_names_it_and_allows_no_m
 
 async def test_a_certificate_no_key_names_is_no_key(files: Files) -> None:
     keys = files.keys(sensor={"certificate": "another.example"})
-    async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
+    async with running_gateway(**STUB, **files.mutual, **keys) as gateway:
         assert await status(gateway, files.client(ca=files.ca)) == 401
 
 
@@ -127,13 +127,13 @@ async def test_old_tls_is_refused(files: Files) -> None:
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.maximum_version = ssl.TLSVersion.TLSv1_1
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         with pytest.raises(aiohttp.ClientError):
             await status(gateway, context)
 
 
 async def test_plain_http_on_a_tls_port_is_no_request_and_no_traceback(files: Files) -> None:
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(post("/v1/tasks/say", b"1"))
             assert b"200" not in await read_to_end(reader)
@@ -143,16 +143,16 @@ async def test_plain_http_on_a_tls_port_is_no_request_and_no_traceback(files: Fi
 
 async def test_who_does_not_finish_the_handshake_is_let_go(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listening, "HANDSHAKE_S", 0.05)
-    async with running_gateway(**DESK, **files.environ) as gateway, connected(gateway.url) as (reader, _):
+    async with running_gateway(**STUB, **files.environ) as gateway, connected(gateway.url) as (reader, _):
         assert await asyncio.wait_for(read_to_end(reader), 5) == b""
 
 
 def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) -> None:
-    assert "no such file" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.folder / "none")})
-    assert "no certificate with its key" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.cert)})
+    assert "no such file" in only(STUB | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.folder / "none")})
+    assert "no certificate with its key" in only(STUB | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.cert)})
     files.ca_file.write_text("not a certificate")
-    assert "no certificate authority" in only(DESK | files.mutual)
-    assert "no CERT_FILE" in only(DESK | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
+    assert "no certificate authority" in only(STUB | files.mutual)
+    assert "no CERT_FILE" in only(STUB | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
 
 
 # ── how many ─────────────────────────────────────────────────────────────────────────────────────
@@ -160,7 +160,7 @@ def test_files_that_make_no_tls_are_told_before_anything_starts(files: Files) ->
 
 async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 2)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         async with connected(gateway.url) as (reader, writer), connected(gateway.url) as (second, other):
             for there, to in ((reader, writer), (second, other)):
                 to.write(post("/v1/tasks/say", b"1"))
@@ -176,14 +176,14 @@ async def test_a_connection_too_many_is_told_so_and_the_others_are_served(monkey
 
 async def test_a_burst_of_connections_gets_no_more_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 8)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
         refused = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
         assert len(refused) == 52
         for sock in socks:
             sock.close()
         server = gateway.service.listeners._runners[0].server
-        await until(lambda: not server.connections)  # type: ignore[union-attr]
+        await wait_until(lambda: not server.connections)  # type: ignore[union-attr]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
@@ -192,7 +192,7 @@ async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 8)
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
         gone = [sock for sock in socks if await asyncio.to_thread(is_told_to_go, sock)]
@@ -203,7 +203,7 @@ async def test_who_never_ends_the_handshake_takes_up_no_more_than_a_share(
 
 async def test_who_failed_the_handshake_takes_nothing_up(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         for junk in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"") * 4:
             async with connected(gateway.url) as (reader, writer):
                 writer.write(junk)
@@ -218,7 +218,7 @@ async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
     monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
     path = tmp_path / "plain.sock"
     async with (
-        running_gateway(**DESK, **files.environ, GATEWAY_LISTEN=f"127.0.0.1:0,unix:{path}") as gateway,
+        running_gateway(**STUB, **files.environ, GATEWAY_LISTEN=f"127.0.0.1:0,unix:{path}") as gateway,
         connected(gateway.url),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
     ):
@@ -230,14 +230,14 @@ async def test_who_shakes_hands_at_one_listener_keeps_nobody_from_another(
 async def test_who_was_told_that_there_are_too_many_takes_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.most_connections", lambda descriptors, slots: 1)
     monkeypatch.setattr("gateway.service.listeners.most_handshakes", lambda connections: 2)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(post("/v1/tasks/say", b"1"))
             assert (await read_answer(reader)).status == 200
             for _ in range(8):
                 assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 503
         server = gateway.service.listeners._runners[0].server
-        await until(lambda: not server.connections)  # type: ignore[union-attr]
+        await wait_until(lambda: not server.connections)  # type: ignore[union-attr]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 

@@ -16,10 +16,10 @@ from gateway.dispatch.race import Race
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, TaskRefused
 from gateway.registry import Member, Offer
 from gateway.timing import Watch
-from support.lane_house import House
+from support.lane_fixture import LaneFixture
 
 
-def _race(house: House) -> Race:
+def _race(house: LaneFixture) -> Race:
     def spawn(attempt: Attempt) -> asyncio.Task[None]:
         return asyncio.create_task(asyncio.sleep(0))
 
@@ -30,7 +30,7 @@ def _race(house: House) -> Race:
 
 
 async def test_a_rescue_into_a_full_line_is_declined_and_raises_nothing_into_the_lanes() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     for name in ("runs", "waits"):
         house.lanes.submit(house.work(name, allowed=("box",)), "box")
     with pytest.raises(TaskRefused):
@@ -46,7 +46,7 @@ async def test_a_rescue_into_a_full_line_is_declined_and_raises_nothing_into_the
 
 
 async def test_a_rescue_is_no_new_request_to_the_lanes() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     race = _race(house)
     race.start()
     tokens, last = house.lanes._rescuing._tokens, dict(house.lanes._last)
@@ -57,7 +57,7 @@ async def test_a_rescue_is_no_new_request_to_the_lanes() -> None:
 
 
 async def test_who_is_refused_a_place_in_line_leaves_no_line_of_the_account_open() -> None:
-    house = House(queue=0)
+    house = LaneFixture(queue=0)
     for number in range(16):
         house.lanes.submit(house.work(f"runs {number}", allowed=("cloud",)), "cloud")
     race = _race(house)
@@ -82,7 +82,7 @@ class Rescued:
     """A race of two whose attempts say what the test says."""
 
     def __init__(self) -> None:
-        house = House()
+        house = LaneFixture()
         self.running: list[asyncio.Task[None]] = []
         decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
         plan = Plan(Offer({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)

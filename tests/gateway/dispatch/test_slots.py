@@ -27,7 +27,7 @@ from gateway.plugin import (
 )
 from gateway.registry import BackendConfig, Registry
 from gateway.timing import Watch
-from support.until import until
+from support.polling import wait_until
 
 TURNS = 14  # from a request's first step to its last there are fewer
 BIG = 200_000  # needs a permit
@@ -150,7 +150,7 @@ class House:
 
     async def settles(self) -> None:
         """Every count returns to zero, and stays there."""
-        await until(lambda: not self.dispatcher.is_stuck)
+        await wait_until(lambda: not self.dispatcher.is_stuck)
         await _turns(3)
         assert self.counts() == {0}
         await self.registry.close_all()
@@ -206,7 +206,7 @@ async def test_a_second_attempt_may_be_made_at_any_turn(second: Any) -> None:
 async def test_a_backend_may_be_cancelled_before_its_first_step() -> None:
     house = await House(answers, answers).open()
     asked = house.ask()
-    await until(lambda: house.dispatcher.is_stuck)
+    await wait_until(lambda: house.dispatcher.is_stuck)
     await _gone(asked)
     await house.settles()
 

@@ -14,14 +14,14 @@ from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Resu
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
 from gateway.workers.main import MOST_SUBTASKS
-from support.services import KeptServices
-from support.worker_backends import Sends
+from support.recording_services import RecordingServices
+from support.worker_backends import Dispatches
 from support.workers import a_task, answer, pids
 
 Serve = Callable[[Task], Awaitable[Result]]
 
 
-class Serving(KeptServices):
+class Serving(RecordingServices):
     """Services that have subtasks served by `serve`, and keep them."""
 
     def __init__(self, serve: Serve) -> None:
@@ -37,7 +37,7 @@ class Serving(KeptServices):
 @asynccontextmanager
 async def sending(serve: Serve) -> AsyncIterator[tuple[WorkerBackend, Serving]]:
     services = Serving(serve)
-    async with WorkerBackend(Sends, Sends.Settings(), services, slots=1) as backend:
+    async with WorkerBackend(Dispatches, Dispatches.Settings(), services, slots=1) as backend:
         yield backend, services
 
 

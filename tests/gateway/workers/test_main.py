@@ -28,7 +28,7 @@ from support.workers import (
     items,
     of,
     pids,
-    until,
+    wait_until,
 )
 
 # ── what arrives ─────────────────────────────────────────────────────────────────────────────────
@@ -96,7 +96,7 @@ async def test_a_slow_reader_makes_the_worker_wait(tool: WorkerBackend) -> None:
         assert await anext(stream) == Part(0)
         process = tool._slots[0].process
         assert process is not None
-        await until(lambda: process._inbox.qsize() >= 64)
+        await wait_until(lambda: process._inbox.qsize() >= 64)
         held = process._inbox.qsize()
         await tool.health()
         assert process._inbox.qsize() - held < 20_000  # one read's worth at most
@@ -110,7 +110,7 @@ async def test_large_parts_make_the_worker_wait_sooner(tool: WorkerBackend) -> N
         await anext(stream)
         process = tool._slots[0].process
         assert process is not None
-        await until(lambda: process._inbox.qsize() > 0)
+        await wait_until(lambda: process._inbox.qsize() > 0)
         assert process._channel._transport is not None
         assert not process._channel._transport.is_reading()
         assert process._inbox.qsize() == 1

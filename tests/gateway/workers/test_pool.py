@@ -18,7 +18,7 @@ from gateway.plugin import (
 )
 from gateway.workers import WorkerBackend
 from gateway.workers.process import Process
-from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Patient, Quick
+from support.worker_backends import Broken, CrashesLoading, HealthFromFile, Quick, RaisesOnStart, StartsWhenFileExists
 from support.workers import (
     a_task,
     answer,
@@ -30,7 +30,7 @@ from support.workers import (
     of,
     pids,
     state_of,
-    until,
+    wait_until,
 )
 
 
@@ -38,7 +38,7 @@ from support.workers import (
     ("cls", "why", "words"),
     [
         (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL", ""),
-        (Faulty, "worker_backends:Faulty` raised KeyError$", "'weights'"),
+        (RaisesOnStart, "worker_backends:RaisesOnStart` raised KeyError$", "'weights'"),
         (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$", "its last words: "),
     ],
 )
@@ -55,7 +55,7 @@ async def test_a_backend_that_cannot_start_says_why_and_leaves_nothing(
 async def test_starts_that_fail_back_off_and_recover(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.touch()
-    async with of(OnceBroken, broken_until=allowed) as backend:
+    async with of(StartsWhenFileExists, broken_until=allowed) as backend:
         allowed.unlink()
         with pytest.raises(BackendUnavailable):
             await answer(backend, a_task("die"))
@@ -73,7 +73,7 @@ async def test_starts_that_fail_back_off_and_recover(tmp_path: Path) -> None:
 async def test_an_idle_worker_is_asked_how_its_backend_is(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.touch()
-    async with of(Patient, broken_until=pulse) as backend:
+    async with of(HealthFromFile, broken_until=pulse) as backend:
         assert await backend.health() is None
         pulse.write_text("the lamp is out")
         assert await backend.health() == "the lamp is out"
@@ -87,14 +87,14 @@ async def test_an_idle_worker_is_asked_how_its_backend_is(tmp_path: Path) -> Non
 async def test_a_busy_pool_is_well_and_not_disturbed(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("the lamp is out")
-    async with of(Patient, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
+    async with of(HealthFromFile, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
         assert await backend.health() is None
 
 
 async def test_work_does_not_wait_for_the_answer_to_a_health_check(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("wait")
-    async with of(Patient, broken_until=pulse) as backend:
+    async with of(HealthFromFile, broken_until=pulse) as backend:
         asked = asyncio.ensure_future(backend.health())
         await asyncio.sleep(0)
         assert await answer(backend, a_task("echo")) == pids(backend)[0]
@@ -123,7 +123,7 @@ async def test_stopping_while_workers_still_start_leaves_nothing() -> None:
 async def test_cancelling_the_start_leaves_nothing() -> None:
     before, unstarted = set(os.listdir("/proc/self/fd")), children()
     start = asyncio.create_task(of(Quick, slots=2).__aenter__())
-    await until(lambda: children() != unstarted)
+    await wait_until(lambda: children() != unstarted)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -189,10 +189,10 @@ async def test_a_worker_whose_gateway_dies_exits_by_itself(tmp_path: Path) -> No
         "import asyncio, sys, time\n"
         "from gateway.plugin import Task\n"
         "from gateway.workers import WorkerBackend\n"
-        "from support.services import KeptServices\n"
+        "from support.recording_services import RecordingServices\n"
         "from support.worker_backends import Tool, ToolSettings\n"
         "async def main():\n"
-        "    async with WorkerBackend(Tool, ToolSettings(), KeptServices(), slots=1) as b:\n"
+        "    async with WorkerBackend(Tool, ToolSettings(), RecordingServices(), slots=1) as b:\n"
         "        t = Task(kind='task', name='block', deadline=time.monotonic() + 60, body=b'{\"seconds\":60}')\n"
         "        async for part in b.run(t):\n"
         "            print(part.data, flush=True)\n"
@@ -206,7 +206,7 @@ async def test_a_worker_whose_gateway_dies_exits_by_itself(tmp_path: Path) -> No
     pid = int(await gateway.stdout.readline())
     gateway.kill()
     await gateway.communicate()
-    await until(lambda: is_gone(pid) or state_of(pid) == "Z")
+    await wait_until(lambda: is_gone(pid) or state_of(pid) == "Z")
 
 
 async def test_a_start_that_fails_in_a_way_nobody_expected_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

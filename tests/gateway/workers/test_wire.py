@@ -16,7 +16,7 @@ from gateway.plugin import (
     Task,
 )
 from gateway.workers import WorkerBackend, wire
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 from support.worker_backends import Tool, ToolSettings
 from support.workers import (
     of,
@@ -60,6 +60,6 @@ def test_what_is_no_error_of_ours_arrives_as_what_another_may_be_asked() -> None
 
 def test_settings_are_plain_before_they_travel() -> None:
     settings = ToolSettings(folder=Path("/models"), password="x", tasks=["a"])  # type: ignore[arg-type]
-    backend = WorkerBackend(Tool, settings, KeptServices(), slots=1)
+    backend = WorkerBackend(Tool, settings, RecordingServices(), slots=1)
     assert backend._start.settings["folder"] == "/models"
     assert ToolSettings.model_validate(backend._start.settings) == settings

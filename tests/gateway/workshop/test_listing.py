@@ -51,14 +51,17 @@ def test_a_plugin_that_is_not_installed_is_listed_where_it_is_enabled() -> None:
 
 
 async def test_the_running_gateways_word_counts() -> None:
-    environ = {"GATEWAY_BACKENDS__FRONT__PLUGIN": "support.desk:Desk", "GATEWAY_BACKENDS__FRONT__REFUSES_TO_OPEN": "1"}
+    environ = {
+        "GATEWAY_BACKENDS__FRONT__PLUGIN": "support.stub_backend:StubBackend",
+        "GATEWAY_BACKENDS__FRONT__REFUSES_TO_OPEN": "1",
+    }
     async with running_gateway(**SHOUT, **environ) as gateway, gateway.session() as http:
         await gateway.line("backend.failed_to_open")
         async with http.get(f"{gateway.admin_url}/status") as answer:
             found = by_plugin({}, await answer.json())
     assert found["shout"].state == "serving"
-    assert found["support.desk:Desk"].state == "failed"
-    assert found["support.desk:Desk"].why == "the desk is locked; set REFUSES_TO_OPEN=false"
+    assert found["support.stub_backend:StubBackend"].state == "failed"
+    assert found["support.stub_backend:StubBackend"].why == "the desk is locked; set REFUSES_TO_OPEN=false"
 
 
 def test_the_table_aligns_and_tells_reasons_below() -> None:

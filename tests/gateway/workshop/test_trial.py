@@ -50,7 +50,7 @@ def test_advice_is_told_with_what_to_do_and_exits_0(capsys: pytest.CaptureFixtur
 
 
 def test_a_request_can_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    name = "support.broken_backends:NothingToAsk"
+    name = "support.broken_backends:NoExamples"
     code, lines, _ = run(capsys, name)
     assert (code, sum(line.startswith("skip") for line in lines)) == (0, 8)
     (tmp_path / "say.json").write_text('{"text": "from a file"}')
@@ -98,7 +98,7 @@ def test_other_backends_of_the_environment_do_not_matter_where_it_is_not_enabled
 def test_a_plugin_that_is_being_written_is_found_in_this_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "drafted_plugin.py").write_text("from support.broken_backends import Sound as Draft\n")
+    (tmp_path / "drafted_plugin.py").write_text("from support.broken_backends import Conforming as Draft\n")
     monkeypatch.chdir(tmp_path)
     assert run(capsys, "drafted_plugin:Draft")[0] == 0
 

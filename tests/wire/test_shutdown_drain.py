@@ -10,14 +10,14 @@ import pytest
 
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import running_broker
-from support.desk import Desk
-from support.mqtt_backend import TALLY, Tally
+from support.chat_streams import all_events, next_event
+from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
 from support.mqtt_clients import device
+from support.polling import wait_until
 from support.programs import needs
 from support.raw import connected, post, read_answer, read_head
-from support.streamed import all_events, next_event
-from support.until import until
-from support.wiring import DESK
+from support.stub_backend import StubBackend
+from support.wiring import STUB
 
 WAIT = post("/v1/tasks/wait", b"{}")
 
@@ -42,9 +42,9 @@ def in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("in_no_time")
 async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -> None:
-    async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with to_be_stopped(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(WAIT)
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         await gateway.service.stop()
         answer = await read_answer(reader)
         assert (answer.status, answer.json["error"]["code"]) == (503, "unavailable")
@@ -56,7 +56,7 @@ async def test_who_waits_for_an_answer_that_does_not_come_in_time_is_told_so() -
 
 @pytest.mark.usefixtures("in_no_time")
 async def test_a_stream_that_is_not_done_in_time_ends_in_an_error_never_as_if_it_were_whole() -> None:
-    async with to_be_stopped(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with to_be_stopped(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/pause", b"{}"))
         status, _ = await read_head(reader)
         first = await next_event(reader)
@@ -73,23 +73,23 @@ async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.FINISH_S", 0.0)
     async with (
-        to_be_stopped(**DESK, **TALLY) as gateway,
+        to_be_stopped(**STUB, **COUNTING_BACKEND) as gateway,
         connected(gateway.url) as (first, to_first),
         connected(gateway.url) as (late, to_late),
     ):
         to_first.write(post("/v1/tasks/wait", b'{"who":"first"}'))
-        await Desk.callers["first"].wait()
+        await StubBackend.callers["first"].wait()
         stopping = asyncio.create_task(gateway.service.stop())
         http = gateway.service.listeners.http
-        await until(lambda: http is not None and http.is_draining)
+        await wait_until(lambda: http is not None and http.is_draining)
         to_late.write(post("/v1/tasks/hold", b'{"id":"late"}'))
-        await Tally.held.wait()
-        Desk.open.set()
+        await CountingBackend.held.wait()
+        StubBackend.open.set()
         assert (await read_answer(first)).status == 200
-        await until(lambda: not gateway.service.listeners.sites[0].is_accepting)
+        await wait_until(lambda: not gateway.service.listeners.sites[0].is_accepting)
         for _ in range(10):  # that what would break it off now could have begun
             await asyncio.sleep(0)
-        Tally.open.set()
+        CountingBackend.open.set()
         assert (await read_answer(late)).status == 200
         await stopping
 
@@ -98,16 +98,16 @@ async def test_who_came_while_it_drained_is_served_however_long_it_takes_within_
 @needs("mosquitto")
 async def test_what_came_by_mqtt_and_is_not_done_in_time_is_not_answered_and_comes_again() -> None:
     async with running_broker() as broker, device(broker.port) as lamp:
-        with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
+        with_broker = COUNTING_BACKEND | {"GATEWAY_MQTT__URL": broker.url}
         async with to_be_stopped(**with_broker) as gateway:
             await gateway.line("mqtt.connected")
             await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
-            await Tally.held.wait()
+            await CountingBackend.held.wait()
             await gateway.service.stop()
             line = await gateway.line()
             assert (line["status"], line["outcome"]) == (None, "failed")
-            assert lamp.heard == []
+            assert lamp.received == []
         async with running_gateway(**with_broker):
-            await Tally.held.wait()
-            Tally.open.set()
-            await lamp.until(lambda heard: [answer.correlation for answer in heard] == [b"a"])
+            await CountingBackend.held.wait()
+            CountingBackend.open.set()
+            await lamp.wait_until(lambda heard: [answer.correlation for answer in heard] == [b"a"])

@@ -50,7 +50,7 @@ class MeasuredGateway:
 async def measured_gateway(environ: Mapping[str, str]) -> AsyncIterator[MeasuredGateway]:
     paths = os.pathsep.join(str(ROOT / name) for name in ("", "plugins", "tests"))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "support.measured", json.dumps(dict(environ))),
+        *(sys.executable, "-m", "support.measured_gateway", json.dumps(dict(environ))),
         env={**os.environ, "PYTHONPATH": paths},
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,

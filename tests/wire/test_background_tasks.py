@@ -15,11 +15,11 @@ from gateway.telemetry import configure
 from gateway.testing import running_gateway
 from gateway.testing.running import Lines
 from support.broker import running_broker
-from support.mqtt_backend import TALLY
+from support.mqtt_backend import COUNTING_BACKEND
 from support.mqtt_clients import device
 from support.programs import needs
 from support.raw import answered, post
-from support.wiring import DESK
+from support.wiring import STUB
 
 
 class Bug(Exception):
@@ -40,7 +40,7 @@ def breaking(times: int, then: Any) -> Any:
 
 
 async def test_a_tick_that_breaks_is_told_and_the_ticker_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         ticked, sampled = asyncio.Event(), asyncio.Event()
         monkeypatch.setattr(gateway.service.board, "sample_load", sampled.set)
         monkeypatch.setattr(gateway.service.lanes, "tick", breaking(1, ticked.set))
@@ -60,7 +60,7 @@ async def test_a_bug_in_watching_a_backend_is_told_and_it_serves_on_and_is_watch
         looked.set()
 
     monkeypatch.setattr("gateway.registry.lives.Lives._look", breaking(1, look))
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         (told,) = await gateway.lines.wait("service.unhandled")
         assert "backend desk" in told["error"]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
@@ -71,7 +71,7 @@ async def test_a_bug_in_watching_a_backend_is_told_and_it_serves_on_and_is_watch
 async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path: Path) -> None:
     lines = Lines()
     loopback = {"GATEWAY_LISTEN": "127.0.0.1:0", "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0"}
-    loaded = load(DESK | loopback | {"GATEWAY_STATE_DIR": str(tmp_path)})
+    loaded = load(STUB | loopback | {"GATEWAY_STATE_DIR": str(tmp_path)})
     configure("json", "debug", lines)  # type: ignore[arg-type]
     service = Service(loaded.settings, loaded.backends, loaded.keys)
     await service.start()
@@ -91,7 +91,7 @@ async def test_a_step_of_stopping_that_breaks_skips_none_of_the_others(tmp_path:
 async def test_what_was_learned_is_let_go_where_it_cannot_be_read(tmp_path: Path) -> None:
     for nothing in (b"{", b"[" * 100_000 + b"]" * 100_000, b"\xff"):
         (tmp_path / "learned.json").write_bytes(nothing)
-        async with running_gateway(**DESK, GATEWAY_STATE_DIR=str(tmp_path)) as gateway:
+        async with running_gateway(**STUB, GATEWAY_STATE_DIR=str(tmp_path)) as gateway:
             assert len(gateway.lines.of("service.state_unreadable")) == 1
             assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
@@ -103,7 +103,7 @@ async def test_a_bug_in_the_connection_to_the_broker_is_told_and_it_connects_aga
     monkeypatch.setattr(presence, "telemetry", breaking(1, presence.telemetry))
     async with (
         running_broker() as broker,
-        running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway,
+        running_gateway(**COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway,
         device(broker.port) as client,
     ):
         (told,) = await gateway.lines.wait("service.unhandled")

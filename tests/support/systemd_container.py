@@ -10,14 +10,14 @@ from pathlib import Path
 from support.documents import ROOT
 from support.programs import find
 
-BOX = Path(__file__).with_name("systemd_box.sh")
-BOX_ROOT = Path(__file__).with_name("box_root.sh")
+BOX = Path(__file__).with_name("systemd_container.sh")
+BOX_ROOT = Path(__file__).with_name("debian_root.sh")
 NEEDS = ("debootstrap", "systemd-nspawn", "dpkg-deb", "nsenter", "unshare", "ps")
 # A prepared root; without it one is made.
 PREPARED = os.environ.get("EDGE_GATEWAY_BOX_ROOT")
 
 
-def why_no_box() -> str | None:
+def missing_prerequisites() -> str | None:
     """What is missing for it, or None."""
     if os.geteuid() != 0:
         return "needs root"

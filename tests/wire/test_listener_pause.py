@@ -14,7 +14,7 @@ import pytest
 from gateway.ingress.listening import Site
 from gateway.testing import RunningGateway, running_gateway
 from support.raw import answered, post
-from support.wiring import DESK
+from support.wiring import STUB
 
 SAY = post("/v1/tasks/say", b"1")
 
@@ -52,7 +52,7 @@ def port_of(gateway: RunningGateway) -> int:
 
 
 async def test_to_resume_twice_is_to_resume_once() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         before = sockets_on(port_of(gateway))
         await asyncio.gather(*(site_of(gateway).resume("memory") for _ in range(3)))
         assert sockets_on(port_of(gateway)) == before
@@ -64,7 +64,7 @@ async def test_to_resume_twice_is_to_resume_once() -> None:
 
 
 async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         before = sockets_on(port_of(gateway))
         site_of(gateway).pause("memory")
         resuming = asyncio.ensure_future(site_of(gateway).resume("memory"))
@@ -76,7 +76,7 @@ async def test_who_pauses_while_it_resumes_has_the_last_word() -> None:
 
 
 async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         gauge = gateway.service.relief.gauge = Gauge()  # type: ignore[assignment]
         look, sites = gateway.service.relief.look, gateway.service.listeners.sites
         gauge.ratio_now = 0.97  # type: ignore[attr-defined]
@@ -97,7 +97,7 @@ async def test_a_listener_that_could_not_go_on_is_tried_again_at_the_next_look(m
 
 
 async def test_new_certificates_do_not_end_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         site_of(gateway).pause("memory")
         site_of(gateway).renew(None)
         await site_of(gateway).resume("renewing")
@@ -108,7 +108,7 @@ async def test_new_certificates_do_not_end_a_pause(monkeypatch: pytest.MonkeyPat
 
 async def test_what_was_told_to_stop_is_resumed_by_nobody_else() -> None:
     """Not by a look at the memory that had begun, nor by a start or a reload under way."""
-    async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
+    async with running_gateway(**STUB, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
         listeners = gateway.service.listeners
         listeners._is_activated = True  # as behind systemd's sockets, which go on to listen
         listeners.hold()
@@ -122,7 +122,7 @@ async def test_a_listener_that_cannot_take_new_certificates_up_at_once_does_so_a
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All of them have the new ones, or accept nobody: none goes on with the old ones, and no reload is half done."""
-    async with running_gateway(**DESK, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
+    async with running_gateway(**STUB, GATEWAY_LISTEN="127.0.0.1:0,127.0.0.1:0") as gateway:
         loop, (first, second) = asyncio.get_running_loop(), gateway.service.listeners.sites
         create, tls = loop.create_server, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 

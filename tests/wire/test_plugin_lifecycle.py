@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.testing import RunningGateway, running_gateway
-from support.rascals import SECRET, Panic, Rascal
+from support.faulty_lifecycle import SECRET, FaultyLifecycle, Panic
 from support.raw import answered, post
-from support.wiring import DESK, backend
+from support.wiring import STUB, backend
 
 SERVE = post("/v1/tasks/serve", b"{}")
 SAY = post("/v1/tasks/say", b"1")
@@ -20,7 +20,7 @@ SAY = post("/v1/tasks/say", b"1")
 @pytest.fixture(autouse=True)
 def _good_again() -> Iterator[None]:
     yield
-    Rascal.says, Rascal.broken = [], ""
+    FaultyLifecycle.health_results, FaultyLifecycle.open_error = [], ""
 
 
 def get(path: str) -> bytes:
@@ -37,7 +37,9 @@ async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_se
     monkeypatch: pytest.MonkeyPatch, opens: str
 ) -> None:
     monkeypatch.setattr("gateway.service.life.START_S", 1.0)  # what never opens is not waited for longer here
-    async with running_gateway(**backend("bad", "support.rascals:Rascal", OPENS=opens), **DESK) as gateway:
+    async with running_gateway(
+        **backend("bad", "support.faulty_lifecycle:FaultyLifecycle", OPENS=opens), **STUB
+    ) as gateway:
         member = gateway.service.registry.members["bad"]
         assert (member.state, member.opened.is_set()) == ("failed", True)
         (told,) = gateway.lines.of("backend.failed_to_open")
@@ -49,8 +51,8 @@ async def test_whatever_opening_ends_in_the_backend_has_failed_and_the_others_se
 
 @pytest.mark.parametrize("raised", [Panic, asyncio.CancelledError])
 async def test_a_health_check_that_raises_whatever_it_may_is_unwell_and_asked_again(raised: Any) -> None:
-    Rascal.says = [None, raised()]
-    rascal = backend("bad", "support.rascals:Rascal") | {"GATEWAY_POLICY__PROBE_S": "0.1"}
+    FaultyLifecycle.health_results = [None, raised()]
+    rascal = backend("bad", "support.faulty_lifecycle:FaultyLifecycle") | {"GATEWAY_POLICY__PROBE_S": "0.1"}
     async with running_gateway(**rascal) as gateway:
         (told,) = await gateway.lines.wait("backend.unwell")
         assert told["error"].startswith("its health check raised ")
@@ -60,8 +62,8 @@ async def test_a_health_check_that_raises_whatever_it_may_is_unwell_and_asked_ag
 
 
 async def test_a_plugin_that_cancels_the_task_it_lives_in_does_not_end_in_silence() -> None:
-    Rascal.says = ["cancels itself"]
-    async with running_gateway(**backend("bad", "support.rascals:Rascal"), **DESK) as gateway:
+    FaultyLifecycle.health_results = ["cancels itself"]
+    async with running_gateway(**backend("bad", "support.faulty_lifecycle:FaultyLifecycle"), **STUB) as gateway:
         (told,) = await gateway.lines.wait("backend.ended")
         assert told["backend"] == "bad"
         member = gateway.service.registry.members["bad"]
@@ -69,10 +71,12 @@ async def test_a_plugin_that_cancels_the_task_it_lives_in_does_not_end_in_silenc
         assert (await answered(gateway.url, SAY)).status == 200
 
 
-@pytest.mark.parametrize(("plugin", "how"), [("PropertyLiar", ""), ("Liar", "number"), ("Liar", "kinds")])
+@pytest.mark.parametrize(
+    ("plugin", "how"), [("RaisingProperty", ""), ("InvalidDeclaration", "number"), ("InvalidDeclaration", "kinds")]
+)
 async def test_what_one_plugin_cannot_say_of_itself_is_unknown_and_the_others_are_listed(plugin: str, how: str) -> None:
-    liar = backend("aliar", f"support.rascals:{plugin}", OPENS=how)
-    async with running_gateway(**liar, **DESK) as gateway:
+    liar = backend("aliar", f"support.faulty_lifecycle:{plugin}", OPENS=how)
+    async with running_gateway(**liar, **STUB) as gateway:
         for _ in range(2):
             status, body = await listed(gateway, "/v1/models")
             assert (status, "clerk" in body) == (200, True)
@@ -87,7 +91,9 @@ async def test_what_one_plugin_cannot_say_of_itself_is_unknown_and_the_others_ar
 
 @pytest.mark.parametrize("what", ["site", "slots", "remote"])
 async def test_a_backend_of_no_shape_is_left_out_by_name(what: str) -> None:
-    async with running_gateway(**backend("aliar", "support.rascals:Shapeless", OPENS=what), **DESK) as gateway:
+    async with running_gateway(
+        **backend("aliar", "support.faulty_lifecycle:InvalidAttribute", OPENS=what), **STUB
+    ) as gateway:
         (told,) = gateway.lines.of("backend.failed_to_open")
         assert (told["backend"], f"`{what}`" in told["error"]) == ("aliar", True)
         admin = f"http://{gateway.service.admin_bound[0]}"
@@ -97,7 +103,7 @@ async def test_a_backend_of_no_shape_is_left_out_by_name(what: str) -> None:
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
 async def test_an_exceptions_words_are_for_the_operator_and_no_client(isolation: str) -> None:
-    rascal = backend("bad", "support.rascals:Rascal", OPENS="raises", ISOLATION=isolation)
+    rascal = backend("bad", "support.faulty_lifecycle:FaultyLifecycle", OPENS="raises", ISOLATION=isolation)
     async with running_gateway(**rascal) as gateway:
         (told,) = gateway.lines.of("backend.failed_to_open")
         assert SECRET in told["error"]
@@ -110,13 +116,13 @@ async def test_an_exceptions_words_are_for_the_operator_and_no_client(isolation:
 
 
 async def test_what_is_a_plugins_own_word_is_shown_to_clients() -> None:
-    Rascal.broken = "the licence is missing; set LICENCE"
-    async with running_gateway(**backend("bad", "support.rascals:Rascal")) as gateway:
+    FaultyLifecycle.open_error = "the licence is missing; set LICENCE"
+    async with running_gateway(**backend("bad", "support.faulty_lifecycle:FaultyLifecycle")) as gateway:
         refused = await answered(gateway.url, SERVE)
-        assert (refused.status, Rascal.broken in refused.json["error"]["message"]) == (503, True)
+        assert (refused.status, FaultyLifecycle.open_error in refused.json["error"]["message"]) == (503, True)
 
 
 async def test_what_a_plugin_raises_at_a_request_has_no_words_in_a_worker_either() -> None:
-    async with running_gateway(**backend("buggy", "support.worker_backends:Buggy")) as gateway:
+    async with running_gateway(**backend("buggy", "support.worker_backends:RaisesInRun")) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
         assert answer.json["error"]["message"] == "`echo` raised LookupError"

@@ -18,8 +18,8 @@ from gateway.demo.calls import WORDS
 from gateway.demo.children import Child, choose_ports
 from gateway.demo.house import DATA
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
 from support.programs import needs, program
+from support.stub_backend import StubBackend
 from support.upstream import Talk, answer, by_path
 from support.wiring import ADD, backend, cloud, relaying
 
@@ -176,13 +176,13 @@ async def upload(gateway: RunningGateway, recording: bytes, **fields: str) -> tu
 
 async def test_a_list_is_divided_over_both_sites_which_work_at_the_same_time() -> None:
     async def far_squares(talk: Talk) -> None:
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         await asyncio.sleep(0.02)  # so that there is an overlap to be seen in rounded milliseconds
-        Desk.open.set()
+        StubBackend.open.set()
         await answer(json={"result": [item * item for item in talk.request.json["items"]]})(talk)
 
     environ = (
-        backend("desk", "support.desk:Desk", TASKS="meet")
+        backend("desk", "support.stub_backend:StubBackend", TASKS="meet")
         | backend("hybrid", "hybrid", EDGE="desk", CLOUD="cloud", TASKS='{"scatter":"meet"}', GROUPS="4")
     )  # fmt: skip
     items = list(range(20))

@@ -14,7 +14,7 @@ QUERY = Query("task", "add")
 BIG = 200_000
 
 
-class House:
+class LaneFixture:
     """A board and lanes on a clock of their own; remembers what was started, moved and asked for twice."""
 
     def __init__(self, policy: Policy | None = None, *, slots: int = 1, queue: int = 100) -> None:

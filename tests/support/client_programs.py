@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.testing import RunningGateway, running_gateway
-from support.chats import CHAT, Speaker
+from support.chat_upstreams import CHAT, ChatUpstream
 from support.programs import CLIENTS_PYTHON, program
 from support.upstream import Talk, Upstream, by_path, whole
 from support.wiring import backend, cloud
@@ -33,7 +33,7 @@ async def embeds(talk: Talk) -> None:
     await talk.send(whole(json.dumps(answer).encode()))
 
 
-async def hears(talk: Talk) -> None:
+async def transcribes(talk: Talk) -> None:
     assert b"RIFF" in talk.request.body
     if b"\r\n\r\ntext\r\n" in talk.request.body:
         await talk.send(whole(b"ten and twenty\n", content_type="text/plain"))
@@ -50,12 +50,12 @@ async def responds(talk: Talk) -> None:
 
 
 @asynccontextmanager
-async def house() -> AsyncIterator[RunningGateway]:
+async def client_gateway() -> AsyncIterator[RunningGateway]:
     """The gateway, on both its sites."""
     paths = {
-        CHAT: Speaker(),
+        CHAT: ChatUpstream(),
         "/v1/embeddings": embeds,
-        "/v1/audio/transcriptions": hears,
+        "/v1/audio/transcriptions": transcribes,
         "/v1/responses": responds,
     }
     async with Upstream(by_path(paths)) as upstream:
@@ -78,7 +78,7 @@ async def run(*command: str, env: dict[str, str] | None = None, cwd: Path | None
     return out.decode()
 
 
-async def found_by(name: str, *arguments: str) -> Any:
+async def result_of_program(name: str, *arguments: str) -> Any:
     """What the client program `programs/NAME` found."""
     script = str(CLIENTS / "programs" / name)
     if name.endswith(".mjs"):

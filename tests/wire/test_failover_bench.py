@@ -12,12 +12,12 @@ import time
 import openai
 import pytest
 
-from support.chats import (
+from support.chat_upstreams import (
     QUESTION,
     TEXT,
     USAGE,
     WORDS,
-    Speaker,
+    ChatUpstream,
     ask,
     asked,
     between,
@@ -29,7 +29,7 @@ from support.chats import (
 from support.upstream import LAST_CHUNK, Script, Talk, cut, in_turn, reset, sends, stall
 
 PREFILL = {"RESUME": "prefill"}
-SECOND = Speaker(name="b")
+SECOND = ChatUpstream(name="b")
 
 
 BOTH = pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -54,7 +54,7 @@ async def test_02_in_a_storm_of_429_every_client_is_served(stream: bool) -> None
 
 @BOTH
 async def test_03_one_500_is_not_seen(stream: bool) -> None:
-    async with between(in_turn(refuses(500), Speaker()), SECOND) as (gateway, one, two):
+    async with between(in_turn(refuses(500), ChatUpstream()), SECOND) as (gateway, one, two):
         assert [await ask(gateway, stream=stream) for _ in range(3)] == [TEXT] * 3
     assert (len(asked(one)), len(asked(two))) == (3, 1)
 
@@ -89,7 +89,7 @@ async def test_06_one_that_has_gone_silent_is_not_tried_on_everybody() -> None:
 
 async def test_07_a_first_token_that_takes_too_long_is_not_waited_for() -> None:
     gone = asyncio.Event()
-    first = stall(Speaker().opening(), gone=gone)
+    first = stall(ChatUpstream().opening(), gone=gone)
     async with between(first, SECOND) as (gateway, *_):
         began = time.monotonic()
         assert await ask(gateway) == TEXT
@@ -124,7 +124,7 @@ async def test_10_a_malformed_event_is_not_passed_on(data: str, after: int, sett
 
 
 async def says_no_done(talk: Talk) -> None:
-    speaker = Speaker()
+    speaker = ChatUpstream()
     events = speaker.events(WORDS) + event(speaker.said(finish_reason="stop"))
     await talk.send(speaker.opening() + events + LAST_CHUNK)
 
@@ -151,7 +151,7 @@ REFUSALS = {
     "content filter": refuses(400, "content_filter"),
     "content policy, as a 403": refuses(403, "content_policy_violation"),
     "content filter, in the stream": sends(
-        Speaker().opening()[: -len(event(Speaker().said(delta={"role": "assistant", "content": ""})))]
+        ChatUpstream().opening()[: -len(event(ChatUpstream().said(delta={"role": "assistant", "content": ""})))]
         + event({"error": {"message": "filtered", "code": "content_filter"}})
         + LAST_CHUNK
     ),
@@ -174,7 +174,7 @@ async def test_12_13_what_no_model_will_answer_is_told_and_nobody_else_is_asked(
 
 async def test_13_a_filter_that_ends_an_answer_is_its_end() -> None:
     async def filtered(talk: Talk) -> None:
-        speaker = Speaker()
+        speaker = ChatUpstream()
         ending = event(speaker.said(finish_reason="content_filter")) + event("[DONE]") + LAST_CHUNK
         await talk.send(speaker.opening() + speaker.events(WORDS[:3]) + ending)
 
@@ -184,12 +184,12 @@ async def test_13_a_filter_that_ends_an_answer_is_its_end() -> None:
 
 
 async def test_14_a_second_one_that_rejects_a_prefill_is_asked_from_the_beginning() -> None:
-    async with between(breaks(cut()), Speaker(name="b", continues=False), **PREFILL) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b", continues=False), **PREFILL) as (gateway, *_):
         assert await ask(gateway) == TEXT
 
 
 async def test_14_a_second_one_that_rejects_a_prefill_and_says_something_else_is_no_use() -> None:
-    other = Speaker(name="b", continues=False, words=["Else."])
+    other = ChatUpstream(name="b", continues=False, words=["Else."])
     async with between(breaks(cut()), other, **PREFILL) as (gateway, *_):
         with pytest.raises(openai.APIError):
             await ask(gateway)
@@ -200,7 +200,7 @@ async def test_15_one_that_was_down_is_asked_again_soon_after_it_is_back() -> No
         for _ in range(8):
             assert await ask(gateway) == TEXT
         assert gateway.lines.of("breaker.opened")
-        one.script = talking(Speaker())
+        one.script = talking(ChatUpstream())
         back_at = time.monotonic()
         while gateway.lines.of("request.finished")[-1]["backend"] != "one":
             assert await ask(gateway) == TEXT

@@ -11,18 +11,18 @@ from pydantic import Field
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Part, Result, Task
 
 
-class CanarySettings(BackendSettings):
+class RecordingSettings(BackendSettings):
     fails: bool = Field(False, description="fail every task")
 
 
-class Canary(Backend[CanarySettings]):
+class RecordingBackend(Backend[RecordingSettings]):
     tasks = ("sing", "hum")
     models = ("bird", "wren")
     slots = 4
-    given: ClassVar[list[tuple[str, Task]]] = []
+    received: ClassVar[list[tuple[str, Task]]] = []
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
-        Canary.given.append((self.site, task))
+        RecordingBackend.received.append((self.site, task))
         if self.settings.fails:
             raise BackendUnavailable("it does not sing today")
         if task.kind == "task":
@@ -31,7 +31,7 @@ class Canary(Backend[CanarySettings]):
             yield Part("tweet")
 
 
-class Maker(Backend[BackendSettings]):
+class DispatchingBackend(Backend[BackendSettings]):
     """Has all it is asked done by somebody else, by a task that it makes itself."""
 
     tasks = ("made",)

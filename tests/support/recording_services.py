@@ -8,7 +8,7 @@ from typing import Any
 from gateway.plugin import BackendFailed, LinkSample, Result, Task
 
 
-class KeptLog:
+class RecordingLog:
     """A log that keeps its events as `(event, keys)`, and lets a test wait for one."""
 
     def __init__(self) -> None:
@@ -32,12 +32,12 @@ class KeptLog:
         return found
 
 
-class KeptServices:
+class RecordingServices:
     """Services of a backend called `name`."""
 
     def __init__(self, name: str = "here") -> None:
         self.name = name
-        self.log = KeptLog()
+        self.log = RecordingLog()
         self.samples: list[LinkSample] = []
 
     async def dispatch(self, task: Task) -> Result:

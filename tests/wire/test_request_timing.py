@@ -19,10 +19,10 @@ import pytest
 from gateway.plugin import TERMS, LinkSample
 from gateway.telemetry.events import COMMON_KEYS, REQUEST_KEYS
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
 from support.raw import answered, connected, post, read_answer
+from support.stub_backend import StubBackend
 from support.upstream import Talk, Upstream, answer, by_path, sends_and_cuts, sse, sse_bytes, stall
-from support.wiring import ADD, DESK, backend, cloud, relaying
+from support.wiring import ADD, STUB, backend, cloud, relaying
 
 REQUESTS = 500
 AT_ONCE = 25
@@ -91,7 +91,7 @@ class Crowd:
             self.left += 1
             who = self.left
             writer.write(post("/v1/tasks/stay", b'{"who":%d}' % who))
-            await Desk.callers[who].wait()
+            await StubBackend.callers[who].wait()
 
 
 async def slow_add(talk: Talk) -> None:
@@ -131,10 +131,10 @@ async def crowd() -> AsyncIterator[Crowd]:
     paths = {"/add": slow_add, "/squares": squares, "/v1/chat/completions": chat_script()}
     async with Upstream(by_path(paths)) as upstream:
         environ = {
-            **backend("desk", "support.desk:Desk", TASKS="say,count,invalid,refuse,squares"),
-            **backend("bad", "support.desk:Desk", TASKS="boom,fail,down,breaks", MODELS="none"),
-            **backend("slow", "support.desk:Desk", TASKS="wait", MODELS="slow"),
-            **backend("patient", "support.desk:Desk", TASKS='{"stay":"wait"}', MODELS="patient"),
+            **backend("desk", "support.stub_backend:StubBackend", TASKS="say,count,invalid,refuse,squares"),
+            **backend("bad", "support.stub_backend:StubBackend", TASKS="boom,fail,down,breaks", MODELS="none"),
+            **backend("slow", "support.stub_backend:StubBackend", TASKS="wait", MODELS="slow"),
+            **backend("patient", "support.stub_backend:StubBackend", TASKS='{"stay":"wait"}', MODELS="patient"),
             **backend("echo", "echo", TASKS="echo"),
             **backend("hybrid", "hybrid", EDGE="desk", CLOUD="cloud", TASKS='{"scatter":"squares"}', GROUPS="4"),
             **cloud(upstream.url, TASKS='{"add":"/add","squares":"/squares"}', MODELS="gpt,cut"),
@@ -228,7 +228,7 @@ def check_outcomes(lines: list[Line], people: Crowd) -> None:
 
 
 async def test_a_clients_own_clock_agrees_with_the_account_to_a_millisecond() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         off_ms = [await clocks_apart_ms(gateway) for _ in range(ATTEMPTS)]
     assert min(off_ms) <= 1.0, off_ms
 
@@ -248,7 +248,7 @@ async def clocks_apart_ms(gateway: RunningGateway) -> float:
 
 
 async def test_one_request_after_the_other_leaves_little_of_its_time_unexplained() -> None:
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         for _ in range(100):
             writer.write(post("/v1/tasks/say", b'{"a":10,"b":20}'))
             await read_answer(reader)
@@ -257,7 +257,7 @@ async def test_one_request_after_the_other_leaves_little_of_its_time_unexplained
 
 
 async def test_server_timing_says_what_the_line_says() -> None:
-    async with running_gateway(**DESK) as gateway, gateway.session() as http:
+    async with running_gateway(**STUB) as gateway, gateway.session() as http:
         async with http.post(f"{gateway.url}/v1/tasks/say", json=1) as got:
             told = dict(part.split(";dur=") for part in got.headers["Server-Timing"].split(", "))
         line = await gateway.line(request_id=got.headers["x-request-id"])
@@ -269,7 +269,7 @@ async def test_server_timing_says_what_the_line_says() -> None:
 
 
 async def test_a_streams_last_comment_says_what_the_line_says() -> None:
-    async with running_gateway(**DESK) as gateway, gateway.session() as http:
+    async with running_gateway(**STUB) as gateway, gateway.session() as http:
         async with http.post(f"{gateway.url}/v1/tasks/count") as got:
             events = (await got.text()).split("\n\n")
         line = await gateway.line(request_id=got.headers["x-request-id"])

@@ -14,11 +14,11 @@ from gateway.ingress import door
 from gateway.ingress.framing import HEARTBEAT
 from gateway.ingress.http_reply import HttpReply
 from gateway.testing import running_gateway
-from support.desk import Desk
+from support.chat_streams import FINISH, all_events, chatting, contents, event, next_event, said, streaming
 from support.raw import read_head
-from support.streamed import FINISH, all_events, chatting, contents, event, next_event, said, streaming
+from support.stub_backend import StubBackend
 from support.upstream import LAST_CHUNK, Script, Talk, answer, by_path, chunk, sse_bytes
-from support.wiring import DESK, relaying
+from support.wiring import STUB, relaying
 
 
 def after(heard: asyncio.Event, script: Script) -> Script:
@@ -103,10 +103,10 @@ async def test_a_refusal_after_a_heartbeat_is_in_the_stream_too(monkeypatch: pyt
 
 async def test_a_generator_that_pauses_is_kept_alive_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "HEARTBEAT_S", 0.02)
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/pause", b"{}") as (reader, _):
         await read_head(reader)
         assert [await next_event(reader) for _ in range(3)] == ['data: {"part":1}', ": keep-alive", ": keep-alive"]
-        Desk.open.set()
+        StubBackend.open.set()
         events, is_whole = await all_events(reader)
     assert is_whole
     assert 'data: {"part":2}' in events

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(claim: Callable[[], object], timeout_s: float = 10.0) -> None:
+async def wait_until(claim: Callable[[], object], timeout_s: float = 10.0) -> None:
     """Turn the loop until `claim` holds. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not claim():  # noqa: ASYNC110 (others know of no event for it either)

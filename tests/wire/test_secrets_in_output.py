@@ -21,13 +21,13 @@ import pytest
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from support.broker import running_broker
-from support.chats import CHAT, Speaker, breaks, refuses
+from support.chat_upstreams import CHAT, ChatUpstream, breaks, refuses
 from support.documents import ROOT, free_port
 from support.mqtt_clients import device
 from support.notify import NotifySocket
+from support.polling import wait_until
 from support.programs import needs
 from support.raw import answered, connected, post, read_to_end
-from support.until import until
 from support.upstream import Talk, Upstream, by_path, cut, whole
 from support.wiring import backend
 
@@ -101,10 +101,10 @@ async def echoes_its_mistake(talk: Talk) -> None:
 
 UPSTREAM = by_path(
     {
-        CHAT: Speaker(words=[ANSWERED, " and more"]),
+        CHAT: ChatUpstream(words=[ANSWERED, " and more"]),
         "/v1/embeddings": echoes_its_mistake,
         "/v1/completions": refuses(400, "context_length_exceeded"),
-        "/v1/responses": breaks(cut(), after=1, speaker=Speaker(words=[ANSWERED])),
+        "/v1/responses": breaks(cut(), after=1, speaker=ChatUpstream(words=[ANSWERED])),
     }
 )
 
@@ -204,7 +204,7 @@ async def test_what_comes_by_mqtt_is_written_no_more_than_what_comes_by_http(tmp
             "GATEWAY_MQTT__PASSWORD": SECRET,
         }
         with gateway(tmp_path, environ) as process:
-            await until(lambda: "mqtt.connected" in process.written())
+            await wait_until(lambda: "mqtt.connected" in process.written())
             async with device(broker.port) as lamp:
                 for n, (path, body) in enumerate(
                     (("repeat", {"text": SAID}), ("boom", {"text": SAID}), ("repeat", {SAID: 1}), ("repeat", SAID))

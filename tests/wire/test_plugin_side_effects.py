@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from support import wrecker
+from support import fault_injector
 from support.raw import answered, connected, post, read_answer
-from support.serving import gateway, until
+from support.serving import gateway, wait_until
 
-WRECKER = {"GATEWAY_BACKENDS__BAD__PLUGIN": "support.wrecker:Wrecker"}
+WRECKER = {"GATEWAY_BACKENDS__BAD__PLUGIN": "support.fault_injector:FaultInjector"}
 CALM = post("/v1/tasks/slow", b'{"seconds":0}')
 
 
@@ -22,11 +22,11 @@ async def test_a_plugin_cannot_end_the_gateway_and_is_named_where_it_tries(how: 
         async with connected(it.url) as (reader, writer):
             writer.write(post("/v1/tasks/slow", b'{"seconds":0.3}'))
             assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
-            await until(lambda: it.lines("service.unhandled"))
+            await wait_until(lambda: it.lines("service.unhandled"))
             assert (await read_answer(reader)).status == 200
         assert (await answered(it.url, CALM)).status == 200
         told = it.lines("service.unhandled")[0]
-        assert how == "stop_the_loop" or told["where"].startswith(wrecker.__file__)
+        assert how == "stop_the_loop" or told["where"].startswith(fault_injector.__file__)
         it.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
         assert it.lines("service.stopped")
@@ -62,14 +62,14 @@ async def test_plugins_that_fill_asyncios_threads_keep_no_new_settings_from_bein
         for _ in range(40):  # asyncio has 32 at most
             assert (await answered(it.url, post("/v1/tasks/default_executor", b"{}"))).status == 200
         it.process.send_signal(signal.SIGHUP)
-        await until(lambda: it.lines("service.reloaded"))
+        await wait_until(lambda: it.lines("service.reloaded"))
 
 
 @pytest.mark.parametrize(
     ("how", "event", "error"),
     [
         ("raise_in_a_thread", "service.unhandled", "the thread `failing` has ended: LookupError"),
-        ("raise_when_collected", "service.unhandled", "`Loose.__del__`: LookupError"),
+        ("raise_when_collected", "service.unhandled", "`RaisesWhenCollected.__del__`: LookupError"),
         ("raise_in_a_callback", "service.unhandled", "an exception in a callback: LookupError"),
         ("warn", "library.logged", "UserWarning"),
     ],
@@ -79,18 +79,18 @@ async def test_what_python_would_print_is_a_line_without_what_it_quotes(
 ) -> None:
     with gateway(tmp_path, **WRECKER) as it:
         assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
-        await until(lambda: it.lines(event))  # each line is read as JSON
+        await wait_until(lambda: it.lines(event))  # each line is read as JSON
         (told,) = it.lines(event)
         assert told["error"] == error
-        assert wrecker.__file__ in (told.get("where") or told["message"])
-        assert wrecker.SECRET not in (tmp_path / "log").read_text()
+        assert fault_injector.__file__ in (told.get("where") or told["message"])
+        assert fault_injector.SECRET not in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
         ("raise_in_a_thread", "the thread `failing` has ended: LookupError at "),
-        ("raise_when_collected", "`Loose.__del__`: LookupError at "),
+        ("raise_when_collected", "`RaisesWhenCollected.__del__`: LookupError at "),
         ("raise_in_a_callback", "an exception in a callback: LookupError at "),
         ("warn", ": UserWarning"),
     ],
@@ -99,10 +99,10 @@ async def test_in_a_worker_it_is_a_line_of_its_output_without_what_it_quotes(
     how: str, said: str, tmp_path: Path
 ) -> None:
     with gateway(tmp_path, **WRECKER, GATEWAY_BACKENDS__BAD__ISOLATION="process") as it:
-        await until(lambda: len(it.lines("worker.ready")) >= 2)  # one of each backend, at least
+        await wait_until(lambda: len(it.lines("worker.ready")) >= 2)  # one of each backend, at least
         assert (await answered(it.url, post(f"/v1/tasks/{how}", b"{}"))).status == 200
-        await until(lambda: it.lines("worker.output"))
+        await wait_until(lambda: it.lines("worker.output"))
         line = it.lines("worker.output")[0]["line"]
         assert said in line
-        assert wrecker.__file__ in line
-        assert wrecker.SECRET not in (tmp_path / "log").read_text()
+        assert fault_injector.__file__ in line
+        assert fault_injector.SECRET not in (tmp_path / "log").read_text()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.dispatch import attempt, gathering
-from support.chats import DONE, OPENING, TEXT, WORDS, Speaker, ask, asked, between, breaks, event
+from support.chat_upstreams import DONE, OPENING, TEXT, WORDS, ChatUpstream, ask, asked, between, breaks, event
 from support.upstream import (
     LAST_CHUNK,
     Script,
@@ -22,7 +22,7 @@ from support.upstream import (
     stall,
 )
 
-ONE, SECOND = Speaker(), Speaker(name="b")
+ONE, SECOND = ChatUpstream(), ChatUpstream(name="b")
 
 
 # ── a stream where a whole was asked for ─────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.plugin import Backend, BackendSettings, Result, Task
 
 
-class Smuggler(Backend[BackendSettings]):
+class ExfiltratingBackend(Backend[BackendSettings]):
     site = "hybrid"
     tasks = ("smuggle",)
 

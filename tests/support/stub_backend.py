@@ -1,8 +1,8 @@
 """A backend with a task for every way a request can end, and a model that answers or streams.
 
-It runs in the gateway's own loop, so a test can hold its work and let go of it: `Desk.open` is the door that
-`wait` stands before, `Desk.waiting` says that somebody does, `Desk.left` that nobody waits any more, and
-`Desk.callers[who]` that the one who sent `{"who": who}` does. Sent `{"then": "down"}` it fails after that.
+It runs in the gateway's own loop, so a test can hold its work and let go of it: `StubBackend.open` is the door that
+`wait` stands before, `StubBackend.waiting` says that somebody does, `StubBackend.left` that nobody waits any more, and
+`StubBackend.callers[who]` that the one who sent `{"who": who}` does. Sent `{"then": "down"}` it fails after that.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from gateway.plugin import (
 )
 
 
-class DeskSettings(BackendSettings):
+class StubSettings(BackendSettings):
     refuses_to_open: bool = Field(False, description="raise while starting")
 
 
-class Desk(Backend[DeskSettings]):
+class StubBackend(Backend[StubSettings]):
     tasks = (
         "say",
         "count",
@@ -58,8 +58,8 @@ class Desk(Backend[DeskSettings]):
     async def __aenter__(self) -> Self:
         if self.settings.refuses_to_open:
             raise BackendUnavailable("the desk is locked; set REFUSES_TO_OPEN=false")
-        Desk.open, Desk.waiting, Desk.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        Desk.callers = defaultdict(asyncio.Event)
+        StubBackend.open, StubBackend.waiting, StubBackend.left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        StubBackend.callers = defaultdict(asyncio.Event)
         return self
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
@@ -80,8 +80,8 @@ class Desk(Backend[DeskSettings]):
 
     async def _meet(self, task: Task) -> AsyncIterator[Result]:
         """Squares, not before somebody else is at work too."""
-        Desk.waiting.set()
-        await Desk.open.wait()
+        StubBackend.waiting.set()
+        await StubBackend.open.wait()
         async for result in self._squares(task):
             yield result
 
@@ -91,16 +91,16 @@ class Desk(Backend[DeskSettings]):
 
     async def _pause(self, task: Task) -> AsyncIterator[Part]:
         yield Part(1)
-        await Desk.open.wait()
+        await StubBackend.open.wait()
         yield Part(2)
 
     async def _wait(self, task: Task) -> AsyncIterator[Result]:
-        Desk.waiting.set()
-        Desk.callers[task.json.get("who")].set()
+        StubBackend.waiting.set()
+        StubBackend.callers[task.json.get("who")].set()
         try:
-            await Desk.open.wait()
+            await StubBackend.open.wait()
         finally:
-            Desk.left.set()
+            StubBackend.left.set()
         if task.json.get("then") == "down":
             raise BackendUnavailable("the desk has closed meanwhile")
         yield Result(json={"result": "waited"})

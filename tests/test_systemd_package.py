@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from support import in_the_box
-from support.box import build_deb, make_root, run_in, why_no_box
+from support import systemd_container_checks
+from support.systemd_container import build_deb, make_root, missing_prerequisites, run_in
 
 pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.box, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the box said, by word."""
-    if (why := why_no_box()) is not None:
+    if (why := missing_prerequisites()) is not None:
         pytest.skip(f"a box with systemd: {why}")
     folder = tmp_path_factory.mktemp("box")
     root = make_root(folder)
@@ -30,7 +30,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     drop_in = root / "etc/systemd/system/edge-gateway.service.d/test.conf"
     drop_in.parent.mkdir(parents=True)
     drop_in.write_text("[Service]\nWatchdogSec=2\n")
-    done = run_in(root, Path(in_the_box.__file__))
+    done = run_in(root, Path(systemd_container_checks.__file__))
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     heard: dict[str, Any] = {}
     for line in lines:

@@ -15,14 +15,14 @@ class Panic(BaseException):
     """What some extension modules raise."""
 
 
-class Faulty(Backend[BackendSettings]):
+class FaultyBackend(Backend[BackendSettings]):
     tasks = ("block", "cancels", "exit", "hang", "hang_on", "ignore", "interrupt", "panic", "raise", "refuse", "serve")
     slots = 2
     may_end: ClassVar[asyncio.Event]
     ignoring: ClassVar[asyncio.Event]
 
     async def __aenter__(self) -> Self:
-        Faulty.may_end, Faulty.ignoring = asyncio.Event(), asyncio.Event()
+        FaultyBackend.may_end, FaultyBackend.ignoring = asyncio.Event(), asyncio.Event()
         return self
 
     async def run(self, task: Task) -> Result:
@@ -38,15 +38,15 @@ class Faulty(Backend[BackendSettings]):
             time.sleep(0.1)  # noqa: ASYNC251
 
     async def _hang_on(self, task: Task) -> str:
-        await Faulty.may_end.wait()
+        await FaultyBackend.may_end.wait()
         return "at last"
 
     async def _ignore(self, task: Task) -> str:
-        Faulty.ignoring.set()
+        FaultyBackend.ignoring.set()
         _tell(task)
-        while not Faulty.may_end.is_set():
+        while not FaultyBackend.may_end.is_set():
             try:
-                await Faulty.may_end.wait()
+                await FaultyBackend.may_end.wait()
             except asyncio.CancelledError:
                 continue
         return "ended"

@@ -8,16 +8,16 @@ from typing import ClassVar
 from gateway.plugin import Backend, BackendSettings, Result, Task
 
 
-class Turnstile(Backend[BackendSettings]):
-    """Task `stand` waits for `Turnstile.gates[name]`, `walk` does not; both say where they were."""
+class GatedBackend(Backend[BackendSettings]):
+    """Task `stand` waits for `GatedBackend.gates[name]`, `walk` does not; both say where they were."""
 
     tasks = ("stand", "walk")
     gates: ClassVar[dict[str, asyncio.Event]] = {}
-    standing: ClassVar[set[str]] = set()
+    waiting: ClassVar[set[str]] = set()
 
     async def run(self, task: Task) -> Result:
         name = self.services.name
         if task.name == "stand":
-            Turnstile.standing.add(name)
-            await Turnstile.gates.setdefault(name, asyncio.Event()).wait()
+            GatedBackend.waiting.add(name)
+            await GatedBackend.gates.setdefault(name, asyncio.Event()).wait()
         return Result(json={"result": {"at": name}})

@@ -46,7 +46,7 @@ def takes(seconds: float, then: Side) -> Side:
     return side
 
 
-def one_at_a_time(per_item_s: float, overhead_s: float = 0.0) -> Side:
+def serialised(per_item_s: float, overhead_s: float = 0.0) -> Side:
     """Squares numbers, one group after the other."""
     turn = asyncio.Lock()
 
@@ -59,7 +59,7 @@ def one_at_a_time(per_item_s: float, overhead_s: float = 0.0) -> Side:
     return side
 
 
-class Log:
+class EventLog:
     """Remembers the events."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Predictions:
         return self._slots
 
 
-class TwoSides:
+class HybridServices:
     """Services whose backends are two coroutine functions."""
 
     name = "both"
@@ -99,7 +99,7 @@ class TwoSides:
     def __init__(self, edge: Side = squares, cloud: Side = squares, view: Predictions | None = None) -> None:
         self.sides = {HERE: edge, THERE: cloud}
         self.view = view or Predictions()
-        self.log = Log()
+        self.log = EventLog()
         self.asked: list[Task] = []
         self.cancelled = 0
 
@@ -114,5 +114,5 @@ class TwoSides:
 
     def observe(self, sample: LinkSample) -> None: ...
 
-    def asked_of(self, side: str) -> list[Task]:
+    def dispatched_to(self, side: str) -> list[Task]:
         return [task for task in self.asked if task.pin == side]

@@ -15,17 +15,21 @@ class Settings(BackendSettings):
     closes_at_once: bool = True
 
 
-class Latecomer(Backend[Settings]):
+class SlowLifecycle(Backend[Settings]):
     tasks = ("late",)
     opening: ClassVar[asyncio.Event]
     may_open: ClassVar[asyncio.Event]
     closed: ClassVar[asyncio.Event]
 
     async def __aenter__(self) -> Self:
-        Latecomer.opening, Latecomer.may_open, Latecomer.closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        Latecomer.opening.set()
+        SlowLifecycle.opening, SlowLifecycle.may_open, SlowLifecycle.closed = (
+            asyncio.Event(),
+            asyncio.Event(),
+            asyncio.Event(),
+        )
+        SlowLifecycle.opening.set()
         if not self.settings.opens_at_once:
-            await Latecomer.may_open.wait()
+            await SlowLifecycle.may_open.wait()
         return self
 
     async def __aexit__(
@@ -36,7 +40,7 @@ class Latecomer(Backend[Settings]):
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
                 continue
-        Latecomer.closed.set()
+        SlowLifecycle.closed.set()
 
     async def run(self, task: Task) -> Result:
         return Result(json={"result": os.getpid()})

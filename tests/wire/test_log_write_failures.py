@@ -14,7 +14,7 @@ import pytest
 
 from support.documents import ROOT
 from support.raw import answered, connected, post, read_answer
-from support.serving import SERVE, Gateway, gateway, until
+from support.serving import SERVE, Gateway, gateway, wait_until
 
 CALM = post("/v1/tasks/slow", b'{"seconds":0}')
 
@@ -50,7 +50,7 @@ async def test_it_starts_serves_reads_its_configuration_and_stops_in_order(
         for _ in range(60):  # lines of more than a pipe holds
             assert (await answered(it.url, CALM)).status == 200
         it.process.send_signal(signal.SIGHUP)
-        await until(lambda: it.notify.heard("READY=1") == 2)
+        await wait_until(lambda: it.notify.count_of("READY=1") == 2)
         await in_flight_is_served(it, tmp_path)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
     for fd in (log_to, *kept):

@@ -14,7 +14,7 @@ from gateway.plugin import Backend, BackendSettings, Result, Task
 SECRET = "read nowhere"
 
 
-class Loose:
+class RaisesWhenCollected:
     """Raises when it is collected."""
 
     def __del__(self) -> None:
@@ -29,7 +29,7 @@ def leave() -> None:
     sys.exit(9)
 
 
-class Wrecker(Backend[BackendSettings]):
+class FaultInjector(Backend[BackendSettings]):
     tasks = (
         *("exit_0", "exit_78", "exit_in_a_callback", "interrupt", "stop_the_loop"),
         *("thread", "executor", "default_executor", "idle_executor"),
@@ -75,7 +75,7 @@ class Wrecker(Backend[BackendSettings]):
         thread.join()
 
     def _raise_when_collected(self) -> None:
-        Loose()
+        RaisesWhenCollected()
 
     def _raise_in_a_callback(self) -> None:
         asyncio.get_running_loop().call_soon(fail, SECRET)

@@ -16,29 +16,29 @@ class Panic(BaseException):
     """What native extensions raise: no Exception."""
 
 
-class RascalSettings(BackendSettings):
+class LifecycleSettings(BackendSettings):
     opens: str = Field("", description="how opening ends")
 
 
-class Speechless(Exception):
+class UnprintableError(Exception):
     """Whose own text raises."""
 
     def __str__(self) -> str:
         raise Panic(SECRET)
 
 
-class Rascal(Backend[RascalSettings]):
+class FaultyLifecycle(Backend[LifecycleSettings]):
     """Opens as `opens` says, or not, where `broken` says why; what is in `says`, its health check says in turn."""
 
     tasks = ("serve",)
-    broken: ClassVar[str] = ""
-    says: ClassVar[list[Any]] = []
-    asked: ClassVar[asyncio.Event]
+    open_error: ClassVar[str] = ""
+    health_results: ClassVar[list[Any]] = []
+    health_checked: ClassVar[asyncio.Event]
 
     async def __aenter__(self) -> Self:
-        Rascal.asked = asyncio.Event()
-        if Rascal.broken:
-            raise BackendUnavailable(Rascal.broken)
+        FaultyLifecycle.health_checked = asyncio.Event()
+        if FaultyLifecycle.open_error:
+            raise BackendUnavailable(FaultyLifecycle.open_error)
         if self.settings.opens == "cancelled":
             raise asyncio.CancelledError
         if self.settings.opens == "panic":
@@ -46,18 +46,18 @@ class Rascal(Backend[RascalSettings]):
         if self.settings.opens == "raises":
             raise RuntimeError(SECRET)
         if self.settings.opens == "speechless":
-            raise Speechless
+            raise UnprintableError
         return self
 
     async def health(self) -> str | None:
-        said = Rascal.says.pop(0) if Rascal.says else None
+        said = FaultyLifecycle.health_results.pop(0) if FaultyLifecycle.health_results else None
         if said == "cancels itself":
             me = asyncio.current_task()
             assert me is not None
             me.cancel()
             await asyncio.Event().wait()
-        if not Rascal.says:
-            Rascal.asked.set()
+        if not FaultyLifecycle.health_results:
+            FaultyLifecycle.health_checked.set()
         if isinstance(said, BaseException):
             raise said
         return said
@@ -66,14 +66,14 @@ class Rascal(Backend[RascalSettings]):
         return Result(json={"result": "served"})
 
 
-class Liar(Backend[RascalSettings]):
+class InvalidDeclaration(Backend[LifecycleSettings]):
     """Serves nothing of what it says: it cannot say it."""
 
     kinds: Any = frozenset({"chat"})
     models: Any = ("lie",)
     tasks: Any = ("lie",)
 
-    def __init__(self, settings: RascalSettings, services: Services) -> None:
+    def __init__(self, settings: LifecycleSettings, services: Services) -> None:
         super().__init__(settings, services)
         if settings.opens == "number":
             self.models = self.tasks = 3
@@ -84,16 +84,16 @@ class Liar(Backend[RascalSettings]):
         return Result(json=1)
 
 
-class Shapeless(Liar):
+class InvalidAttribute(InvalidDeclaration):
     """Is nowhere, or has no slots, or cannot say whether there is a network between."""
 
-    def __init__(self, settings: RascalSettings, services: Services) -> None:
+    def __init__(self, settings: LifecycleSettings, services: Services) -> None:
         super().__init__(settings, services)
         wrong: Any = {"site": "moon", "slots": "4", "remote": "far"}[settings.opens]
         setattr(self, settings.opens, wrong)
 
 
-class PropertyLiar(Liar):
+class RaisingProperty(InvalidDeclaration):
     @property
     def models(self) -> Any:  # type: ignore[override]
         raise RuntimeError(SECRET)

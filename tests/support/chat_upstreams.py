@@ -1,6 +1,6 @@
 """Upstreams that hold conversations, well or badly, and a gateway between two of them.
 
-`Speaker` is a healthy one: it says TEXT word by word, streamed or whole, with usage; given its beginning as an
+`ChatUpstream` is a healthy one: it says TEXT word by word, streamed or whole, with usage; given its beginning as an
 assistant's turn it says the rest. `breaks` makes scripts that begin like it and then go wrong.
 """
 
@@ -36,7 +36,7 @@ DONE = event("[DONE]")
 
 
 @dataclass(kw_only=True)
-class Speaker:
+class ChatUpstream:
     """A healthy upstream. names: what its chunks call themselves. text: what it says, word by word."""
 
     name: str = "a"
@@ -96,9 +96,9 @@ def refuses(status: int, code: str | None = None, *headers: tuple[str, str]) -> 
     return script
 
 
-def breaks(then: Script, *, after: int = 4, speaker: Speaker | None = None) -> Script:
+def breaks(then: Script, *, after: int = 4, speaker: ChatUpstream | None = None) -> Script:
     """Says `after` words like a healthy one, then goes on as `then` says."""
-    speaker = speaker or Speaker()
+    speaker = speaker or ChatUpstream()
 
     async def script(talk: Talk) -> None:
         await talk.send(speaker.opening() + speaker.events(speaker.words[:after]))
