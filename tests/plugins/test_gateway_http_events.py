@@ -68,13 +68,13 @@ ERRORS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", ERRORS)
-async def test_an_event_that_is_an_error_is_one_first_or_last(error: Any, kind: str) -> None:
+async def test_error_event_is_a_failure_first_or_last(error: Any, kind: str) -> None:
     for events in ((error,), (said(), error)):
         assert "with an error" in (await fails(KINDS[kind], sse(*events))).message
 
 
 @pytest.mark.parametrize("error", ERRORS[:4])
-async def test_so_it_is_where_events_are_only_relayed(error: Any) -> None:
+async def test_error_event_is_a_failure_in_a_relayed_stream(error: Any) -> None:
     await fails(RESPONSES, sse({"type": "response.created"}, error))
 
 
@@ -83,11 +83,11 @@ async def test_so_it_is_where_events_are_only_relayed(error: Any) -> None:
     [{}, {"usage": {"total_tokens": 1}}, {"choices": [], "prompt_filter_results": []}, {"x_groq": {"id": "r"}},
      {"type": "ping"}, {"choices": [], "object": "chat.completion.chunk", "error": None}, {"choices": None}],
 )  # fmt: skip
-async def test_an_event_without_choices_is_not_always_an_error(event: Any) -> None:
+async def test_event_without_choices_may_be_valid(event: Any) -> None:
     assert len(await told(stream(), sse(event, said(reason="stop"), event))) == 4
 
 
-async def test_a_tasks_own_events_may_be_anything() -> None:
+async def test_task_stream_events_may_be_any_json() -> None:
     task = stream("task", "/v1/tasks/t")
     assert len(await told(task, sse({"message": "hi"}, {"detail": 1}, {"object": "error"}))) == 4
     assert len(await told(task, sse("3", '"hello"', "[1]", {"choices": "abc"}, {"type": 3}))) == 6
@@ -98,11 +98,11 @@ async def test_a_tasks_own_events_may_be_anything() -> None:
 
 @pytest.mark.parametrize("task", [stream(), RESPONSES])
 @pytest.mark.parametrize("data", [b'{"choices":[{"delta":{"content":"\xff"}}]}', b"\xff", b'{"error": "\xff"}'])
-async def test_an_event_that_is_not_utf_8_is_malformed(data: bytes, task: Task) -> None:
+async def test_event_that_is_not_utf_8_is_malformed(data: bytes, task: Task) -> None:
     assert "malformed event" in (await fails(task, raw(b"data: " + data + b"\n\n"))).message
 
 
-async def test_an_index_that_is_null_and_a_heartbeat_are_not_malformed() -> None:
+async def test_null_index_and_heartbeat_events_are_accepted() -> None:
     last = b'data: {"choices":[{"index":null,"delta":{"content":"h"},"finish_reason":"stop"}]}\n\n'
     beats = [b"event: ping\ndata: ping\n\n", b"event: heartbeat\ndata: {}\n\n", b"data:\n\n"]
     assert await told(stream(), raw(beats[0], *beats, last, DONE)) == [last, DONE]
@@ -121,12 +121,12 @@ def texts(events: list[bytes]) -> str:
         (["\\ud83d", "\u00e9"], "\\ud83d\u00e9"),
     ],
 )
-async def test_an_emoji_cut_in_two_is_put_together(pieces: list[str], whole: str) -> None:
+async def test_split_surrogate_pairs_are_joined_across_events(pieces: list[str], whole: str) -> None:
     got = await told(stream(), sse(*map(said, pieces), said("", "stop")))
     assert texts(got[:-1]) == whole
 
 
-async def test_halves_of_different_choices_are_kept_apart() -> None:
+async def test_surrogates_of_different_choices_are_not_joined() -> None:
     two = stream(body=b'{"model":"m","messages":[],"n":2}')
     events = [said("\ud83d", index=0), said("\ud83c", index=1), said("\ude00", "stop"), said("\udf08", "stop", 1)]
     got = await told(two, sse(*events))
@@ -135,13 +135,13 @@ async def test_halves_of_different_choices_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("error", ["", {}, False])
-async def test_an_empty_error_is_one_only_where_nothing_else_is(error: Any) -> None:
+async def test_empty_error_field_is_a_failure_only_without_choices(error: Any) -> None:
     healthy = said(reason="stop") | {"error": error}
     assert len(await told(stream(), sse(healthy))) == 2
     await fails(stream(), sse(said(), {"error": error}))
 
 
-async def test_a_ping_that_its_protocol_knows_is_passed() -> None:
+async def test_ping_event_of_the_messages_protocol_is_relayed() -> None:
     ping, last = b'event: ping\ndata: {"type": "ping"}\n\n', b'event: message_stop\ndata: {"type": "message_stop"}\n\n'
     assert await told(MESSAGES, raw(ping, b"event: ping\ndata: x\n\n", last)) == [ping, last]
 
@@ -167,12 +167,12 @@ def walks_in_s(event: Event) -> float:
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_large_event_is_looked_at_in_the_time_of_a_few_walks(name: str) -> None:
+def test_large_event_is_checked_in_linear_time(name: str) -> None:
     event = Event(b"", f'{{"choices":{FLOODS[name]}}}'.encode(), b"")
     assert min(notes_in_s(event) for _ in range(5)) < 8 * min(walks_in_s(event) for _ in range(5))
 
 
-async def test_choices_nobody_asked_for_are_bounded() -> None:
+async def test_number_of_unrequested_choices_is_bounded() -> None:
     assert "choices" in (await fails(stream(), sse(*(said(index=at) for at in range(200))))).message
 
 
@@ -186,7 +186,7 @@ HALVES: dict[str, tuple[Task, list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", HALVES)
-async def test_done_is_no_end_where_events_have_types(name: str) -> None:
+async def test_typed_stream_does_not_end_at_done(name: str) -> None:
     task, events = HALVES[name]
     assert "before its last event" in (await fails(task, sse(*events))).message
 
@@ -202,7 +202,7 @@ async def told_while_it_stays(task: Task, *events: Any) -> list[bytes]:
 
 
 @pytest.mark.parametrize("name", HALVES)
-async def test_a_stream_ends_at_its_typed_last_event_though_the_connection_stays(
+async def test_typed_stream_ends_at_its_last_event_while_the_connection_stays_open(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway_http.streams.LINGER_S", 3600)
@@ -211,7 +211,7 @@ async def test_a_stream_ends_at_its_typed_last_event_though_the_connection_stays
 
 
 @pytest.mark.parametrize("done", [True, False])
-async def test_a_connection_is_kept_where_the_body_ends_behind_the_last_event(done: bool) -> None:
+async def test_connection_is_reused_when_the_body_ends_after_the_last_event(done: bool) -> None:
     script = sse({"type": "response.completed"}, done=done)
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         for _ in range(2):
@@ -219,14 +219,16 @@ async def test_a_connection_is_kept_where_the_body_ends_behind_the_last_event(do
     assert upstream.connections == 1
 
 
-async def test_all_choices_finished_is_an_end_though_the_connection_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chat_stream_ends_when_all_choices_finish_while_the_connection_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("gateway_http.streams.LINGER_S", 0.05)
     two = stream(body=b'{"model":"m","messages":[],"n":2}')
     events = [said(), said(index=1), said(reason="stop"), said(reason="stop", index=1)]
     assert (await told_while_it_stays(two, *events))[len(events) :] == [DONE]
 
 
-async def test_what_comes_soon_after_the_finish_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_event_after_the_finish_reason_is_relayed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway_http.streams.LINGER_S", 3600)
     heard: asyncio.Event = asyncio.Event()
     usage = {"choices": [], "usage": {"total_tokens": 1}}
@@ -244,14 +246,14 @@ async def test_what_comes_soon_after_the_finish_is_waited_for(monkeypatch: pytes
     assert len(got) == 3
 
 
-async def test_several_pictures_end_in_an_event_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_image_stream_relays_one_completed_event_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway_http.streams.LINGER_S", 0.05)
     task = stream("other", "/v1/images/generations")
     picture = {"type": "image_generation.completed", "b64_json": "A" * 1_500_000}
     assert len(await told_while_it_stays(task, picture, picture)) == 2
 
 
-async def test_a_picture_is_the_only_large_event() -> None:
+async def test_large_event_is_accepted_only_for_images() -> None:
     await fails(RESPONSES, sse({"type": "response.completed", "x": "A" * 1_500_000}))
 
 
@@ -267,7 +269,7 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("event", REFUSALS)
-async def test_a_refusal_by_event_is_an_answer(event: Any) -> None:
+async def test_client_error_event_becomes_a_400_answer(event: Any) -> None:
     task = RESPONSES if event.get("type") else stream()
     async with Upstream(sse(event)) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, fresh(task))
@@ -275,7 +277,7 @@ async def test_a_refusal_by_event_is_an_answer(event: Any) -> None:
     assert "context" in str(got.value()["error"])
 
 
-async def test_after_content_it_keeps_its_code() -> None:
+async def test_client_error_event_after_content_keeps_its_code() -> None:
     async with Upstream(sse(said(), {"error": TOO_LONG})) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(TaskInvalid) as refused:
             await parts(backend, fresh(stream()))
@@ -283,7 +285,7 @@ async def test_after_content_it_keeps_its_code() -> None:
     assert "too long" not in refused.value.message
 
 
-async def test_a_response_that_failed_is_a_failure_before_its_content_and_an_end_after_it() -> None:
+async def test_response_failed_event_raises_before_content_and_ends_the_stream_after() -> None:
     failed = {"type": "response.failed", "response": {"error": {"code": "server_error", "message": "boom"}}}
     error = await fails(RESPONSES, sse({"type": "response.created"}, failed))
     assert ("server_error" in error.message, error.detail) == (True, "boom")

@@ -43,7 +43,7 @@ DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": No
 # --- time and the connection ------------------------------------------------------------------------------------------
 
 
-async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream() -> None:
+async def test_deadline_bounds_the_wait_for_head_body_and_stream() -> None:
     for begins in ((), (head(200, [JSON, CHUNKED]) + chunk(b"{"),), (sse_bytes(DELTA, done=False),)):
         gone = asyncio.Event()
         async with Upstream(stall(*begins, gone=gone)) as upstream, opened(upstream.url) as (backend, _):
@@ -55,14 +55,14 @@ async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream()
             await gone.wait()  # while the backend is open: it does not come to its end by itself
 
 
-async def test_a_task_whose_time_is_up_is_not_sent() -> None:
+async def test_expired_task_is_not_sent() -> None:
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(DeadlineExceeded):
             await result(backend, chat(deadline_s=0))
     assert upstream.connections == 0
 
 
-async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
+async def test_closing_a_stream_closes_the_upstream_connection_at_once() -> None:
     gone = asyncio.Event()
     async with (
         Upstream(stall(sse_bytes(DELTA, done=False), gone=gone)) as upstream,
@@ -74,7 +74,7 @@ async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
         await gone.wait()  # while the backend is open
 
 
-async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
+async def test_cancelling_a_request_closes_the_upstream_while_waiting_or_uploading() -> None:
     async def drains(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
@@ -100,7 +100,7 @@ async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at
             assert len(body) == 2 or sum(taken) < len(body)  # what had not left yet never did
 
 
-async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless() -> None:
+async def test_stale_connection_is_retried_once_for_a_repeatable_request() -> None:
     script = in_turn(answer(json=COMPLETION), cut(), answer(json=COMPLETION))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat())
@@ -108,7 +108,7 @@ async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless()
     assert (upstream.connections, len(upstream.requests)) == (2, 3)
 
 
-async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> None:
+async def test_task_is_sent_twice_only_when_configured_as_repeatable() -> None:
     for repeatable, asked in ((None, 2), (True, 3)):
         script = in_turn(answer(json={}), reset(), answer(json={}))
         async with Upstream(script) as upstream, opened(upstream.url, repeatable=repeatable) as (backend, _):
@@ -121,7 +121,7 @@ async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> Non
         assert len(upstream.requests) == asked
 
 
-async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
+async def test_request_on_a_fresh_connection_is_not_retried() -> None:
     async with Upstream(cut()) as upstream, opened(upstream.url) as (backend, services):
         with pytest.raises(BackendUnavailable, match="without an answer"):
             await result(backend, chat())
@@ -132,7 +132,7 @@ async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
     assert services.failures == ["reset"]
 
 
-async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
+async def test_unsolicited_bytes_are_not_taken_as_the_next_answer() -> None:
     said = asyncio.Event()
 
     async def answers_and_adds(talk: Any) -> None:
@@ -154,7 +154,7 @@ async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
 # --- the account of time ----------------------------------------------------------------------------------------------
 
 
-async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
+async def test_server_timing_headers_split_the_wait_into_cloud_and_network() -> None:
     for name, claim, source in (
         ("Server-Timing", "queue;dur=1, total;desc=x;dur=0.02", "server-timing"),
         ("openai-processing-ms", "0.02", "header"),
@@ -171,7 +171,7 @@ async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() 
         assert account.overlap_us == 0
 
 
-async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate() -> None:
+async def test_server_timing_above_the_wait_is_capped_and_estimated_when_absent() -> None:
     boasts = answer(NOTHING, headers=[("openai-processing-ms", "9000")])
     async with Upstream(boasts) as upstream, opened(upstream.url) as (backend, _):
         _, account = await accounted(backend, chat())
@@ -182,7 +182,7 @@ async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate
         assert account.cloud_source == "estimated"
 
 
-async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
+async def test_upload_time_ends_at_the_kernel_acknowledgement() -> None:
     body = b"{" + b" " * 3_000_000 + b"}"
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, services):
         _, account = await accounted(backend, chat("", body=body))
@@ -193,7 +193,7 @@ async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
     assert upstream.requests[0].body == body
 
 
-async def test_an_upstream_that_answers_before_the_upload_ended_leaves_a_sound_account() -> None:
+async def test_time_terms_are_consistent_when_the_upstream_answers_before_the_upload_ends() -> None:
     async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(whole(b'{"error": {"message": "too large"}}', status=413))
@@ -214,7 +214,7 @@ async def test_an_upstream_that_answers_before_the_upload_ended_leaves_a_sound_a
     assert min(terms.values()) >= 0
 
 
-async def test_a_failed_request_charges_what_it_used() -> None:
+async def test_failed_request_is_charged_for_its_wait() -> None:
     async with Upstream(stall()) as upstream, opened(upstream.url) as (backend, _):
         watch = Watch()
         with pytest.raises(DeadlineExceeded):
@@ -232,7 +232,7 @@ STALLS: dict[str, tuple[Script, bool]] = {
 
 
 @pytest.mark.parametrize("name", STALLS)
-async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: str) -> None:
+async def test_stalled_answer_gives_no_link_sample(name: str) -> None:
     script, is_stream = STALLS[name]
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
         with pytest.raises(DeadlineExceeded):
@@ -252,7 +252,7 @@ async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: 
     assert services.samples == []
 
 
-async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
+async def test_broken_answer_gives_no_link_sample() -> None:
     async with (
         Upstream(reset(sse_bytes(DELTA, done=False))) as upstream,
         opened(upstream.url) as (backend, services),
@@ -274,7 +274,7 @@ async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
     ],
     ids=["whole", "failed", "refused", "stream", "a stream whose body has no end"],
 )
-async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says(script: Script) -> None:
+async def test_complete_answer_gives_a_link_sample_for_any_status(script: Script) -> None:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
         with suppress(BackendUnavailable):
             async for _ in backend.run(chat()):
@@ -282,7 +282,7 @@ async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says
     assert [sample.failed for sample in services.samples] == [None]
 
 
-async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_end_of_answer_gives_no_link_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "NEWS_S", 0.0)
     async with Upstream(sse(DELTA)) as upstream, opened(upstream.url) as (backend, services):
         async for _ in backend.run(chat()):
@@ -295,7 +295,7 @@ async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.Mon
 PEER_MODELS = {"data": [{"id": name} for name in ("auto", "echo", "speech", "edge/echo", "cloud/auto", "meta/llama")]}
 
 
-async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves() -> None:
+async def test_health_check_measures_a_warm_round_trip_and_lists_peer_models_and_tasks() -> None:
     peer = by_path(
         {
             "/livez": answer(json={}),
@@ -321,14 +321,14 @@ async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves()
         assert [r.path for r in upstream.requests].count("/v1/models") == 1
 
 
-async def test_health_takes_any_answer_below_500_and_an_upstream_without_lists() -> None:
+async def test_health_check_accepts_any_status_below_500_and_missing_lists() -> None:
     async with Upstream(answer(json={}, status=404)) as upstream, opened(upstream.url) as (backend, _):
         assert await backend.health() is None
         assert backend.models == {}
         assert backend.tasks == {}
 
 
-async def test_health_says_what_is_wrong() -> None:
+async def test_health_check_reports_the_reason() -> None:
     async with Upstream(answer(json={}, status=503)) as upstream, opened(upstream.url) as (backend, services):
         assert "status 503" in str(await backend.health())
         assert backend.models is None
@@ -340,7 +340,7 @@ async def test_health_says_what_is_wrong() -> None:
         assert services.failures == []
 
 
-async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_same() -> None:
+async def test_upstream_with_a_slow_model_list_is_healthy() -> None:
     told = asyncio.Event()
 
     async def slow(talk: Talk) -> None:
@@ -360,7 +360,7 @@ async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_sa
         assert await backend.health() is None
 
 
-async def test_a_backend_closes_while_a_list_is_asked_for() -> None:
+async def test_backend_closes_while_a_list_request_is_in_flight() -> None:
     gone = asyncio.Event()
     serves = by_path({"/livez": answer(json={}), "/v1/models": stall(gone=gone)})
     async with Upstream(serves) as upstream:
@@ -370,7 +370,7 @@ async def test_a_backend_closes_while_a_list_is_asked_for() -> None:
         assert [task for task in asyncio.all_tasks() if task.get_name().startswith("lists of")] == []
 
 
-async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_list_request_is_repeated_and_known_models_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "REFRESH_S", 0.0)
     busy, breaks = answer(json={}, status=503), sends_and_cuts(head(200, [JSON, CHUNKED]))
     models = in_turn(breaks, answer(json={"data": [{"id": "m"}]}), breaks, busy)
@@ -385,7 +385,7 @@ async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(mon
         assert services.failures == []
 
 
-async def test_a_list_that_is_none_is_no_reason_to_forget_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_list_does_not_clear_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lists, "REFRESH_S", 0.0)
     served, broken = answer(json={"data": [{"id": "m"}]}), answer(b'{"data":[{"id":"\xff"}]}')
     models = in_turn(served, broken, served, answer(json={}, status=404), answer(json={"data": []}), served)
@@ -400,7 +400,7 @@ async def test_a_list_that_is_none_is_no_reason_to_forget_what_is_served(monkeyp
     assert known[:3] == [{"m": "m"}] * 3
 
 
-async def test_lists_the_operator_gave_are_not_asked_for() -> None:
+async def test_configured_lists_are_not_requested() -> None:
     given = {"models": "a,b", "tasks": '{"add": "/add"}'}
     async with Upstream(answer(json={})) as upstream, opened(upstream.url, **given) as (backend, _):
         await backend.health()
@@ -408,7 +408,7 @@ async def test_lists_the_operator_gave_are_not_asked_for() -> None:
     assert {r.path for r in upstream.requests} == {"/livez"}
 
 
-def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
+def test_site_and_slots_default_to_cloud_and_16() -> None:
     def made(**settings: Any) -> Http:
         return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), SampleRecorder())
 
@@ -416,7 +416,7 @@ def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
     assert (made(site="edge").site, made(slots=3).slots) == ("edge", 3)
 
 
-async def test_a_web_page_where_the_service_was_is_a_captive_portal_and_its_link_is_down() -> None:
+async def test_html_health_answer_is_a_captive_portal_and_a_link_failure() -> None:
     async with (
         Upstream(answer(json={"error": "no"}, status=404)) as upstream,
         opened(upstream.url, tasks="add") as (up, told),

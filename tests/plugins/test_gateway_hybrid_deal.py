@@ -93,7 +93,7 @@ def covers(spans: list[tuple[int, int]], count: int) -> bool:
     slots=st.integers(1, 4),
     priors=st.tuples(st.none() | st.floats(1e-5, 10), st.none() | st.floats(1e-5, 10)),
 )
-def test_however_long_groups_take_each_item_is_answered_once(
+def test_each_item_is_answered_once_for_any_group_durations(
     count: int, durations: list[float], slots: int, priors: tuple[float | None, float | None]
 ) -> None:
     table = deal(count, pace(priors[0], most=slots, at_first=slots), pace(priors[1], 0.05, most=16, at_first=2))
@@ -107,7 +107,7 @@ def test_however_long_groups_take_each_item_is_answered_once(
 @given(
     count=st.integers(1, 200), fates=st.lists(st.sampled_from([0.1, 0.1, 0.5, -0.05, -2.0]), min_size=3, max_size=30)
 )
-def test_whatever_fails_at_one_side_is_done_at_the_other(count: int, fates: list[float]) -> None:
+def test_failures_at_one_side_are_done_by_the_other(count: int, fates: list[float]) -> None:
     def seconds(group: Group, n: int) -> float:
         return 0.1 if group.side == "here" else fates[n % len(fates)]
 
@@ -116,25 +116,25 @@ def test_whatever_fails_at_one_side_is_done_at_the_other(count: int, fates: list
     assert covers(game.spans(), count)
 
 
-def test_what_fails_on_both_sides_is_hopeless() -> None:
+def test_deal_fails_when_both_sides_fail() -> None:
     game = Game(deal(10))
     assert not game.play(lambda group, n: -0.01)
 
 
-def test_what_never_comes_back_is_done_by_the_other_side() -> None:
+def test_hung_groups_are_done_by_the_other_side() -> None:
     game = Game(deal(40, pace(most=2, at_first=2), pace(most=4, at_first=2)))
     assert game.play(lambda group, n: 0.05 if group.side == "here" else 1e6)
     assert covers(game.spans(), 40)
     assert game.now < 5.0
 
 
-def test_a_side_that_could_not_finish_before_the_other_does_all_the_rest_is_left_out() -> None:
+def test_side_that_cannot_finish_in_time_receives_no_group() -> None:
     game = Game(deal(20, pace(0.01), pace(0.01, overhead_s=5.0, most=16)))
     assert game.play(lambda group, n: 0.01 * group.items + (5.0 if group.side == "there" else 0.0))
     assert {group.side for group in game.started} == {"here"}
 
 
-def test_the_faster_side_does_more_and_both_end_together() -> None:
+def test_faster_side_does_more_and_both_end_together() -> None:
     speeds = {"here": 0.04, "there": 0.02}
     game = Game(deal(60))
     assert game.play(lambda group, n: speeds[group.side] * group.items)
@@ -143,7 +143,7 @@ def test_the_faster_side_does_more_and_both_end_together() -> None:
     assert game.now < 1.12 * 0.8
 
 
-def test_groups_get_smaller_towards_the_end() -> None:
+def test_group_size_decreases_towards_the_end() -> None:
     game = Game(deal(1000, pace(0.01), pace(0.01)))
     assert game.play(lambda group, n: 0.01 * group.items)
     sizes = [group.items for group in game.started]
@@ -151,19 +151,19 @@ def test_groups_get_smaller_towards_the_end() -> None:
     assert max(sizes[-4:]) <= 4
 
 
-def test_what_costs_a_call_more_than_doing_it_is_handed_over_in_larger_groups() -> None:
+def test_cheap_items_are_sent_in_larger_groups() -> None:
     game = Game(deal(1000, pace(1e-4), pace(1e-4)))
     assert game.play(lambda group, n: 1e-4 * group.items)
     assert len(game.started) < 40
 
 
-def test_without_leave_to_repeat_nothing_runs_twice() -> None:
+def test_non_repeatable_items_never_run_twice() -> None:
     game = Game(deal(30, pace(0.01), pace(0.01), repeatable=False))
     assert game.play(lambda group, n: 0.01 * group.items if group.side == "here" else 3.0)
     assert sum(group.items for group in game.started) == 30
 
 
-def test_a_side_that_fails_pauses_longer_each_time() -> None:
+def test_pause_after_a_refusal_doubles_each_time() -> None:
     table = deal(100, pace(1.0), pace(1.0))
     began = []
     now = 0.0
@@ -178,7 +178,7 @@ def test_a_side_that_fails_pauses_longer_each_time() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(BOTH)), st.booleans()), max_size=30))
-def test_a_fate_is_sealed_where_every_side_failed_or_refusals_go_on_and_on(tried: list[tuple[str, bool]]) -> None:
+def test_group_is_lost_when_every_side_failed_or_refusals_reach_the_limit(tried: list[tuple[str, bool]]) -> None:
     fate: Fate | None = Fate()
     for count, (side, is_refusal) in enumerate(tried, 1):
         fate = fate.after(side, BOTH, is_refusal=is_refusal)
@@ -210,13 +210,13 @@ def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> i
     return most
 
 
-def test_a_server_that_does_one_thing_at_a_time_is_not_flooded() -> None:
+def test_serial_server_has_few_groups_in_flight() -> None:
     assert in_flight(servers=1, rtt_s=0.001, item_s=0.01) <= 4
 
 
-def test_as_many_go_out_as_there_are_servers() -> None:
+def test_groups_in_flight_reach_the_number_of_servers() -> None:
     assert in_flight(servers=8, rtt_s=0.001, item_s=0.01) >= 8
 
 
-def test_a_long_way_is_kept_full() -> None:
+def test_groups_in_flight_fill_a_long_round_trip() -> None:
     assert in_flight(servers=1, rtt_s=0.3, item_s=0.01) >= 4

@@ -52,7 +52,7 @@ def scatter(
         return runner.run(timed())
 
 
-def test_two_steady_sides_are_nearly_as_fast_as_both_together_could_be() -> None:
+def test_two_steady_sides_finish_within_12_percent_of_the_ideal() -> None:
     services = HybridServices(serialised(0.04), serialised(0.02), Predictions(slots=16, here=2.4, there=1.2))
     took_s, result = scatter(services, ITEMS)
     assert result.json == {"result": [n * n for n in ITEMS]}
@@ -67,7 +67,7 @@ def test_two_steady_sides_are_nearly_as_fast_as_both_together_could_be() -> None
     count=st.integers(30, 120),
     wrong=st.floats(0.3, 3.0),
 )
-def test_it_is_never_much_later_than_the_better_side(
+def test_batch_time_is_never_much_above_the_better_side(
     edge_s: float, cloud_s: float, rtt_s: float, count: int, wrong: float
 ) -> None:
     view = Predictions(slots=1, here=by_items(0.001, wrong * edge_s), there=by_items(rtt_s, cloud_s))
@@ -78,26 +78,26 @@ def test_it_is_never_much_later_than_the_better_side(
     assert took_s <= 1.15 * better_s + rtt_s + 2 * max(edge_s, cloud_s) * (1 + 1 / wrong)
 
 
-def test_a_dead_cloud_costs_little_more_than_the_edge_alone() -> None:
+def test_hung_cloud_costs_little_more_than_the_edge_alone() -> None:
     took_s, result = scatter(HybridServices(serialised(0.02), never, Predictions(here=1.2, there=0.6)), ITEMS)
     assert len(result.json["result"]) == 60
     assert took_s < 1.5 * 60 * 0.02
 
 
-def test_a_cloud_that_refuses_every_time_is_asked_less_and_less() -> None:
+def test_refusing_cloud_receives_fewer_and_fewer_groups() -> None:
     services = HybridServices(serialised(0.1), raises(TaskRefused("busy")))
     scatter(services, ITEMS)
     assert 3 < len(services.dispatched_to(THERE)) < 20
 
 
-def test_an_edge_that_is_gone_is_replaced_by_the_cloud() -> None:
+def test_unavailable_edge_is_replaced_by_the_cloud() -> None:
     services = HybridServices(raises(BackendUnavailable("worker died")), serialised(0.02))
     took_s, result = scatter(services, ITEMS)
     assert result.json == {"result": [n * n for n in ITEMS]}
     assert took_s < 2.0
 
 
-def test_a_group_that_is_too_large_for_one_side_goes_to_the_other() -> None:
+def test_group_refused_with_413_moves_to_the_other_side() -> None:
     async def too_large(task: Task) -> Result:
         return Result(status=413, json={"error": "too large"})
 
@@ -105,7 +105,7 @@ def test_a_group_that_is_too_large_for_one_side_goes_to_the_other() -> None:
     assert result.json == {"result": [n * n for n in ITEMS]}
 
 
-def test_an_answer_that_is_too_short_is_asked_for_again_at_the_other_side() -> None:
+def test_answer_with_missing_items_is_repeated_at_the_other_side() -> None:
     async def forgets_one(task: Task) -> Result:
         return Result(json={"result": [n * n for n in task.json["items"][1:]]})
 
@@ -114,7 +114,7 @@ def test_an_answer_that_is_too_short_is_asked_for_again_at_the_other_side() -> N
     assert "upstream_bad_response" in [keys.get("error") for keys in services.log.keys]
 
 
-def test_one_bad_answer_never_loses_the_others() -> None:
+def test_one_failed_group_does_not_lose_the_others() -> None:
     failed: list[int] = []
 
     async def once(task: Task) -> Result:
@@ -127,7 +127,7 @@ def test_one_bad_answer_never_loses_the_others() -> None:
     assert scatter(services, ITEMS)[1].json == {"result": [n * n for n in ITEMS]}
 
 
-def test_the_last_group_may_run_twice_once_per_batch() -> None:
+def test_last_group_may_run_twice_once_per_batch() -> None:
     async def stuck_at_the_end(task: Task) -> Result:
         if task.json["items"][-1] > 50:
             await never(task)
@@ -139,7 +139,7 @@ def test_the_last_group_may_run_twice_once_per_batch() -> None:
     assert took_s < 1.5
 
 
-def test_it_ends_at_the_deadline_where_nobody_can_be_asked() -> None:
+def test_batch_ends_at_the_deadline_when_both_sides_refuse() -> None:
     services = HybridServices(
         raises(TaskRefused("busy", retry_after_s=9.0)), raises(TaskRefused("busy", retry_after_s=9.0))
     )
@@ -148,7 +148,7 @@ def test_it_ends_at_the_deadline_where_nobody_can_be_asked() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
-def test_a_few_items_are_a_batch_too(count: int) -> None:
+def test_batch_of_zero_to_three_items_is_answered(count: int) -> None:
     assert scatter(HybridServices(), ITEMS[:count])[1].json == {"result": [n * n for n in ITEMS[:count]]}
 
 
@@ -191,7 +191,7 @@ def read(one: dict[str, Any]) -> list[float]:
     return list(struct.unpack("<2f", base64.b64decode(packed))) if isinstance(packed, str) else packed
 
 
-def test_inputs_are_embedded_by_both_sides_and_numbered_through() -> None:
+def test_embeddings_of_both_sides_are_merged_with_continuous_indexes() -> None:
     texts = ["x" * n + "y" for n in range(1, 50)]
     services, answer = embed(as_floats, as_base64, texts, len(texts))
     assert [one["index"] for one in answer["data"]] == list(range(49))
@@ -201,12 +201,12 @@ def test_inputs_are_embedded_by_both_sides_and_numbered_through() -> None:
     assert all(task.json["dimensions"] == 2 for task in services.asked)
 
 
-def test_what_the_parts_cost_is_added_up() -> None:
+def test_token_usage_of_the_groups_is_summed() -> None:
     _, answer = embed(as_base64, as_base64, ["a", "b", "c", "d"], 4)
     assert answer["usage"]["prompt_tokens"] == 4
 
 
-def test_lists_of_tokens_are_inputs_too() -> None:
+def test_token_lists_are_embedding_inputs() -> None:
     async def tokens(task: Task) -> Result:
         return Result(json=[[float(sum(one))] for one in task.json["input"]])
 
@@ -214,7 +214,7 @@ def test_lists_of_tokens_are_inputs_too() -> None:
     assert [one["embedding"] for one in answer["data"]] == [[3.0], [3.0], [15.0]]
 
 
-def test_a_single_input_is_left_whole_and_goes_to_the_faster_side() -> None:
+def test_single_input_is_sent_unchanged_to_the_faster_side() -> None:
     async def one(task: Task) -> Result:
         return Result(json=[1.0, 2.0])
 
@@ -230,7 +230,7 @@ def test_a_single_input_is_left_whole_and_goes_to_the_faster_side() -> None:
 @pytest.mark.parametrize(
     "wrong", [Result(json=[[1.0]]), Result(body=b"<html>"), Result(json={"data": [{"index": 0}] * 2}), Result(json=7)]
 )
-def test_vectors_that_do_not_fit_are_the_backends_fault(wrong: Result) -> None:
+def test_invalid_vectors_raise_backend_failed(wrong: Result) -> None:
     async def side(task: Task) -> Result:
         return wrong
 

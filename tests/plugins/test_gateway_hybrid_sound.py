@@ -90,7 +90,7 @@ def transcribe(edge: Side, cloud: Side, data: bytes, **fields: Any) -> tuple[Hyb
         return services, runner.run(hybrid.run(task))
 
 
-def test_cuts_lie_in_the_pauses() -> None:
+def test_cuts_are_placed_in_pauses() -> None:
     sound = Wav(wav(words(12)))
     found = cuts(sound, 6.0)
     assert (found[0], found[-1]) == (0.0, sound.seconds)
@@ -98,14 +98,14 @@ def test_cuts_lie_in_the_pauses() -> None:
     assert all(3.0 <= end - start <= 9.0 for start, end in pairwise(found))
 
 
-def test_where_nobody_pauses_the_cut_waits_for_the_next_pause() -> None:
+def test_cut_is_delayed_to_the_next_pause() -> None:
     sound = words(1, word_s=11.0)
     sound.extend(words(4))
     found = cuts(Wav(wav(sound)), 6.0)
     assert 11.0 <= found[1] <= 11.4
 
 
-def test_steady_noise_is_cut_all_the_same() -> None:
+def test_steady_noise_is_cut_at_bounded_length() -> None:
     rng = random.Random(2)
     noise = array("h", (rng.randint(-900, 900) for _ in range(40 * RATE)))
     found = cuts(Wav(wav(noise)), 6.0)
@@ -113,7 +113,7 @@ def test_steady_noise_is_cut_all_the_same() -> None:
 
 
 @pytest.mark.parametrize(("width", "channels"), [(2, 1), (1, 1), (2, 2)])
-def test_the_pieces_together_are_the_whole(width: int, channels: int) -> None:
+def test_pieces_join_to_the_whole_recording(width: int, channels: int) -> None:
     sound = Wav(wav(words(5, channels=channels), width=width, channels=channels))
     found = cuts(sound, 4.0)
     pieces = [Wav(sound.between(start, end)) for start, end in pairwise(found)]
@@ -122,7 +122,7 @@ def test_the_pieces_together_are_the_whole(width: int, channels: int) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"ID3 an mp3", wav(array("h", [0] * 8))[:30]])
-def test_what_is_no_wav_is_left_whole(data: bytes) -> None:
+def test_non_wav_upload_is_not_divided(data: bytes) -> None:
     async def any_text(task: Task) -> Result:
         return Result(json={"text": "heard"})
 
@@ -131,7 +131,7 @@ def test_what_is_no_wav_is_left_whole(data: bytes) -> None:
     assert [task.files["file"].data for task in services.asked] == [data]
 
 
-def test_a_long_recording_is_heard_by_both_sides_and_its_times_are_right() -> None:
+def test_long_recording_is_transcribed_by_both_sides_with_correct_times() -> None:
     data = wav(words(12))
     services, result = transcribe(listens, far_away, data)
     assert result.json["text"].split() == SAID
@@ -146,12 +146,12 @@ def test_a_long_recording_is_heard_by_both_sides_and_its_times_are_right() -> No
     assert result.json["language"] == "en"
 
 
-def test_how_sure_it_is_is_the_mean_of_the_pieces() -> None:
+def test_confidence_is_the_mean_of_the_pieces() -> None:
     _, result = transcribe(listens, listens, wav(words(6)))
     assert result.confidence == pytest.approx(0.8)
 
 
-def test_a_side_that_gives_no_transcript_is_not_believed() -> None:
+def test_answer_without_a_transcript_is_rejected() -> None:
     async def nothing(task: Task) -> Result:
         return Result(json={"words": []})
 
@@ -161,7 +161,7 @@ def test_a_side_that_gives_no_transcript_is_not_believed() -> None:
         transcribe(nothing, nothing, wav(words(8)))
 
 
-def test_a_form_says_what_it_was_made_of() -> None:
+def test_encoded_form_parses_to_the_same_fields_and_files() -> None:
     fields = {"model": "m", "timestamp_granularities[]": ["word", "segment"]}
     content_type, body = form(fields, {"file": Upload(b"\x00\r\n--x", 'a"b.wav', "audio/wav")})
     read = multipart.collect(multipart.parse(content_type, body))
@@ -169,6 +169,6 @@ def test_a_form_says_what_it_was_made_of() -> None:
     assert read.files["file"].data == b"\x00\r\n--x"
 
 
-def test_loudness_needs_no_more_than_a_few_milliseconds_per_second_of_sound() -> None:
+def test_loudness_of_a_sine_is_its_mean_absolute_value() -> None:
     sine = array("h", (int(9000 * math.sin(n / 7)) for n in range(RATE)))
     assert Wav(wav(sine)).loudness(0.0, 1.0) == pytest.approx([5730] * 100, rel=0.2)
