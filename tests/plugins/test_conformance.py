@@ -1,4 +1,4 @@
-"""Every plugin of ours keeps the promises that third parties' have to keep, in either isolation."""
+"""Every first-party plugin passes the conformance kit for third-party plugins, in either isolation."""
 
 from __future__ import annotations
 

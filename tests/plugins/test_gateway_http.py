@@ -1,4 +1,4 @@
-"""What is sent, what comes back, and what each answer of an upstream becomes."""
+"""Requests to an upstream, the answers passed on, and the error each upstream answer maps to."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
 def unreachable_url() -> str:
-    return "http://127.0.0.1:1"  # tcpmux; nobody serves it
+    return "http://127.0.0.1:1"  # tcpmux: no server listens on this port
 
 
-# --- what is sent -----------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 async def test_plain_http_service_becomes_a_backend_by_settings_alone() -> None:
@@ -192,7 +192,7 @@ async def test_invalid_ca_file_is_named_in_the_error(tmp_path: Any) -> None:
             pass
 
 
-# --- what comes back --------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 413, 415, 422])
@@ -284,7 +284,7 @@ async def test_failure_statuses_map_to_error_codes_and_retry_delays(
             await result(backend, chat())
     error = failed.value
     assert (error.code, error.status, error.retry_after_s) == (code, kept, wait_s)
-    assert (error.detail == "so sorry") == (status in (408, 429, 500, 503))  # for the client; no log has it
+    assert (error.detail == "so sorry") == (status in (408, 429, 500, 503))  # sent to the client, never logged
     assert "sorry" not in error.message
     assert len(upstream.requests) == 1
     assert services.failures == []
@@ -331,7 +331,7 @@ async def test_stream_with_finish_reason_but_without_done_is_complete() -> None:
         sse(DELTA, {"error": {"message": "overloaded"}}),
         sse(DELTA, "x" * (1 << 20)),
     ],
-    ids=["no end", "cut", "reset", "one of two choices", "garbage", "no object", "error", "giant"],
+    ids=["no finish reason", "cut", "reset", "one choice open", "garbage", "not an object", "error", "oversized"],
 )
 async def test_cut_or_broken_stream_raises_instead_of_ending(script: Any) -> None:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
@@ -364,14 +364,14 @@ TOKENS = b'{"model":"m","prompt":[1,2]}'
     ],
     ids=[
         "empty reason",
-        "empty to the end",
-        "no second choice",
+        "empty reason to the end",
+        "second choice missing",
         "three of four",
-        "half done",
-        "half a call",
-        "a call",
-        "a role",
-        "no text",
+        "one choice unfinished",
+        "unfinished tool call",
+        "unfinished function call",
+        "role only",
+        "empty content",
     ],
 )
 async def test_stream_with_an_unfinished_choice_is_incomplete(body: bytes, kind: Any, events: list[Any]) -> None:
@@ -392,7 +392,7 @@ async def test_stream_with_an_unfinished_choice_is_incomplete(body: bytes, kind:
         (b"{}", "chat", [saying(role="assistant"), saying(reason="stop"), "[DONE]"]),
         (b"{}", "chat", [saying(reason="stop"), saying(content=""), {"choices": []}]),
     ],
-    ids=["two", "two of two", "tokens", "knows no n", "knows no reason", "empty", "a chunk after"],
+    ids=["two choices", "four choices", "token prompt", "n ignored", "no finish reason", "empty", "late chunk"],
 )
 async def test_stream_is_complete_when_all_choices_are_finished(body: bytes, kind: Any, events: list[Any]) -> None:
     task = chat(body=body, stream=True).replace(kind=kind)

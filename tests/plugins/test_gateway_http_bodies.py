@@ -1,4 +1,4 @@
-"""How much of a whole answer is read, and what becomes of one that is large."""
+"""Size limits of whole answers, and the handling of large ones."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ async def test_byte_order_mark_is_removed() -> None:
         assert (await result(backend, chat())).body == GOOD
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- client errors ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -188,7 +188,7 @@ async def test_client_error_with_a_large_body_keeps_its_status(status: int, size
         async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
             got = await result(backend, chat())
         assert got.status == status
-        assert got.body == (body if size == 200_000 else b"")  # the door has words for it
+        assert got.body == (body if size == 200_000 else b"")  # the gateway writes its own error body
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Status 200 with an error in it, and errors of any status that are answers to the request."""
+"""Errors under status 200, and client errors under any status."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ async def test_error_field_is_a_failure_only_without_an_answer() -> None:
     await got(asked("other", "/v1/messages"), {"type": "message", "content": [], "detail": None})
 
 
-# --- answers that are errors ------------------------------------------------------------------------------------------
+# --- client errors ----------------------------------------------------------------------------------------------------
 
 TOO_LONG = {"message": "too long", "code": "context_length_exceeded", "type": "invalid_request_error"}
 FILTERED = {"code": "BadRequest", "message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}
@@ -165,7 +165,7 @@ async def test_deep_error_body_is_decoded_only_as_far_as_needed() -> None:
     assert failed.value.detail == "boom"
 
 
-# --- answers nobody could have asked for ------------------------------------------------------------------------------
+# --- oversized answers ------------------------------------------------------------------------------------------------
 
 FLOODS = {
     "choices": (asked("chat"), b'{"choices": [' + b'{"message": {}},' * 700_000 + b'{"message": {}}]}'),

@@ -1,4 +1,4 @@
-"""Events of a stream: which report an error, which are none of anybody's business, and which is the last one."""
+"""Events of a stream: errors, events that are ignored, and the last event."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ async def test_task_stream_events_may_be_any_json() -> None:
     assert len(await told(task, sse("3", '"hello"', "[1]", {"choices": "abc"}, {"type": 3}))) == 6
 
 
-# --- events nobody can read, and such as only seem so -----------------------------------------------------------------
+# --- malformed events, and valid ones that look malformed -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", [stream(), RESPONSES])
@@ -195,7 +195,7 @@ LASTS = {"responses": "response.completed", "messages": "message_stop", "transcr
 
 
 async def told_while_it_stays(task: Task, *events: Any) -> list[bytes]:
-    """What is relayed of a stream whose connection stays open for an hour, as long as the task has time."""
+    """Return the events relayed from a stream whose connection stays open for the whole task time of one hour."""
     script = stall(sse_bytes(*events, done=False))
     async with asyncio.timeout(10), Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         return await parts(backend, task)
@@ -257,7 +257,7 @@ async def test_large_event_is_accepted_only_for_images() -> None:
     await fails(RESPONSES, sse({"type": "response.completed", "x": "A" * 1_500_000}))
 
 
-# --- what is an answer though it is an error --------------------------------------------------------------------------
+# --- client errors sent as events -------------------------------------------------------------------------------------
 
 TOO_LONG = {"code": "context_length_exceeded", "message": "too long"}
 REFUSALS = [

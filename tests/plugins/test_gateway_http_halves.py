@@ -1,4 +1,4 @@
-r"""Half characters in a whole answer: `\ud83d` without `\ude00`, which Python takes and stricter parsers do not."""
+r"""Lone surrogates in a whole answer: `\ud83d` without `\ude00`, which Python accepts and stricter parsers reject."""
 
 from __future__ import annotations
 

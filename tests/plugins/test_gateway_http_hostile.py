@@ -1,4 +1,4 @@
-"""Upstreams that are broken or mean: a clean error each time, little memory, no stall, usable again at once."""
+"""Broken and malicious upstreams: each raises an error, within bounded memory, and the backend stays usable."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_broken_stream_raises_an_error_and_the_backend_stays_usable(name: 
 
 
 BIG = [name for name in (*WHOLE_ANSWERS, *STREAMS) if name.startswith(("an endless", "endless", "a flood", "a gzip"))]
-BIG.remove("an endless body of tiny chunks")  # tracing its allocations takes seconds
+BIG.remove("an endless body of tiny chunks")  # tracemalloc needs seconds for this one
 
 
 @pytest.mark.parametrize("name", BIG)
@@ -122,7 +122,7 @@ async def test_slow_drip_of_bytes_ends_at_the_deadline() -> None:
     async def drip(talk: Any) -> None:
         nonlocal drops
         await talk.send(head(200, [JSON, CHUNKED]))
-        while True:  # at this pace it takes minutes to be too large
+        while True:  # at this rate the size limit is reached after minutes
             await talk.send(chunk(b" "))
             drops += 1
             await asyncio.sleep(0)

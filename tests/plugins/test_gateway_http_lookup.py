@@ -1,4 +1,4 @@
-"""Lookups of names: answered by the system, and waited for by nobody who has given up."""
+"""Name lookups: the system resolver answers them, and a cancelled lookup blocks nothing."""
 
 from __future__ import annotations
 

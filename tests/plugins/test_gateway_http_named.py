@@ -1,4 +1,4 @@
-"""A request goes out as it came, but for the name of the model: JSON and forms, byte for byte."""
+"""Forwarded JSON and forms are unchanged byte for byte, except for the model name."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_model_value_is_replaced_in_place(body: bytes, sent: bytes) -> None:
         (b'--b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nsmall', "big"),
         (b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\n", "big"),
     ],
-    ids=["plain", "with its type", "empty, unquoted"],
+    ids=["plain", "with content type", "empty, unquoted"],
 )
 async def test_relayed_form_gets_the_backend_model_and_keeps_every_other_byte(form: bytes, model: str) -> None:
     image = b'\r\n--b\r\nContent-Disposition: form-data; name="image[]"; filename="a"\r\n\r\n\x00\r\nmodel\r\n'
@@ -91,7 +91,7 @@ HEAD = 'Content-Disposition: form-data; name="'
 
 
 def others(b: str) -> str:
-    """Parts that are not the model's, up to the form's end; one of them looks like it inside."""
+    """The parts after the model's, up to the end of the form; the file part contains a fake model part."""
     return (
         f'{HEAD}timestamp_granularities[]"\r\nX-Own: 1\r\n\r\nword\r\n--{b}\r\n'
         f'{HEAD}timestamp_granularities[]"\r\n\r\nsegment\r\n--{b}\r\n'

@@ -1,4 +1,4 @@
-"""What passes for a whole answer and what does not: by kind, and for what is only relayed by its path."""
+"""Checks of whole answers: by kind, and by path for relayed ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def passes(task: Task, script: Any) -> None:
         assert (await result(backend, task)).status == 200
 
 
-# --- conversations and texts ------------------------------------------------------------------------------------------
+# --- chat and completions ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("choice", ["x", None, {}, {"message": None}, {"message": "hi"}, {"text": "hi"}, [], 1])
@@ -75,7 +75,7 @@ async def test_completion_choice_without_text_is_a_failure(choice: Any) -> None:
     await passes(task, answer(json={"choices": [{"text": ""}]}))
 
 
-# --- vectors ----------------------------------------------------------------------------------------------------------
+# --- embeddings -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ async def test_stream_in_answer_to_embeddings_is_a_failure() -> None:
     assert "text/event-stream" in await fails(embed(), script)
 
 
-# --- recordings -------------------------------------------------------------------------------------------------------
+# --- transcriptions ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("response_format", [None, "json", "verbose_json", "diarized_json"])
@@ -127,7 +127,7 @@ async def test_transcript_in_another_format_is_not_checked() -> None:
     await passes(transcription("srt"), answer(b"", content_type="text/plain"))
 
 
-# --- what is relayed --------------------------------------------------------------------------------------------------
+# --- relayed answers --------------------------------------------------------------------------------------------------
 
 OBJECTS = ("/v1/responses", "/v1/messages", "/v1/images/generations")
 

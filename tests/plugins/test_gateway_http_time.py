@@ -1,4 +1,4 @@
-"""Time, the connection and its account, and what is asked besides: health and lists."""
+"""Deadlines, connection reuse, time terms, link samples, health checks, and model and task lists."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_deadline_bounds_the_wait_for_head_body_and_stream() -> None:
                 async for _ in backend.run(task):
                     pass
             assert time.monotonic() >= task.deadline - CLOCK_S
-            await gone.wait()  # while the backend is open: it does not come to its end by itself
+            await gone.wait()  # before the backend closes: closing would end the connection too
 
 
 async def test_expired_task_is_not_sent() -> None:
@@ -71,7 +71,7 @@ async def test_closing_a_stream_closes_the_upstream_connection_at_once() -> None
         run = backend.run(chat(stream=True))
         await anext(run)
         await run.aclose()  # type: ignore[attr-defined]
-        await gone.wait()  # while the backend is open
+        await gone.wait()  # before the backend closes
 
 
 async def test_cancelling_a_request_closes_the_upstream_while_waiting_or_uploading() -> None:
@@ -97,7 +97,7 @@ async def test_cancelling_a_request_closes_the_upstream_while_waiting_or_uploadi
                 await asked
             resume.set()
             await gone.wait()
-            assert len(body) == 2 or sum(taken) < len(body)  # what had not left yet never did
+            assert len(body) == 2 or sum(taken) < len(body)  # the rest of the upload is never sent
 
 
 async def test_stale_connection_is_retried_once_for_a_repeatable_request() -> None:
@@ -151,7 +151,7 @@ async def test_unsolicited_bytes_are_not_taken_as_the_next_answer() -> None:
         assert (await result(backend, chat())).value() == second
 
 
-# --- the account of time ----------------------------------------------------------------------------------------------
+# --- time terms -------------------------------------------------------------------------------------------------------
 
 
 async def test_server_timing_headers_split_the_wait_into_cloud_and_network() -> None:
@@ -163,7 +163,7 @@ async def test_server_timing_headers_split_the_wait_into_cloud_and_network() -> 
         async with Upstream(answer(NOTHING, headers=[(name, claim)])) as upstream, opened(upstream.url) as (backend, _):
             _, account = await accounted(backend, chat())
         terms = account.terms_us
-        assert terms["cloud"] == pytest.approx(20, abs=2)  # µs: less than any round trip takes
+        assert terms["cloud"] == pytest.approx(20, abs=2)  # µs: less than any round trip
         assert terms["network"] > 0
         assert account.cloud_source == source
         assert terms["connect"] > 0
@@ -223,7 +223,7 @@ async def test_failed_request_is_charged_for_its_wait() -> None:
         assert terms["cloud"] == max(terms.values())
 
 
-# --- what an exchange says of its link --------------------------------------------------------------------------------
+# --- link samples -----------------------------------------------------------------------------------------------------
 
 STALLS: dict[str, tuple[Script, bool]] = {
     "a stream": (stall(sse_bytes(DELTA, done=False)), True),
@@ -272,7 +272,7 @@ async def test_broken_answer_gives_no_link_sample() -> None:
         sse(DELTA),
         stall(sse_bytes(DELTA)),
     ],
-    ids=["whole", "failed", "refused", "stream", "a stream whose body has no end"],
+    ids=["whole", "server error", "client error", "stream", "stream with an unfinished body"],
 )
 async def test_complete_answer_gives_a_link_sample_for_any_status(script: Script) -> None:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
@@ -395,7 +395,7 @@ async def test_invalid_list_does_not_clear_known_models(monkeypatch: pytest.Monk
         for asked in range(1, 7):
             assert await backend.health() is None
             await wait_until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
-            await backend.health()  # hears what came of it
+            await backend.health()  # a second check sees the result
             known.append(backend.models)
     assert known[:3] == [{"m": "m"}] * 3
 

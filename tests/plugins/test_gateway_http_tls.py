@@ -1,4 +1,4 @@
-"""Certificates are always checked, and what is wrong with one is said."""
+"""Certificates are always verified, and the error states the reason."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def test_client_certificate_is_sent_and_its_absence_raises_an_error(
         async with opened(upstream.url, ca_file=ca_file) as (backend, _):
             with pytest.raises(BackendUnavailable) as failed:
                 await result(backend, chat())
-    # Whether OpenSSL's alert or the server's reset arrives first is a race.
+    # OpenSSL's alert and the server's reset race each other.
     assert failed.value.code in ("upstream_tls_error", "unavailable")
 
 

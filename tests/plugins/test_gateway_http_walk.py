@@ -1,4 +1,4 @@
-"""JSON looked at while it arrives: what is JSON passes, whatever way it is cut; what is none is given up early."""
+"""The incremental JSON check: accepts JSON in any chunking and rejects anything else early."""
 
 from __future__ import annotations
 

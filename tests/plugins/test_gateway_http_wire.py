@@ -1,4 +1,4 @@
-"""The parts that lean on aiohttp's insides and the kernel's: these fail when a release moves them."""
+"""Code that depends on internals of aiohttp and the kernel; these tests fail when a release changes them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ async def test_aiohttp_runs_on_its_c_parser() -> None:
 
 
 class Slow(AbstractResolver):
-    """A name server that answers when told to."""
+    """A name server that answers when `answer` is set."""
 
     def __init__(self) -> None:
         self.lookups = 0

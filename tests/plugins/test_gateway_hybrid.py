@@ -118,7 +118,7 @@ async def test_argument_that_is_not_a_list_raises_task_invalid(arguments: Any) -
     assert services.asked == []
 
 
-# ── what may not leave ───────────────────────────────────────────────────────────────────────────
+# ── locality ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_edge_only_task_runs_only_at_the_edge() -> None:
@@ -133,7 +133,7 @@ async def test_edge_only_task_fails_instead_of_using_the_cloud() -> None:
     assert services.dispatched_to("there") == []
 
 
-# ── when a side fails ────────────────────────────────────────────────────────────────────────────
+# ── failures of a side ───────────────────────────────────────────────────────────────────────────
 
 
 NOTHING_RAN = [
@@ -223,10 +223,10 @@ async def test_aggregate_time_excludes_waiting_for_subtasks() -> None:
 
     services = HybridServices(takes_3_s, takes_3_s)
     await hybrid(services).run(work({"items": [1, 2]}, terms=watch))
-    now += 1  # the gateway renders the answer: still the aggregate's second
+    now += 1  # the gateway renders the answer; this second counts as `aggregate`
     account = watch.close()
     assert account.terms_us["aggregate"] == 1_000_000
-    assert account.other_us == 6_000_000  # its children have accounts of their own
+    assert account.other_us == 6_000_000  # the subtasks have time terms of their own
     assert account.terms_us["edge"] == account.terms_us["cloud"] == 0
 
 

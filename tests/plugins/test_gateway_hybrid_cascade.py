@@ -1,4 +1,4 @@
-"""Cascade: when the cloud is asked, what is given when it fails, and how sure the edge says it is."""
+"""Cascade: when a request escalates to the cloud, the answer if the cloud fails, and the edge's confidence."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def ask(
     may_leave: bool = True,
     **settings: Any,
 ) -> tuple[float, HybridServices, Result]:
-    """Seconds it took, who was asked, the answer."""
+    """Return the seconds taken, the services with their dispatches, and the answer."""
     services = HybridServices(edge, cloud, view or Predictions(here=0.1, there=0.5))
     given = {"mode": "cascade", "edge": HERE, "cloud": THERE, "models": ["m"], **settings}
     hybrid = Hybrid(HybridSettings.model_validate(given), services)
@@ -73,7 +73,7 @@ def mark(result: Result) -> str:
 
 
 def test_confident_edge_answer_is_returned_without_the_cloud() -> None:
-    _, services, result = ask(answers(SURE), raises(AssertionError("asked the cloud")))
+    _, services, result = ask(answers(SURE), raises(AssertionError("dispatched to the cloud")))
     assert (result.json, mark(result)) == (SURE.json, "edge")
     assert result.headers["x-gateway-confidence"] == "0.9"
     assert services.dispatched_to(THERE) == []
@@ -144,12 +144,12 @@ def test_when_both_fail_the_cloud_error_wins_if_the_cloud_ran() -> None:
 @pytest.mark.parametrize("error", [TaskInvalid("no file"), DeadlineExceeded("late")])
 def test_task_invalid_or_missed_deadline_does_not_escalate(error: Exception) -> None:
     with pytest.raises(type(error)):
-        ask(raises(error), raises(AssertionError("asked the cloud")))
+        ask(raises(error), raises(AssertionError("dispatched to the cloud")))
 
 
 def test_client_error_from_the_edge_is_returned_without_the_cloud() -> None:
     refusal = Result(status=422, json={"error": "what is that"})
-    _, services, result = ask(answers(refusal), raises(AssertionError("asked the cloud")))
+    _, services, result = ask(answers(refusal), raises(AssertionError("dispatched to the cloud")))
     assert (result.status, services.dispatched_to(THERE)) == (422, [])
 
 
@@ -158,7 +158,7 @@ def test_non_repeatable_task_is_not_escalated_after_it_may_have_run() -> None:
         ask(raises(BackendFailed("broken")), answers(BETTER), repeatable=False)
 
 
-# ── when time is short ───────────────────────────────────────────────────────────────────────────
+# ── tight deadlines ──────────────────────────────────────────────────────────────────────────────
 
 TIGHT = Predictions(here=0.4, there=0.5)
 
@@ -184,7 +184,7 @@ def test_late_edge_starts_the_cloud_in_time_for_the_deadline() -> None:
     assert took_s < 5.0
 
 
-# ── how sure ─────────────────────────────────────────────────────────────────────────────────────
+# ── confidence ───────────────────────────────────────────────────────────────────────────────────
 
 
 def chat(kind: Kind = "chat", **body: Any) -> Task:
@@ -291,7 +291,7 @@ def test_validator_setting_must_be_module_and_function() -> None:
         ask(answers(SURE), answers(BETTER), validator="f")
 
 
-# ── for the policy ───────────────────────────────────────────────────────────────────────────────
+# ── estimates ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_estimate_is_edge_time_plus_escalation_share_of_cloud_time() -> None:

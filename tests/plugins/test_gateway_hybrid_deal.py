@@ -1,4 +1,4 @@
-"""The dealing by itself: no I/O, a clock that is a number."""
+"""Dividing a batch into groups: no I/O, the clock is a number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def deal(count: int, here: Pace | None = None, there: Pace | None = None, **sett
 
 @dataclass
 class Game:
-    """Plays a deal to its end: groups take what `seconds` says, or fail where it says None."""
+    """Run a deal to its end: a group takes `seconds(group, n)`, and fails after that time if it is negative."""
 
     table: Deal
     now: float = 0.0
@@ -48,7 +48,7 @@ class Game:
             self.table.reclaimed.clear()
             if not self._step():
                 return False
-        raise AssertionError("it never ends")
+        raise AssertionError("the deal did not end within most_steps")
 
     def _begin(self, group: Group, seconds: Any) -> None:
         self.started.append(group)
@@ -57,13 +57,13 @@ class Game:
         heapq.heappush(self._due, (self.now + abs(takes_s), next(self._order), group, takes_s >= 0))
 
     def _step(self) -> bool:
-        """On to the next thing that happens; False where the deal says that all is lost."""
+        """Advance to the next event. False if the deal has failed."""
         wait_s = self.table.look_again_s(self.now)
         at, _, group, is_good = self._due[0] if self._due else (float("inf"), 0, None, False)
         if wait_s is not None and self.now + wait_s < at:
             self.now += wait_s
             return True
-        assert group is not None, "nothing is under way and nothing will be"
+        assert group is not None, "no group is in flight and none will start"
         heapq.heappop(self._due)
         self.now = max(self.now, at)
         if id(group) in self._gone:
@@ -81,7 +81,7 @@ class Game:
 
 
 def covers(spans: list[tuple[int, int]], count: int) -> bool:
-    """Each item once, none missing."""
+    """Whether the spans contain each item exactly once."""
     ends = [0, *(stop for _, stop in spans)]
     return [start for start, _ in spans] == ends[:-1] and ends[-1] == count
 
@@ -186,14 +186,14 @@ def test_group_is_lost_when_every_side_failed_or_refusals_reach_the_limit(tried:
             failed = {name for name, refusal in tried[:count] if not refusal}
             assert failed == BOTH or count >= ROUNDS
             return
-        assert fate.avoids < BOTH, "nobody could take it"
+        assert fate.avoids < BOTH, "no side is left for the group"
 
 
-# ── what may be in flight ────────────────────────────────────────────────────────────────────────
+# ── groups in flight ─────────────────────────────────────────────────────────────────────────────
 
 
 def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> int:
-    """How many groups of ten are kept in flight, by a side with so many servers behind a network."""
+    """Return the most groups of ten items in flight, for a side with `servers` behind a network."""
     side = pace(most=16, at_first=2)
     table = Deal(groups * 10, {"there": side}, groups=groups)
     free, most = [0.0] * servers, 0

@@ -1,4 +1,4 @@
-"""Hedge: when the second side is asked, who wins, and what it may cost."""
+"""Hedge: when the second side starts, which side wins, and the budget of extra calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ask(hybrid: Hybrid, **changes: Any) -> tuple[float, Result]:
 
 
 def test_answer_in_time_needs_no_hedge() -> None:
-    hybrid, services = hedge(takes(0.1, answers(FIRST)), raises(AssertionError("asked")))
+    hybrid, services = hedge(takes(0.1, answers(FIRST)), raises(AssertionError("dispatched to the cloud")))
     assert ask(hybrid)[1] == FIRST
     assert len(services.asked) == 1
 

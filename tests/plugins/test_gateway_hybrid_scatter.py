@@ -1,4 +1,4 @@
-"""Scatter on a clock of its own: what two made-up sides take, in seconds that nobody waits for."""
+"""Scatter over two simulated sides, in virtual time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def by_items(overhead_s: float, per_item_s: float) -> Callable[[Task], float]:
 def scatter(
     services: HybridServices, items: list[Any], *, deadline: float = 1e6, **settings: Any
 ) -> tuple[float, Result]:
-    """Seconds, and the answer."""
+    """Return the seconds taken, and the answer."""
     given = {"edge": HERE, "cloud": THERE, "tasks": ["squares"], "models": ["vectors"], **settings}
     hybrid = Hybrid(HybridSettings.model_validate(given), services)
 
@@ -165,7 +165,7 @@ async def as_floats(task: Task) -> Result:
 
 
 async def as_base64(task: Task) -> Result:
-    """An upstream that has its own order, and says what it cost."""
+    """An upstream with its own order of vectors, which reports token usage."""
     await asyncio.sleep(0.01 * len(task.json["input"]))
     data = [
         {"object": "embedding", "index": n, "embedding": base64.b64encode(struct.pack("<2f", *vector(text))).decode()}

@@ -1,4 +1,4 @@
-"""Long recordings: where they are cut, and that a transcript in pieces is the transcript of the whole."""
+"""Long recordings: where they are cut, and that joined pieces give the transcript of the whole."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def wav(samples: array[int], *, width: int = 2, channels: int = 1, rate: int = R
 
 
 def words(count: int, word_s: float = 2.6, pause_s: float = 0.4, channels: int = 1) -> array[int]:
-    """Noise with pauses; the word's number is its loudness."""
+    """Noise with pauses; the loudness encodes the number of the word."""
     rng, sound = random.Random(1), array("h")
     for n in range(count):
         loud = 4000 + 1000 * n
@@ -48,7 +48,7 @@ def words(count: int, word_s: float = 2.6, pause_s: float = 0.4, channels: int =
 
 
 def hear(data: bytes) -> list[tuple[str, float, float]]:
-    """The words in a recording by their loudness, and when they were said."""
+    """Return the words in a recording, decoded from their loudness, with start and end in seconds."""
     sound, found = Wav(data), []
     loudness = sound.loudness(0, sound.seconds)
     began: int | None = None
@@ -72,7 +72,7 @@ async def listens(task: Task) -> Result:
 
 
 async def far_away(task: Task) -> Result:
-    """What an upstream is sent is the form; its answer is a body."""
+    """An upstream: it receives the form, and its answer is a body."""
     parsed = multipart.collect(multipart.parse(task.content_type, task.body))
     assert parsed.files["file"].data == task.files["file"].data
     assert parsed.fields["response_format"] == "verbose_json"

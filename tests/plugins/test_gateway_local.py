@@ -28,7 +28,7 @@ async def call(local: Any, name: str, arguments: Any) -> list[Any]:
 
 
 def here(**settings: Any) -> Local:
-    """In this process: what it does is the same, and faster to test."""
+    """A backend in this process: same behaviour, faster tests."""
     return Local(LocalSettings(**settings), RecordingServices())
 
 
@@ -56,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# ── in worker processes, as it is used ───────────────────────────────────────────────────────────
+# ── in worker processes ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ async def test_invalid_argument_keeps_its_name_across_the_process_boundary(worke
     assert caught.value.param == "b"
 
 
-# ── an operator's own ────────────────────────────────────────────────────────────────────────────
+# ── configured tasks ─────────────────────────────────────────────────────────────────────────────
 
 
 async def test_public_functions_of_a_folder_are_served(folder: Path) -> None:
@@ -125,7 +125,7 @@ async def test_repeated_exception_at_one_line_is_logged_once_a_minute(
         told = [keys for event, keys in local.services.log.events if event == "local.raised"]
     assert [keys["suppressed"] for keys in told] == [0, 2]
     assert told[0]["traceback"].splitlines()[-1].endswith(".py:18 confused")
-    assert "len(5)" not in str(told)  # what the file says, a password say, is in no log
+    assert "len(5)" not in str(told)  # source text may contain a password, so it is never logged
 
 
 async def test_tasks_setting_accepts_a_list_or_a_map() -> None:

@@ -54,7 +54,7 @@ async def heard(speech: Any, data: bytes | None) -> Result:
     return result
 
 
-# ── listening ────────────────────────────────────────────────────────────────────────────────────
+# ── recognition ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ async def test_stereo_at_48_khz_is_transcribed(speech: WorkerBackend) -> None:
 
 
 async def test_long_recording_is_transcribed_in_pieces_with_segments_at_pauses(speech: WorkerBackend) -> None:
-    once = recorded() + array("h", bytes(RATE_HZ))  # and half a second of silence
+    once = recorded() + array("h", bytes(RATE_HZ))  # plus half a second of silence
     result = await heard(speech, wav(once * 7))
     assert result.json["text"] == " ".join([SAID] * 7)
     assert [segment["text"] for segment in result.json["segments"]] == [SAID] * 7
@@ -260,7 +260,7 @@ def test_pieces_cover_everything_once_and_have_a_maximum_length(length: int) -> 
 
 
 class Flat(Sequence[int]):
-    """As many equal samples as wanted, without the memory."""
+    """`length` equal samples that use no memory."""
 
     def __init__(self, length: int) -> None:
         self._length = length
