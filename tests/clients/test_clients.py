@@ -24,7 +24,7 @@ SAID = pytest.approx(vector("a text", 8), abs=1e-6)  # 32-bit floats
     "program", ["with_openai.py", pytest.param("with_openai.mjs", marks=needs("node", "npm"))], ids=["python", "node"]
 )
 @pytest.mark.parametrize("path", ["/v1", ""], ids=["with /v1", "without"])
-async def test_openais_own_clients(program: str, path: str) -> None:
+async def test_openai_clients_work_unchanged(program: str, path: str) -> None:
     async with client_gateway() as gateway:
         found = await result_of_program(program, gateway.url + path, RECORDING)
     assert {"auto", "echo", "echo/echo", "gpt", "cloud/gpt"} <= set(found["models"])
@@ -37,15 +37,15 @@ async def test_openais_own_clients(program: str, path: str) -> None:
             "usage": [] if model == "echo" else [USAGE["total_tokens"]],
         }
     assert found["completion"] == "go on"
-    assert (found["embedding"], found["floats"]) == (SAID, SAID)  # asked for in base64, and as floats
-    assert found["relayed"] == VECTOR  # base64 to both, as they came and as they went
+    assert (found["embedding"], found["floats"]) == (SAID, SAID)  # requested in base64, and as floats
+    assert found["relayed"] == VECTOR  # base64 from the upstream, and to the client
     assert (found["heard as json"], found["heard as text"].strip()) == ("ten and twenty", "ten and twenty")
     assert found["response"] == "hello back"
     assert found["unknown"] == ["model_not_found", "model", True]
     assert found["headers"] == ["echo", True, True]
 
 
-async def test_langchain() -> None:
+async def test_langchain_client_works_unchanged() -> None:
     async with client_gateway() as gateway:
         found = await result_of_program("with_langchain.py", f"{gateway.url}/v1")
     for model, text in MODELS.items():
@@ -55,7 +55,7 @@ async def test_langchain() -> None:
     assert len(found["embeddings"]) == 2
 
 
-async def test_litellm() -> None:
+async def test_litellm_client_works_unchanged() -> None:
     async with client_gateway() as gateway:
         found = await result_of_program("with_litellm.py", f"{gateway.url}/v1")
     assert {model: found[model] for model in MODELS} == {
@@ -64,14 +64,14 @@ async def test_litellm() -> None:
     assert (found["embedding"], found["unknown"]) == (SAID, 404)
 
 
-async def test_openapi_json_is_true(tmp_path: Path) -> None:
-    """Schemathesis makes requests of it, good and bad, and holds every answer against it."""
+async def test_every_answer_conforms_to_openapi_json(tmp_path: Path) -> None:
+    """Schemathesis generates valid and invalid requests from the document and checks every answer against it."""
     options = {
         "--max-examples": "15",
         "--seed": "1",
         "--phases": "examples,coverage,fuzzing",
-        # 5xx are answers here, each of them declared. To JSON Schema 1.0 is an integer, to us it is no token. And a
-        # header nobody declared violates no schema, though schemathesis holds that it does.
+        # Every 5xx answer is declared. JSON Schema accepts 1.0 as an integer, the gateway rejects it as a token. An
+        # undeclared header violates no schema, although schemathesis reports it.
         "--exclude-checks": "not_a_server_error,positive_data_acceptance,negative_data_rejection",
     }
     async with client_gateway() as gateway:

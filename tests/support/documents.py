@@ -25,7 +25,7 @@ _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 class Block(NamedTuple):
     """A fenced block. says: the words after the backticks; expected: the text block right behind it, if any."""
 
-    says: tuple[str, ...]
+    info_words: tuple[str, ...]
     text: str
     expected: str | None
     page: str
@@ -36,7 +36,7 @@ class Block(NamedTuple):
 
     @property
     def is_runnable(self) -> bool:
-        return "runnable" in self.says
+        return "runnable" in self.info_words
 
 
 def blocks(page: Path) -> list[Block]:
@@ -100,11 +100,11 @@ class BlockRunner:
     def run(self, block: Block) -> str | None:
         """What a block prints; None for one that keeps running."""
         text = re.sub(r"\b(8080|8081|9000)\b", lambda found: self.ports[found[1]], block.text)
-        if "gateway" in block.says:
+        if "gateway" in block.info_words:
             self._stop(self._gateway)
             self._gateway = self._start_gateway(text)
             return None
-        if "service" in block.says:
+        if "service" in block.info_words:
             self._services.append(self._start_service(text))
             return None
         done = subprocess.run(

@@ -1,4 +1,4 @@
-// What people do with openai-node. argv: the base URL, a recording. Prints what came of it.
+// Common calls with openai-node. argv: the base URL, a recording. Prints the results as JSON.
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";

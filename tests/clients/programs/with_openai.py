@@ -1,4 +1,4 @@
-"""What people do with openai-python. argv: the base URL, a recording. Prints what came of it."""
+"""Common calls with openai-python. argv: the base URL, a recording. Prints the results as JSON."""
 
 import json
 import sys
