@@ -195,7 +195,7 @@ LASTS = {"responses": "response.completed", "messages": "message_stop", "transcr
 
 
 async def told_while_it_stays(task: Task, *events: Any) -> list[bytes]:
-    """Return the events relayed from a stream whose connection stays open for the whole task time of one hour."""
+    """Return the events relayed from a stream on a connection that stays open longer than the task."""
     script = stall(sse_bytes(*events, done=False))
     async with asyncio.timeout(10), Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         return await parts(backend, task)

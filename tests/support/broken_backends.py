@@ -1,4 +1,4 @@
-"""Backends that each break one promise, for tests of the kit; and one that breaks none."""
+"""Backends that each break one rule of the conformance kit, and one that conforms."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any, ClassVar, Self
 
 from gateway.plugin import Backend, BackendSettings, NotServed, Part, Result, Task
 
-PUBLIC = ("203.0.113.7", 80)  # RFC 5737: nobody is there, and nobody will be
+PUBLIC = ("203.0.113.7", 80)  # RFC 5737 documentation address: never assigned to a host
 
 
 class Conforming(Backend[BackendSettings]):
-    """Keeps every promise."""
+    """Passes every check."""
 
     tasks: Any = ("say",)
     examples: ClassVar[Any] = {"say": {"text": "hello"}}
-    kept: ClassVar[list[Any]] = []  # what a broken one leaves behind, so that the test can clear it away
+    kept: ClassVar[list[Any]] = []  # resources a broken backend leaks, so that the test can release them
 
     async def run(self, task: Task) -> Any:
         await asyncio.sleep(0)
@@ -170,7 +170,7 @@ class NoTasks(Conforming):
 
 class ServesNothing(Conforming):
     async def run(self, task: Task) -> Any:
-        raise NotServed(f"there is no {task.name}", code="not_found")
+        raise NotServed(f"unknown task {task.name}", code="not_found")
 
 
 class ServesSome(Conforming):
@@ -179,7 +179,7 @@ class ServesSome(Conforming):
 
     async def run(self, task: Task) -> Any:
         if task.name == "sing":
-            raise NotServed("there is no sing", code="not_found")
+            raise NotServed("unknown task sing", code="not_found")
         return await super().run(task)
 
 
@@ -212,7 +212,7 @@ class UpstreamCallerSettings(BackendSettings):
 
 
 class UpstreamCaller(Backend[UpstreamCallerSettings]):
-    """Asks a service, and knows nothing of what can go wrong."""
+    """Calls a service without translating its errors."""
 
     tasks = ("ask",)
     examples: ClassVar[Any] = {"ask": {}}
@@ -229,7 +229,7 @@ class UpstreamCaller(Backend[UpstreamCallerSettings]):
 
 
 def caller_network() -> Any:
-    from gateway.testing import FakeNetwork  # not above: a worker need not load it
+    from gateway.testing import FakeNetwork  # imported here because workers do not need it
 
     network = FakeNetwork()
     network.answer("/ask", json={"text": "hi"})

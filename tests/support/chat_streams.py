@@ -1,4 +1,4 @@
-"""Streamed conversations over raw sockets: what an upstream says, how a client asks, and what it has read."""
+"""Streamed chats over raw sockets: the upstream's chunks, the client's request, and the parsed events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def event(data: Any) -> bytes:
 
 
 def chatting(script: Script) -> Script:
-    """A healthy upstream whose conversations go by `script`."""
+    """A healthy upstream that answers chat requests by `script`."""
     return by_path({CHAT: script})
 
 
@@ -44,20 +44,20 @@ def asked(model: str = "gpt", **more: Any) -> bytes:
 async def streaming(
     gateway: RunningGateway, path: str = CHAT, body: bytes | None = None, *lines: str
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A request for a stream, sent."""
+    """Send a streaming request; yields the connection."""
     async with connected(gateway.url) as (reader, writer):
         writer.write(post(path, asked() if body is None else body, *lines))
         yield reader, writer
 
 
 async def next_event(reader: asyncio.StreamReader) -> str:
-    """The next event or comment of a chunked stream, one chunk each."""
+    """Return the next event or comment of a chunked stream with one chunk each."""
     size = int(await reader.readline(), 16)
     return (await reader.readexactly(size + 2)).decode().strip()
 
 
 async def all_events(reader: asyncio.StreamReader) -> tuple[list[str], bool]:
-    """Every event up to the end of the connection or the body, and whether the body ended as it should."""
+    """Return every event up to the end of the body or connection, and whether the body ended correctly."""
     events = []
     try:
         while size := int(await reader.readline() or b"-1", 16):
@@ -70,7 +70,7 @@ async def all_events(reader: asyncio.StreamReader) -> tuple[list[str], bool]:
 
 
 def contents(events: list[str]) -> str:
-    """What a client would have read."""
+    """Return the text a client would read."""
     chunks = [json.loads(each[6:]) for each in events if each.startswith("data: {")]
     return "".join(
         choice["delta"].get("content") or ""

@@ -1,7 +1,8 @@
-"""Upstreams that hold conversations, well or badly, and a gateway between two of them.
+"""Healthy and failing chat upstreams, and a gateway in front of two of them.
 
-`ChatUpstream` is a healthy one: it says TEXT word by word, streamed or whole, with usage; given its beginning as an
-assistant's turn it says the rest. `breaks` makes scripts that begin like it and then go wrong.
+`ChatUpstream` is healthy: it returns TEXT word by word, streamed or whole, with usage. If the request ends with an
+assistant message that holds the beginning of TEXT, it returns the rest. `breaks` makes scripts that begin in the same
+way and then fail.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from support.upstream import CHUNKED, EVENTS, JSON, LAST_CHUNK, Script, Talk, Up
 from support.wiring import cloud
 
 CHAT = "/v1/chat/completions"
-TEXT = "A stream is told once, to its end, by whoever can."
+TEXT = "A stream is sent once, to its end, by one backend."
 WORDS = [f"{word} " for word in TEXT.split(" ")[:-1]] + [TEXT.split(" ")[-1]]
 USAGE = {"prompt_tokens": 5, "completion_tokens": len(WORDS), "total_tokens": 5 + len(WORDS)}
 QUESTION = {"role": "user", "content": "What is a stream?"}
@@ -27,7 +28,7 @@ OPENING = head(200, [EVENTS, CHUNKED])
 
 
 def event(data: Any) -> bytes:
-    """One event, as a chunk of its own."""
+    """Return one event as one HTTP chunk."""
     text = data if isinstance(data, str) else json.dumps(data)
     return chunk(f"data: {text}\n\n".encode())
 
@@ -37,12 +38,12 @@ DONE = event("[DONE]")
 
 @dataclass(kw_only=True)
 class ChatUpstream:
-    """A healthy upstream. names: what its chunks call themselves. text: what it says, word by word."""
+    """A healthy upstream. `name` identifies its chunks; `words` are the pieces of the text."""
 
     name: str = "a"
     words: Sequence[str] = field(default_factory=lambda: WORDS)
-    continues: bool = True  # a turn whose beginning it is given; else it refuses such a request
-    repeats: bool = False  # ... and begins with the beginning all the same
+    continues: bool = True  # continues a partial assistant message; otherwise refuses the request
+    repeats: bool = False  # repeats the text from its start instead of continuing
 
     def said(self, **choice: Any) -> dict[str, Any]:
         choices = [{"index": 0, "delta": {}, "finish_reason": None, **choice}]
@@ -61,7 +62,7 @@ class ChatUpstream:
         return event(self.said(finish_reason="stop")) + usage + DONE + LAST_CHUNK
 
     def rest_of(self, request: Any) -> Sequence[str] | None:
-        """What is still to be said; None where the request cannot be taken."""
+        """Return the words still to be sent, or None if the request is refused."""
         last = request["messages"][-1]
         if last["role"] != "assistant":
             return self.words
@@ -86,7 +87,7 @@ class ChatUpstream:
 
 
 def refuses(status: int, code: str | None = None, *headers: tuple[str, str]) -> Script:
-    """An error, in OpenAI's shape."""
+    """Return an error in OpenAI's format."""
     error = {"error": {"message": f"status {status}", "type": "error", "code": code, "param": None}}
 
     async def script(talk: Talk) -> None:
@@ -97,7 +98,7 @@ def refuses(status: int, code: str | None = None, *headers: tuple[str, str]) -> 
 
 
 def breaks(then: Script, *, after: int = 4, speaker: ChatUpstream | None = None) -> Script:
-    """Says `after` words like a healthy one, then goes on as `then` says."""
+    """Send `after` words like a healthy upstream, then run `then`."""
     speaker = speaker or ChatUpstream()
 
     async def script(talk: Talk) -> None:
@@ -108,12 +109,12 @@ def breaks(then: Script, *, after: int = 4, speaker: ChatUpstream | None = None)
 
 
 def talking(script: Script) -> Script:
-    """A healthy upstream whose conversations go by `script`."""
+    """A healthy upstream that answers chat requests by `script`."""
     return by_path({CHAT: script})
 
 
 def asked(upstream: Upstream) -> list[Any]:
-    """The conversations it was asked for."""
+    """Return the bodies of the chat requests the upstream received."""
     return [request.json for request in upstream.requests if request.path == CHAT]
 
 
@@ -121,7 +122,7 @@ def asked(upstream: Upstream) -> list[Any]:
 async def between(
     first: Script, second: Script, *, environ: dict[str, str] | None = None, **settings_of_second: str
 ) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
-    """A gateway between two upstreams of one model. The first costs less, so it is asked first."""
+    """A gateway in front of two upstreams of one model. The first costs less, so it is tried first."""
     costs = {"USD_PER_REQUEST": "9", **settings_of_second}
     async with Upstream(talking(first)) as one, Upstream(talking(second)) as two:
         both = cloud(one.url, "one", MODELS="gpt") | cloud(two.url, "two", MODELS="gpt", **costs)
@@ -130,7 +131,7 @@ async def between(
 
 
 async def ask(gateway: RunningGateway, *, stream: bool = True, **more: Any) -> str:
-    """The answer's text. Raises what openai-python raises; it tries once only."""
+    """Return the text of the answer. Raises the errors of openai-python, which does not retry here."""
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
         said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=stream, **more)
         if not stream:

@@ -1,4 +1,4 @@
-"""Client programs, and the gateway they run against: `echo` on this site, an upstream of several models as `cloud`."""
+"""Client programs, and a gateway for them: `echo` at the edge, an upstream with several models as `cloud`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VECTOR = [0.5, -0.25, 1.0]
 
 
 async def embeds(talk: Talk) -> None:
-    """Base64, whatever was asked for."""
+    """Return base64 for any requested format."""
     request = talk.request.json
     packed = base64.b64encode(struct.pack("<3f", *VECTOR)).decode()
     data = [{"object": "embedding", "index": i, "embedding": packed} for i in range(len(request["input"]))]
@@ -51,7 +51,7 @@ async def responds(talk: Talk) -> None:
 
 @asynccontextmanager
 async def client_gateway() -> AsyncIterator[RunningGateway]:
-    """The gateway, on both its sites."""
+    """Run a gateway with an edge and a cloud backend."""
     paths = {
         CHAT: ChatUpstream(),
         "/v1/embeddings": embeds,
@@ -65,7 +65,7 @@ async def client_gateway() -> AsyncIterator[RunningGateway]:
 
 
 async def run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """What a program prints. Fails with its errors where it fails."""
+    """Run a program and return its output. Fails with its error output if its exit status is not 0."""
     process = await asyncio.create_subprocess_exec(
         *command,
         env={**os.environ, **(env or {})},
@@ -79,7 +79,7 @@ async def run(*command: str, env: dict[str, str] | None = None, cwd: Path | None
 
 
 async def result_of_program(name: str, *arguments: str) -> Any:
-    """What the client program `programs/NAME` found."""
+    """Run the client program `programs/NAME` and return its decoded result."""
     script = str(CLIENTS / "programs" / name)
     if name.endswith(".mjs"):
         home = await with_node_modules()
@@ -88,7 +88,7 @@ async def result_of_program(name: str, *arguments: str) -> Any:
 
 
 async def with_node_modules() -> Path:
-    """Where openai-node is installed, hash-pinned by its lock; made when it is not there, or another."""
+    """Return the folder with openai-node, hash-pinned by its lock; installs it if it is missing or outdated."""
     npm, lock = program("npm"), CLIENTS / "node" / "package-lock.json"
     installed = NODE_HOME / "package-lock.json"
     if not (NODE_HOME / "node_modules" / "openai").exists() or installed.read_bytes() != lock.read_bytes():

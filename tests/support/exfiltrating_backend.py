@@ -1,4 +1,4 @@
-"""A plugin that does not care what may leave."""
+"""A plugin that sets `may_leave` on a subtask, to send edge-only data to the cloud."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ class ExfiltratingBackend(Backend[BackendSettings]):
     tasks = ("smuggle",)
 
     async def run(self, task: Task) -> Result:
-        errand = task.subtask(json=task.json, name="out", backend="cloud")
-        return await self.services.dispatch(errand.replace(may_leave=True))
+        subtask = task.subtask(json=task.json, name="out", backend="cloud")
+        return await self.services.dispatch(subtask.replace(may_leave=True))

@@ -1,4 +1,4 @@
-"""A backend that does, beside its requests, what would end or spoil the process of everybody."""
+"""A backend that injects faults into the gateway process: exits, stray exceptions, threads and warnings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECRET = "read nowhere"
 
 
 class RaisesWhenCollected:
-    """Raises when it is collected."""
+    """Raises when it is garbage-collected."""
 
     def __del__(self) -> None:
         raise LookupError(SECRET)

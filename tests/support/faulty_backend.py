@@ -1,4 +1,4 @@
-"""A backend with the worst habits of plugins: it blocks the loop, ignores that it is told to stop, raises."""
+"""A backend with typical plugin faults: it blocks the loop, ignores cancellation and raises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.plugin import Backend, BackendSettings, Result, Task, TaskRefused
 
 
 class Panic(BaseException):
-    """What some extension modules raise."""
+    """An exception outside the Exception tree, as some extension modules raise."""
 
 
 class FaultyBackend(Backend[BackendSettings]):
@@ -29,12 +29,12 @@ class FaultyBackend(Backend[BackendSettings]):
         return Result(json={"result": await getattr(self, f"_{task.name}")(task)})
 
     async def _block(self, task: Task) -> str:
-        time.sleep(0.4)  # noqa: ASYNC251 (this is the sin)
+        time.sleep(0.4)  # noqa: ASYNC251 (this blocks the loop)
         return "blocked"
 
     async def _hang(self, task: Task) -> str:
         while True:
-            _tell(task)
+            _touch(task)
             time.sleep(0.1)  # noqa: ASYNC251
 
     async def _hang_on(self, task: Task) -> str:
@@ -43,7 +43,7 @@ class FaultyBackend(Backend[BackendSettings]):
 
     async def _ignore(self, task: Task) -> str:
         FaultyBackend.ignoring.set()
-        _tell(task)
+        _touch(task)
         while not FaultyBackend.may_end.is_set():
             try:
                 await FaultyBackend.may_end.wait()
@@ -75,8 +75,8 @@ class FaultyBackend(Backend[BackendSettings]):
         return "served"
 
 
-def _tell(task: Task) -> None:
-    """To a test in another process: the file named in the request grows by a byte."""
+def _touch(task: Task) -> None:
+    """Append a byte to the file named in the request, as a signal to a test in another process."""
     if "file" in task.json:
         with Path(task.json["file"]).open("ab") as file:
             file.write(b".")

@@ -1,4 +1,4 @@
-"""Backends that break what goes on beside requests: opening, being asked how they are, saying what they serve."""
+"""Backends with faults outside requests: in opening, in health checks and in their declarations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SECRET = "login failed for api_key=hunter2"
 
 
 class Panic(BaseException):
-    """What native extensions raise: no Exception."""
+    """A BaseException that is not an Exception, as native extensions raise."""
 
 
 class LifecycleSettings(BackendSettings):
@@ -21,14 +21,14 @@ class LifecycleSettings(BackendSettings):
 
 
 class UnprintableError(Exception):
-    """Whose own text raises."""
+    """An exception with a `str` that raises."""
 
     def __str__(self) -> str:
         raise Panic(SECRET)
 
 
 class FaultyLifecycle(Backend[LifecycleSettings]):
-    """Opens as `opens` says, or not, where `broken` says why; what is in `says`, its health check says in turn."""
+    """Opens as `opens` specifies; fails with `open_error` if set. Health checks return `health_results` in turn."""
 
     tasks = ("serve",)
     open_error: ClassVar[str] = ""
@@ -50,24 +50,24 @@ class FaultyLifecycle(Backend[LifecycleSettings]):
         return self
 
     async def health(self) -> str | None:
-        said = FaultyLifecycle.health_results.pop(0) if FaultyLifecycle.health_results else None
-        if said == "cancels itself":
+        outcome = FaultyLifecycle.health_results.pop(0) if FaultyLifecycle.health_results else None
+        if outcome == "cancels itself":
             me = asyncio.current_task()
             assert me is not None
             me.cancel()
             await asyncio.Event().wait()
         if not FaultyLifecycle.health_results:
             FaultyLifecycle.health_checked.set()
-        if isinstance(said, BaseException):
-            raise said
-        return said
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
     async def run(self, task: Task) -> Result:
         return Result(json={"result": "served"})
 
 
 class InvalidDeclaration(Backend[LifecycleSettings]):
-    """Serves nothing of what it says: it cannot say it."""
+    """Declares models, tasks or kinds of a wrong type."""
 
     kinds: Any = frozenset({"chat"})
     models: Any = ("lie",)
@@ -85,7 +85,7 @@ class InvalidDeclaration(Backend[LifecycleSettings]):
 
 
 class InvalidAttribute(InvalidDeclaration):
-    """Is nowhere, or has no slots, or cannot say whether there is a network between."""
+    """Sets site, slots or remote to an invalid value."""
 
     def __init__(self, settings: LifecycleSettings, services: Services) -> None:
         super().__init__(settings, services)

@@ -1,4 +1,4 @@
-"""A backend that holds whoever stands before it until its own gate is opened, by the backend's name."""
+"""A backend that holds its tasks until the gate with the name of the backend opens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.plugin import Backend, BackendSettings, Result, Task
 
 
 class GatedBackend(Backend[BackendSettings]):
-    """Task `stand` waits for `GatedBackend.gates[name]`, `walk` does not; both say where they were."""
+    """Task `stand` waits for `GatedBackend.gates[name]`, `walk` does not; both return the name."""
 
     tasks = ("stand", "walk")
     gates: ClassVar[dict[str, asyncio.Event]] = {}

@@ -1,4 +1,4 @@
-"""`Services` of a hybrid whose two backends, `here` and `there`, are coroutine functions; and what they are asked."""
+"""`Services` of a hybrid with coroutine functions as backends `here` and `there`; dispatches are recorded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def answers(result: Result) -> Side:
 
 
 def takes(seconds: float, then: Side) -> Side:
-    """`then`, so much later."""
+    """Run `then` after a delay of `seconds`."""
 
     async def side(task: Task) -> Result:
         await asyncio.sleep(seconds)
@@ -47,7 +47,7 @@ def takes(seconds: float, then: Side) -> Side:
 
 
 def serialised(per_item_s: float, overhead_s: float = 0.0) -> Side:
-    """Squares numbers, one group after the other."""
+    """Square numbers, one group after the other."""
     turn = asyncio.Lock()
 
     async def side(task: Task) -> Result:
@@ -60,7 +60,7 @@ def serialised(per_item_s: float, overhead_s: float = 0.0) -> Side:
 
 
 class EventLog:
-    """Remembers the events."""
+    """Records the events."""
 
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -74,7 +74,7 @@ class EventLog:
 
 
 class Predictions:
-    """A view in which a backend takes so many seconds, or as many as a function of the task says."""
+    """A view with fixed predictions: seconds per backend, or a function of the task that returns seconds."""
 
     def __init__(self, *, slots: int = 1, p95: float = 2.0, **seconds: float | Callable[[Task], float]) -> None:
         self._seconds, self._slots, self._p95 = seconds, slots, p95
@@ -92,7 +92,7 @@ class Predictions:
 
 
 class HybridServices:
-    """Services whose backends are two coroutine functions."""
+    """Services with two coroutine functions as backends."""
 
     name = "both"
 

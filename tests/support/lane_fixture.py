@@ -1,4 +1,4 @@
-"""Lanes with backends whose speeds are known, and time that only the test moves."""
+"""Lanes with backends of known speed, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BIG = 200_000
 
 
 class LaneFixture:
-    """A board and lanes on a clock of their own; remembers what was started, moved and asked for twice."""
+    """A board and lanes on a manual clock; records the works started, moved and duplicated."""
 
     def __init__(self, policy: Policy | None = None, *, slots: int = 1, queue: int = 100) -> None:
         self.now = 100.0
@@ -53,7 +53,7 @@ class LaneFixture:
         return double
 
     def teach(self, *, box_s: float = 1.0, cloud_s: float = 1.0, uplink_bytes_per_s: float = 1e6) -> None:
-        """Times per unit of size, seen often enough to be believed."""
+        """Let the board learn seconds per unit of size from enough samples to be used."""
         for size in (1.0, 2.0, 3.0) * 10:
             self.board.learn("box", "task", "add", size, box_s * size)
             self.board.learn("cloud", "task", "add", size, cloud_s * size)

@@ -1,4 +1,4 @@
-"""Every log event the code can emit, read from its syntax trees: where, by what name, with which keys."""
+"""Every log event the code can emit, read from its syntax trees: location, name and keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Emission(NamedTuple):
-    """One place that emits `event`. keys: None where the code hands over a dictionary made elsewhere."""
+    """A place that emits `event`. `keys` is None if the code passes a dictionary built elsewhere."""
 
     event: str
     keys: frozenset[str] | None
@@ -34,7 +34,7 @@ def _in_file(path: Path, name: str) -> Iterator[Emission]:
     limited = dict(_limited(tree))
     for scope, call in _calls(tree):
         where = f"{name}:{call.lineno}"
-        if _called(call) == "LogLine":  # a worker's line, on its way to the gateway
+        if _called(call) == "LogLine":  # a log line of a worker, sent to the gateway
             yield from (Emission(event, None, where) for event in _events(call.args[1], scope))
         if not (isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS):
             continue
@@ -49,7 +49,7 @@ def _in_file(path: Path, name: str) -> Iterator[Emission]:
 
 
 def _calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
-    """Every call, with the function it stands in."""
+    """Yield every call with its enclosing function."""
     scopes = [node for node in ast.walk(tree) if isinstance(node, FUNCTION)]
     inside = {id(node): scope for scope in scopes for node in ast.walk(scope)}
     for node in ast.walk(tree):
@@ -58,7 +58,7 @@ def _calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
 
 
 def _events(name: ast.expr, scope: ast.AST) -> set[str]:
-    """The event names an expression can be: constants in it, or in what its variable was assigned."""
+    """Return the event names of an expression: constants in it, or in the values assigned to its variable."""
     sources: list[ast.AST] = [name]
     if isinstance(name, ast.Name):
         sources = [
@@ -71,7 +71,7 @@ def _events(name: ast.expr, scope: ast.AST) -> set[str]:
 
 
 def _limited(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Variables that hold a `Limited("x.y")`, by their last name, and its event."""
+    """Yield the last name and the event of every variable that holds a `Limited("x.y")`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "Limited":
             first = node.value.args[0]

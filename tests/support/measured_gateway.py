@@ -1,12 +1,12 @@
-"""A gateway in a process of its own, which tells what it costs: peak memory, and how long it let its loop stand still.
+"""A gateway in its own process that reports peak memory and the longest turn of its event loop.
 
     async with measured_gateway(environ) as gateway:
         gateway.url
-        before = await gateway.cost()      # and from here on, anew
+        before = await gateway.cost()      # resets the measurement
         ...
         cost = await gateway.cost()        # peak_bytes since then, and longest_s: CPU time of one turn of the loop
 
-CPU time, not wall time: what else runs on the machine is no fault of the gateway.
+It measures CPU time, not wall time, because other processes on the machine must not affect the result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MeasuredGateway:
         self._process, self.url = process, url
 
     async def cost(self) -> Cost:
-        """Since it was asked last."""
+        """Return the cost since the previous call."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"\n")
@@ -67,7 +67,7 @@ async def measured_gateway(environ: Mapping[str, str]) -> AsyncIterator[Measured
         await process.wait()
 
 
-# ── inside ───────────────────────────────────────────────────────────────────────────────────────
+# ── in the child process ───────────────────────────────────────────────────────────────────────────────────────
 
 _longest_s = 0.0
 
@@ -89,12 +89,12 @@ def _status(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _tell() -> None:
+def _report() -> None:
     global _longest_s
     print(
         json.dumps({"peak_bytes": _status("VmHWM"), "now_bytes": _status("VmRSS"), "longest_s": _longest_s}), flush=True
     )
-    (SELF / "clear_refs").write_text("5")  # proc(5): the peak is counted anew
+    (SELF / "clear_refs").write_text("5")  # proc(5): resets the peak
     _longest_s = 0.0
 
 
@@ -107,7 +107,7 @@ async def _serve(environ: Mapping[str, str]) -> None:
     async with running_gateway(**environ) as gateway:
         print(gateway.url, flush=True)
         while await reader.readline():
-            loop.call_soon(_tell)
+            loop.call_soon(_report)
             await asyncio.sleep(0)
 
 

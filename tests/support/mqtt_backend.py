@@ -1,4 +1,4 @@
-"""A backend that remembers what it ran, and can be held up; in the gateway's own loop."""
+"""A backend that counts its runs and can be held; it runs in the gateway's event loop."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ class CountingBackend(Backend[BackendSettings]):
         async for item in getattr(self, f"_{task.name}")(task.json):
             yield item
 
-    async def _tally(self, asked: Any) -> AsyncIterator[Result]:
-        CountingBackend.runs[asked["id"]] += 1
-        yield Result(json={"result": CountingBackend.runs[asked["id"]]})
+    async def _tally(self, body: Any) -> AsyncIterator[Result]:
+        CountingBackend.runs[body["id"]] += 1
+        yield Result(json={"result": CountingBackend.runs[body["id"]]})
 
-    async def _dawdle(self, asked: Any) -> AsyncIterator[Result]:
-        CountingBackend.runs[asked["id"]] += 1
+    async def _dawdle(self, body: Any) -> AsyncIterator[Result]:
+        CountingBackend.runs[body["id"]] += 1
         CountingBackend.active += 1
         CountingBackend.most_active = max(CountingBackend.most_active, CountingBackend.active)
-        await asyncio.sleep(random.uniform(0.0, 0.03))  # work, not synchronisation: answers get out of order
+        await asyncio.sleep(random.uniform(0.0, 0.03))  # work, not synchronisation: reorders the answers
         CountingBackend.active -= 1
-        yield Result(json={"result": asked["id"]})
+        yield Result(json={"result": body["id"]})
 
-    async def _hold(self, asked: Any) -> AsyncIterator[Result]:
-        CountingBackend.runs[asked["id"]] += 1
+    async def _hold(self, body: Any) -> AsyncIterator[Result]:
+        CountingBackend.runs[body["id"]] += 1
         CountingBackend.held.set()
         await CountingBackend.open.wait()
         yield Result(json={"result": "held"})
 
-    async def _parts(self, asked: Any) -> AsyncIterator[Part]:
-        for n in range(asked["n"]):
+    async def _parts(self, body: Any) -> AsyncIterator[Part]:
+        for n in range(body["n"]):
             yield Part(n)
             await asyncio.sleep(0)
 
-    async def _breaks(self, asked: Any) -> AsyncIterator[Part]:
+    async def _breaks(self, body: Any) -> AsyncIterator[Part]:
         yield Part(0)
         raise BackendFailed("it broke in the middle")
 
-    async def _huge(self, asked: Any) -> AsyncIterator[Result]:
-        yield Result(json={"result": "x" * asked["bytes"]})
+    async def _huge(self, body: Any) -> AsyncIterator[Result]:
+        yield Result(json={"result": "x" * body["bytes"]})

@@ -1,4 +1,4 @@
-"""Clients of the MQTT door: a device that keeps what it hears, and the programs people use."""
+"""MQTT clients: a device that records what it receives, and command-line programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_DELAY = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 
 
 class Answer:
-    """A message a device heard."""
+    """A message received by a device."""
 
     def __init__(self, message: aiomqtt.Message) -> None:
         properties = message.properties
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Device:
-    """A connected client; `heard` is all it was sent, in order."""
+    """A connected client; `received` holds every message in order."""
 
     def __init__(self, client: aiomqtt.Client, take: Callable[[Answer], None]) -> None:
         self.client, self._take = client, take
@@ -53,7 +53,7 @@ class Device:
             self._news.set()
 
     async def wait_until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
-        """What was heard, as soon as the claim about it holds. Raises TimeoutError."""
+        """Return the received messages as soon as `claim` holds for them. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not claim(self.received):
                 self._news.clear()
@@ -79,7 +79,7 @@ class Device:
         await self.publish(f"edge-gateway/req{path}", body, **more)
 
     async def ask(self, path: str, body: Any, correlation: bytes = b"1", **more: Any) -> Answer:
-        """Its one answer."""
+        """Send a request and return its answer."""
         before = len(self.received)
         await self.send(path, body, correlation, **more)
         await self.wait_until(lambda heard: any(answer.correlation == correlation for answer in heard[before:]))
@@ -111,7 +111,7 @@ async def streamed(lamp: Device, path: str, body: Any, **more: Any) -> list[Answ
 
 
 async def run(name: str, *args: str) -> bytes:
-    """A client program's standard output. Fails where it says it failed."""
+    """Return the standard output of a client program. Fails if its exit status is not 0."""
     process = await asyncio.create_subprocess_exec(program(name), *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = await process.communicate()
     assert process.returncode == 0, (process.returncode, out, err)
@@ -119,12 +119,12 @@ async def run(name: str, *args: str) -> bytes:
 
 
 class ReconnectingClient:
-    """A client with a session of its own that comes back after the broker does, and sends until it is heard."""
+    """A client with a persistent session that reconnects after a broker restart and sends until acknowledged."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._device: Device | None = None
-        self._is_there = asyncio.Event()
+        self._connected = asyncio.Event()
         self.answered: dict[bytes, list[Any]] = {}
         self._news = asyncio.Event()
 
@@ -134,29 +134,29 @@ class ReconnectingClient:
         options = {"identifier": "sturdy", "clean_start": False, "properties": connect}
         while True:
             with suppress(aiomqtt.MqttError):
-                async with device(self._port, ANSWERS, take=self._hear, **options) as self._device:
-                    self._is_there.set()
+                async with device(self._port, ANSWERS, take=self._record, **options) as self._device:
+                    self._connected.set()
                     await self._device.listening
-            self._is_there.clear()
-            await asyncio.sleep(0.02)  # a pause between tries, nobody waits for it
+            self._connected.clear()
+            await asyncio.sleep(0.02)  # a pause between attempts
 
-    def _hear(self, answer: Answer) -> None:
+    def _record(self, answer: Answer) -> None:
         assert answer.correlation is not None
         self.answered.setdefault(answer.correlation, []).append(answer.json)
         self._news.set()
 
     async def send(self, path: str, body: Any, correlation: bytes) -> None:
-        """Return when the broker has it."""
+        """Return when the broker has acknowledged the message."""
         while True:
-            await self._is_there.wait()
+            await self._connected.wait()
             assert self._device is not None
             with suppress(aiomqtt.MqttError):
                 await self._device.send(path, body, correlation)
                 return
-            await asyncio.sleep(0.02)  # a pause between tries
+            await asyncio.sleep(0.02)  # a pause between attempts
 
     async def until_answered(self, correlations: set[bytes], timeout_s: float = 40) -> None:
-        """Return when each of these was answered. Raises AssertionError naming those that were not."""
+        """Return when each correlation is answered. Raises AssertionError with the unanswered ones."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not correlations <= self.answered.keys():

@@ -1,4 +1,4 @@
-"""The other end of sd_notify(3): hears what a service tells systemd."""
+"""The systemd side of sd_notify(3): receives the notifications of a service."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WAIT_S = 20.0
 
 
 class NotifySocket:
-    """A datagram socket at `path`, for `NOTIFY_SOCKET`. `said` holds every assignment heard so far."""
+    """A datagram socket at `path`, for `NOTIFY_SOCKET`. `received` holds every assignment so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -21,7 +21,7 @@ class NotifySocket:
         self._socket.settimeout(WAIT_S)
 
     def wait_for(self, wanted: str) -> None:
-        """Returns once a message held the assignment `wanted`. Raises TimeoutError."""
+        """Return when a message contains the assignment `wanted`. Raises TimeoutError."""
         while True:
             lines = self._socket.recv(4096).decode().split("\n")
             self.received += lines
@@ -29,7 +29,7 @@ class NotifySocket:
                 return
 
     def count_of(self, wanted: str) -> int:
-        """How often the assignment `wanted` was said up to now; waits for nothing."""
+        """Return how often the assignment `wanted` was received so far, without waiting."""
         self._socket.setblocking(False)
         try:
             while True:

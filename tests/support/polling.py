@@ -1,4 +1,4 @@
-"""Waiting for what has no event of its own."""
+"""Polling for conditions that have no event."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from collections.abc import Callable
 async def wait_until(claim: Callable[[], object], timeout_s: float = 10.0) -> None:
     """Turn the loop until `claim` holds. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
-        while not claim():  # noqa: ASYNC110 (others know of no event for it either)
+        while not claim():  # noqa: ASYNC110 (no event exists for it)
             await asyncio.sleep(0)

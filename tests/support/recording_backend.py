@@ -1,4 +1,4 @@
-"""A backend that remembers every task it was ever given, and can fail them all, to tempt the gateway elsewhere."""
+"""A backend that records every task it receives, and can fail them all to trigger failover."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RecordingBackend(Backend[RecordingSettings]):
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         RecordingBackend.received.append((self.site, task))
         if self.settings.fails:
-            raise BackendUnavailable("it does not sing today")
+            raise BackendUnavailable("fails as configured")
         if task.kind == "task":
             yield Result(json={"result": "tweet"})
         else:
@@ -32,7 +32,7 @@ class RecordingBackend(Backend[RecordingSettings]):
 
 
 class DispatchingBackend(Backend[BackendSettings]):
-    """Has all it is asked done by somebody else, by a task that it makes itself."""
+    """Dispatches a newly created task for every task it receives."""
 
     tasks = ("made",)
 

@@ -1,4 +1,4 @@
-"""`Services` for a backend under test: it keeps what was logged and observed, and has nobody to dispatch to."""
+"""`Services` for a backend under test: they record log events and link samples, and cannot dispatch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gateway.plugin import BackendFailed, LinkSample, Result, Task
 
 
 class RecordingLog:
-    """A log that keeps its events as `(event, keys)`, and lets a test wait for one."""
+    """A log that records events as `(event, keys)`; a test can wait for an event."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -33,7 +33,7 @@ class RecordingLog:
 
 
 class RecordingServices:
-    """Services of a backend called `name`."""
+    """Services of a backend named `name`."""
 
     def __init__(self, name: str = "here") -> None:
         self.name = name
@@ -41,7 +41,7 @@ class RecordingServices:
         self.samples: list[LinkSample] = []
 
     async def dispatch(self, task: Task) -> Result:
-        raise BackendFailed("nobody to dispatch to in this test")
+        raise BackendFailed("no backend to dispatch to in this test")
 
     def observe(self, sample: LinkSample) -> None:
         self.samples.append(sample)

@@ -1,8 +1,8 @@
-"""Requests that two parsers might read differently, after RFC 9112: what is sent, and what may come back.
+"""Request smuggling (RFC 9112): requests that two parsers may read differently, with the allowed answers.
 
-Each hides HIDDEN where only a wrong reading finds a second request. `OK` is for what every recipient must accept: there
-HIDDEN is a body, and no more than that. A proxy in front marks what it forwards with TRACEPARENT: a request
-without the mark is one that the proxy took for a part of another.
+Each request contains HIDDEN where only an incorrect parser finds a second request. With status `OK` every recipient
+must accept the request; HIDDEN is then only its body. A proxy in front adds TRACEPARENT to every request it forwards. If
+a request arrives without it, the proxy has treated that request as part of another one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TRACEPARENT = f"00-{TRACE_ID}-{'6' * 16}-01"
 
 
 class Smuggled(NamedTuple):
-    """section: of RFC 9112, unless it says another. status: our answer, with the connection closed unless it is OK."""
+    """section: of RFC 9112 unless another is named. status: of the answer; the connection closes unless it is OK."""
 
     name: str
     section: str
@@ -72,7 +72,7 @@ _TE = b"Transfer-Encoding: chunked"
 CODINGS = [
     _coding("length, then chunked", b"Content-Length: 5", _TE),
     _coding("chunked, then length", _TE, b"Content-Length: 5"),
-    _coding("length for all, chunked for none", _CL, _TE),
+    _coding("full length, then chunked with an empty body", _CL, _TE),
     _coding("two lengths and chunked", b"Content-Length: 5", b"Content-Length: 5", _TE),
     _coding("gzip, chunked", b"Transfer-Encoding: gzip, chunked"),
     _coding("chunked twice in one", b"Transfer-Encoding: chunked, chunked"),
@@ -98,7 +98,7 @@ CODINGS = [
     _coding("folded", b"Transfer-Encoding:\r\n chunked"),
     _coding("folded, with a length", b"Content-Length: 5", b"Transfer-Encoding:\r\n\tchunked"),
     Smuggled(
-        "coding: under HTTP/1.0, which has none",
+        "coding: under HTTP/1.0, which does not define it",
         "6.1",
         _post(
             b"Transfer-Encoding: chunked",
@@ -117,7 +117,7 @@ LENGTHS = [
     _length("two that differ", b"Content-Length: 0", _CL),
     _length("two that agree", _CL, _CL),
     _length("a list", b"Content-Length: 0, %d" % len(HIDDEN)),
-    _length("a list of equals", b"Content-Length: 0, 0"),
+    _length("a list of equal values", b"Content-Length: 0, 0"),
     _length("plus", b"Content-Length: +0"),
     _length("minus", b"Content-Length: -1"),
     _length("minus zero", b"Content-Length: -0"),
@@ -150,14 +150,14 @@ CHUNKS = [
     _chunk("space after", b"1 \r\n1\r\n0\r\n\r\n"),
     _chunk("superscript", b"\xb2\r\n11\r\n0\r\n\r\n"),
     _chunk("underscore", b"0_1\r\n1\r\n0\r\n\r\n"),
-    _chunk("no size", b"\r\n1\r\n0\r\n\r\n"),
-    _chunk("no number", b"x\r\n1\r\n0\r\n\r\n"),
+    _chunk("missing size", b"\r\n1\r\n0\r\n\r\n"),
+    _chunk("size not a number", b"x\r\n1\r\n0\r\n\r\n"),
     _chunk("too large for any integer", b"fffffffffffffffff\r\n1\r\n0\r\n\r\n"),
-    _chunk("more data than said", b"1\r\n11\r\n0\r\n\r\n"),
-    _chunk("no CRLF behind the data", b"1\r\n10\r\n\r\n"),
-    _chunk("LF behind the size", b"1\n1\r\n0\r\n\r\n"),
-    _chunk("CR behind the size", b"1\r1\r\n0\r\n\r\n"),
-    _chunk("LF behind the data", b"1\r\n1\n0\r\n\r\n"),
+    _chunk("more data than the chunk size", b"1\r\n11\r\n0\r\n\r\n"),
+    _chunk("missing CRLF after the data", b"1\r\n10\r\n\r\n"),
+    _chunk("LF after the size", b"1\n1\r\n0\r\n\r\n"),
+    _chunk("CR after the size", b"1\r1\r\n0\r\n\r\n"),
+    _chunk("LF after the data", b"1\r\n1\n0\r\n\r\n"),
     _chunk("LF in an extension", b"1;a\nb\r\n1\r\n0\r\n\r\n"),
     _chunk("CR in an extension", b"1;a\rb\r\n1\r\n0\r\n\r\n"),
     _chunk("NUL in an extension", b"1;a=\x00\r\n1\r\n0\r\n\r\n"),
@@ -181,18 +181,18 @@ LINES = [
     _line("http in small letters", b"GET /livez http/1.1"),
     _line("another protocol", b"GET /livez HTCPCP/1.1"),
     _line("the preface of HTTP/2", b"PRI * HTTP/2.0"),
-    _line("a space behind the version", b"GET /livez HTTP/1.1 x"),
+    _line("a space after the version", b"GET /livez HTTP/1.1 x"),
     _line("a space before the method", b" GET /livez HTTP/1.1"),
     _line("a space in the target", b"GET /li vez HTTP/1.1"),
     _line("a tab for a space", b"GET\t/livez\tHTTP/1.1"),
     _line("NUL in the target", b"GET /livez\x00 HTTP/1.1"),
     _line("bare CR in the target", b"GET /li\rvez HTTP/1.1"),
-    _line("a method that is no token", b"G@T /livez HTTP/1.1"),
+    _line("a method that is not a token", b"G@T /livez HTTP/1.1"),
     _line("a colon in the method", b"GET: /livez HTTP/1.1"),
     _line("CONNECT", b"CONNECT localhost:443 HTTP/1.1", 405),
     _line("TRACE", b"TRACE /livez HTTP/1.1", 405),
-    _line("another host's absolute target", b"GET http://evil.example/livez HTTP/1.1", 421),
-    _line("an absolute target of no host", b"GET http:///livez HTTP/1.1"),
+    _line("absolute target of another host", b"GET http://evil.example/livez HTTP/1.1", 421),
+    _line("absolute target without a host", b"GET http:///livez HTTP/1.1"),
     _line("a user in an absolute target", b"GET http://localhost@evil.example/livez HTTP/1.1"),
     _line("a target without a slash", b"GET livez HTTP/1.1"),
 ]
@@ -233,18 +233,18 @@ FIELDS = [
 ]
 
 HOSTS = [
-    _host("none"),
+    _host("missing"),
     _host("two", b"Host: localhost", b"Host: localhost"),
     _host("two that differ", b"Host: localhost", b"Host: evil.example"),
     _host("empty", b"Host:"),
     _host("a list", b"Host: localhost, evil.example"),
     _host("a path", b"Host: localhost/#@evil.example"),
     _host("a user", b"Host: user@localhost"),
-    _host("a port beyond ports", b"Host: localhost:99999"),
-    _host("a port that is none", b"Host: localhost:x"),
+    _host("a port above 65535", b"Host: localhost:99999"),
+    _host("a port that is not a number", b"Host: localhost:x"),
     _host("an open bracket", b"Host: [::1"),
-    _host("another's name", b"Host: evil.example", status=421),
-    _host("our name as another's", b"Host: localhost.evil.example", status=421),
+    _host("the name of another host", b"Host: evil.example", status=421),
+    _host("our name as a subdomain label", b"Host: localhost.evil.example", status=421),
     _host("a space in it", b"Host: local host"),
     _host("NUL in it", b"Host: localhost\x00"),
 ]

@@ -1,4 +1,4 @@
-"""A backend that takes its time to start and to stop: as long as the test wants."""
+"""A backend with a start and a stop that last until the test releases them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A backend with a task for every way a request can end, and a model that answers or streams.
 
-It runs in the gateway's own loop, so a test can hold its work and let go of it: `StubBackend.open` is the door that
-`wait` stands before, `StubBackend.waiting` says that somebody does, `StubBackend.left` that nobody waits any more, and
-`StubBackend.callers[who]` that the one who sent `{"who": who}` does. Sent `{"then": "down"}` it fails after that.
+It runs in the gateway's event loop, so a test can hold its work and release it. Task `wait` waits for the event
+`StubBackend.open`. While it waits, `StubBackend.waiting` is set, and `StubBackend.callers[NAME]` for a request with the
+member `"who": NAME`. Afterwards `StubBackend.left` is set. With `{"then": "down"}` the task fails after the wait.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class StubBackend(Backend[StubSettings]):
         yield Result(json={"result": [item * item for item in task.json["items"]]})
 
     async def _meet(self, task: Task) -> AsyncIterator[Result]:
-        """Squares, not before somebody else is at work too."""
+        """Return squares after `open` is set."""
         StubBackend.waiting.set()
         await StubBackend.open.wait()
         async for result in self._squares(task):
@@ -111,7 +111,7 @@ class StubBackend(Backend[StubSettings]):
 
     async def _gone(self, task: Task) -> AsyncIterator[Part]:
         yield Part(0)
-        raise BackendUnavailable("the desk went home in the middle")
+        raise BackendUnavailable("the desk became unavailable in the middle")
 
     async def _boom(self, task: Task) -> AsyncIterator[Any]:
         raise RuntimeError("a secret of the plugin")

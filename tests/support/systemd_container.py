@@ -1,4 +1,4 @@
-"""A Debian of its own under its own real systemd: made once by debootstrap, booted in two seconds, thrown away."""
+"""A Debian container with its own systemd: created once by debootstrap, booted in two seconds, then discarded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from support.programs import find
 BOX = Path(__file__).with_name("systemd_container.sh")
 BOX_ROOT = Path(__file__).with_name("debian_root.sh")
 NEEDS = ("debootstrap", "systemd-nspawn", "dpkg-deb", "nsenter", "unshare", "ps")
-# A prepared root; without it one is made.
+# A prepared root file system; if unset, one is created.
 PREPARED = os.environ.get("EDGE_GATEWAY_BOX_ROOT")
 
 
 def missing_prerequisites() -> str | None:
-    """What is missing for it, or None."""
+    """Return the missing prerequisite, or None."""
     if os.geteuid() != 0:
         return "needs root"
     absent = [name for name in NEEDS if find(name) is None]
@@ -26,7 +26,7 @@ def missing_prerequisites() -> str | None:
 
 
 def make_root(folder: Path) -> Path | None:
-    """A fresh root; None where the package source does not answer."""
+    """Create a fresh root file system. Returns None if the package source does not answer."""
     root = folder / "root"
     if PREPARED:
         subprocess.run(["cp", "-a", PREPARED, str(root)], check=True)  # with its devices
@@ -36,7 +36,7 @@ def make_root(folder: Path) -> Path | None:
 
 
 def build_deb(folder: Path, suffix: str = "") -> Path:
-    """The package of this checkout; `suffix` makes it another version."""
+    """Build the package of this checkout; `suffix` is appended to its version."""
     environ = os.environ | {"VERSION_SUFFIX": suffix}
     done = subprocess.run(
         ["sh", str(ROOT / "deploy" / "build_deb.sh"), str(folder)],
@@ -51,7 +51,7 @@ def build_deb(folder: Path, suffix: str = "") -> Path:
 
 
 def run_in(root: Path, script: Path) -> subprocess.CompletedProcess[str]:
-    """Boot, run a Python program in it, power off."""
+    """Boot the container, run a Python program in it, power off."""
     shutil.copy(script, root / "root" / script.name)
     command = ["bash", str(BOX), str(root), "/usr/bin/python3", f"/root/{script.name}"]
     return subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)

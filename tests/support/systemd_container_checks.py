@@ -1,4 +1,4 @@
-"""Runs inside the box, on its own Python alone: installs the package, breaks things, and says what it saw, as JSON."""
+"""Checks that run inside the container, on its Python alone: each prints its result as a line of JSON."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ENV_FILE = Path("/etc/edge-gateway/edge-gateway.env")
 URL = "http://127.0.0.1:8080"
 
 
-def say(what: str, value: Any) -> None:
-    print(json.dumps({what: value}), flush=True)
+def report(name: str, value: Any) -> None:
+    print(json.dumps({name: value}), flush=True)
 
 
 def sh(command: str) -> str:
@@ -53,15 +53,15 @@ def install(deb: str) -> str:
 
 def start_is_quick() -> None:
     took = []
-    for _ in range(3):  # the host has other things to do
+    for _ in range(3):  # the host may be loaded
         sh("systemctl stop edge-gateway.service")
         began = time.monotonic()
         sh("systemctl start edge-gateway.service")
         took.append(round(time.monotonic() - began, 3))
-    say("start_s", took)
+    report("start_s", took)
 
 
-def restart_refuses_nobody() -> None:
+def restart_refuses_no_client() -> None:
     failed: list[str] = []
     served: list[int] = []
     stop = threading.Event()
@@ -76,33 +76,35 @@ def restart_refuses_nobody() -> None:
             time.sleep(0.2)
 
     clients = [threading.Thread(target=client) for _ in range(100)]
-    for each in clients:
-        each.start()
+    for thread in clients:
+        thread.start()
     time.sleep(1.0)
     sh("systemctl restart edge-gateway.service")
     time.sleep(1.0)
     stop.set()
-    for each in clients:
-        each.join()
-    say("restart", {"served": len(served), "failed": failed[:3]})
+    for thread in clients:
+        thread.join()
+    report("restart", {"served": len(served), "failed": failed[:3]})
 
 
-def a_hung_loop_is_restarted() -> None:
+def hung_loop_is_restarted() -> None:
     before = show("MainPID")
-    os.kill(int(before), signal.SIGSTOP)  # as a loop that never turns: nobody says that all is well
-    say("hung_restarted", until(lambda: show("MainPID") not in (before, "0") and show("ActiveState") == "active", 30))
-    say("hung_result", sh("journalctl -u edge-gateway.service -o cat | grep -ci watchdog") != "0")
+    os.kill(int(before), signal.SIGSTOP)  # acts as a hung event loop: no watchdog notification is sent
+    report(
+        "hung_restarted", until(lambda: show("MainPID") not in (before, "0") and show("ActiveState") == "active", 30)
+    )
+    report("hung_result", sh("journalctl -u edge-gateway.service -o cat | grep -ci watchdog") != "0")
 
 
-def reload_takes_hold() -> None:
+def reload_applies_settings() -> None:
     text = ENV_FILE.read_text()
     ENV_FILE.write_text(text + "\nGATEWAY_MAX_BODY_BYTES=5\n")
     sh("systemctl reload edge-gateway.service")
     until(lambda: ask("/v1/tasks/add", b'{"a":10,"b":20}')[0] == 413, 5)
-    say("reloaded", ask("/v1/tasks/add", b'{"a":10,"b":20}')[0])
+    report("reloaded", ask("/v1/tasks/add", b'{"a":10,"b":20}')[0])
     ENV_FILE.write_text(text)
     sh("systemctl reload edge-gateway.service")
-    say("reloaded_back", until(lambda: ask("/v1/tasks/add", b'{"a":10,"b":20}')[0] == 200, 5))
+    report("reloaded_back", until(lambda: ask("/v1/tasks/add", b'{"a":10,"b":20}')[0] == 200, 5))
 
 
 def credentials_are_read() -> None:
@@ -118,39 +120,41 @@ def credentials_are_read() -> None:
     holder = sh(
         "cat /proc/$(systemctl show -P MainPID edge-gateway.service)/environ | tr '\\0' '\\n' | grep CREDENTIALS"
     )
-    say("credentials", {"directory": bool(holder), "serves": ask("/readyz")[0]})
-    say("canary", sh("journalctl -u edge-gateway.service -o cat; systemctl status -l edge-gateway").count("sk-canary"))
+    report("credentials", {"directory": bool(holder), "serves": ask("/readyz")[0]})
+    report(
+        "canary", sh("journalctl -u edge-gateway.service -o cat; systemctl status -l edge-gateway").count("sk-canary")
+    )
     drop_in.unlink()
     ENV_FILE.write_text(text)
     sh("systemctl daemon-reload; systemctl restart edge-gateway.service")
 
 
-def upgrade_and_rollback_keep_everything(old: str, new: str) -> None:
+def upgrade_and_rollback_keep_files(old: str, new: str) -> None:
     state = Path("/var/lib/edge-gateway/keys.json")
     state.write_text('{"keys": {}}')
     ENV_FILE.write_text(ENV_FILE.read_text() + "\nGATEWAY_STALL_S=29\n")
-    for what, deb in (("upgrade", new), ("rollback", old)):
+    for name, deb in (("upgrade", new), ("rollback", old)):
         install(deb)
         until(lambda: show("ActiveState") == "active")
         version = sh("dpkg-query -W -f '${Version}' edge-gateway")
         kept = state.exists() and "GATEWAY_STALL_S=29" in ENV_FILE.read_text()
-        say(what, {"version": version, "kept": kept, "serves": ask("/v1/tasks/add", b'{"a":1,"b":2}')[0]})
+        report(name, {"version": version, "kept": kept, "serves": ask("/v1/tasks/add", b'{"a":1,"b":2}')[0]})
 
 
 def main() -> None:
     old, new = sorted((str(path) for path in Path("/root").glob("*.deb")), key=len)
-    say("install", install(old)[-300:])
-    say("active", until(lambda: show("ActiveState") == "active", 10))
-    say("serves", ask("/v1/tasks/add", b'{"a":10,"b":20}')[1].decode())
-    say("security", sh("systemd-analyze security --no-pager edge-gateway.service | tail -1"))
-    say("verify", sh("systemd-analyze verify edge-gateway.service edge-gateway.socket 2>&1 | grep edge-gateway"))
+    report("install", install(old)[-300:])
+    report("active", until(lambda: show("ActiveState") == "active", 10))
+    report("serves", ask("/v1/tasks/add", b'{"a":10,"b":20}')[1].decode())
+    report("security", sh("systemd-analyze security --no-pager edge-gateway.service | tail -1"))
+    report("verify", sh("systemd-analyze verify edge-gateway.service edge-gateway.socket 2>&1 | grep edge-gateway"))
     start_is_quick()
-    restart_refuses_nobody()
-    reload_takes_hold()
+    restart_refuses_no_client()
+    reload_applies_settings()
     credentials_are_read()
-    a_hung_loop_is_restarted()
-    upgrade_and_rollback_keep_everything(old, new)
-    say(
+    hung_loop_is_restarted()
+    upgrade_and_rollback_keep_files(old, new)
+    report(
         "purge", sh("dpkg -P edge-gateway; ls -d /opt/edge-gateway/lib /var/lib/edge-gateway 2>&1 | grep -vc 'No such'")
     )
 
@@ -159,4 +163,4 @@ if __name__ == "__main__":
     try:
         main()
     finally:
-        say("journal", sh("journalctl -u edge-gateway.service -o cat -n 40"))
+        report("journal", sh("journalctl -u edge-gateway.service -o cat -n 40"))

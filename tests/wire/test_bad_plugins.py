@@ -22,7 +22,9 @@ from support.wiring import backend
 
 FAULTY = backend("bad", "support.faulty_backend:FaultyBackend")
 SLEEP = next(
-    n for n, line in enumerate(Path(faulty_backend.__file__).read_text().splitlines(), 1) if "this is the sin" in line
+    n
+    for n, line in enumerate(Path(faulty_backend.__file__).read_text().splitlines(), 1)
+    if "this blocks the loop" in line
 )
 
 
