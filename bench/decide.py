@@ -1,9 +1,10 @@
-"""What a decision costs, and a re-bind pass over long lines, in microseconds of one core.
+"""The cost of a decision and of a re-bind pass over long queues, in microseconds of one core.
 
     ./run bench decide [--json FILE]
 
-A decision is `Lanes.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
-(an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
+A decision is `Lanes.choose`: it forecasts three candidates from board and lanes and orders them. The lanes are in use:
+an edge box with two running and some waiting requests, and two clouds with uploads in flight. Every decision has a
+different size.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def work(number: int, allowed: tuple[str, ...] = NAMES) -> Work:
 
 
 def lanes_in_use(requests: int) -> Lanes:
-    """Lanes with a learned class, every slot of the box taken, and `requests` lined up where they like."""
+    """Return lanes with a learned class, all edge slots busy, and `requests` queued where the policy puts them."""
     board = Board(time.monotonic)
     lanes = Lanes(board, Policy(), time.monotonic)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
@@ -60,7 +61,7 @@ def lanes_in_use(requests: int) -> Lanes:
 
 
 def timed_us(action: Callable[[int], object], times: int) -> list[float]:
-    """Each call's microseconds, sorted; the collector stays out of it, as it is no part of a decision."""
+    """Return the sorted microseconds of each call, with the garbage collector disabled."""
     found = []
     gc.disable()
     try:
@@ -74,7 +75,7 @@ def timed_us(action: Callable[[int], object], times: int) -> list[float]:
 
 
 def decisions_us(requests: int) -> list[float]:
-    """Choosing among three."""
+    """Time choices among three backends."""
     lanes = lanes_in_use(requests)
     works = [work(number) for number in range(DECISIONS)]
     timed_us(lambda number: lanes.choose(works[number], QUERY, ALL), WARM_UP)
@@ -82,7 +83,7 @@ def decisions_us(requests: int) -> list[float]:
 
 
 def passes_us(requests: int) -> list[float]:
-    """Passes over the lines; the first ones move some, the others find that nobody gains."""
+    """Time re-bind passes; the first ones move requests, the later ones find no better backend."""
     lanes = lanes_in_use(requests)
     return timed_us(lambda number: lanes.tick(), PASSES)
 

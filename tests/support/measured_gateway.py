@@ -67,7 +67,7 @@ async def measured_gateway(environ: Mapping[str, str]) -> AsyncIterator[Measured
         await process.wait()
 
 
-# ── in the child process ───────────────────────────────────────────────────────────────────────────────────────
+# ── in the child process ─────────────────────────────────────────────────────────────────────────
 
 _longest_s = 0.0
 

@@ -1,8 +1,8 @@
 """Request smuggling (RFC 9112): requests that two parsers may read differently, with the allowed answers.
 
 Each request contains HIDDEN where only an incorrect parser finds a second request. With status `OK` every recipient
-must accept the request; HIDDEN is then only its body. A proxy in front adds TRACEPARENT to every request it forwards. If
-a request arrives without it, the proxy has treated that request as part of another one.
+must accept the request; HIDDEN is then only its body. A proxy in front adds TRACEPARENT to every request it forwards.
+If a request arrives without it, the proxy has treated that request as part of another one.
 """
 
 from __future__ import annotations
