@@ -204,11 +204,11 @@ async def test_client_error_is_passed_on_with_status_and_body(status: int) -> No
 
 
 async def test_client_error_keeps_the_retry_headers() -> None:
-    said = {"x-should-retry": "true", "Retry-After": "90000", "retry-after-ms": "250", "OpenAI-Version": "1"}
-    script = answer(json={"error": {"message": "busy"}}, status=409, headers=[*said.items(), ("Set-Cookie", "a=b")])
+    sent = {"x-should-retry": "true", "Retry-After": "90000", "retry-after-ms": "250", "OpenAI-Version": "1"}
+    script = answer(json={"error": {"message": "busy"}}, status=409, headers=[*sent.items(), ("Set-Cookie", "a=b")])
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
-    assert got.headers == said
+    assert got.headers == sent
 
 
 async def test_client_error_body_that_is_not_json_is_dropped() -> None:
@@ -228,11 +228,11 @@ async def test_missing_upstream_endpoint_raises_not_served(status: int, body: by
     assert raised.value.message == f"the upstream has no /v1/responses (status {status})"
 
 
-@pytest.mark.parametrize("said", [{"error": {"message": "no such model"}}, {"detail": "no such model"}])
-async def test_404_that_names_the_missing_model_is_passed_on(said: Any) -> None:
-    async with Upstream(answer(json=said, status=404)) as upstream, opened(upstream.url) as (backend, _):
+@pytest.mark.parametrize("sent", [{"error": {"message": "no such model"}}, {"detail": "no such model"}])
+async def test_404_that_names_the_missing_model_is_passed_on(sent: Any) -> None:
+    async with Upstream(answer(json=sent, status=404)) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
-    assert (got.status, got.value()) == (404, said)
+    assert (got.status, got.value()) == (404, sent)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ async def test_404_that_names_the_missing_model_is_passed_on(said: Any) -> None:
 async def test_peer_gateway_error_codes_map_to_exceptions(
     code: str, status: int, kind: type[Any], as_code: str
 ) -> None:
-    said = {"error": {"message": "in its words", "code": code}}
-    script = answer(json=said, status=status, headers=[("x-gateway-backend", "none")])
+    sent = {"error": {"message": "in its words", "code": code}}
+    script = answer(json=sent, status=status, headers=[("x-gateway-backend", "none")])
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(GatewayError) as raised:
             await result(backend, chat())
@@ -340,7 +340,7 @@ async def test_cut_or_broken_stream_raises_instead_of_ending(script: Any) -> Non
     assert failed.value.code in ("upstream_bad_response", "unavailable")
 
 
-def saying(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
+def choice_event(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": delta, "text": delta.get("content"), "finish_reason": reason}]}
 
 
@@ -352,15 +352,15 @@ TOKENS = b'{"model":"m","prompt":[1,2]}'
 @pytest.mark.parametrize(
     ("body", "kind", "events"),
     [
-        (b"{}", "chat", [saying(reason="", content="h")]),
-        (b"{}", "chat", [saying(reason="", content="h"), saying(reason="")]),
-        (TWO, "chat", [saying(content="h"), saying(reason="stop")]),
-        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(3)]),
-        (TWO, "chat", [saying(content="h", reason="stop"), saying(1, content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(tool_calls=[{"index": 0}]), "[DONE]"]),
-        (b"{}", "chat", [saying(content="h"), saying(function_call={"name": "f"}), "[DONE]"]),
-        (b"{}", "chat", [saying(role="assistant"), "[DONE]"]),
-        (b"{}", "chat", [saying(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
+        (b"{}", "chat", [choice_event(reason="", content="h")]),
+        (b"{}", "chat", [choice_event(reason="", content="h"), choice_event(reason="")]),
+        (TWO, "chat", [choice_event(content="h"), choice_event(reason="stop")]),
+        (FOUR, "completion", [choice_event(index, "stop", content="h") for index in range(3)]),
+        (TWO, "chat", [choice_event(content="h", reason="stop"), choice_event(1, content="h"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(tool_calls=[{"index": 0}]), "[DONE]"]),
+        (b"{}", "chat", [choice_event(content="h"), choice_event(function_call={"name": "f"}), "[DONE]"]),
+        (b"{}", "chat", [choice_event(role="assistant"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
     ],
     ids=[
         "empty reason",
@@ -384,13 +384,13 @@ async def test_stream_with_an_unfinished_choice_is_incomplete(body: bytes, kind:
 @pytest.mark.parametrize(
     ("body", "kind", "events"),
     [
-        (TWO, "chat", [saying(0, "stop", content="h"), saying(1, "stop", content="h")]),
-        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(4)]),
-        (TOKENS, "completion", [saying(reason="stop", content="h")]),
-        (TWO, "chat", [saying(reason="stop", content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(role="assistant"), saying(reason="stop"), "[DONE]"]),
-        (b"{}", "chat", [saying(reason="stop"), saying(content=""), {"choices": []}]),
+        (TWO, "chat", [choice_event(0, "stop", content="h"), choice_event(1, "stop", content="h")]),
+        (FOUR, "completion", [choice_event(index, "stop", content="h") for index in range(4)]),
+        (TOKENS, "completion", [choice_event(reason="stop", content="h")]),
+        (TWO, "chat", [choice_event(reason="stop", content="h"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(content="h"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(role="assistant"), choice_event(reason="stop"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(reason="stop"), choice_event(content=""), {"choices": []}]),
     ],
     ids=["two choices", "four choices", "token prompt", "n ignored", "no finish reason", "empty", "late chunk"],
 )

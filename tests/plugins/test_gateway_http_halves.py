@@ -31,8 +31,8 @@ def test_body_without_lone_surrogates_is_unchanged() -> None:
 
 @pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00"])
 async def test_answer_with_a_lone_surrogate_is_accepted(half: str) -> None:
-    said: dict[str, Any] = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi HALF"}}]}
-    body = json.dumps(said).replace("HALF", half).encode()
+    completion: dict[str, Any] = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi HALF"}}]}
+    body = json.dumps(completion).replace("HALF", half).encode()
     async with Upstream(answer(body)) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
     assert got.body == body.replace(half.encode(), b"\\ufffd")

@@ -133,19 +133,19 @@ async def test_request_on_a_fresh_connection_is_not_retried() -> None:
 
 
 async def test_unsolicited_bytes_are_not_taken_as_the_next_answer() -> None:
-    said = asyncio.Event()
+    stray_sent = asyncio.Event()
 
     async def answers_and_adds(talk: Any) -> None:
         await talk.send(whole(NOTHING))
         await ready.wait()
         await talk.send(whole(b'{"stray": true}'))
-        said.set()
+        stray_sent.set()
 
     ready = asyncio.Event()
     async with Upstream(answers_and_adds) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat())
         ready.set()
-        await said.wait()
+        await stray_sent.wait()
         second = {"choices": [{"message": {"second": True}}]}
         upstream.script = answer(json=second)
         assert (await result(backend, chat())).value() == second
@@ -172,8 +172,8 @@ async def test_server_timing_headers_split_the_wait_into_cloud_and_network() -> 
 
 
 async def test_server_timing_above_the_wait_is_capped_and_estimated_when_absent() -> None:
-    boasts = answer(NOTHING, headers=[("openai-processing-ms", "9000")])
-    async with Upstream(boasts) as upstream, opened(upstream.url) as (backend, _):
+    exaggerates = answer(NOTHING, headers=[("openai-processing-ms", "9000")])
+    async with Upstream(exaggerates) as upstream, opened(upstream.url) as (backend, _):
         _, account = await accounted(backend, chat())
         assert account.terms_us["network"] == 0
         assert account.terms_us["cloud"] < 1_000_000
@@ -240,15 +240,15 @@ async def test_stalled_answer_gives_no_link_sample(name: str) -> None:
                 pass
         begun = asyncio.Event()
 
-        async def asks() -> None:
+        async def send_request() -> None:
             async for _ in backend.run(chat(stream=is_stream)):
                 begun.set()
 
-        asking = asyncio.create_task(asks())
+        sending = asyncio.create_task(send_request())
         await (begun.wait() if is_stream else wait_until(lambda: len(upstream.requests) == 2))
-        asking.cancel()
+        sending.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await sending
     assert services.samples == []
 
 
@@ -341,10 +341,10 @@ async def test_health_check_reports_the_reason() -> None:
 
 
 async def test_upstream_with_a_slow_model_list_is_healthy() -> None:
-    told = asyncio.Event()
+    listed = asyncio.Event()
 
     async def slow(talk: Talk) -> None:
-        await told.wait()
+        await listed.wait()
         await talk.send(whole(b'{"data": [{"id": "m"}]}'))
 
     serves = by_path({"/livez": answer(json={}), "/v1/models": slow, "/v1/tasks": answer(json={"data": []})})
@@ -354,7 +354,7 @@ async def test_upstream_with_a_slow_model_list_is_healthy() -> None:
             assert backend.models is None
         assert [r.path for r in upstream.requests].count("/v1/models") == 1
         assert len(services.samples) == 3
-        told.set()
+        listed.set()
         await wait_until(lambda: backend.tasks is not None)
         assert backend.models == {"m": "m"}
         assert await backend.health() is None
@@ -419,11 +419,11 @@ def test_site_and_slots_default_to_cloud_and_16() -> None:
 async def test_html_health_answer_is_a_captive_portal_and_a_link_failure() -> None:
     async with (
         Upstream(answer(json={"error": "no"}, status=404)) as upstream,
-        opened(upstream.url, tasks="add") as (up, told),
+        opened(upstream.url, tasks="add") as (up, services),
     ):
         assert await up.health() is None
         upstream.script = answer(b"<html>Sign in</html>", content_type="text/html")
         assert "captive portal" in (await up.health() or "")
-        assert told.failures == ["captive portal"]
+        assert services.failures == ["captive portal"]
         upstream.script = answer(json={"error": "no"}, status=404)
         assert await up.health() is None

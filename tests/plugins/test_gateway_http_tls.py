@@ -64,7 +64,7 @@ async def test_certificate_of_the_configured_ca_is_accepted(ca: trustme.CA, ca_f
 
 
 @pytest.mark.parametrize(
-    ("names", "begins", "ends", "says"),
+    ("names", "begins", "ends", "reason"),
     [
         (["localhost"], -3, -1, "has expired"),
         (["localhost"], 1, 3, "not yet valid .*clock"),
@@ -72,12 +72,12 @@ async def test_certificate_of_the_configured_ca_is_accepted(ca: trustme.CA, ca_f
     ],
 )
 async def test_certificate_error_states_the_reason(
-    ca: trustme.CA, ca_file: str, names: list[str], begins: int, ends: int, says: str
+    ca: trustme.CA, ca_file: str, names: list[str], begins: int, ends: int, reason: str
 ) -> None:
     certificate = ca.issue_cert(*names, not_before=NOW + begins * DAY, not_after=NOW + ends * DAY)
     error = await refused(certificate, ca_file=ca_file)
     assert error.code == "upstream_tls_error"
-    assert re.search(says, error.message)
+    assert re.search(reason, error.message)
 
 
 async def test_unknown_ca_error_names_ca_file(ca_file: str) -> None:

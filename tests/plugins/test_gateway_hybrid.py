@@ -59,8 +59,8 @@ def test_items_are_returned_once_and_in_order(items: list[int], groups: int, yie
     services = HybridServices(after(yields[0]), after(yields[1]))
     result = asyncio.run(run(services, items, groups=groups))
     assert result.json == {"result": [n * n for n in items]}
-    twice = sum(task.items for task in services.asked) - len(items)
-    assert 0 <= twice <= max(task.items for task in services.asked or [work({})])
+    twice = sum(task.items for task in services.dispatched) - len(items)
+    assert 0 <= twice <= max(task.items for task in services.dispatched or [work({})])
 
 
 async def test_both_sides_receive_groups() -> None:
@@ -84,20 +84,22 @@ async def test_faster_side_receives_more_groups() -> None:
 async def test_other_arguments_are_copied_to_every_group() -> None:
     services = HybridServices()
     await hybrid(services).run(work({"items": [1, 2, 3], "unit": "mm"}))
-    assert [task.json["unit"] for task in services.asked] == ["mm", "mm", "mm"]
+    assert [task.json["unit"] for task in services.dispatched] == ["mm", "mm", "mm"]
 
 
 async def test_subtasks_carry_parent_id_depth_and_deadline() -> None:
     services = HybridServices()
     task = work({"items": [1, 2]})
     await hybrid(services).run(task)
-    assert {(child.parent_id, child.depth, child.deadline) for child in services.asked} == {(task.id, 1, task.deadline)}
+    assert {(child.parent_id, child.depth, child.deadline) for child in services.dispatched} == {
+        (task.id, 1, task.deadline)
+    }
 
 
 async def test_empty_list_is_answered_without_any_dispatch() -> None:
     services = HybridServices()
     assert (await run(services, [])).json == {"result": []}
-    assert services.asked == []
+    assert services.dispatched == []
 
 
 async def test_list_argument_name_is_configurable() -> None:
@@ -115,7 +117,7 @@ async def test_argument_that_is_not_a_list_raises_task_invalid(arguments: Any) -
     with pytest.raises(TaskInvalid, match="squares takes an object with a list 'items'") as caught:
         await hybrid(services).run(work(arguments))
     assert caught.value.param == "items"
-    assert services.asked == []
+    assert services.dispatched == []
 
 
 # ── locality ─────────────────────────────────────────────────────────────────────────────────────
@@ -155,7 +157,7 @@ async def test_group_is_moved_at_most_once() -> None:
     services = HybridServices(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
     with pytest.raises(BackendUnavailable):
         await run(services, [1])
-    assert len(services.asked) == 2
+    assert len(services.dispatched) == 2
 
 
 async def test_non_repeatable_group_is_not_moved_after_it_may_have_run() -> None:
@@ -176,7 +178,7 @@ async def test_task_invalid_or_missed_deadline_ends_the_request_at_once(error: E
     with pytest.raises(type(error)):
         await run(services, list(range(8)))
     assert services.cancelled == 1
-    assert len(services.asked) == 2
+    assert len(services.dispatched) == 2
 
 
 async def test_client_error_from_a_side_is_passed_on() -> None:
@@ -196,7 +198,7 @@ async def test_cancelling_the_hybrid_cancels_its_subtasks() -> None:
     both_asked = asyncio.Event()
 
     async def hang(task: Task) -> Result:
-        if len(services.asked) == 2:
+        if len(services.dispatched) == 2:
             both_asked.set()
         return await never(task)
 

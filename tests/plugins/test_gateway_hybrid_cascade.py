@@ -203,7 +203,7 @@ def test_chat_confidence_is_computed_from_token_log_probabilities() -> None:
     _, services, result = ask(answers(completed(-0.1, -0.3)), answers(BETTER), task=chat())
     assert mark(result) == "edge"
     assert float(result.headers["x-gateway-confidence"]) == pytest.approx(math.exp(-0.2), abs=1e-3)
-    assert services.asked[0].json["logprobs"] is True
+    assert services.dispatched[0].json["logprobs"] is True
     assert mark(ask(answers(completed(-1.0, -2.0)), answers(BETTER), task=chat())[2]) == "cloud"
 
 
@@ -237,7 +237,7 @@ def test_edge_without_log_probabilities_is_retried_without_them() -> None:
 def test_stream_request_is_dispatched_as_a_whole_request() -> None:
     task = chat(stream=True, stream_options={"include_usage": True})
     _, services, _ = ask(answers(completed(-0.1)), answers(BETTER), task=task)
-    assert all(each.stream is False and "stream" not in each.json for each in services.asked)
+    assert all(each.stream is False and "stream" not in each.json for each in services.dispatched)
 
 
 def test_stream_field_of_a_form_is_removed() -> None:
@@ -245,7 +245,7 @@ def test_stream_field_of_a_form_is_removed() -> None:
     files = {"file": Upload(b"RIFF")}
     task = Task(kind="transcription", name="m", deadline=300.0, fields=fields, files=files, stream=True)
     _, services, _ = ask(answers(UNSURE), answers(BETTER), task=task)
-    assert [dict(each.fields or {}) for each in services.asked] == [{"model": "m"}] * 2
+    assert [dict(each.fields or {}) for each in services.dispatched] == [{"model": "m"}] * 2
 
 
 @pytest.mark.parametrize("answer", [{"result": 1, "confidence": 0.7}, {"result": {"label": "cat", "confidence": 0.7}}])

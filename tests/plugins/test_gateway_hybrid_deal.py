@@ -26,7 +26,7 @@ def deal(count: int, here: Pace | None = None, there: Pace | None = None, **sett
 
 
 @dataclass
-class Game:
+class Simulation:
     """Run a deal to its end: a group takes `seconds(group, n)`, and fails after that time if it is negative."""
 
     table: Deal
@@ -97,10 +97,10 @@ def test_each_item_is_answered_once_for_any_group_durations(
     count: int, durations: list[float], slots: int, priors: tuple[float | None, float | None]
 ) -> None:
     table = deal(count, pace(priors[0], most=slots, at_first=slots), pace(priors[1], 0.05, most=16, at_first=2))
-    game = Game(table)
-    assert game.play(lambda group, n: durations[n % len(durations)])
-    assert covers(game.spans(), count)
-    assert game.twins <= 1
+    simulation = Simulation(table)
+    assert simulation.play(lambda group, n: durations[n % len(durations)])
+    assert covers(simulation.spans(), count)
+    assert simulation.twins <= 1
 
 
 @settings(deadline=None)
@@ -111,56 +111,56 @@ def test_failures_at_one_side_are_done_by_the_other(count: int, fates: list[floa
     def seconds(group: Group, n: int) -> float:
         return 0.1 if group.side == "here" else fates[n % len(fates)]
 
-    game = Game(deal(count, pace(most=2, at_first=2), pace(most=8, at_first=2)))
-    assert game.play(seconds)
-    assert covers(game.spans(), count)
+    simulation = Simulation(deal(count, pace(most=2, at_first=2), pace(most=8, at_first=2)))
+    assert simulation.play(seconds)
+    assert covers(simulation.spans(), count)
 
 
 def test_deal_fails_when_both_sides_fail() -> None:
-    game = Game(deal(10))
-    assert not game.play(lambda group, n: -0.01)
+    simulation = Simulation(deal(10))
+    assert not simulation.play(lambda group, n: -0.01)
 
 
 def test_hung_groups_are_done_by_the_other_side() -> None:
-    game = Game(deal(40, pace(most=2, at_first=2), pace(most=4, at_first=2)))
-    assert game.play(lambda group, n: 0.05 if group.side == "here" else 1e6)
-    assert covers(game.spans(), 40)
-    assert game.now < 5.0
+    simulation = Simulation(deal(40, pace(most=2, at_first=2), pace(most=4, at_first=2)))
+    assert simulation.play(lambda group, n: 0.05 if group.side == "here" else 1e6)
+    assert covers(simulation.spans(), 40)
+    assert simulation.now < 5.0
 
 
 def test_side_that_cannot_finish_in_time_receives_no_group() -> None:
-    game = Game(deal(20, pace(0.01), pace(0.01, overhead_s=5.0, most=16)))
-    assert game.play(lambda group, n: 0.01 * group.items + (5.0 if group.side == "there" else 0.0))
-    assert {group.side for group in game.started} == {"here"}
+    simulation = Simulation(deal(20, pace(0.01), pace(0.01, overhead_s=5.0, most=16)))
+    assert simulation.play(lambda group, n: 0.01 * group.items + (5.0 if group.side == "there" else 0.0))
+    assert {group.side for group in simulation.started} == {"here"}
 
 
 def test_faster_side_does_more_and_both_end_together() -> None:
     speeds = {"here": 0.04, "there": 0.02}
-    game = Game(deal(60))
-    assert game.play(lambda group, n: speeds[group.side] * group.items)
-    done = {side: sum(group.items for group in game.answered if group.side == side) for side in speeds}
+    simulation = Simulation(deal(60))
+    assert simulation.play(lambda group, n: speeds[group.side] * group.items)
+    done = {side: sum(group.items for group in simulation.answered if group.side == side) for side in speeds}
     assert done["there"] == pytest.approx(40, abs=4)
-    assert game.now < 1.12 * 0.8
+    assert simulation.now < 1.12 * 0.8
 
 
 def test_group_size_decreases_towards_the_end() -> None:
-    game = Game(deal(1000, pace(0.01), pace(0.01)))
-    assert game.play(lambda group, n: 0.01 * group.items)
-    sizes = [group.items for group in game.started]
+    simulation = Simulation(deal(1000, pace(0.01), pace(0.01)))
+    assert simulation.play(lambda group, n: 0.01 * group.items)
+    sizes = [group.items for group in simulation.started]
     assert max(sizes) <= 1000 / 16 + 1
     assert max(sizes[-4:]) <= 4
 
 
 def test_cheap_items_are_sent_in_larger_groups() -> None:
-    game = Game(deal(1000, pace(1e-4), pace(1e-4)))
-    assert game.play(lambda group, n: 1e-4 * group.items)
-    assert len(game.started) < 40
+    simulation = Simulation(deal(1000, pace(1e-4), pace(1e-4)))
+    assert simulation.play(lambda group, n: 1e-4 * group.items)
+    assert len(simulation.started) < 40
 
 
 def test_non_repeatable_items_never_run_twice() -> None:
-    game = Game(deal(30, pace(0.01), pace(0.01), repeatable=False))
-    assert game.play(lambda group, n: 0.01 * group.items if group.side == "here" else 3.0)
-    assert sum(group.items for group in game.started) == 30
+    simulation = Simulation(deal(30, pace(0.01), pace(0.01), repeatable=False))
+    assert simulation.play(lambda group, n: 0.01 * group.items if group.side == "here" else 3.0)
+    assert sum(group.items for group in simulation.started) == 30
 
 
 def test_pause_after_a_refusal_doubles_each_time() -> None:
@@ -201,12 +201,12 @@ def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> i
     def seconds(group: Group, n: int) -> float:
         nonlocal most
         most = max(most, group.at_once)
-        begun = max(game.now + rtt_s, heapq.heappop(free))
+        begun = max(simulation.now + rtt_s, heapq.heappop(free))
         heapq.heappush(free, begun + item_s * group.items)
-        return begun + item_s * group.items - game.now
+        return begun + item_s * group.items - simulation.now
 
-    game = Game(table)
-    assert game.play(seconds)
+    simulation = Simulation(table)
+    assert simulation.play(seconds)
     return most
 
 

@@ -38,7 +38,7 @@ def ask(hybrid: Hybrid, **changes: Any) -> tuple[float, Result]:
 def test_answer_in_time_needs_no_hedge() -> None:
     hybrid, services = hedge(takes(0.1, answers(FIRST)), raises(AssertionError("dispatched to the cloud")))
     assert ask(hybrid)[1] == FIRST
-    assert len(services.asked) == 1
+    assert len(services.dispatched) == 1
 
 
 def test_late_side_is_hedged_after_its_p95_and_cancelled_when_it_loses() -> None:
@@ -57,7 +57,7 @@ def test_late_first_side_wins_and_the_hedge_is_cancelled() -> None:
 def test_side_with_the_lower_prediction_is_tried_first() -> None:
     hybrid, services = hedge(answers(FIRST), answers(SECOND), Predictions(here=0.5, there=0.1))
     assert ask(hybrid)[1] == SECOND
-    assert len(services.asked) == 1
+    assert len(services.dispatched) == 1
 
 
 def test_failure_answer_does_not_win_the_race() -> None:
@@ -84,7 +84,7 @@ def test_task_invalid_is_raised_without_a_second_dispatch() -> None:
     hybrid, services = hedge(raises(TaskInvalid("wrong")), answers(SECOND))
     with pytest.raises(TaskInvalid):
         ask(hybrid)
-    assert len(services.asked) == 1
+    assert len(services.dispatched) == 1
 
 
 def test_edge_only_task_is_never_hedged_to_the_cloud() -> None:
@@ -100,13 +100,13 @@ def test_edge_only_task_is_never_hedged_to_the_cloud() -> None:
 def test_non_repeatable_task_is_not_hedged() -> None:
     hybrid, services = hedge(takes(9.0, answers(FIRST)), answers(SECOND), repeatable=False)
     assert ask(hybrid)[1] == FIRST
-    assert len(services.asked) == 1
+    assert len(services.dispatched) == 1
 
 
 def test_side_without_a_prediction_is_not_hedged_to() -> None:
     hybrid, services = hedge(takes(9.0, answers(FIRST)), answers(SECOND), Predictions(here=0.1))
     assert ask(hybrid)[1] == FIRST
-    assert len(services.asked) == 1
+    assert len(services.dispatched) == 1
 
 
 def test_cancelling_the_hedge_cancels_both_sides() -> None:

@@ -106,10 +106,10 @@ def test_group_refused_with_413_moves_to_the_other_side() -> None:
 
 
 def test_answer_with_missing_items_is_repeated_at_the_other_side() -> None:
-    async def forgets_one(task: Task) -> Result:
+    async def drops_one(task: Task) -> Result:
         return Result(json={"result": [n * n for n in task.json["items"][1:]]})
 
-    services = HybridServices(squares, forgets_one)
+    services = HybridServices(squares, drops_one)
     assert scatter(services, ITEMS)[1].json == {"result": [n * n for n in ITEMS]}
     assert "upstream_bad_response" in [keys.get("error") for keys in services.log.keys]
 
@@ -198,7 +198,7 @@ def test_embeddings_of_both_sides_are_merged_with_continuous_indexes() -> None:
     assert [read(one) for one in answer["data"]] == [vector(text) for text in texts]
     assert services.dispatched_to(HERE)
     assert services.dispatched_to(THERE)
-    assert all(task.json["dimensions"] == 2 for task in services.asked)
+    assert all(task.json["dimensions"] == 2 for task in services.dispatched)
 
 
 def test_token_usage_of_the_groups_is_summed() -> None:
@@ -223,7 +223,7 @@ def test_single_input_is_sent_unchanged_to_the_faster_side() -> None:
     task = Task(kind="embeddings", name="vectors", deadline=1e6, body=b'{"input":"alone"}')
     with virtual_time() as runner:
         runner.run(hybrid.run(task))
-    (asked,) = services.asked
+    (asked,) = services.dispatched
     assert (asked.pin, asked.body) == (THERE, task.body)
 
 

@@ -22,7 +22,7 @@ from support.hybrid_services import HERE, THERE, HybridServices, Side
 from support.virtual_time import virtual_time
 
 RATE = 8000
-SAID = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
 def wav(samples: array[int], *, width: int = 2, channels: int = 1, rate: int = RATE) -> bytes:
@@ -47,7 +47,7 @@ def words(count: int, word_s: float = 2.6, pause_s: float = 0.4, channels: int =
     return sound
 
 
-def hear(data: bytes) -> list[tuple[str, float, float]]:
+def decode_words(data: bytes) -> list[tuple[str, float, float]]:
     """Return the words in a recording, decoded from their loudness, with start and end in seconds."""
     sound, found = Wav(data), []
     loudness = sound.loudness(0, sound.seconds)
@@ -57,13 +57,13 @@ def hear(data: bytes) -> list[tuple[str, float, float]]:
             began = at
         elif level <= 500 and began is not None:
             peak = sorted(loudness[began:at])[(at - began) // 2]
-            found.append((SAID[min(max(round((2 * peak - 4000) / 1000), 0), 11)], began / 100, at / 100))
+            found.append((WORDS[min(max(round((2 * peak - 4000) / 1000), 0), 11)], began / 100, at / 100))
             began = None
     return found
 
 
-async def listens(task: Task) -> Result:
-    said = hear(task.files["file"].data)
+async def transcribes(task: Task) -> Result:
+    said = decode_words(task.files["file"].data)
     await asyncio.sleep(0.5 * len(said))
     timed = [{"word": word, "start": start, "end": end} for word, start, end in said]
     segments = [{"id": 0, "start": said[0][1], "end": said[-1][2], "text": " ".join(word for word, _, _ in said)}]
@@ -71,12 +71,12 @@ async def listens(task: Task) -> Result:
     return Result(json=whole, confidence=0.8)
 
 
-async def far_away(task: Task) -> Result:
+async def upstream(task: Task) -> Result:
     """An upstream: it receives the form, and its answer is a body."""
     parsed = multipart.collect(multipart.parse(task.content_type, task.body))
     assert parsed.files["file"].data == task.files["file"].data
     assert parsed.fields["response_format"] == "verbose_json"
-    return Result(body=msgspec.json.encode((await listens(task)).json))
+    return Result(body=msgspec.json.encode((await transcribes(task)).json))
 
 
 def transcribe(edge: Side, cloud: Side, data: bytes, **fields: Any) -> tuple[HybridServices, Result]:
@@ -128,17 +128,17 @@ def test_non_wav_upload_is_not_divided(data: bytes) -> None:
 
     services, result = transcribe(any_text, any_text, data)
     assert result.json == {"text": "heard"}
-    assert [task.files["file"].data for task in services.asked] == [data]
+    assert [task.files["file"].data for task in services.dispatched] == [data]
 
 
 def test_long_recording_is_transcribed_by_both_sides_with_correct_times() -> None:
     data = wav(words(12))
-    services, result = transcribe(listens, far_away, data)
-    assert result.json["text"].split() == SAID
+    services, result = transcribe(transcribes, upstream, data)
+    assert result.json["text"].split() == WORDS
     assert services.dispatched_to(HERE)
     assert services.dispatched_to(THERE)
-    expected = hear(data)
-    assert [one["word"] for one in result.json["words"]] == SAID
+    expected = decode_words(data)
+    assert [one["word"] for one in result.json["words"]] == WORDS
     for one, (_, start, end) in zip(result.json["words"], expected, strict=True):
         assert (one["start"], one["end"]) == (pytest.approx(start, abs=0.03), pytest.approx(end, abs=0.03))
     assert [one["id"] for one in result.json["segments"]] == list(range(len(result.json["segments"])))
@@ -147,7 +147,7 @@ def test_long_recording_is_transcribed_by_both_sides_with_correct_times() -> Non
 
 
 def test_confidence_is_the_mean_of_the_pieces() -> None:
-    _, result = transcribe(listens, listens, wav(words(6)))
+    _, result = transcribe(transcribes, transcribes, wav(words(6)))
     assert result.confidence == pytest.approx(0.8)
 
 
@@ -155,8 +155,8 @@ def test_answer_without_a_transcript_is_rejected() -> None:
     async def nothing(task: Task) -> Result:
         return Result(json={"words": []})
 
-    _, result = transcribe(listens, nothing, wav(words(8)))
-    assert result.json["text"].split() == SAID[:8]
+    _, result = transcribe(transcribes, nothing, wav(words(8)))
+    assert result.json["text"].split() == WORDS[:8]
     with pytest.raises(BackendFailed, match="was to answer with a transcript"):
         transcribe(nothing, nothing, wav(words(8)))
 

@@ -122,10 +122,10 @@ async def test_repeated_exception_at_one_line_is_logged_once_a_minute(
             monkeypatch.setattr("gateway_local.TELL_EVERY_S", every_s)
             with pytest.raises(BackendUnavailable):
                 await call(local, "confused", {"text": "x"})
-        told = [keys for event, keys in local.services.log.events if event == "local.raised"]
-    assert [keys["suppressed"] for keys in told] == [0, 2]
-    assert told[0]["traceback"].splitlines()[-1].endswith(".py:18 confused")
-    assert "len(5)" not in str(told)  # source text may contain a password, so it is never logged
+        logged = [keys for event, keys in local.services.log.events if event == "local.raised"]
+    assert [keys["suppressed"] for keys in logged] == [0, 2]
+    assert logged[0]["traceback"].splitlines()[-1].endswith(".py:18 confused")
+    assert "len(5)" not in str(logged)  # source text may contain a password, so it is never logged
 
 
 async def test_tasks_setting_accepts_a_list_or_a_map() -> None:

@@ -24,7 +24,7 @@ from gateway_speech.wav import RATE_HZ, read_pcm, resample, seconds_of
 from support.recording_services import RecordingServices
 
 RECORDING = Path(__file__).parents[2] / "gateway" / "demo" / "data" / "conveyor.wav"
-SAID = "turn on the conveyor belt and stop the machine"
+TEXT = "turn on the conveyor belt and stop the machine"
 
 
 def wav(samples: array[int] | bytes, *, rate_hz: int = RATE_HZ, channels: int = 1, width: int = 2) -> bytes:
@@ -48,7 +48,7 @@ def a_task(data: bytes | None) -> Task:
     )
 
 
-async def heard(speech: Any, data: bytes | None) -> Result:
+async def transcribed(speech: Any, data: bytes | None) -> Result:
     (result,) = [item async for item in speech.run(a_task(data))]
     assert isinstance(result, Result)
     return result
@@ -67,27 +67,27 @@ async def speech() -> AsyncIterator[WorkerBackend]:
 async def test_recording_is_transcribed_exactly_and_repeatably(speech: WorkerBackend) -> None:
     assert speech.models == {"pocketsphinx": "pocketsphinx"}
     assert speech.kinds == {"transcription"}
-    result = await heard(speech, RECORDING.read_bytes())
-    assert result.json["text"] == SAID
+    result = await transcribed(speech, RECORDING.read_bytes())
+    assert result.json["text"] == TEXT
     assert result.json["duration"] == pytest.approx(2.95, abs=0.05)
     assert result.json["language"] == "en"
-    assert [word["word"] for word in result.json["words"]] == SAID.split()
-    assert [segment["text"] for segment in result.json["segments"]] == [SAID]
+    assert [word["word"] for word in result.json["words"]] == TEXT.split()
+    assert [segment["text"] for segment in result.json["segments"]] == [TEXT]
     assert result.confidence is not None
     assert 0.5 < result.confidence <= 1
-    assert await heard(speech, RECORDING.read_bytes()) == result
+    assert await transcribed(speech, RECORDING.read_bytes()) == result
 
 
 async def test_stereo_at_48_khz_is_transcribed(speech: WorkerBackend) -> None:
     loud = array("h", (sample for sample in recorded() for _ in range(6)))
-    assert (await heard(speech, wav(loud, rate_hz=48_000, channels=2))).json["text"] == SAID
+    assert (await transcribed(speech, wav(loud, rate_hz=48_000, channels=2))).json["text"] == TEXT
 
 
 async def test_long_recording_is_transcribed_in_pieces_with_segments_at_pauses(speech: WorkerBackend) -> None:
     once = recorded() + array("h", bytes(RATE_HZ))  # plus half a second of silence
-    result = await heard(speech, wav(once * 7))
-    assert result.json["text"] == " ".join([SAID] * 7)
-    assert [segment["text"] for segment in result.json["segments"]] == [SAID] * 7
+    result = await transcribed(speech, wav(once * 7))
+    assert result.json["text"] == " ".join([TEXT] * 7)
+    assert [segment["text"] for segment in result.json["segments"]] == [TEXT] * 7
     starts = [segment["start"] for segment in result.json["segments"]]
     period_s = len(once) / RATE_HZ
     assert starts == pytest.approx([0.16 + n * period_s for n in range(7)], abs=0.1)
@@ -95,7 +95,7 @@ async def test_long_recording_is_transcribed_in_pieces_with_segments_at_pauses(s
 
 @pytest.mark.parametrize("seconds", [0, 0.005, 1, 25])
 async def test_silence_of_any_length_gives_an_empty_text(speech: WorkerBackend, seconds: float) -> None:
-    result = await heard(speech, wav(bytes(int(seconds * RATE_HZ) * 2)))
+    result = await transcribed(speech, wav(bytes(int(seconds * RATE_HZ) * 2)))
     assert result.json["text"] == ""
     assert result.json["segments"] == []
     assert result.confidence is None
@@ -103,7 +103,7 @@ async def test_silence_of_any_length_gives_an_empty_text(speech: WorkerBackend, 
 
 async def test_missing_upload_is_reported_with_its_field(speech: WorkerBackend) -> None:
     with pytest.raises(TaskInvalid, match="the multipart field `file` is missing") as caught:
-        await heard(speech, None)
+        await transcribed(speech, None)
     assert caught.value.param == "file"
 
 
@@ -115,13 +115,13 @@ async def test_grammar_limits_the_transcript(tmp_path: Path) -> None:
         "public <c> = turn (on | off) the conveyor belt and (start | stop) the machine;\n"
     )  # fmt: skip
     async with WorkerBackend(Speech, SpeechSettings(grammar=grammar), RecordingServices(), slots=1) as backend:
-        assert (await heard(backend, RECORDING.read_bytes())).json["text"] == SAID
+        assert (await transcribed(backend, RECORDING.read_bytes())).json["text"] == TEXT
 
 
 OTHER = "open the window | good morning | please close the door behind you | what a nice day it is today"
 
 
-@pytest.mark.parametrize(("sentences", "is_covered"), [(f"{SAID} | {OTHER}", True), (OTHER, False)])
+@pytest.mark.parametrize(("sentences", "is_covered"), [(f"{TEXT} | {OTHER}", True), (OTHER, False)])
 async def test_background_model_lowers_confidence_outside_the_grammar(
     tmp_path: Path, sentences: str, is_covered: bool
 ) -> None:
@@ -130,7 +130,7 @@ async def test_background_model_lowers_confidence_outside_the_grammar(
     grammar.write_text(f"#JSGF V1.0;\ngrammar c;\npublic <s> = {sentences};\n")
     settings = SpeechSettings(grammar=grammar, background=True)
     async with WorkerBackend(Speech, settings, RecordingServices(), slots=1) as backend:
-        results = [await heard(backend, RECORDING.read_bytes()) for _ in range(2)]
+        results = [await transcribed(backend, RECORDING.read_bytes()) for _ in range(2)]
     assert results[0] == results[1]
     assert ((results[0].confidence or 0.0) > 0.5) == is_covered, results[0]
 
@@ -232,11 +232,11 @@ def test_eight_bit_samples_are_unsigned() -> None:
 @pytest.mark.parametrize("rate_hz", [8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000])
 def test_resampled_tone_keeps_its_length_and_pitch(rate_hz: int) -> None:
     tone = array("h", (int(8000 * math.sin(2 * math.pi * 440 * n / rate_hz)) for n in range(rate_hz)))
-    heard = resample(tone, rate_hz)
-    assert len(heard) == pytest.approx(RATE_HZ, abs=2)
-    rises = sum(1 for a, b in pairwise(heard) if a < 0 <= b)
+    transcribed = resample(tone, rate_hz)
+    assert len(transcribed) == pytest.approx(RATE_HZ, abs=2)
+    rises = sum(1 for a, b in pairwise(transcribed) if a < 0 <= b)
     assert rises == pytest.approx(440, abs=1)
-    assert max(heard) == pytest.approx(8000, rel=0.05)
+    assert max(transcribed) == pytest.approx(8000, rel=0.05)
 
 
 # ── cutting and joining ──────────────────────────────────────────────────────────────────────────

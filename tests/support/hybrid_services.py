@@ -100,11 +100,11 @@ class HybridServices:
         self.sides = {HERE: edge, THERE: cloud}
         self.view = view or Predictions()
         self.log = EventLog()
-        self.asked: list[Task] = []
+        self.dispatched: list[Task] = []
         self.cancelled = 0
 
     async def dispatch(self, task: Task) -> Result:
-        self.asked.append(task)
+        self.dispatched.append(task)
         assert task.pin is not None
         try:
             return await self.sides[task.pin](task)
@@ -115,4 +115,4 @@ class HybridServices:
     def observe(self, sample: LinkSample) -> None: ...
 
     def dispatched_to(self, side: str) -> list[Task]:
-        return [task for task in self.asked if task.pin == side]
+        return [task for task in self.dispatched if task.pin == side]
