@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """An environment whose PATH contains the tools ./run uses, but not Python."""
+    """An environment with a PATH of the tools ./run uses, without Python."""
     for tool in TOOLS:
         found = shutil.which(tool)
         if found:

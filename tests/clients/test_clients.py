@@ -39,7 +39,7 @@ async def test_openai_clients_work_unchanged(program: str, path: str) -> None:
     assert found["completion"] == "go on"
     assert (found["embedding"], found["floats"]) == (SAID, SAID)  # requested in base64, and as floats
     assert found["relayed"] == VECTOR  # base64 from the upstream, and to the client
-    assert (found["heard as json"], found["heard as text"].strip()) == ("ten and twenty", "ten and twenty")
+    assert (found["transcribed as json"], found["transcribed as text"].strip()) == ("ten and twenty", "ten and twenty")
     assert found["response"] == "hello back"
     assert found["unknown"] == ["model_not_found", "model", True]
     assert found["headers"] == ["echo", True, True]

@@ -1,4 +1,4 @@
-"""llama.cpp's server behind the gateway, with a model whose answers are known (bench/llama_world)."""
+"""llama.cpp's server behind the gateway, with a model of known answers (bench/llama_world)."""
 
 from __future__ import annotations
 

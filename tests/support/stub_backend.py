@@ -122,7 +122,7 @@ class StubBackend(Backend[StubSettings]):
         yield
 
     async def _invalid(self, task: Task) -> AsyncIterator[Any]:
-        raise TaskInvalid("`colour` is no argument", param="colour")
+        raise TaskInvalid("unknown argument `colour`", param="colour")
         yield
 
     async def _fail(self, task: Task) -> AsyncIterator[Any]:

@@ -31,8 +31,8 @@ found["floats"] = ai.embeddings.create(model="echo", input="a text", encoding_fo
 found["relayed"] = ai.embeddings.create(model="embed", input=["a", "b"]).data[1].embedding
 for form in ("json", "text"):
     with open(recording, "rb") as file:
-        heard = ai.audio.transcriptions.create(model="whisper", file=file, response_format=form)
-    found[f"heard as {form}"] = heard if isinstance(heard, str) else heard.text
+        transcript = ai.audio.transcriptions.create(model="whisper", file=file, response_format=form)
+    found[f"transcribed as {form}"] = transcript if isinstance(transcript, str) else transcript.text
 found["response"] = ai.responses.create(model="gpt", input="hello").output_text
 try:
     ai.chat.completions.create(model="ecko", messages=HELLO)
