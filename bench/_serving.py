@@ -1,4 +1,4 @@
-"""Shared parts of the benchmarks: a real gateway in its own process, and its resource usage from the kernel."""
+"""Shared parts of the benchmarks: a gateway process and its resource usage."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ class Serving:
 
 @contextmanager
 def gateway(settings: Mapping[str, str], *wrapped: str) -> Iterator[Serving]:
-    """Run `edge-gateway serve`; `settings` by their last name. `wrapped`: a prefix command such as taskset.
+    """Run `edge-gateway serve`; `settings` by their last name.
+
+    `wrapped`: a prefix command such as taskset.
 
     Yields after READY. Raises RuntimeError if the gateway does not start.
     """

@@ -1,4 +1,4 @@
-"""Slowloris: 200 slow clients at once, their effect on an ordinary client, and the time until they are closed.
+"""Slowloris: the effect of 200 slow clients, and the time until they are closed.
 
     ./run bench attackers [--attackers N] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""The cost of a decision and of a re-bind pass over long queues, in microseconds of one core.
+"""The cost of a decision and of a re-bind pass, in microseconds of one core.
 
     ./run bench decide [--json FILE]
 
@@ -45,7 +45,10 @@ def work(number: int, allowed: tuple[str, ...] = NAMES) -> Work:
 
 
 def lanes_in_use(requests: int) -> Lanes:
-    """Return lanes with a learned class, all edge slots busy, and `requests` queued where the policy puts them."""
+    """Return lanes with a learned class and all edge slots busy.
+
+    `requests` are queued where the policy puts them.
+    """
     board = Board(time.monotonic)
     lanes = Lanes(board, Policy(), time.monotonic)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
@@ -61,7 +64,7 @@ def lanes_in_use(requests: int) -> Lanes:
 
 
 def timed_us(action: Callable[[int], object], times: int) -> list[float]:
-    """Return the sorted microseconds of each call, with the garbage collector disabled."""
+    """Return the sorted microseconds of each call, without garbage collection."""
     found = []
     gc.disable()
     try:
@@ -83,7 +86,10 @@ def decisions_us(requests: int) -> list[float]:
 
 
 def passes_us(requests: int) -> list[float]:
-    """Time re-bind passes; the first ones move requests, the later ones find no better backend."""
+    """Time re-bind passes.
+
+    The first ones move requests, the later ones find no better backend.
+    """
     lanes = lanes_in_use(requests)
     return timed_us(lambda number: lanes.tick(), PASSES)
 

@@ -1,4 +1,4 @@
-"""The hybrid's three modes, measured: scatter against static splits, cascade on speech, hedge on a heavy tail.
+"""The hybrid's modes: scatter against static splits, cascade, and hedge.
 
     ./run bench hybrid                       everything, about five minutes
     ./run bench hybrid --quick               the same with fewer repetitions

@@ -1,4 +1,4 @@
-"""The latency that the gateway adds to llama.cpp's server on this machine, against direct requests.
+"""The latency that the gateway adds to llama.cpp's server on this machine.
 
     ./run bench llama [--requests N] [--json FILE]
     ./run bench llama --url http://127.0.0.1:11434 --model llama3.2:3b      one that runs already, such as Ollama

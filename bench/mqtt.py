@@ -1,4 +1,6 @@
-"""The latency of MQTT requests: round trips at QoS 1 and 0 with echo, Nagle's algorithm off and on, on loopback.
+"""The latency of MQTT requests at QoS 1 and 0, with Nagle's algorithm off and on.
+
+The round trips are echo requests on loopback.
 
 ./run bench mqtt                 needs mosquitto
 ./run bench mqtt --queued 5000   also 5,000 requests queued at the broker: time and memory

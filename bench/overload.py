@@ -1,4 +1,4 @@
-"""Load shedding at five times the capacity: goodput, latency of admitted requests, and time to a refusal.
+"""Load shedding at five times the capacity: goodput, latency and refusals.
 
     ./run bench overload [--seconds N] [--json FILE]
 
@@ -89,7 +89,10 @@ async def serve_for(http: aiohttp.ClientSession, url: str, *, clients: int, seco
 async def flood(
     http: aiohttp.ClientSession, url: str, per_s: float, seconds: float
 ) -> tuple[list[float], list[float], int]:
-    """Send requests at a steady rate. Returns the seconds of the served and of the refused ones, and the others."""
+    """Send requests at a steady rate.
+
+    Returns the seconds of the served and of the refused ones, and the others.
+    """
     asked, count, began = [], int(per_s * seconds), time.monotonic()
     for n in range(count):
         await asyncio.sleep(max(0.0, began + n / per_s - time.monotonic()))

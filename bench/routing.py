@@ -1,4 +1,4 @@
-"""Routing decisions: the gateway's own modules against other policies and oracles, in a simulated world.
+"""Routing decisions: the gateway against other policies and oracles, simulated.
 
     ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 1200] [--without PART]
                         [--json FILE] [--plot FILE]

@@ -1,4 +1,6 @@
-"""Leak test: many requests, one in twenty faulty; measures the growth of memory and descriptors.
+"""Leak test: many requests, one in twenty faulty.
+
+It measures the growth of memory and descriptors.
 
     ./run bench soak [--requests N] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""The latency that a relay adds to each event of a stream: this gateway, a plain aiohttp relay, nginx.
+"""The latency a relay adds to stream events: this gateway, aiohttp, nginx.
 
     ./run bench sse [--seconds S] [--events-per-s N] [--json FILE]
 

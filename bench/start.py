@@ -44,7 +44,10 @@ SCENARIOS: Mapping[str, Mapping[str, str]] = {
 
 
 class Run(NamedTuple):
-    """One start. Times in seconds since exec, sizes in MB (10^6 bytes); worker sizes are summed."""
+    """One start. Times in seconds since exec, sizes in MB (10^6 bytes).
+
+    Worker sizes are summed.
+    """
 
     ready_s: float
     readyz_s: float

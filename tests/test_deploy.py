@@ -1,4 +1,4 @@
-"""The systemd unit as systemd parses it, and the notifications a real gateway process sends to systemd."""
+"""The systemd unit, and the notifications a gateway sends to systemd."""
 
 from __future__ import annotations
 

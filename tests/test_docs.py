@@ -109,7 +109,7 @@ def test_documented_client_limits_match_the_code() -> None:
 
 
 def assigned_reasons() -> set[str]:
-    """Return the reasons that dispatch writes into `record.reason`, in addition to the policy's."""
+    """Return the reasons that dispatch adds to the policy's in `record.reason`."""
     trees = (ast.parse(path.read_text()) for path in (ROOT / "gateway" / "dispatch").glob("*.py"))
     values = (
         node.value
@@ -201,7 +201,10 @@ def test_readme_commands_print_the_documented_output(tmp_path: Path) -> None:
 
 
 def as_typed(text: str, places: str) -> str:
-    """Add the checkout, which is not installed, to the path; repeat a grep until the log line is written."""
+    """Add the checkout, which is not installed, to the path.
+
+    Repeat a grep until the log line is written.
+    """
     text = text.replace("PYTHONPATH=.", f"PYTHONPATH=.:{places}")
     return f"until {text.strip()}; do sleep 0.05; done" if text.startswith("grep ") else text
 
@@ -209,7 +212,10 @@ def as_typed(text: str, places: str) -> str:
 @needs("curl")
 @pytest.mark.timeout(120)
 def test_tutorial_commands_print_the_documented_output_in_an_empty_folder(tmp_path: Path) -> None:
-    """`cd` persists between blocks, and a `python` block is written to the file it names."""
+    """`cd` persists between blocks.
+
+    A `python` block is written to the file it names.
+    """
     page = ROOT / "docs" / "plugins.md"
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     places = f"{ROOT}:{ROOT / 'plugins'}"  # the checkout is not installed

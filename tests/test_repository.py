@@ -1,4 +1,4 @@
-"""Tracked files: no machine paths, no package index hosts, complete locks, entry points that load."""
+"""Tracked files: paths, package hosts, locks and entry points."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def tracked() -> list[Path]:
 
 
 def index_hosts() -> set[str]:
-    """Return the package hosts in the configuration of pip, uv and apt on this machine."""
+    """Return the package hosts configured for pip, uv and apt on this machine."""
     texts = [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("PIP_", "UV_", "NPM_"))]
     pip = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False)
     apt = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]

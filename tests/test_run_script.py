@@ -1,4 +1,4 @@
-"""The ./run script as a subprocess: before it installs anything, and after installation."""
+"""The ./run script as a subprocess, before and after installation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Debian package on a real systemd: installation, restart, watchdog, upgrade and rollback."""
+"""The Debian package on a real systemd: install, restart, watchdog, upgrade."""
 
 from __future__ import annotations
 

@@ -141,7 +141,10 @@ class Pair:
         self.base, self.admin, self.wan, self.http, self._log = base, admin, way, http, log
 
     async def task(self, name: str, body: Any, **headers: str) -> tuple[float, Any, Mapping[str, str]]:
-        """Return the seconds taken, the answer and its headers. Raises AssertionError for any status but 200."""
+        """Return the seconds taken, the answer and its headers.
+
+        Raises AssertionError for any status but 200.
+        """
         began = time.monotonic()
         sent = {key.replace("_", "-"): value for key, value in headers.items()}
         async with self.http.post(f"{self.base}/v1/tasks/{name}", json=body, headers=sent) as answer:
@@ -163,7 +166,10 @@ class Pair:
 
 @asynccontextmanager
 async def pair(edge: Mapping[str, str], cloud: Mapping[str, str]) -> AsyncIterator[Pair]:
-    """Run both gateways; `edge` and `cloud` are variables without `GATEWAY_BACKENDS__`, {link} the cloud's address."""
+    """Run both gateways.
+
+    `edge` and `cloud` are variables without `GATEWAY_BACKENDS__`, {link} the cloud's address.
+    """
     with tempfile.TemporaryDirectory(prefix="edge-gateway-bench-") as name:
         folder = Path(name)
         edge_port, edge_admin, cloud_port, cloud_admin = choose_ports(0, 4)
@@ -233,7 +239,7 @@ def local(name: str, tasks: str, slots: int = 1) -> dict[str, str]:
 
 
 def scatter_pair() -> tuple[dict[str, str], dict[str, str]]:
-    """Run an edge and a cloud that each process one item at a time, and a hybrid over both."""
+    """Run a hybrid over an edge and a cloud that process one item at a time."""
     edge = {
         **local("LOCAL", '{"slow": "hybrid_world.tasks:at_edge"}'),
         "CLOUD__PLUGIN": "http",
@@ -263,7 +269,10 @@ def check_order(values: Sequence[int], count: int) -> tuple[int, int]:
 
 
 async def steady_pair(items: int = 60, edge_s: float = 0.04, cloud_s: float = 0.02, batches: int = 5) -> dict[str, Any]:
-    """Measure the policy's choice for a learned class against the ideal of both sides without overhead."""
+    """Measure the policy's choice for a learned class against the ideal.
+
+    The ideal is both sides without overhead.
+    """
     async with pair(*scatter_pair()) as both:
         await both.wan.steady(0.01)
         body = {"edge_s": edge_s, "cloud_s": cloud_s}
@@ -320,7 +329,7 @@ async def through_outages(items: int = 10_000, edge_s: float = 0.002, cloud_s: f
 
 
 async def over_uplinks(uplinks: Sequence[Uplink], batches: int, seed: int = 3) -> list[dict[str, Any]]:
-    """Run scatter and five static splits, each over the same section of the same uplink."""
+    """Run scatter and five static splits over the same section of an uplink."""
     from random import Random
 
     rng, out = Random(seed), []

@@ -1,4 +1,6 @@
-"""Scatter against every static split, in virtual time: the real plugin with two simulated sides.
+"""Scatter against every static split: the real plugin with simulated sides.
+
+It runs in virtual time.
 
 The edge has slots that each process one item at a time. The cloud is an uplink that sends one group after the other, a
 round trip, and servers. A static split gives the first m items to the cloud and the others to the edge; the best of
@@ -38,7 +40,10 @@ class Batch:
 
 
 def batches(uplink: Uplink, count: int, seed: int) -> list[Batch]:
-    """Return batches of which both sides can do a useful part, at random instants of the uplink."""
+    """Return batches of which both sides can do a useful part.
+
+    They start at random instants of the uplink.
+    """
     rng = random.Random(f"{uplink.name} {seed}")
     return [
         Batch(
@@ -59,7 +64,7 @@ def batches(uplink: Uplink, count: int, seed: int) -> list[Batch]:
 
 
 def static_s(batch: Batch, to_cloud: int) -> float:
-    """Return the seconds until both sides finish if the cloud gets its items in one group."""
+    """Return the seconds until both sides finish, with one group for the cloud."""
     at_edge = batch.items - to_cloud
     edge_s = -(-at_edge // batch.edge_slots) * batch.edge_item_s + CALL_S if at_edge else 0.0
     return max(edge_s, _cloud_s(batch, to_cloud) if to_cloud else 0.0)
@@ -79,7 +84,10 @@ def _cloud_s(batch: Batch, items: int) -> float:
 
 
 class World:
-    """Services and view of the plugin. Predictions are wrong by up to a third, as learned ones are."""
+    """Services and view of the plugin.
+
+    Predictions are wrong by up to a third, as learned ones are.
+    """
 
     name = "hybrid"
 
@@ -205,7 +213,10 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Return ratios to the best static split, and how often one side alone was faster although both were useful."""
+    """Return ratios to the best static split.
+
+    Also return how often one side alone was faster although both were useful.
+    """
     ratios = [each.ratio for each in outcomes]
     useful = [each for each in outcomes if each.both_useful]
     lost = [each for each in useful if each.scatter_s >= min(each.edge_s, each.cloud_s)]

@@ -1,4 +1,4 @@
-"""Hedging with 3 % of calls 20 to 40 times slower: the 99th percentile, and the extra calls."""
+"""Hedging with 3 % of calls 20 to 40 times slower: p99 and extra calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The tasks of the benchmark's gateways. Each item takes the requested time at either site."""
+"""The tasks of the benchmark's gateways.
+
+Each item takes the requested time at either site.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import time
 
 
 def at_edge(items: list, edge_s: float = 0.0, cloud_s: float = 0.0) -> list:
-    """Process one item after the other at the edge's speed; the answer identifies the items."""
+    """Process one item after the other at the edge's speed.
+
+    The answer identifies the items.
+    """
     return [_number(item, edge_s) for item in items]
 
 

@@ -1,4 +1,4 @@
-"""Uplinks as functions of time: the instant at which bytes handed over at an instant are sent.
+"""Uplinks as functions of time: bytes handed over, and when they are sent.
 
 Recorded ones are mahimahi traces (each line is the millisecond at which 1500 bytes may be sent; the file repeats);
 synthetic ones are seeded. Both are kept as bytes per 100 ms.
@@ -33,7 +33,7 @@ class Uplink:
         return rounds * self._sent[-1] + self._sent[step] + (rest_s - step * STEP_S) * self.rates[step]
 
     def finish_s(self, start_s: float, nbytes: float) -> float:
-        """Return the instant at which bytes handed over to an idle link at `start_s` are sent."""
+        """Return the instant at which bytes are sent on an idle link from `start_s`."""
         rounds, goal = divmod(self.sent_by(start_s) + nbytes, self._sent[-1])
         step = max(bisect_left(self._sent, goal) - 1, 0)
         rate = self.rates[step]
@@ -60,7 +60,10 @@ def steady(mbit: float = 8.0) -> Uplink:
 
 
 def fading(seed: int) -> Uplink:
-    """A logarithmic Ornstein-Uhlenbeck rate, as on a drive in a city, with fades below a tenth."""
+    """A logarithmic Ornstein-Uhlenbeck rate, with fades below a tenth.
+
+    It models a drive in a city.
+    """
     rng, log_rate, rates = random.Random(seed), 0.0, []
     for _ in range(6000):
         log_rate += -0.02 * log_rate + 0.25 * rng.gauss(0, 1)
@@ -83,7 +86,10 @@ def synthetic() -> list[Uplink]:
 
 
 def trace_of(uplink: Uplink, start_s: float, seconds: float) -> str:
-    """Return a section as a mahimahi trace for link emulation, ending with a send opportunity as required."""
+    """Return a section as a mahimahi trace for link emulation.
+
+    It ends with a send opportunity, as the format requires.
+    """
     lines, carried = [], 0.0
     for ms in range(1, int(seconds * 1000) + 1):
         carried += uplink.sent_by(start_s + ms / 1000) - uplink.sent_by(start_s + (ms - 1) / 1000)

@@ -57,7 +57,10 @@ def kept() -> list[Utterance]:
 
 
 def spoken() -> list[Utterance]:
-    """Return every sentence by every voice if flite is installed, otherwise the recordings in the repository."""
+    """Return every sentence by every voice if flite is installed.
+
+    Otherwise return the recordings in the repository.
+    """
     if shutil.which("flite") is None:
         return kept()
     return [Utterance(voice, text, _say(voice, text)) for voice, text in _all()]

@@ -1,4 +1,6 @@
-"""Run llama.cpp's server with the counting model and print its URL. Ends at the end of its input.
+"""Run llama.cpp's server with the counting model and print its URL.
+
+Ends at the end of its input.
 
 python server.py        needs `xllamacpp` (llama.cpp with its server, as wheels) and `gguf`
 """

@@ -1,4 +1,4 @@
-"""Seeded arrivals: bursty vision requests, LLM requests of a coding assistant, speech clips.
+"""Seeded arrivals: bursty vision, LLM requests of an assistant, speech clips.
 
 LLM sizes and gaps come from a recorded trace if one is available (Azure, TIMESTAMP,ContextTokens,GeneratedTokens),
 thinned to 15 %; otherwise from lognormals fitted to it, in clusters with the same coefficient of variation. Arrivals
@@ -55,7 +55,10 @@ def _poisson(rng: random.Random, rate: float, duration_s: float) -> list[float]:
 
 
 def _bursts(rng: random.Random, duration_s: float, load: float) -> list[float]:
-    """A camera behind a motion detector: 4 frames/s during motion (10 s), 0.3/s otherwise (20 s)."""
+    """A camera behind a motion detector.
+
+    It sends 4 frames/s during motion (10 s), 0.3/s otherwise (20 s).
+    """
     times: list[float] = []
     t, busy = 0.0, False
     while t < duration_s:

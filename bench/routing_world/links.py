@@ -1,4 +1,4 @@
-"""Uplinks as cumulative curves: bytes sent by an instant, and the instant at which a number of bytes is sent.
+"""Uplinks as cumulative curves of the bytes sent by an instant.
 
 Recorded links come from mahimahi traces (one line per 1500-byte packet, the millisecond it may leave; the file
 loops). Synthetic ones are seeded: the logarithm of the rate is an Ornstein-Uhlenbeck process, combined with fades,
@@ -22,7 +22,10 @@ MBIT = 1e6 / 8
 
 @dataclass
 class Link:
-    """One link over one run. `carrier`: instants at which the kernel reports the network lost or back."""
+    """One link over one run.
+
+    `carrier`: instants at which the kernel reports the network lost or back.
+    """
 
     name: str
     rates: list[float]  # bytes per second, one per step
@@ -128,7 +131,10 @@ def outage(seed: int, duration_s: float) -> Link:
 
 
 def handover(seed: int, duration_s: float) -> Link:
-    """Wi-Fi, LTE, no network for a tenth of the time, UMTS, Wi-Fi; the kernel reports each change."""
+    """Wi-Fi, LTE, no network for a tenth of the time, UMTS, Wi-Fi.
+
+    The kernel reports each change.
+    """
     rng = random.Random(f"handover/{seed}")
     cuts = [duration_s * part for part in (0.25, 0.45, 0.55, 0.8)]
     parts = [
@@ -157,5 +163,8 @@ SYNTHETIC: dict[str, Callable[[int, float], Link]] = {
 
 
 def rtt_of(name: str) -> float:
-    """Return a plausible round trip for a recorded network by its name; recordings contain none."""
+    """Return a plausible round trip for a recorded network by its name.
+
+    Recordings contain none.
+    """
     return 0.12 if "umts" in name.lower() or "3g" in name.lower() else 0.06

@@ -1,4 +1,6 @@
-"""The gateway's own measure, decide and lanes in the simulated world; this module replaces only dispatch.
+"""The gateway's own measure, decide and lanes in the simulated world.
+
+This module replaces only dispatch.
 
 The policy is not copied: `Board`, `Lanes` and `decide` are the production code on a virtual clock, and learn only
 from values that a live gateway can measure. O3 is the same lanes with every prediction replaced by the true value: the
@@ -197,7 +199,7 @@ class Gateway:
 
 
 class LateOracle(Gateway):
-    """O3: the same lanes with the true service times at both sites and the future of the link."""
+    """O3: the same lanes with the true service times and the link's future."""
 
     name = "O3 late-binding oracle"
 
@@ -241,7 +243,10 @@ class _Truth(Forecast):
 
 
 def leave_out(part: str) -> Policy:
-    """Disable one part of the gateway in this process. Returns the policy to run it with."""
+    """Disable one part of the gateway in this process.
+
+    Returns the policy to run it with.
+    """
     if part == "order":  # with this much aging only the arrival order counts
         work.AGING = forecast.AGING = 1e6
     elif part == "drift":

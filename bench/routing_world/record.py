@@ -10,7 +10,10 @@ from .arrivals import Request
 
 @dataclass
 class Record:
-    """Latencies by request id, in seconds; the site of each answer; the cost of the policy."""
+    """Latencies by request id, in seconds.
+
+    Also the site of each answer and the cost of the policy.
+    """
 
     policy: str
     latencies: dict[int, float] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""Tables and figures of runs: ratios to O1 as geometric means over links and seeds."""
+"""Tables and figures of runs.
+
+Ratios to O1 are geometric means over links and seeds.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,10 @@ def verdicts(load: float, summaries: Mapping[str, Mapping[str, float]], ours: st
 
 
 def plot(results: Mapping[float, Mapping[str, Mapping[str, float]]]) -> str:
-    """An SVG: mean/O1 of every policy as bars on a logarithmic axis, one colour per load."""
+    """An SVG: mean/O1 of every policy as bars on a logarithmic axis.
+
+    Each load has its own colour.
+    """
     loads = sorted(results)
     names = sorted(results[loads[-1]], key=lambda name: results[loads[-1]][name]["mean_ratio"])
     colours = ("#7aa6c2", "#1f4e79", "#0b2239")

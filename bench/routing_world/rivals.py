@@ -1,4 +1,4 @@
-"""Policies that choose once per request: common load balancers, and the clairvoyant oracle O1.
+"""Policies that choose once per request: load balancers, and the oracle O1.
 
 Every rival runs in the same world: a first attempt without an answer in 10 s is cancelled and moves to the other
 site, where it stays. O1 knows service times, throttling and the future of the link, and picks the site that
@@ -76,7 +76,10 @@ class LeastRequest(Rival):
 
 
 class PeakEwma(Rival):
-    """finagle's PeakEwma, one per class: a peak resets, then it decays over 10 s; times pending + 1."""
+    """finagle's PeakEwma, one per class: a peak resets, then it decays over 10 s.
+
+    The cost is the average times (pending + 1).
+    """
 
     name = "peak-ewma/class"
     TAU_S = 10.0
@@ -105,7 +108,10 @@ class PeakEwma(Rival):
 
 
 class LowestLatency(Rival):
-    """LiteLLM 1.109 latency-based-routing: mean of the last ten seconds-per-token; a time-out counts 1000 s."""
+    """LiteLLM 1.109 latency-based-routing: mean of the last ten seconds-per-token.
+
+    A time-out counts 1000 s.
+    """
 
     name = "litellm-lowest-latency"
 

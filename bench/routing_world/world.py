@@ -1,4 +1,6 @@
-"""An event loop on virtual time, an edge box that throttles, an uplink, and a cloud behind it.
+"""An event loop on virtual time, an edge box, an uplink and a cloud.
+
+The edge box throttles at random.
 
 Edge: two slots, first come first served for policies without a queue of their own; speed drops by a factor of 1.8 at
 random (60 s fast, 30 s slow in the mean). Uplink: one FIFO of bytes that drains along a link's curve; a cancelled
@@ -61,7 +63,10 @@ class Simulator:
 
 
 class Throttle:
-    """The edge's speed over a run: work done by an instant, and the end time of work, in seconds."""
+    """The edge's speed over a run: work done by an instant, and its end time.
+
+    All times are in seconds.
+    """
 
     def __init__(self, seed: int, duration_s: float) -> None:
         rng = random.Random(f"throttle/{seed}")
@@ -147,7 +152,10 @@ class Edge:
 
 
 class Cloud:
-    """The uplink and the cloud behind it. `sent` is called when the last byte is acknowledged."""
+    """The uplink and the cloud behind it.
+
+    `sent` is called when the last byte is acknowledged.
+    """
 
     def __init__(self, sim: Simulator, link: Link) -> None:
         self.sim, self.link = sim, link

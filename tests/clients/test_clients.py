@@ -1,4 +1,7 @@
-"""Clients of other people's making, unmodified but for their base URL; run by `./run test --clients`."""
+"""Third-party clients, unmodified except for their base URL.
+
+They are run by `./run test --clients`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ async def test_litellm_client_works_unchanged() -> None:
 
 
 async def test_every_answer_conforms_to_openapi_json(tmp_path: Path) -> None:
-    """Schemathesis generates valid and invalid requests from the document and checks every answer against it."""
+    """Schemathesis checks every answer against the document.
+
+    It generates valid and invalid requests.
+    """
     options = {
         "--max-examples": "15",
         "--seed": "1",

@@ -1,4 +1,7 @@
-"""llama.cpp's server behind the gateway, with a model of known answers (bench/llama_world)."""
+"""llama.cpp's server behind the gateway, with a model of known answers.
+
+bench/llama_world creates the model.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ async def llama() -> AsyncIterator[str]:
 async def served(
     url: str, environ: dict[str, str] | None = None, **settings: str
 ) -> AsyncIterator[tuple[RunningGateway, openai.AsyncOpenAI]]:
-    """Run a gateway with the server at `url` as edge backend `llama`; yields it with an OpenAI client."""
+    """Run a gateway with the server at `url` as edge backend `llama`.
+
+    Yields it with an OpenAI client.
+    """
     here = cloud(url, "llama", SITE="edge", SLOTS="2", **settings)
     async with (
         running_gateway(**here, **(environ or {})) as gateway,

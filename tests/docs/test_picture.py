@@ -1,4 +1,7 @@
-"""The picture-to-text example with its real library, which is large: it runs with the large client programs."""
+"""The picture-to-text example with its real library.
+
+The library is large, so the test runs with the large client programs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The recipes of docs/plugins.md are complete plugins: each passes the conformance kit and works as documented."""
+"""The recipes of docs/plugins.md are complete plugins.
+
+Each passes the conformance kit and works as documented.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Two real gateways connected by an emulated link that fails under load. Needs root.
+"""Two real gateways connected by an emulated link that fails under load.
+
+Needs root.
 
 `EDGE_GATEWAY_LIVE_TIMES` is the number of repetitions of each scenario (2 by default; docs/routing.md uses 20).
 """
@@ -139,7 +141,10 @@ def _wait_ready(net: Emulator, *sites: Site) -> None:
 
 
 async def _warmed(pair: Pair, http: aiohttp.ClientSession) -> None:
-    """Let the edge gateway measure both sides: the edge by edge-only requests, the cloud because it is faster."""
+    """Let the edge gateway measure both sides.
+
+    Edge-only requests use the edge; the others use the cloud because it is faster.
+    """
     headers = {"x-gateway-locality": "edge-only"}
     for _ in range(3):
         async with http.post("http://localhost/v1/tasks/work", json={"n": 7}, headers=headers) as answer:

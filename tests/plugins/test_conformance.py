@@ -1,4 +1,7 @@
-"""Every first-party plugin passes the conformance kit for third-party plugins, in either isolation."""
+"""First-party plugins pass the conformance kit for third-party plugins.
+
+Each runs in the loop and in worker processes.
+"""
 
 from __future__ import annotations
 

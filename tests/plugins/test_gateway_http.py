@@ -1,4 +1,4 @@
-"""Requests to an upstream, the answers passed on, and the error each upstream answer maps to."""
+"""Requests to an upstream, its answers, and the errors they map to."""
 
 from __future__ import annotations
 

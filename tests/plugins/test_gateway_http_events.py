@@ -200,7 +200,7 @@ LASTS = {"responses": "response.completed", "messages": "message_stop", "transcr
 
 
 async def relayed_while_open(task: Task, *events: Any) -> list[bytes]:
-    """Return the events relayed from a stream on a connection that stays open longer than the task."""
+    """Return the events relayed while the connection stays open longer than the task."""
     script = stall(sse_bytes(*events, done=False))
     async with asyncio.timeout(10), Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         return await parts(backend, task)

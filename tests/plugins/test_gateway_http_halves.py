@@ -1,4 +1,7 @@
-r"""Lone surrogates in a whole answer: `\ud83d` without `\ude00`, which Python accepts and stricter parsers reject."""
+r"""Lone surrogates in a whole answer: `\ud83d` without `\ude00`.
+
+Python accepts them; stricter parsers reject them.
+"""
 
 from __future__ import annotations
 

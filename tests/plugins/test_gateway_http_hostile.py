@@ -1,4 +1,7 @@
-"""Broken and malicious upstreams: each raises an error, within bounded memory, and the backend stays usable."""
+"""Broken and malicious upstreams.
+
+Each raises an error within bounded memory, and the backend stays usable.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Name lookups: the system resolver answers them, and a cancelled lookup blocks nothing."""
+"""Name lookups by the system resolver; cancelled lookups block nothing."""
 
 from __future__ import annotations
 

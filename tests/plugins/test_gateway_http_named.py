@@ -91,7 +91,10 @@ HEAD = 'Content-Disposition: form-data; name="'
 
 
 def others(b: str) -> str:
-    """The parts after the model's, up to the end of the form; the file part contains a fake model part."""
+    """The parts after the model's, up to the end of the form.
+
+    The file part contains a fake model part.
+    """
     return (
         f'{HEAD}timestamp_granularities[]"\r\nX-Own: 1\r\n\r\nword\r\n--{b}\r\n'
         f'{HEAD}timestamp_granularities[]"\r\n\r\nsegment\r\n--{b}\r\n'

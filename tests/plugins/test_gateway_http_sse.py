@@ -1,4 +1,4 @@
-"""The event parser: chunking does not change the events, and their size is bounded."""
+"""The event parser: independent of chunking, and bounded in size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
 
 
 def reference(stream: bytes) -> list[bytes]:
-    """Return the data of each event by WHATWG HTML §9.2.6; written for clarity, not for speed."""
+    """Return the data of each event by WHATWG HTML §9.2.6.
+
+    Written for clarity, not for speed.
+    """
     text = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     found, data = [], []
     for line in text.split(b"\n")[:-1]:

@@ -1,4 +1,4 @@
-"""Deadlines, connection reuse, time terms, link samples, health checks, and model and task lists."""
+"""Deadlines, connections, time terms, link samples, health checks and lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The incremental JSON check: accepts JSON in any chunking and rejects anything else early."""
+"""The incremental JSON check: any chunking, early rejection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Code that depends on internals of aiohttp and the kernel; these tests fail when a release changes them."""
+"""Code that depends on internals of aiohttp and the kernel.
+
+These tests fail when a release changes them.
+"""
 
 from __future__ import annotations
 

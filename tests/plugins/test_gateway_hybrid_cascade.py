@@ -1,4 +1,4 @@
-"""Cascade: when a request escalates to the cloud, the answer if the cloud fails, and the edge's confidence."""
+"""Cascade: escalation to the cloud, cloud failures, and the edge's confidence."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ def deal(count: int, here: Pace | None = None, there: Pace | None = None, **sett
 
 @dataclass
 class Simulation:
-    """Run a deal to its end: a group takes `seconds(group, n)`, and fails after that time if it is negative."""
+    """Run a deal to its end.
+
+    A group takes `seconds(group, n)`, and fails after that time if it is negative.
+    """
 
     table: Deal
     now: float = 0.0
@@ -193,7 +196,10 @@ def test_group_is_lost_when_every_side_failed_or_refusals_reach_the_limit(tried:
 
 
 def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> int:
-    """Return the most groups of ten items in flight, for a side with `servers` behind a network."""
+    """Return the most groups in flight to `servers` behind a network.
+
+    A group has ten items.
+    """
     side = pace(most=16, at_first=2)
     table = Deal(groups * 10, {"there": side}, groups=groups)
     free, most = [0.0] * servers, 0

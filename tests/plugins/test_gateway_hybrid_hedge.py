@@ -1,4 +1,4 @@
-"""Hedge: when the second side starts, which side wins, and the budget of extra calls."""
+"""Hedge: start of the second side, the winner, and the budget of extra calls."""
 
 from __future__ import annotations
 

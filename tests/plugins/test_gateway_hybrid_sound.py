@@ -1,4 +1,4 @@
-"""Long recordings: where they are cut, and that joined pieces give the transcript of the whole."""
+"""Long recordings: where they are cut, and how the pieces are joined."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def words(count: int, word_s: float = 2.6, pause_s: float = 0.4, channels: int =
 
 
 def decode_words(data: bytes) -> list[tuple[str, float, float]]:
-    """Return the words in a recording, decoded from their loudness, with start and end in seconds."""
+    """Return the words in a recording with start and end in seconds.
+
+    A word is decoded from its loudness.
+    """
     sound, found = Wav(data), []
     loudness = sound.loudness(0, sound.seconds)
     began: int | None = None

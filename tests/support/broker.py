@@ -1,4 +1,4 @@
-"""A real mosquitto on a free loopback port, with the configuration of docs/mqtt.md."""
+"""A real mosquitto on a free loopback port, configured as in docs/mqtt.md."""
 
 from __future__ import annotations
 

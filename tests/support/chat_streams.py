@@ -1,4 +1,4 @@
-"""Streamed chats over raw sockets: the upstream's chunks, the client's request, and the parsed events."""
+"""Streamed chats over raw sockets: chunks, requests and parsed events."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def next_event(reader: asyncio.StreamReader) -> str:
 
 
 async def all_events(reader: asyncio.StreamReader) -> tuple[list[str], bool]:
-    """Return every event up to the end of the body or connection, and whether the body ended correctly."""
+    """Return all events up to the end, and whether the body ended correctly."""
     events = []
     try:
         while size := int(await reader.readline() or b"-1", 16):

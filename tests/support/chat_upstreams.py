@@ -38,7 +38,10 @@ DONE = event("[DONE]")
 
 @dataclass(kw_only=True)
 class ChatUpstream:
-    """A healthy upstream. `name` identifies its chunks; `words` are the pieces of the text."""
+    """A healthy upstream.
+
+    `name` identifies its chunks; `words` are the pieces of the text.
+    """
 
     name: str = "a"
     words: Sequence[str] = field(default_factory=lambda: WORDS)
@@ -122,7 +125,10 @@ def asked(upstream: Upstream) -> list[Any]:
 async def between(
     first: Script, second: Script, *, environ: dict[str, str] | None = None, **settings_of_second: str
 ) -> AsyncIterator[tuple[RunningGateway, Upstream, Upstream]]:
-    """A gateway in front of two upstreams of one model. The first costs less, so it is tried first."""
+    """A gateway in front of two upstreams of one model.
+
+    The first costs less, so it is tried first.
+    """
     costs = {"USD_PER_REQUEST": "9", **settings_of_second}
     async with Upstream(talking(first)) as one, Upstream(talking(second)) as two:
         both = cloud(one.url, "one", MODELS="gpt") | cloud(two.url, "two", MODELS="gpt", **costs)
@@ -131,7 +137,10 @@ async def between(
 
 
 async def ask(gateway: RunningGateway, *, stream: bool = True, **more: Any) -> str:
-    """Return the text of the answer. Raises the errors of openai-python, which does not retry here."""
+    """Return the text of the answer.
+
+    Raises the errors of openai-python, which does not retry here.
+    """
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
         said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=stream, **more)
         if not stream:

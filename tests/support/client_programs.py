@@ -1,4 +1,7 @@
-"""Client programs, and a gateway for them: `echo` at the edge, an upstream with several models as `cloud`."""
+"""Client programs, and a gateway for them.
+
+The gateway has `echo` at the edge, and an upstream with several models as `cloud`.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ async def client_gateway() -> AsyncIterator[RunningGateway]:
 
 
 async def run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-    """Run a program and return its output. Fails with its error output if its exit status is not 0."""
+    """Run a program and return its output.
+
+    Fails with its error output if its exit status is not 0.
+    """
     process = await asyncio.create_subprocess_exec(
         *command,
         env={**os.environ, **(env or {})},
@@ -88,7 +94,10 @@ async def result_of_program(name: str, *arguments: str) -> Any:
 
 
 async def with_node_modules() -> Path:
-    """Return the folder with openai-node, hash-pinned by its lock; installs it if it is missing or outdated."""
+    """Return the folder with openai-node, hash-pinned by its lock.
+
+    Installs it if it is missing or outdated.
+    """
     npm, lock = program("npm"), CLIENTS / "node" / "package-lock.json"
     installed = NODE_HOME / "package-lock.json"
     if not (NODE_HOME / "node_modules" / "openai").exists() or installed.read_bytes() != lock.read_bytes():

@@ -1,4 +1,7 @@
-"""A clock that a test sets, for code that measures time. For code that waits, use `gateway.testing.FakeClock`."""
+"""A clock that a test sets, for code that measures time.
+
+For code that waits, use `gateway.testing.FakeClock`.
+"""
 
 from __future__ import annotations
 

@@ -67,7 +67,10 @@ class Remote(Backend[RemoteSettings]):
 
 @pytest.fixture
 def test_plugins(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install three plugins: shout, remote, and rotten, which has no module. Returns the folder."""
+    """Install three plugins: shout, remote, and rotten, which has no module.
+
+    Returns the folder.
+    """
     site = tmp_path_factory.mktemp("site")
     dist_info = site / "test_plugins-1.2.3.dist-info"
     dist_info.mkdir()

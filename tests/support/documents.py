@@ -1,4 +1,4 @@
-"""The documents as data: fenced blocks with their expected output, links, and a runner for blocks."""
+"""The documents as data: blocks with expected output, links, and a block runner."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
 class Block(NamedTuple):
-    """A fenced block. info_words: after the backticks; expected: the text block directly after it, if any."""
+    """A fenced block.
+
+    info_words: after the backticks. expected: the text block directly after it, if any.
+    """
 
     info_words: tuple[str, ...]
     text: str

@@ -1,4 +1,4 @@
-"""A plugin that sets `may_leave` on a subtask, to send edge-only data to the cloud."""
+"""A plugin that sets `may_leave` on a subtask to send edge-only data out."""
 
 from __future__ import annotations
 

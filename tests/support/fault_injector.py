@@ -1,4 +1,7 @@
-"""A backend that injects faults into the gateway process: exits, stray exceptions, threads and warnings."""
+"""A backend that injects faults into the gateway process.
+
+It exits, raises stray exceptions, leaves threads running and warns.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backend with typical plugin faults: it blocks the loop, ignores cancellation and raises."""
+"""A backend that blocks the loop, ignores cancellation and raises."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ class FaultyBackend(Backend[BackendSettings]):
 
 
 def _touch(task: Task) -> None:
-    """Append a byte to the file named in the request, as a signal to a test in another process."""
+    """Append a byte to the file named in the request.
+
+    It signals a test in another process.
+    """
     if "file" in task.json:
         with Path(task.json["file"]).open("ab") as file:
             file.write(b".")

@@ -1,4 +1,4 @@
-"""Backends with faults outside requests: in opening, in health checks and in their declarations."""
+"""Backends with faults in opening, health checks and declarations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ class UnprintableError(Exception):
 
 
 class FaultyLifecycle(Backend[LifecycleSettings]):
-    """Opens as `opens` specifies; fails with `open_error` if set. Health checks return `health_results` in turn."""
+    """Opens as `opens` specifies; fails with `open_error` if set.
+
+    Health checks return `health_results` in turn.
+    """
 
     tasks = ("serve",)
     open_error: ClassVar[str] = ""

@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def stumble(marker: str) -> str:
-    """On the first call, write the process id to `marker` and hang; on later calls, return."""
+    """On the first call, write the process id to `marker` and hang.
+
+    On later calls, return.
+    """
     if Path(marker).exists():
         return "served"
     ready = Path(marker).with_suffix(".new")

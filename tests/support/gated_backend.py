@@ -1,4 +1,4 @@
-"""A backend that holds its tasks until the gate with the name of the backend opens."""
+"""A backend that holds its tasks until the gate of its name opens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from gateway.plugin import Backend, BackendSettings, Result, Task
 
 
 class GatedBackend(Backend[BackendSettings]):
-    """Task `stand` waits for `GatedBackend.gates[name]`, `walk` does not; both return the name."""
+    """Task `stand` waits for `GatedBackend.gates[name]`, `walk` does not.
+
+    Both return the name.
+    """
 
     tasks = ("stand", "walk")
     gates: ClassVar[dict[str, asyncio.Event]] = {}

@@ -1,4 +1,7 @@
-"""Scripts of broken and malicious upstreams: WHOLE_ANSWERS for whole requests, STREAMS for streamed ones."""
+"""Scripts of broken and malicious upstreams.
+
+WHOLE_ANSWERS are for whole requests, STREAMS for streamed ones.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,10 @@ def job(name: str = "/add", *, deadline_s: float = 5.0, json: Any = None, **chan
 
 
 async def result(backend: Http, task: Task) -> Result:
-    """Return the Result of a task, joined if its body arrives in pieces. Fails on a stream of events."""
+    """Return the Result of a task, joined if its body arrives in pieces.
+
+    Fails on a stream of events.
+    """
     items = [item async for item in backend.run(task)]
     if isinstance(items[0], Part) and (content_type := items[0].content_type):
         return Result(body=b"".join(item.data for item in items if isinstance(item, Part)), content_type=content_type)

@@ -1,4 +1,7 @@
-"""An edge backend in worker processes for tests of hybrids; its answers identify it."""
+"""An edge backend in worker processes for tests of hybrids.
+
+Its answers identify it.
+"""
 
 from __future__ import annotations
 

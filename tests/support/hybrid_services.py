@@ -1,4 +1,7 @@
-"""`Services` of a hybrid with coroutine functions as backends `here` and `there`; dispatches are recorded."""
+"""`Services` of a hybrid with coroutine functions as backends `here` and `there`.
+
+Dispatches are recorded.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,10 @@ class EventLog:
 
 
 class Predictions:
-    """A view with fixed predictions: seconds per backend, or a function of the task that returns seconds."""
+    """A view with fixed predictions.
+
+    They are seconds per backend, or a function of the task that returns seconds.
+    """
 
     def __init__(self, *, slots: int = 1, p95: float = 2.0, **seconds: float | Callable[[Task], float]) -> None:
         self._seconds, self._slots, self._p95 = seconds, slots, p95

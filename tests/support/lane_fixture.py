@@ -15,7 +15,10 @@ BIG = 200_000
 
 
 class LaneFixture:
-    """A board and lanes on a manual clock; records the works started, moved and duplicated."""
+    """A board and lanes on a manual clock.
+
+    Records the works started, moved and duplicated.
+    """
 
     def __init__(self, policy: Policy | None = None, *, slots: int = 1, queue: int = 100) -> None:
         self.now = 100.0

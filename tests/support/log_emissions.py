@@ -1,4 +1,7 @@
-"""Every log event the code can emit, read from its syntax trees: location, name and keys."""
+"""Log events the code can emit, read from its syntax trees.
+
+Each has a location, a name and its keys.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Emission(NamedTuple):
-    """A place that emits `event`. `keys` is None if the code passes a dictionary built elsewhere."""
+    """A place that emits `event`.
+
+    `keys` is None if the code passes a dictionary built elsewhere.
+    """
 
     event: str
     keys: frozenset[str] | None
@@ -58,7 +64,10 @@ def _calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
 
 
 def _events(name: ast.expr, scope: ast.AST) -> set[str]:
-    """Return the event names of an expression: constants in it, or in the values assigned to its variable."""
+    """Return the event names of an expression.
+
+    They are constants in it, or in the values assigned to its variable.
+    """
     sources: list[ast.AST] = [name]
     if isinstance(name, ast.Name):
         sources = [
@@ -71,7 +80,7 @@ def _events(name: ast.expr, scope: ast.AST) -> set[str]:
 
 
 def _limited(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield the last name and the event of every variable that holds a `Limited("x.y")`."""
+    """Yield the last name and event of every variable that holds a `Limited`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and _called(node.value) == "Limited":
             first = node.value.args[0]

@@ -1,4 +1,4 @@
-"""A gateway in its own process that reports peak memory and the longest turn of its event loop.
+"""A gateway in its own process that reports memory and event loop stalls.
 
     async with measured_gateway(environ) as gateway:
         gateway.url

@@ -1,4 +1,7 @@
-"""A backend that counts its runs and can be held; it runs in the gateway's event loop."""
+"""A backend that counts its runs and can be held.
+
+It runs in the gateway's event loop.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ COUNTING_BACKEND = {"GATEWAY_BACKENDS__T__PLUGIN": "support.mqtt_backend:Countin
 
 
 class CountingBackend(Backend[BackendSettings]):
-    """Task `tally` counts its runs by `id`; `hold` waits until `CountingBackend.open`; the others are for streams."""
+    """Task `tally` counts its runs by `id`.
+
+    `hold` waits until `CountingBackend.open`; the others are for streams.
+    """
 
     tasks = ("tally", "hold", "dawdle", "parts", "breaks", "huge")
     slots = 256

@@ -53,7 +53,10 @@ class Device:
             self._news.set()
 
     async def wait_until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
-        """Return the received messages as soon as `claim` holds for them. Raises TimeoutError."""
+        """Return the received messages as soon as `claim` holds for them.
+
+        Raises TimeoutError.
+        """
         async with asyncio.timeout(timeout_s):
             while not claim(self.received):
                 self._news.clear()
@@ -111,7 +114,10 @@ async def streamed(lamp: Device, path: str, body: Any, **more: Any) -> list[Answ
 
 
 async def run(name: str, *args: str) -> bytes:
-    """Return the standard output of a client program. Fails if its exit status is not 0."""
+    """Return the standard output of a client program.
+
+    Fails if its exit status is not 0.
+    """
     process = await asyncio.create_subprocess_exec(program(name), *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = await process.communicate()
     assert process.returncode == 0, (process.returncode, out, err)
@@ -119,7 +125,10 @@ async def run(name: str, *args: str) -> bytes:
 
 
 class ReconnectingClient:
-    """A client with a persistent session that reconnects after a broker restart and sends until acknowledged."""
+    """A client that reconnects and sends until acknowledged.
+
+    Its session persists over a restart of the broker.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -156,7 +165,10 @@ class ReconnectingClient:
             await asyncio.sleep(0.02)  # a pause between attempts
 
     async def until_answered(self, correlations: set[bytes], timeout_s: float = 40) -> None:
-        """Return when each correlation is answered. Raises AssertionError with the unanswered ones."""
+        """Return when each correlation is answered.
+
+        Raises AssertionError with the unanswered ones.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 while not correlations <= self.answered.keys():

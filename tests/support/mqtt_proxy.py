@@ -10,7 +10,10 @@ PUBLISH, PUBACK = 3, 4
 
 
 class Sniffer:
-    """Finds the packet ids of one packet type in a stream of MQTT packets; for PUBLISH only QoS 1."""
+    """Finds the packet ids of one packet type in a stream of MQTT packets.
+
+    It supports PUBLISH with QoS 1 only.
+    """
 
     def __init__(self, kind: int) -> None:
         self.kind, self.ids = kind, list[int]()
@@ -40,7 +43,10 @@ class Sniffer:
 
 
 class Proxy:
-    """Forwards `port` to the broker. handed: ids of the broker's messages; acknowledged: of the client's PUBACKs."""
+    """Forwards `port` to the broker.
+
+    handed: ids of the broker's messages. acknowledged: ids of the client's PUBACKs.
+    """
 
     def __init__(self, broker_port: int) -> None:
         self._broker_port = broker_port

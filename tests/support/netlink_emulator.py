@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""netlink_emulator.py - a scriptable WAN link between network namespaces, in user space.
+"""netlink_emulator.py - a scriptable WAN link between network namespaces.
+
+It runs in user space.
 
 Use it where the kernel has no netem qdisc, or where a test must change the link
 while traffic flows.  Standard library only; Linux; Python >= 3.9; needs
@@ -132,7 +134,10 @@ def parse_queue(text: str):
 
 
 def load_trace(path: str):
-    """A mahimahi trace: ascending integers, milliseconds; returns seconds and the period."""
+    """A mahimahi trace: ascending integers, milliseconds.
+
+    Returns seconds and the period.
+    """
     with open(path) as f:
         ms = [int(line) for line in f if line.strip()]
     if not ms or any(b < a for a, b in itertools.pairwise(ms)) or ms[-1] <= 0:

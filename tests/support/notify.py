@@ -10,7 +10,10 @@ WAIT_S = 20.0
 
 
 class NotifySocket:
-    """A datagram socket at `path`, for `NOTIFY_SOCKET`. `received` holds every assignment so far."""
+    """A datagram socket at `path`, for `NOTIFY_SOCKET`.
+
+    `received` holds every assignment so far.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

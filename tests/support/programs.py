@@ -1,4 +1,7 @@
-"""Programs that tests need. If one is missing, the test is skipped with its name; with CI=true it fails."""
+"""Programs that tests need.
+
+If one is missing, the test is skipped with its name; with CI=true it fails.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,19 @@ def find(name: str) -> str | None:
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
-    """`@needs("mosquitto")` skips a test if a program is missing; `pytestmark = needs(...)` skips a file."""
+    """`@needs("mosquitto")` skips a test if a program is missing.
+
+    `pytestmark = needs(...)` skips a file.
+    """
     absent = [name for name in names if find(name) is None]
     return pytest.mark.skipif(bool(absent), reason=f"program not found: {', '.join(absent)}")
 
 
 def program(name: str) -> str:
-    """Return the path of a program in a test or fixture; skips the test if it is missing."""
+    """Return the path of a program in a test or fixture.
+
+    Skips the test if it is missing.
+    """
     path = find(name)
     if path is None:
         pytest.skip(f"program not found: {name}")

@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket, for requests and answers that client libraries do not support."""
+"""HTTP as bytes on a socket, for messages client libraries do not support."""
 
 from __future__ import annotations
 
@@ -44,7 +44,10 @@ def post(path: str, body: bytes = b"", *lines: str, host: str = "localhost", len
 
 
 async def answered(url: str, data: bytes) -> Answer:
-    """Send `data` and read one answer, delimited by Content-Length or by the end of the connection."""
+    """Send `data` and read one answer.
+
+    Content-Length or the end of the connection delimits it.
+    """
     async with connected(url) as (reader, writer):
         writer.write(data)
         return await read_answer(reader)

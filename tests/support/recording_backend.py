@@ -1,4 +1,4 @@
-"""A backend that records every task it receives, and can fail them all to trigger failover."""
+"""A backend that records its tasks, and can fail them to trigger failover."""
 
 from __future__ import annotations
 

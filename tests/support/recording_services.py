@@ -1,4 +1,7 @@
-"""`Services` for a backend under test: they record log events and link samples, and cannot dispatch."""
+"""`Services` for a backend under test: they record logs and samples.
+
+They cannot dispatch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request smuggling (RFC 9112): requests that two parsers may read differently, with the allowed answers.
+"""Request smuggling (RFC 9112): requests that two parsers may read differently.
 
 Each request contains HIDDEN where only an incorrect parser finds a second request. With status `OK` every recipient
 must accept the request; HIDDEN is then only its body. A proxy in front adds TRACEPARENT to every request it forwards.
@@ -16,7 +16,10 @@ TRACEPARENT = f"00-{TRACE_ID}-{'6' * 16}-01"
 
 
 class Smuggled(NamedTuple):
-    """section: of RFC 9112 unless another is named. status: of the answer; the connection closes unless it is OK."""
+    """A request that two parsers may read differently.
+
+    section: of RFC 9112 unless another is named. status: of the answer; the connection closes unless it is OK.
+    """
 
     name: str
     section: str

@@ -1,4 +1,4 @@
-"""A gateway in its own process, with its log in a file and its systemd notifications recorded."""
+"""A gateway in its own process, with its log and systemd notifications."""
 
 from __future__ import annotations
 
@@ -57,7 +57,10 @@ def gateway(
     await_ready: bool = True,
     **more: str,
 ) -> Iterator[Gateway]:
-    """Run a serving process. `listener` is passed as systemd does. log_to: its standard error; by default a file."""
+    """Run a serving process.
+
+    `listener` is passed as systemd does. log_to: its standard error; by default a file.
+    """
     port = free_port()
     (folder / "jobs.py").write_text(JOBS)
     env_file = folder / "gateway.env"

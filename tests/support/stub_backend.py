@@ -1,4 +1,6 @@
-"""A backend with a task for every way a request can end, and a model that answers or streams.
+"""A backend with a task for every way to end, and a model.
+
+The model answers or streams.
 
 It runs in the gateway's event loop, so a test can hold its work and release it. Task `wait` waits for the event
 `StubBackend.open`. While it waits, `StubBackend.waiting` is set, and `StubBackend.callers[NAME]` for a request with the

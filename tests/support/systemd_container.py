@@ -1,4 +1,7 @@
-"""A Debian container with its own systemd: created once by debootstrap, booted in two seconds, then discarded."""
+"""A Debian container with its own systemd.
+
+It is created once by debootstrap, boots in two seconds, and is then discarded.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ def missing_prerequisites() -> str | None:
 
 
 def make_root(folder: Path) -> Path | None:
-    """Create a fresh root file system. Returns None if the package source does not answer."""
+    """Create a fresh root file system.
+
+    Returns None if the package source does not answer.
+    """
     root = folder / "root"
     if PREPARED:
         subprocess.run(["cp", "-a", PREPARED, str(root)], check=True)  # with its devices

@@ -1,4 +1,7 @@
-"""Checks that run inside the container, on its Python alone: each prints its result as a line of JSON."""
+"""Checks that run inside the container, on its Python alone.
+
+Each prints its result as a line of JSON.
+"""
 
 from __future__ import annotations
 

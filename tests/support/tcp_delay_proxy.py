@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""tcp_delay_proxy.py - delay, rate, stall and break TCP on loopback; no root, one file.
+"""tcp_delay_proxy.py - delay, rate, stall and break TCP on loopback.
+
+It needs no root and is one file.
 
 In a test's own event loop:
     async with DelayProxy("127.0.0.1", upstream_port, delay=0.02, rate=10e6) as proxy:
@@ -108,7 +110,10 @@ class DelayProxy:
                     w.close()
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
-        """Forward one direction: a task reads and stamps, another delivers; at most `window` bytes are in flight."""
+        """Forward one direction: a task reads and stamps, another delivers.
+
+        At most `window` bytes are in flight.
+        """
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue = asyncio.Queue()
         room, held = asyncio.Event(), 0

@@ -156,7 +156,10 @@ def whole(
 
 
 def answer(body: bytes = b"", *, json: Any = None, **options: Any) -> Script:
-    """Send a whole answer: `json` or `body`; `status`, `content_type`, `headers`, and `length` for a wrong length."""
+    """Send a whole answer: `json` or `body`.
+
+    Options: `status`, `content_type`, `headers`, and `length` for a wrong Content-Length.
+    """
     return sends(whole(stdlib_json.dumps(json).encode() if json is not None else body, **options))
 
 
@@ -224,7 +227,10 @@ def endless(start: bytes, piece: bytes) -> Script:
 
 
 def sse(*data: Any, done: bool = True, end: bytes = LAST_CHUNK) -> Script:
-    """Send an event for each of `data` (strings unchanged), then [DONE], then the end of the body."""
+    """Send an event for each of `data`, then [DONE] and the end of the body.
+
+    Strings are sent unchanged.
+    """
     return sends(sse_bytes(*data, done=done) + end)
 
 

@@ -1,4 +1,6 @@
-"""An event loop on virtual time: a sleep returns at once, and the clock shows exactly its end.
+"""An event loop on virtual time.
+
+A sleep returns at once, and the clock shows exactly its end.
 
     with virtual_time() as runner:
         runner.run(work())

@@ -256,7 +256,10 @@ class StartsWhenFileExists(Backend[ToolSettings]):
 
 
 class HealthFromFile(Backend[ToolSettings]):
-    """Takes its health from the file `broken_until`: empty, an error text, `raise` or `wait`."""
+    """Takes its health from the file `broken_until`.
+
+    The file is empty, or holds an error text, `raise` or `wait`.
+    """
 
     tasks = ("echo", "block")
 

@@ -1,4 +1,4 @@
-"""A third-party plugin as a distribution: both wheels are built, installed outside the checkout and used.
+"""A third-party plugin as a distribution, installed outside the checkout.
 
 A path file gives the new environment access to the libraries of this one, but not to the checkout.
 """

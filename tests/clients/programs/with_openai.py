@@ -1,4 +1,7 @@
-"""Common calls with openai-python. argv: the base URL, a recording. Prints the results as JSON."""
+"""Common calls with openai-python.
+
+argv: the base URL, a recording. Prints the results as JSON.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""The task `redact`: masks email addresses, IBANs and phone numbers at the edge, before a text is sent elsewhere."""
+"""The task `redact`: masks email addresses, IBANs and phone numbers.
+
+It runs at the edge, before a text is sent elsewhere.
+"""
 
 from __future__ import annotations
 
