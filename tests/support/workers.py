@@ -72,7 +72,7 @@ async def wait_until(claim: Callable[[], bool], within_s: float = 5) -> None:
 
 @asynccontextmanager
 async def begun(backend: WorkerBackend, task: Task) -> AsyncIterator[tuple[Any, asyncio.Task[list[Any]]]]:
-    """Start `task`. Yields its first part, and the asyncio task that collects the rest."""
+    """Start `task`. Yields its first part, and the asyncio task for the rest."""
     first: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def collect() -> list[Any]:
