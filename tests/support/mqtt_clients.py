@@ -1,4 +1,4 @@
-"""Clients of the MQTT door: a device that keeps what it hears, and the programs people use."""
+"""MQTT clients: a device that records what it receives, and command-line programs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_DELAY = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
 
 
 class Answer:
-    """A message a device heard."""
+    """A message received by a device."""
 
     def __init__(self, message: aiomqtt.Message) -> None:
         properties = message.properties
@@ -37,28 +37,31 @@ class Answer:
 
 
 class Device:
-    """A connected client; `heard` is all it was sent, in order."""
+    """A connected client; `received` holds every message in order."""
 
     def __init__(self, client: aiomqtt.Client, take: Callable[[Answer], None]) -> None:
         self.client, self._take = client, take
-        self.heard: list[Answer] = []
+        self.received: list[Answer] = []
         self._news = asyncio.Event()
         self.listening = asyncio.create_task(self._listen())
 
     async def _listen(self) -> None:
         async for message in self.client.messages:
             answer = Answer(message)
-            self.heard.append(answer)
+            self.received.append(answer)
             self._take(answer)
             self._news.set()
 
-    async def until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
-        """What was heard, as soon as the claim about it holds. Raises TimeoutError."""
+    async def wait_until(self, claim: Callable[[Sequence[Answer]], bool], timeout_s: float = 20) -> list[Answer]:
+        """Return the received messages as soon as `claim` holds for them.
+
+        Raises TimeoutError.
+        """
         async with asyncio.timeout(timeout_s):
-            while not claim(self.heard):
+            while not claim(self.received):
                 self._news.clear()
                 await self._news.wait()
-        return self.heard
+        return self.received
 
     async def publish(
         self, topic: str, body: Any = b"", *, qos: int = 1, user: Sequence[tuple[str, str]] = (), **properties: Any
@@ -79,11 +82,11 @@ class Device:
         await self.publish(f"edge-gateway/req{path}", body, **more)
 
     async def ask(self, path: str, body: Any, correlation: bytes = b"1", **more: Any) -> Answer:
-        """Its one answer."""
-        before = len(self.heard)
+        """Send a request and return its answer."""
+        before = len(self.received)
         await self.send(path, body, correlation, **more)
-        await self.until(lambda heard: any(answer.correlation == correlation for answer in heard[before:]))
-        return next(answer for answer in self.heard[before:] if answer.correlation == correlation)
+        await self.wait_until(lambda heard: any(answer.correlation == correlation for answer in heard[before:]))
+        return next(answer for answer in self.received[before:] if answer.correlation == correlation)
 
 
 @asynccontextmanager
@@ -106,25 +109,31 @@ async def device(
 async def streamed(lamp: Device, path: str, body: Any, **more: Any) -> list[Answer]:
     """The parts of a stream; its correlation is `s`."""
     await lamp.send(path, body, b"s", **more)
-    heard = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+    heard = await lamp.wait_until(lambda heard: any("final" in part.user for part in heard))
     return [part for part in heard if part.correlation == b"s"]
 
 
 async def run(name: str, *args: str) -> bytes:
-    """A client program's standard output. Fails where it says it failed."""
+    """Return the standard output of a client program.
+
+    Fails if its exit status is not 0.
+    """
     process = await asyncio.create_subprocess_exec(program(name), *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = await process.communicate()
     assert process.returncode == 0, (process.returncode, out, err)
     return out
 
 
-class Sturdy:
-    """A client with a session of its own that comes back after the broker does, and sends until it is heard."""
+class ReconnectingClient:
+    """A client that reconnects and sends until acknowledged.
+
+    Its session persists over a restart of the broker.
+    """
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._device: Device | None = None
-        self._is_there = asyncio.Event()
+        self._connected = asyncio.Event()
         self.answered: dict[bytes, list[Any]] = {}
         self._news = asyncio.Event()
 
@@ -134,29 +143,32 @@ class Sturdy:
         options = {"identifier": "sturdy", "clean_start": False, "properties": connect}
         while True:
             with suppress(aiomqtt.MqttError):
-                async with device(self._port, ANSWERS, take=self._hear, **options) as self._device:
-                    self._is_there.set()
+                async with device(self._port, ANSWERS, take=self._record, **options) as self._device:
+                    self._connected.set()
                     await self._device.listening
-            self._is_there.clear()
-            await asyncio.sleep(0.02)  # a pause between tries, nobody waits for it
+            self._connected.clear()
+            await asyncio.sleep(0.02)  # a pause between attempts
 
-    def _hear(self, answer: Answer) -> None:
+    def _record(self, answer: Answer) -> None:
         assert answer.correlation is not None
         self.answered.setdefault(answer.correlation, []).append(answer.json)
         self._news.set()
 
     async def send(self, path: str, body: Any, correlation: bytes) -> None:
-        """Return when the broker has it."""
+        """Return when the broker has acknowledged the message."""
         while True:
-            await self._is_there.wait()
+            await self._connected.wait()
             assert self._device is not None
             with suppress(aiomqtt.MqttError):
                 await self._device.send(path, body, correlation)
                 return
-            await asyncio.sleep(0.02)  # a pause between tries
+            await asyncio.sleep(0.02)  # a pause between attempts
 
     async def until_answered(self, correlations: set[bytes], timeout_s: float = 40) -> None:
-        """Return when each of these was answered. Raises AssertionError naming those that were not."""
+        """Return when each correlation is answered.
+
+        Raises AssertionError with the unanswered ones.
+        """
         try:
             async with asyncio.timeout(timeout_s):
                 while not correlations <= self.answered.keys():
@@ -167,8 +179,8 @@ class Sturdy:
 
 
 @asynccontextmanager
-async def sturdy_client(port: int) -> AsyncIterator[Sturdy]:
-    client = Sturdy(port)
+async def reconnecting_client(port: int) -> AsyncIterator[ReconnectingClient]:
+    client = ReconnectingClient(port)
     staying = asyncio.create_task(client.stay())
     try:
         yield client

@@ -1,4 +1,7 @@
-"""Programs some tests run: found, or the test is skipped with the program's name (under CI=true: fails)."""
+"""Programs that tests need.
+
+If one is missing, the test is skipped with its name; with CI=true it fails.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,30 @@ from pathlib import Path
 
 import pytest
 
-# Daemons live in sbin, which is not on every user's PATH.
+# Daemons are in sbin, which is not on every user's PATH.
 SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 CLIENTS_PYTHON = Path(__file__).resolve().parents[2] / ".venv-clients" / "bin" / "python"
 
 
 def find(name: str) -> str | None:
-    """Where a program is, or None."""
+    """Return the path of a program, or None."""
     return shutil.which(name, path=SEARCHED)
 
 
 def needs(*names: str) -> pytest.MarkDecorator:
-    """`@needs("mosquitto")` skips where a program is absent; a whole file by `pytestmark = needs(...)`."""
+    """`@needs("mosquitto")` skips a test if a program is missing.
+
+    `pytestmark = needs(...)` skips a file.
+    """
     absent = [name for name in names if find(name) is None]
     return pytest.mark.skipif(bool(absent), reason=f"program not found: {', '.join(absent)}")
 
 
 def program(name: str) -> str:
-    """The path of a program, from inside a test or fixture; skips where it is absent."""
+    """Return the path of a program in a test or fixture.
+
+    Skips the test if it is missing.
+    """
     path = find(name)
     if path is None:
         pytest.skip(f"program not found: {name}")
@@ -33,7 +42,7 @@ def program(name: str) -> str:
 
 
 def why_no_namespaces() -> str | None:
-    """What is missing for emulated links (marker `net`), or None where they work."""
+    """Return what emulated links (marker `net`) lack here, or None if they work."""
     if os.geteuid() != 0:
         return "needs root"
     if find("ip") is None:
