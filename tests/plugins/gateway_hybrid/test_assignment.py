@@ -11,14 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway_hybrid.assignment import ROUNDS, Assignment, Group, RetryHistory
+from gateway_hybrid.assignment import MAX_ROUNDS, Assignment, Group, RetryHistory
 from gateway_hybrid.throughput import Throughput
 
 BOTH = frozenset({"here", "there"})
 
 
-def pace(per_item_s: float | None = None, overhead_s: float = 0.0, most: int = 1, at_first: int = 1) -> Throughput:
-    return Throughput(most=most, at_first=at_first, per_item_s=per_item_s, overhead_s=overhead_s)
+def pace(
+    per_item_s: float | None = None, overhead_s: float = 0.0, max_groups: int = 1, initial_groups: int = 1
+) -> Throughput:
+    return Throughput(
+        max_groups=max_groups, initial_groups=initial_groups, per_item_s=per_item_s, overhead_s=overhead_s
+    )
 
 
 def deal(count: int, here: Throughput | None = None, there: Throughput | None = None, **settings: Any) -> Assignment:
@@ -55,13 +59,13 @@ class Simulation:
 
     def _begin(self, group: Group, seconds: Any) -> None:
         self.started.append(group)
-        self.twins += group.twin is not None
+        self.twins += group.duplicate is not None
         takes_s = seconds(group, len(self.started))
         heapq.heappush(self._due, (self.now + abs(takes_s), next(self._order), group, takes_s >= 0))
 
     def _step(self) -> bool:
         """Advance to the next event. False if the deal has failed."""
-        wait_s = self.table.look_again_s(self.now)
+        wait_s = self.table.next_check_s(self.now)
         at, _, group, is_good = self._due[0] if self._due else (float("inf"), 0, None, False)
         if wait_s is not None and self.now + wait_s < at:
             self.now += wait_s
@@ -72,11 +76,11 @@ class Simulation:
         if id(group) in self._gone:
             return True
         if not is_good:
-            return self.table.failed(group, self.now)
-        self.table.answered(group, self.now)
+            return self.table.on_failure(group, self.now)
+        self.table.on_answer(group, self.now)
         self.answered.append(group)
-        if group.twin is not None:
-            self._gone.add(id(group.twin))
+        if group.duplicate is not None:
+            self._gone.add(id(group.duplicate))
         return True
 
     def spans(self) -> list[tuple[int, int]]:
@@ -99,7 +103,11 @@ def covers(spans: list[tuple[int, int]], count: int) -> bool:
 def test_each_item_is_answered_once_for_any_group_durations(
     count: int, durations: list[float], slots: int, priors: tuple[float | None, float | None]
 ) -> None:
-    table = deal(count, pace(priors[0], most=slots, at_first=slots), pace(priors[1], 0.05, most=16, at_first=2))
+    table = deal(
+        count,
+        pace(priors[0], max_groups=slots, initial_groups=slots),
+        pace(priors[1], 0.05, max_groups=16, initial_groups=2),
+    )
     simulation = Simulation(table)
     assert simulation.play(lambda group, n: durations[n % len(durations)])
     assert covers(simulation.spans(), count)
@@ -114,7 +122,7 @@ def test_failures_at_one_side_are_done_by_the_other(count: int, fates: list[floa
     def seconds(group: Group, n: int) -> float:
         return 0.1 if group.side == "here" else fates[n % len(fates)]
 
-    simulation = Simulation(deal(count, pace(most=2, at_first=2), pace(most=8, at_first=2)))
+    simulation = Simulation(deal(count, pace(max_groups=2, initial_groups=2), pace(max_groups=8, initial_groups=2)))
     assert simulation.play(seconds)
     assert covers(simulation.spans(), count)
 
@@ -125,14 +133,14 @@ def test_deal_fails_when_both_sides_fail() -> None:
 
 
 def test_hung_groups_are_done_by_the_other_side() -> None:
-    simulation = Simulation(deal(40, pace(most=2, at_first=2), pace(most=4, at_first=2)))
+    simulation = Simulation(deal(40, pace(max_groups=2, initial_groups=2), pace(max_groups=4, initial_groups=2)))
     assert simulation.play(lambda group, n: 0.05 if group.side == "here" else 1e6)
     assert covers(simulation.spans(), 40)
     assert simulation.now < 5.0
 
 
 def test_side_that_cannot_finish_in_time_receives_no_group() -> None:
-    simulation = Simulation(deal(20, pace(0.01), pace(0.01, overhead_s=5.0, most=16)))
+    simulation = Simulation(deal(20, pace(0.01), pace(0.01, overhead_s=5.0, max_groups=16)))
     assert simulation.play(lambda group, n: 0.01 * group.items + (5.0 if group.side == "there" else 0.0))
     assert {group.side for group in simulation.started} == {"here"}
 
@@ -173,8 +181,8 @@ def test_pause_after_a_refusal_doubles_each_time() -> None:
     for _ in range(4):
         (group,) = [each for each in table.assign(now) if each.side == "there"]
         began.append(now)
-        table.failed(group, now, is_refusal=True)
-        while not table._sides["there"].has_room(now):
+        table.on_failure(group, now, is_refusal=True)
+        while not table._sides["there"].has_capacity(now):
             now += 0.01
     pauses = [after - before for before, after in itertools.pairwise(began)]
     assert pauses == pytest.approx([0.1, 0.2, 0.4], abs=0.02)
@@ -182,14 +190,14 @@ def test_pause_after_a_refusal_doubles_each_time() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(BOTH)), st.booleans()), max_size=30))
 def test_group_is_lost_when_every_side_failed_or_refusals_reach_the_limit(tried: list[tuple[str, bool]]) -> None:
-    fate: RetryHistory | None = RetryHistory()
+    history: RetryHistory | None = RetryHistory()
     for count, (side, is_refusal) in enumerate(tried, 1):
-        fate = fate.after(side, BOTH, is_refusal=is_refusal)
-        if fate is None:
+        history = history.after(side, BOTH, is_refusal=is_refusal)
+        if history is None:
             failed = {name for name, refusal in tried[:count] if not refusal}
-            assert failed == BOTH or count >= ROUNDS
+            assert failed == BOTH or count >= MAX_ROUNDS
             return
-        assert fate.avoids < BOTH, "no side is left for the group"
+        assert history.avoids < BOTH, "no side is left for the group"
 
 
 # ── groups in flight ─────────────────────────────────────────────────────────────────────────────
@@ -200,20 +208,20 @@ def in_flight(servers: int, rtt_s: float, item_s: float, groups: int = 400) -> i
 
     A group has ten items.
     """
-    side = pace(most=16, at_first=2)
+    side = pace(max_groups=16, initial_groups=2)
     table = Assignment(groups * 10, {"there": side}, groups=groups)
-    free, most = [0.0] * servers, 0
+    free, highest = [0.0] * servers, 0
 
     def seconds(group: Group, n: int) -> float:
-        nonlocal most
-        most = max(most, group.at_once)
+        nonlocal highest
+        highest = max(highest, group.in_flight)
         begun = max(simulation.now + rtt_s, heapq.heappop(free))
         heapq.heappush(free, begun + item_s * group.items)
         return begun + item_s * group.items - simulation.now
 
     simulation = Simulation(table)
     assert simulation.play(seconds)
-    return most
+    return highest
 
 
 def test_serial_server_has_few_groups_in_flight() -> None:

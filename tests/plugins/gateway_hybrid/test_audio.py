@@ -17,7 +17,7 @@ import pytest
 from gateway.api import multipart
 from gateway.plugin import BackendFailed, Result, Task, Upload, encode_form
 from gateway_hybrid import Hybrid, HybridSettings
-from gateway_hybrid.audio import Wav, cuts
+from gateway_hybrid.audio import Wav, cut_points
 from support.hybrid_services import HERE, THERE, HybridServices, Side
 from support.virtual_time import virtual_time
 
@@ -95,7 +95,7 @@ def transcribe(edge: Side, cloud: Side, data: bytes, **fields: Any) -> tuple[Hyb
 
 def test_cuts_are_placed_in_pauses() -> None:
     sound = Wav(wav(words(12)))
-    found = cuts(sound, 6.0)
+    found = cut_points(sound, 6.0)
     assert (found[0], found[-1]) == (0.0, sound.seconds)
     assert all(2.6 <= at % 3.0 <= 3.0 for at in found[1:-1]), found
     assert all(3.0 <= end - start <= 9.0 for start, end in pairwise(found))
@@ -104,21 +104,21 @@ def test_cuts_are_placed_in_pauses() -> None:
 def test_cut_is_delayed_to_the_next_pause() -> None:
     sound = words(1, word_s=11.0)
     sound.extend(words(4))
-    found = cuts(Wav(wav(sound)), 6.0)
+    found = cut_points(Wav(wav(sound)), 6.0)
     assert 11.0 <= found[1] <= 11.4
 
 
 def test_steady_noise_is_cut_at_bounded_length() -> None:
     rng = random.Random(2)
     noise = array("h", (rng.randint(-900, 900) for _ in range(40 * RATE)))
-    found = cuts(Wav(wav(noise)), 6.0)
+    found = cut_points(Wav(wav(noise)), 6.0)
     assert all(0 < end - start <= 15.0 for start, end in pairwise(found))
 
 
 @pytest.mark.parametrize(("width", "channels"), [(2, 1), (1, 1), (2, 2)])
 def test_pieces_join_to_the_whole_recording(width: int, channels: int) -> None:
     sound = Wav(wav(words(5, channels=channels), width=width, channels=channels))
-    found = cuts(sound, 4.0)
+    found = cut_points(sound, 4.0)
     pieces = [Wav(sound.between(start, end)) for start, end in pairwise(found)]
     assert b"".join(piece.frames for piece in pieces) == sound.frames
     assert {(piece.width, piece.channels, piece.rate_hz) for piece in pieces} == {(width, channels, RATE)}
@@ -160,7 +160,7 @@ def test_answer_without_a_transcript_is_rejected() -> None:
 
     _, result = transcribe(transcribes, nothing, wav(words(8)))
     assert result.json["text"].split() == WORDS[:8]
-    with pytest.raises(BackendFailed, match="was to answer with a transcript"):
+    with pytest.raises(BackendFailed, match="did not return a transcript"):
         transcribe(nothing, nothing, wav(words(8)))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.plugin import BackendFailed, BackendUnavailable, Result, Task, TaskInvalid
 from gateway_hybrid import Hybrid, HybridSettings
-from gateway_hybrid.hedge import BURST, Quantile
+from gateway_hybrid.hedge import BURST, DelayFactor
 from support.hybrid_services import HERE, THERE, HybridServices, Predictions, Side, answers, never, raises, takes
 from support.virtual_time import virtual_time
 
@@ -168,7 +168,7 @@ def test_heavy_tail_is_cut_with_five_percent_extra_calls() -> None:
 
 @pytest.mark.parametrize("true_factor", [0.2, 1.0, 7.0])
 def test_hedge_delay_follows_the_true_quantile(true_factor: float) -> None:
-    rng, quantile, late = random.Random(3), Quantile(0.05), []
+    rng, quantile, late = random.Random(3), DelayFactor(0.05), []
     for _ in range(4000):
         was_late = rng.expovariate(3.0 / true_factor) > quantile.factor
         quantile.learn(was_late=was_late)

@@ -114,7 +114,7 @@ async def test_list_argument_name_is_configurable() -> None:
 @pytest.mark.parametrize("arguments", [None, [1, 2], {}, {"items": "abc"}, {"items": {"a": 1}}, {"item": [1]}])
 async def test_argument_that_is_not_a_list_raises_task_invalid(arguments: Any) -> None:
     services = HybridServices()
-    with pytest.raises(TaskInvalid, match="squares takes an object with a list 'items'") as caught:
+    with pytest.raises(TaskInvalid, match="squares needs a JSON object with the list 'items'") as caught:
         await hybrid(services).run(work(arguments))
     assert caught.value.param == "items"
     assert services.dispatched == []
@@ -189,7 +189,7 @@ async def test_client_error_from_a_side_is_passed_on() -> None:
 @pytest.mark.parametrize("value", [{"result": 5}, {"sum": [1]}, [1], None])
 async def test_answer_that_is_not_a_list_raises_backend_failed(value: Any) -> None:
     services = HybridServices(*[answers(Result(json=value, backend="there"))] * 2)
-    with pytest.raises(BackendFailed, match="there was to answer") as caught:
+    with pytest.raises(BackendFailed, match="there did not return") as caught:
         await run(services, [1])
     assert caught.value.code == "upstream_bad_response"
 
@@ -272,7 +272,7 @@ def test_edge_and_cloud_must_be_different_backends() -> None:
 
 
 def test_hybrid_rejects_process_isolation() -> None:
-    with pytest.raises(ValidationError, match="ISOLATION=process: a hybrid looks at its sides"):
+    with pytest.raises(ValidationError, match="ISOLATION=process is not possible"):
         hybrid(HybridServices(), isolation="process")
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from gateway.plugin import BackendFailed, BackendUnavailable, Part, Task, TaskInvalid
 from gateway.workers import WorkerBackend
 from gateway_local import Local, LocalSettings
-from gateway_local.calling import Callee, as_json
+from gateway_local.calling import BoundFunction, as_json
 from support.recording_services import RecordingServices
 
 
@@ -119,7 +119,7 @@ async def test_repeated_exception_at_one_line_is_logged_once_a_minute(
 ) -> None:
     async with here(tasks_dir=folder) as local:
         for every_s in (60.0, 60.0, 60.0, 0.0):
-            monkeypatch.setattr("gateway_local.TELL_EVERY_S", every_s)
+            monkeypatch.setattr("gateway_local.LOG_INTERVAL_S", every_s)
             with pytest.raises(BackendUnavailable):
                 await call(local, "confused", {"text": "x"})
         logged = [keys for event, keys in local.services.log.events if event == "local.raised"]
@@ -219,13 +219,13 @@ def scale(value: float, by: float = 2, /, *rest: Any, unit: str = "") -> Any:
 )
 def test_invalid_arguments_report_the_signature(arguments: Any, param: str | None, why: str) -> None:
     with pytest.raises(TaskInvalid, match=why) as caught:
-        Callee("scale", scale).call(arguments)
+        BoundFunction("scale", scale).call(arguments)
     assert caught.value.param == param
 
 
 def test_positional_only_arguments_are_accepted_by_name() -> None:
-    assert Callee("scale", scale).call({"unit": "m", "by": 3, "value": 1}) == [3, "m"]
-    assert Callee("scale", scale).call({"value": 1}) == [2, ""]
+    assert BoundFunction("scale", scale).call({"unit": "m", "by": 3, "value": 1}) == [3, "m"]
+    assert BoundFunction("scale", scale).call({"value": 1}) == [2, ""]
 
 
 @dataclasses.dataclass
@@ -255,7 +255,7 @@ def test_return_values_are_converted_to_json(value: Any, json: Any) -> None:
 
 
 def test_value_that_is_not_json_is_reported_with_advice() -> None:
-    with pytest.raises(BackendFailed, match=r"`f` answered with something that is not JSON \(a object\); return"):
+    with pytest.raises(BackendFailed, match=r"`f` returned a value that has no JSON form \(a object\); return"):
         as_json({"x": object()}, "f")
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from gateway.plugin import BackendUnavailable, Result, Task, TaskInvalid, Upload
 from gateway.workers import WorkerBackend
 from gateway_speech import Speech, SpeechSettings
-from gateway_speech.recogniser import Word, confidence, pieces, segments, transcript
+from gateway_speech.recognizer import Word, mean_confidence, segments, split_points, transcript
 from gateway_speech.wav import RATE_HZ, read_pcm, resample, seconds_of
 from support.recording_services import RecordingServices
 
@@ -140,7 +140,7 @@ async def test_invalid_grammar_prevents_the_start(tmp_path: Path) -> None:
     grammar = tmp_path / "commands.jsgf"
     grammar.write_text("turn on the belt")
     backend = WorkerBackend(Speech, SpeechSettings(grammar=grammar), RecordingServices(), slots=1)
-    with pytest.raises(BackendUnavailable, match=r"commands\.jsgf is not a grammar in JSGF"):
+    with pytest.raises(BackendUnavailable, match=r"commands\.jsgf is not a JSGF grammar"):
         await backend.__aenter__()
 
 
@@ -181,8 +181,8 @@ def header(data: bytes = b"\0" * 320, *, form: int = 1, claimed: int | None = No
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"", "it ends before its header does"),
-        (b"RIFF", "it ends before its header does"),
+        (b"", "it ends within its header"),
+        (b"RIFF", "it ends within its header"),
         (b"ID3\x04" + bytes(100), "file does not start with RIFF id"),
         (RECORDING.read_bytes()[:20_000], "it is cut off: its header promises 944.* bytes of sound, 19956 are there"),
         (wav(bytes(300), width=3), "its samples have 24 bits; send 8 or 16"),
@@ -244,7 +244,7 @@ def test_resampled_tone_keeps_its_length_and_pitch(rate_hz: int) -> None:
 
 def test_pieces_are_cut_in_silence() -> None:
     speech, silence = array("h", [5000] * (13 * RATE_HZ)), array("h", bytes(RATE_HZ * 2))
-    (a, b), (c, d) = pieces(speech + silence + speech)
+    (a, b), (c, d) = split_points(speech + silence + speech)
     assert (a, b) == (0, c)
     assert 13 <= b / RATE_HZ <= 14
     assert d == 27 * RATE_HZ
@@ -252,7 +252,7 @@ def test_pieces_are_cut_in_silence() -> None:
 
 @given(st.integers(0, 100 * RATE_HZ))
 def test_pieces_cover_everything_once_and_have_a_maximum_length(length: int) -> None:
-    cuts = list(pieces(Flat(length)))
+    cuts = list(split_points(Flat(length)))
     assert cuts[0][0] == 0
     assert cuts[-1][1] == length
     assert all(before[1] == after[0] for before, after in pairwise(cuts))
@@ -276,5 +276,5 @@ def test_words_are_grouped_into_segments_between_pauses() -> None:
     words = [Word("stop", 0.1, 0.4, 0.9), Word("now", 0.5, 0.9, 0.7), Word("go", 1.5, 1.8, 0.8)]
     assert [[word.text for word in said] for said in segments(words)] == [["stop", "now"], ["go"]]
     assert transcript(words, 2.0)["segments"][0] == {"id": 0, "start": 0.1, "end": 0.9, "text": "stop now"}
-    assert confidence(words) == pytest.approx(0.8)
-    assert confidence([]) is None
+    assert mean_confidence(words) == pytest.approx(0.8)
+    assert mean_confidence([]) is None
