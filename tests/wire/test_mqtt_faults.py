@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
 from gateway.ingress.mqtt import connection
@@ -71,6 +72,37 @@ async def test_a_broker_that_restarts_costs_no_request_and_no_second_run(broker:
         await client.until_answered(names)
         assert set(Tally.runs.values()) == {1}
         assert {line["resumed"] for line in gateway.lines.of("mqtt.connected")[1:]} == {True}
+
+
+async def test_answers_reach_a_client_whose_connection_breaks_before_its_subscription_is_confirmed(
+    broker: Broker, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client of these tests loses no answer that it has acknowledged, so a missing answer is the gateway's loss.
+
+    The client once began to listen after SUBACK. In one of 105 runs of the test above, with the broker's, the gateway's
+    and the client's log kept, a restart came between CONNACK and SUBACK: the client had acknowledged 16 answers, the
+    broker had dropped them rightly, and the test waited for one of them in vain. The gateway had lost nothing.
+    """
+    subscribe = aiomqtt.Client.subscribe
+
+    async def cut_before_suback(*arguments: Any, **options: Any) -> Any:
+        await until(lambda: len(proxy.acknowledged.ids) == 10)
+        monkeypatch.setattr(aiomqtt.Client, "subscribe", subscribe)
+        proxy.cut()
+        return await subscribe(*arguments, **options)
+
+    names = {str(n).encode() for n in range(10)}
+    async with serving(broker.url) as gateway, sturdy_client(proxy.port) as client:
+        for name in names:
+            await client.send("/v1/tasks/hold", {"id": name.decode()}, name)
+        monkeypatch.setattr(aiomqtt.Client, "subscribe", cut_before_suback)
+        proxy.flows.clear()
+        proxy.cut()
+        Tally.open.set()
+        await gateway.lines.wait("request.finished", len(names))
+        assert client.answered == {}
+        proxy.flows.set()
+        await client.until_answered(names)
 
 
 async def test_a_broker_that_was_killed_is_found_again(broker: Broker) -> None:
