@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.net, pytest.mark.skipif(bool(why := why_no_namespaces(
 TIMES = int(os.environ.get("EDGE_GATEWAY_LIVE_TIMES", "2"))
 EDGE_S, CLOUD_S = 0.6, 0.02
 PORT = 8080
+EDGE, CLOUD = f"edge-{os.getpid()}", f"cloud-{os.getpid()}"  # two runs of the tests on one machine do not share a namespace
 
 WORK = """
 import os, time
@@ -97,7 +98,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "work.py").write_text(WORK)
-    with Emulator({"wan": ("edge", "cloud")}, {"wan": "delay=20ms rate=50mbit"}) as net:
+    with Emulator({"wan": (EDGE, CLOUD)}, {"wan": "delay=20ms rate=50mbit"}) as net:
         cloud = Site(
             folder,
             "cloud",
@@ -121,7 +122,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             GATEWAY_BACKENDS__CLOUD__REPEATABLE="true",
             WORK_S=str(EDGE_S),
         )
-        processes = [cloud.start(net, "cloud"), edge.start(net, "edge")]
+        processes = [cloud.start(net, CLOUD), edge.start(net, EDGE)]
         try:
             _wait_ready(net, cloud, edge)
             yield Pair(net, edge)
@@ -177,11 +178,11 @@ async def test_a_lost_carrier_is_noticed_at_once(pair: Pair) -> None:
             await pair.until_cloud(http)
             device = _device(pair.net)
             asked = [asyncio.create_task(pair.ask(http)) for _ in range(3)]
-            pair.net.run("edge", ["ip", "link", "set", device, "down"], check=True)
+            pair.net.run(EDGE, ["ip", "link", "set", device, "down"], check=True)
             answers = [*await asyncio.gather(*asked), await pair.ask(http)]
             assert [status for _, _, status in answers] == [200] * 4
             late += [seconds - EDGE_S for seconds, who, _ in answers if who == "local"]
-            pair.net.run("edge", ["ip", "link", "set", device, "up"], check=True)
+            pair.net.run(EDGE, ["ip", "link", "set", device, "up"], check=True)
             await pair.until_cloud(http)
     print(f"\ncarrier: late {_figures(late)}")
     assert statistics.median(late) <= 0.3
@@ -206,7 +207,7 @@ async def test_a_slow_link_in_the_place_of_a_fast_one_is_adapted_to(pair: Pair) 
 
 
 def _device(net: Emulator) -> str:
-    told = net.run("edge", ["ip", "-j", "addr"], capture_output=True, check=True).stdout
+    told = net.run(EDGE, ["ip", "-j", "addr"], capture_output=True, check=True).stdout
     return next(
         each["ifname"] for each in json.loads(told) for a in each["addr_info"] if a["local"] == net.addr("wan", "a")
     )
