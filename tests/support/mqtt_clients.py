@@ -7,17 +7,22 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from typing import Any
 
 import aiomqtt
 import msgspec
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from support.programs import program
 
 ANSWERS = "devices/lamp/answers"
 NO_DELAY = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+NO_MATCHING_SUBSCRIBERS = 0x10  # MQTT 5 §3.4.2.1: the broker accepted the message and dropped it
+
+_packet_id: ContextVar[int] = ContextVar("packet_id")  # of the PUBLISH that this task sent last
 
 
 class Answer:
@@ -43,7 +48,25 @@ class Device:
         self.client, self._take = client, take
         self.heard: list[Answer] = []
         self._news = asyncio.Event()
+        self._reasons: dict[int, ReasonCode] = {}
+        self._keep_reasons()
         self.listening = asyncio.create_task(self._listen())
+
+    def _keep_reasons(self) -> None:
+        """Keep the reason code of each PUBACK, which aiomqtt drops."""
+        paho = self.client._client
+        publish, on_publish = paho.publish, paho.on_publish
+
+        def noting(*arguments: Any, **options: Any) -> Any:
+            info = publish(*arguments, **options)
+            _packet_id.set(info.mid)
+            return info
+
+        def keeping(client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any) -> None:
+            self._reasons[mid] = reason
+            on_publish(client, userdata, mid, reason, properties)
+
+        paho.publish, paho.on_publish = noting, keeping
 
     async def _listen(self) -> None:
         async for message in self.client.messages:
@@ -71,8 +94,8 @@ class Device:
 
     async def publish(
         self, topic: str, body: Any = b"", *, qos: int = 1, user: Sequence[tuple[str, str]] = (), **properties: Any
-    ) -> None:
-        """Publish; `properties` by paho's names. A body that is not bytes goes as JSON."""
+    ) -> ReasonCode | None:
+        """Publish; `properties` by paho's names. A body that is not bytes goes as JSON. Returns the PUBACK's reason code."""
         packed = Properties(PacketTypes.PUBLISH)
         for name, value in properties.items():
             if value is not None:
@@ -81,11 +104,12 @@ class Device:
             packed.UserProperty = list(user)
         payload = body if isinstance(body, bytes) else msgspec.json.encode(body)
         await self.client.publish(topic, payload, qos=qos, properties=packed, timeout=2)
+        return self._reasons.pop(_packet_id.get(), None)
 
-    async def send(self, path: str, body: Any, correlation: bytes | None = b"1", **more: Any) -> None:
-        """Publish a request, by MQTT 5."""
+    async def send(self, path: str, body: Any, correlation: bytes | None = b"1", **more: Any) -> ReasonCode | None:
+        """Publish a request, by MQTT 5. Returns the PUBACK's reason code."""
         more = {"ResponseTopic": ANSWERS, "CorrelationData": correlation} | more
-        await self.publish(f"edge-gateway/req{path}", body, **more)
+        return await self.publish(f"edge-gateway/req{path}", body, **more)
 
     async def ask(self, path: str, body: Any, correlation: bytes = b"1", **more: Any) -> Answer:
         """Its one answer."""
@@ -130,19 +154,21 @@ async def run(name: str, *args: str) -> bytes:
 
 
 class Sturdy:
-    """A client with a session of its own that comes back after the broker does, and sends until it is heard."""
+    """A client with a session that reconnects when the broker is back, and sends a request until the broker keeps it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._device: Device | None = None
         self._is_there = asyncio.Event()
         self.answered: dict[bytes, list[Any]] = {}
+        self.dropped = 0  # requests that the broker did not keep, as it said; each was sent again
         self._news = asyncio.Event()
 
     async def stay(self) -> None:
         connect = Properties(PacketTypes.CONNECT)
         connect.SessionExpiryInterval = 3600
-        options = {"identifier": "sturdy", "clean_start": False, "properties": connect}
+        # aiomqtt does not notice a connection that breaks before CONNACK, and would wait 10 s for it.
+        options = {"identifier": "sturdy", "clean_start": False, "properties": connect, "timeout": 2}
         while True:
             with suppress(aiomqtt.MqttError):
                 async with device(self._port, ANSWERS, take=self._hear, **options) as self._device:
@@ -157,13 +183,17 @@ class Sturdy:
         self._news.set()
 
     async def send(self, path: str, body: Any, correlation: bytes) -> None:
-        """Return when the broker has it."""
+        """Return when the broker has it for the gateway. mosquitto 2.0.11 forgets shared subscriptions when it restarts:
+        it drops what is sent before the gateway has subscribed again, and the PUBACK's reason code says so.
+        """
         while True:
             await self._is_there.wait()
             assert self._device is not None
             with suppress(aiomqtt.MqttError):
-                await self._device.send(path, body, correlation)
-                return
+                reason = await self._device.send(path, body, correlation)
+                if reason is None or reason.value != NO_MATCHING_SUBSCRIBERS:
+                    return
+                self.dropped += 1
             await asyncio.sleep(0.02)  # a pause between tries
 
     async def until_answered(self, correlations: set[bytes], timeout_s: float = 40) -> None:

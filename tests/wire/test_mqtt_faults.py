@@ -105,6 +105,27 @@ async def test_answers_reach_a_client_whose_connection_breaks_before_its_subscri
         await client.until_answered(names)
 
 
+async def test_a_request_is_served_that_is_sent_after_the_brokers_restart_and_before_the_gateways_return(
+    broker: Broker, proxy: Proxy
+) -> None:
+    """mosquitto 2.0.11 restores sessions and ordinary subscriptions, but not shared ones, and the gateway's are shared.
+
+    Until the gateway subscribes again the broker drops requests, with PUBACK 0x10. A client that did not look at the code
+    lost all ten requests of one restart in the test above, in one of 200 runs: those that came before the gateway was back.
+    """
+    async with serving(proxy.url) as gateway, sturdy_client(broker.port) as client:
+        await client.send("/v1/tasks/tally", {"id": "before"}, b"before")
+        proxy.flows.clear()
+        await broker.restart()
+        sending = asyncio.create_task(client.send("/v1/tasks/tally", {"id": "a"}, b"a"))
+        await until(lambda: client.dropped or sending.done(), timeout_s=20)
+        assert len(gateway.lines.of("mqtt.connected")) == 1
+        proxy.flows.set()
+        await client.until_answered({b"a"})
+        assert Tally.runs["a"] == 1
+        await sending
+
+
 async def test_a_broker_that_was_killed_is_found_again(broker: Broker) -> None:
     async with serving(broker.url) as gateway, sturdy_client(broker.port) as client:
         await client.send("/v1/tasks/tally", {"id": "a"}, b"a")
