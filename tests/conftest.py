@@ -3,9 +3,9 @@
 What hypothesis tries is the same in every run of CI, so that a green change stays green; developers' machines
 go on looking for new counterexamples.
 
-`./run test` passes `-n auto`: the whole suite runs in one worker process for each core, a selection of it (by a path, -k or
--m, or with -s) in one process. Tests marked `alone` come last, and each runs while the other workers wait: they measure
-time or memory, and a second busy process changes what they measure.
+`./run test` passes `-n auto`: the whole suite runs in one worker process for each core, a selection of it (by a path,
+-k or -m, or with -s) in one process. Tests marked `alone` come last, and each runs while the other workers wait: they
+measure time or memory, and a second busy process changes what they measure.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no .venv-clients: ./run test --clients makes it"))
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of pytest-timeout: waiting for the other workers is not the test's time
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of pytest-timeout: a test's time begins after its wait
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if not hasattr(item.config, "workerinput"):
         return (yield)

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.net, pytest.mark.skipif(bool(why := why_no_namespaces(
 TIMES = int(os.environ.get("EDGE_GATEWAY_LIVE_TIMES", "2"))
 EDGE_S, CLOUD_S = 0.6, 0.02
 PORT = 8080
-EDGE, CLOUD = f"edge-{os.getpid()}", f"cloud-{os.getpid()}"  # two runs of the tests on one machine do not share a namespace
+EDGE, CLOUD = f"edge-{os.getpid()}", f"cloud-{os.getpid()}"  # two runs on one machine share no namespace
 
 WORK = """
 import os, time

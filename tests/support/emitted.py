@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -50,11 +51,13 @@ def _in_file(path: Path, name: str) -> Iterator[Emission]:
 
 def _calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
     """Every call, with the function it stands in."""
-    scopes = [node for node in ast.walk(tree) if isinstance(node, FUNCTION)]
-    inside = {id(node): scope for scope in scopes for node in ast.walk(scope)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield inside.get(id(node), tree), node
+    pending: deque[tuple[ast.AST, ast.AST]] = deque([(tree, tree)])
+    while pending:
+        node, scope = pending.popleft()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Call):
+                yield scope, child
+            pending.append((child, child if isinstance(child, FUNCTION) else scope))
 
 
 def _events(name: ast.expr, scope: ast.AST) -> set[str]:

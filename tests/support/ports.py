@@ -1,8 +1,8 @@
 """Ports for programs that cannot be started on port 0; no two test processes of this machine are given the same port.
 
-The ports lie below the kernel's ephemeral range (32768 on Linux), so no outgoing connection and no socket bound to port 0
-takes a port between the choice and the program's start, or while the program restarts. Each process takes a block of its
-own. An abstract Unix socket marks the block as taken, and the kernel frees it when the process ends.
+The ports lie below the kernel's ephemeral range (32768 on Linux), so no outgoing connection and no socket bound to
+port 0 takes a port between the choice and the program's start, or while the program restarts. Each process takes a
+block of its own. An abstract Unix socket marks the block as taken, and the kernel frees it when the process ends.
 """
 
 from __future__ import annotations

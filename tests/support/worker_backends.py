@@ -203,9 +203,11 @@ class Wrong(Quick):
 
 
 class Stubborn(Quick):
-    """Does not let itself be cancelled for a while."""
+    """Ignores cancellation for `seconds`. begun: a file that it makes when it begins."""
 
     async def run(self, task: Task) -> Result:
+        if "begun" in task.json:
+            Path(task.json["begun"]).touch()  # noqa: ASYNC240 - of its own worker process
         with_mercy = asyncio.get_running_loop().time() + task.json["seconds"]
         while (left := with_mercy - asyncio.get_running_loop().time()) > 0:
             try:

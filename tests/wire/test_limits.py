@@ -7,7 +7,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -204,10 +204,11 @@ async def attack(gateway: RunningGateway, attacking: Attack) -> None:
             attacker.cancel()
 
 
-async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
-    took = []
+async def latencies(gateway: RunningGateway, attacks: Sequence[asyncio.Future[None]] = ()) -> list[float]:
+    """Of 60 requests, or of as many as there is time for before the first attacker is gone."""
+    took: list[float] = []
     async with connected(gateway.url) as (reader, writer):
-        for _ in range(count):
+        while len(took) < 60 and not any(attacker.done() for attacker in attacks):
             began = time.perf_counter()
             writer.write(SAY)
             assert (await read_answer(reader)).status == 200
@@ -215,6 +216,7 @@ async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
     return took
 
 
+@pytest.mark.alone  # compares latencies at two times
 @pytest.mark.parametrize("attacking", [slow_head, slow_body])
 async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
     attacking: Attack, monkeypatch: pytest.MonkeyPatch
@@ -225,8 +227,8 @@ async def test_slow_clients_are_let_go_in_time_and_others_hardly_notice(
     async with running_gateway(**DESK) as gateway:
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
-        disturbed = await latencies(gateway)
-        assert not any(attacker.done() for attacker in attacks), "they were gone before all was measured"
+        disturbed = await latencies(gateway, attacks)
+        assert len(disturbed) >= 20, "they were gone before enough was measured"
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
         ratio = statistics.median(disturbed) / statistics.median(undisturbed)
