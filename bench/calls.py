@@ -7,12 +7,12 @@ calls do not count. `sys.setprofile` counts the calls of functions from files in
 that resumes counts again. Comprehensions and lambdas are left out, because newer versions of Python inline them. Three
 requests warm up the gateway; the figure is the lowest of the next three.
 
-The cost of a further event is the difference between streams of 3 and of 43 content events, divided by 40. It is taken
-twice: with all events in one piece, which the gateway reads at once, and with each event alone, where the server sends an
-event only after the client has the one before. Real streams lie between the two.
+The cost of a further event is the difference between streams of 3 and of 43 content events, divided by 40. It is
+taken twice: with all events in one piece, which the gateway reads at once, and with each event alone, where the server
+sends an event only after the client has the one before. Real streams lie between the two.
 
-The gateway's periodic work (load, memory, link state, watchdog) is left out: these are the tasks that run before the first
-connection, and a request starts its own.
+The gateway's periodic work (load, memory, link state, watchdog) is left out: these are the tasks that run before the
+first connection, and a request starts its own.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gateway.testing import RunningGateway, running_gateway
 
+ROOT = Path(__file__).resolve().parent.parent
 OWN = (f"{ROOT}/gateway/", f"{ROOT}/plugins/")
 EQUIPMENT = f"{ROOT}/gateway/testing/"  # it collects the log lines: no part of a request
 STREAMS = (3, 23, 43)
@@ -51,7 +51,7 @@ WHOLE = {
 
 @dataclass
 class Server:
-    """A chat server; the last message holds the number of content events. apart: sends an event after the client has the last."""
+    """A chat server; the last message is the number of content events. apart: each waits for the one before to arrive."""
 
     apart: bool = False
     received: asyncio.Event = field(default_factory=asyncio.Event)  # the client has the event sent last

@@ -95,7 +95,7 @@ class Device:
     async def publish(
         self, topic: str, body: Any = b"", *, qos: int = 1, user: Sequence[tuple[str, str]] = (), **properties: Any
     ) -> ReasonCode | None:
-        """Publish; `properties` by paho's names. A body that is not bytes goes as JSON. Returns the PUBACK's reason code."""
+        """Publish; `properties` by paho's names. Not bytes: goes as JSON. Returns the PUBACK's reason code."""
         packed = Properties(PacketTypes.PUBLISH)
         for name, value in properties.items():
             if value is not None:
@@ -127,8 +127,8 @@ async def device(
     options = {"protocol": aiomqtt.ProtocolVersion.V5, "socket_options": NO_DELAY} | options
     async with aiomqtt.Client("127.0.0.1", port, **options) as client:
         client.pending_calls_threshold = 1_000_000
-        # Listening begins before the subscription: the broker sends what a resumed session holds right after CONNACK, and
-        # paho acknowledges it. If the connection breaks before SUBACK, these messages do not come again.
+        # Listening begins before the subscription: the broker sends what a resumed session holds right after CONNACK,
+        # and paho acknowledges it. If the connection breaks before SUBACK, these messages do not come again.
         one = Device(client, take)
         try:
             await one.subscribe(topic)
@@ -154,7 +154,7 @@ async def run(name: str, *args: str) -> bytes:
 
 
 class Sturdy:
-    """A client with a session that reconnects when the broker is back, and sends a request until the broker keeps it."""
+    """A client that comes back to its session after the broker does, and sends a request until the broker keeps it."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -183,8 +183,10 @@ class Sturdy:
         self._news.set()
 
     async def send(self, path: str, body: Any, correlation: bytes) -> None:
-        """Return when the broker has it for the gateway. mosquitto 2.0.11 forgets shared subscriptions when it restarts:
-        it drops what is sent before the gateway has subscribed again, and the PUBACK's reason code says so.
+        """Return when the broker has it for the gateway.
+
+        mosquitto 2.0.11 forgets shared subscriptions when it restarts. Until the gateway has subscribed again it drops
+        requests, and the PUBACK's reason code says so.
         """
         while True:
             await self._is_there.wait()
