@@ -51,7 +51,7 @@ WHOLE = {
 
 @dataclass
 class Server:
-    """A chat server; the last message is the number of content events. apart: each waits for the one before to arrive."""
+    """A chat server; the last message is the number of content events. apart: each waits for the last to arrive."""
 
     apart: bool = False
     received: asyncio.Event = field(default_factory=asyncio.Event)  # the client has the event sent last
