@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from support import programs
 from support.programs import find, needs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,21 +170,28 @@ SKIPPING = {
 }
 
 
+def suite_of(folder: Path, files: Mapping[str, str]) -> None:
+    """A suite with our conftest.py and these tests."""
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    for name in ("conftest.py", "support/__init__.py", "support/programs.py", "support/programs.txt"):
+        (folder / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
+    for name, text in files.items():
+        (folder / "tests" / name).write_text(text)
+
+
 @pytest.mark.parametrize(
-    ("ci", "status", "counts"),
+    ("ci", "workers", "status", "counts"),
     [
-        ("", 0, "3 skipped, 1 deselected, 1 xfailed"),
-        ("true", 1, "1 failed, 1 deselected, 1 xfailed, 2 errors"),
+        ("", "0", 0, "3 skipped, 1 deselected, 1 xfailed"),
+        ("true", "0", 1, "1 failed, 1 deselected, 1 xfailed, 2 errors"),
+        ("", "2", 0, "3 skipped, 1 xfailed"),
+        ("true", "2", 1, "1 failed, 1 xfailed, 2 errors"),
     ],
 )
-def test_skipped_test_fails_in_ci(tmp_path: Path, ci: str, status: int, counts: str) -> None:
-    shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    for name in ("conftest.py", "support/__init__.py", "support/programs.py"):
-        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "tests" / name, tmp_path / "tests" / name)
-    for name, text in SKIPPING.items():
-        (tmp_path / "tests" / name).write_text(text)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "xfail_strict=false"]
+def test_skipped_test_fails_in_ci(tmp_path: Path, ci: str, workers: str, status: int, counts: str) -> None:
+    suite_of(tmp_path, SKIPPING)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "xfail_strict=false", "-n", workers]
     if ci:
         command.append("--continue-on-collection-errors")
     result = subprocess.run(
@@ -191,3 +200,42 @@ def test_skipped_test_fails_in_ci(tmp_path: Path, ci: str, status: int, counts: 
     assert counts in result.stdout, result.stdout
     assert "no-such-program" in result.stdout
     assert result.returncode == status
+
+
+NOTED = """
+import os, pathlib, time
+import pytest
+
+@pytest.mark.parametrize("name", [*"abcdef", pytest.param("alone", marks=pytest.mark.alone), *"ghijkl"])
+def test_noted(name):
+    began = time.monotonic()
+    time.sleep(0.05)  # work, which the others' work may overlap
+    pathlib.Path(os.environ["NOTES"], name).write_text(f"{began} {time.monotonic()}")
+"""
+
+
+def test_no_other_test_runs_while_one_is_alone(tmp_path: Path) -> None:
+    suite_of(tmp_path, {"test_noted.py": NOTED})
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "3"]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, "NOTES": str(notes)}, capture_output=True, check=True)
+    began, ended = map(float, (notes / "alone").read_text().split())
+    others = [tuple(map(float, note.read_text().split())) for note in notes.iterdir() if note.name != "alone"]
+    assert len(others) == 12
+    assert all(end <= began or ended <= begin for begin, end in others)
+
+
+def test_every_program_that_a_test_runs_is_listed_with_its_package() -> None:
+    files = [path for path in (ROOT / "tests").rglob("*.py") if path.name != Path(__file__).name]
+    calls = re.findall(r"\b(?:needs|program)\(((?:\"[\w-]+\"(?:, )?)+)\)", "".join(path.read_text() for path in files))
+    named = {name for call in calls for name in re.findall(r"[\w-]+", call)}
+    assert {"mosquitto", "haproxy", "curl"} <= named <= {program.name for program in programs.listed()}
+
+
+def test_what_this_machine_lacks_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "find", lambda name: None if name in {"nginx", "mosquitto_rr", "npm"} else name)
+    assert programs.what_is_skipped({"test"}) == [
+        "skipped here: tests that run mosquitto_rr, nginx",
+        "  to run them too: apt-get update && apt-get install -y --no-install-recommends mosquitto-clients nginx-light",
+    ]

@@ -187,7 +187,8 @@ def test_pythonpath_may_add_modules_but_not_shadow_the_gateway(installed: Path, 
 
 def test_tests_run_with_the_venv_python_and_the_given_arguments(installed: Path, bare: dict[str, str]) -> None:
     result = run(installed / "run", "test", "-k", "a b", cwd=installed, env=bare)
-    assert result.stdout.splitlines() == ["python -m", "python pytest", "python -k", "python a b"]
+    parallel = ["python -n", "python auto", "python --dist", "python worksteal"]
+    assert result.stdout.splitlines() == ["python -m", "python pytest", *parallel, "python -k", "python a b"]
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/speech.txt", "requirements/build.txt"])

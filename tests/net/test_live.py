@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.net, pytest.mark.skipif(bool(why := why_no_namespaces(
 TIMES = int(os.environ.get("EDGE_GATEWAY_LIVE_TIMES", "2"))
 EDGE_S, CLOUD_S = 0.6, 0.02
 PORT = 8080
+EDGE, CLOUD = f"edge-{os.getpid()}", f"cloud-{os.getpid()}"  # two runs on one machine share no namespace
 
 WORK = """
 import os, time
@@ -99,7 +100,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "work.py").write_text(WORK)
-    with Emulator({"wan": ("edge", "cloud")}, {"wan": "delay=20ms rate=50mbit"}) as net:
+    with Emulator({"wan": (EDGE, CLOUD)}, {"wan": "delay=20ms rate=50mbit"}) as net:
         cloud = Site(
             folder,
             "cloud",
@@ -123,7 +124,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             GATEWAY_BACKENDS__CLOUD__REPEATABLE="true",
             WORK_S=str(EDGE_S),
         )
-        processes = [cloud.start(net, "cloud"), edge.start(net, "edge")]
+        processes = [cloud.start(net, CLOUD), edge.start(net, EDGE)]
         try:
             _wait_ready(net, cloud, edge)
             yield Pair(net, edge)
@@ -184,11 +185,11 @@ async def test_lost_carrier_is_detected_at_once(pair: Pair) -> None:
             await pair.until_cloud(http)
             device = _device(pair.net)
             asked = [asyncio.create_task(pair.ask(http)) for _ in range(3)]
-            pair.net.run("edge", ["ip", "link", "set", device, "down"], check=True)
+            pair.net.run(EDGE, ["ip", "link", "set", device, "down"], check=True)
             answers = [*await asyncio.gather(*asked), await pair.ask(http)]
             assert [status for _, _, status in answers] == [200] * 4
             late += [seconds - EDGE_S for seconds, backend, _ in answers if backend == "local"]
-            pair.net.run("edge", ["ip", "link", "set", device, "up"], check=True)
+            pair.net.run(EDGE, ["ip", "link", "set", device, "up"], check=True)
             await pair.until_cloud(http)
     print(f"\ncarrier: late {_figures(late)}")
     assert statistics.median(late) <= 0.3
@@ -213,7 +214,7 @@ async def test_routing_adapts_to_a_slower_link(pair: Pair) -> None:
 
 
 def _device(net: Emulator) -> str:
-    listed = net.run("edge", ["ip", "-j", "addr"], capture_output=True, check=True).stdout
+    listed = net.run(EDGE, ["ip", "-j", "addr"], capture_output=True, check=True).stdout
     return next(
         each["ifname"] for each in json.loads(listed) for a in each["addr_info"] if a["local"] == net.addr("wan", "a")
     )

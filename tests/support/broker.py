@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from support.ports import free_port
 from support.programs import program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 PASSWORDS = {"edge-gateway": "gateway's own", "lamp": "a lamp's", "meter": "a meter's"}
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
 
 
 class Broker:

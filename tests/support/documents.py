@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from support.notify import NotifySocket
+from support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bench").glob("*.md")))
@@ -69,12 +69,6 @@ def matches(expected: str, output: str) -> bool:
     """Whether `output` equals the documented text, where `…` matches any text."""
     pattern = ".*?".join(re.escape(piece) for piece in expected.strip().split("…"))
     return re.fullmatch(pattern, output.replace("\r", "").strip(), re.DOTALL) is not None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +42,7 @@ def _in_file(path: Path, name: str) -> Iterator[Emission]:
     for scope, call in _calls(tree):
         where = f"{name}:{call.lineno}"
         if _called(call) == "LogLine":  # a log line of a worker, sent to the gateway
-            yield from (Emission(event, None, where) for event in _events(call.args[1], scope))
+            yield from (Emission(event, None, where) for event in sorted(_events(call.args[1], scope)))
         if not (isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS):
             continue
         logger = _last_name(call.func.value)
@@ -50,17 +51,19 @@ def _in_file(path: Path, name: str) -> Iterator[Emission]:
             yield Emission(limited[logger], keys | {"suppressed"}, where)
         elif logger in ("log", "_log") and call.args:
             bound = set() if isinstance(call.func.value, ast.Name) else {"backend"}
-            for event in _events(call.args[0], scope):
+            for event in sorted(_events(call.args[0], scope)):  # two workers of one run number the tests alike
                 yield Emission(event, None if keys is None else keys | bound, where)
 
 
 def _calls(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.Call]]:
     """Yield every call with its enclosing function."""
-    scopes = [node for node in ast.walk(tree) if isinstance(node, FUNCTION)]
-    inside = {id(node): scope for scope in scopes for node in ast.walk(scope)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            yield inside.get(id(node), tree), node
+    pending: deque[tuple[ast.AST, ast.AST]] = deque([(tree, tree)])
+    while pending:
+        node, scope = pending.popleft()
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Call):
+                yield scope, child
+            pending.append((child, child if isinstance(child, FUNCTION) else scope))
 
 
 def _events(name: ast.expr, scope: ast.AST) -> set[str]:

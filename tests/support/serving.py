@@ -69,6 +69,8 @@ def gateway(
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]),
             "NOTIFY_SOCKET": str(notify.path),
+            # __pycache__ in the tasks' folder changes its time: the first SIGHUP would replace the backend `here`.
+            "PYTHONDONTWRITEBYTECODE": "1",
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
             "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
             "GATEWAY_STATE_DIR": str(folder / "state"),

@@ -7,7 +7,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -207,10 +207,11 @@ async def attack(gateway: RunningGateway, attacking: Attack) -> None:
             attacker.cancel()
 
 
-async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
-    took = []
+async def latencies(gateway: RunningGateway, attacks: Sequence[asyncio.Future[None]] = ()) -> list[float]:
+    """Of 60 requests, or of as many as there is time for before the first attacker is gone."""
+    took: list[float] = []
     async with connected(gateway.url) as (reader, writer):
-        for _ in range(count):
+        while len(took) < 60 and not any(attacker.done() for attacker in attacks):
             began = time.perf_counter()
             writer.write(SAY)
             assert (await read_answer(reader)).status == 200
@@ -218,6 +219,7 @@ async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
     return took
 
 
+@pytest.mark.alone  # compares latencies at two times
 @pytest.mark.parametrize("attacking", [slow_head, slow_body])
 async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_fast(
     attacking: Attack, monkeypatch: pytest.MonkeyPatch
@@ -228,10 +230,8 @@ async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_
     async with running_gateway(**STUB) as gateway:
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
-        disturbed = await latencies(gateway)
-        assert not any(attacker.done() for attacker in attacks), (
-            "an attacking client was disconnected before the measurement ended"
-        )
+        disturbed = await latencies(gateway, attacks)
+        assert len(disturbed) >= 20, "the attacking clients were disconnected before the measurement ended"
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
         ratio = statistics.median(disturbed) / statistics.median(undisturbed)

@@ -254,6 +254,7 @@ async def clocks_apart_ms(gateway: RunningGateway) -> float:
     return median(apart)
 
 
+@pytest.mark.alone  # 0.3 ms of wall time
 async def test_sequential_requests_leave_at_most_0_3_ms_unexplained() -> None:
     async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         for _ in range(100):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -133,11 +134,12 @@ async def test_cancellation_returns_only_when_the_worker_is_idle_again(tool: Wor
         assert await answer(tool, a_task("pid")) == pid
 
 
-async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline() -> None:
+async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline(tmp_path: Path) -> None:
     async with of(DelaysCancel) as backend:
         (pid,) = pids(backend)
-        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=0.4)))
-        await wait_until(lambda: backend.workers[0]["state"] == "busy")
+        asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
+        job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=1.0)))
+        await wait_until((tmp_path / "begun").exists)  # a task that is cancelled before its first step ends at once
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
@@ -147,12 +149,13 @@ async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline() -> N
         )
 
 
-async def test_cancelled_stream_that_does_not_end_is_killed_after_the_drain_timeout() -> None:
+async def test_cancelled_stream_that_does_not_end_is_killed_after_the_drain_timeout(tmp_path: Path) -> None:
     async with of(DelaysCancel) as backend:
         backend.drain_s = lambda: 0.2
         (pid,) = pids(backend)
-        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=86_400)))
-        await wait_until(lambda: backend.workers[0]["state"] == "busy")
+        asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
+        job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=86_400)))
+        await wait_until((tmp_path / "begun").exists)
         job.cancel()
         await asyncio.wait([job], timeout=10)
         assert job.done()
