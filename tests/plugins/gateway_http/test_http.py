@@ -105,10 +105,10 @@ async def test_an_object_that_is_no_answer_is_a_failure(body: Any) -> None:
 
 async def test_nothing_is_no_answer_to_a_conversation_nor_is_an_end_without_a_beginning() -> None:
     async with Upstream(sends(head(204))) as upstream, opened(upstream.url) as (backend, _):
-        with pytest.raises(BackendUnavailable, match="nothing"):
+        with pytest.raises(BackendUnavailable, match="empty"):
             await result(backend, chat())
         upstream.script = sse()
-        with pytest.raises(BackendUnavailable, match="before it had begun"):
+        with pytest.raises(BackendUnavailable, match="before its first choice"):
             await parts(backend, chat(stream=True))
 
 

@@ -13,7 +13,7 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
 from gateway_http import Http, model_lists
 from gateway_http.transport import exchange
-from gateway_http.transport.exceptions import CLOCK_S
+from gateway_http.transport.exceptions import TIMER_SLACK_S
 from support.http_backend import Recorded, accounted, chat, job, opened, result
 from support.until import until
 from support.upstream import (
@@ -52,7 +52,7 @@ async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream()
             with pytest.raises(DeadlineExceeded):
                 async for _ in backend.run(task):
                     pass
-            assert time.monotonic() >= task.deadline - CLOCK_S
+            assert time.monotonic() >= task.deadline - TIMER_SLACK_S
             await gone.wait()  # while the backend is open: it does not come to its end by itself
 
 
@@ -124,7 +124,7 @@ async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> Non
 
 async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
     async with Upstream(cut()) as upstream, opened(upstream.url) as (backend, services):
-        with pytest.raises(BackendUnavailable, match="without an answer"):
+        with pytest.raises(BackendUnavailable, match="without a response"):
             await result(backend, chat())
         upstream.script = reset()
         with pytest.raises(BackendUnavailable, match="reset"):
@@ -258,7 +258,7 @@ async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
         Upstream(reset(sse_bytes(DELTA, done=False))) as upstream,
         opened(upstream.url) as (backend, services),
     ):
-        with pytest.raises(BackendUnavailable, match="broke its answer off"):
+        with pytest.raises(BackendUnavailable, match="broke off its response"):
             async for _ in backend.run(chat(stream=True)):
                 pass
     assert services.samples == []
@@ -284,7 +284,7 @@ async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says
 
 
 async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "NEWS_S", 0.0)
+    monkeypatch.setattr(exchange, "MAX_SAMPLE_AGE_S", 0.0)
     async with Upstream(sse(DELTA)) as upstream, opened(upstream.url) as (backend, services):
         async for _ in backend.run(chat()):
             pass

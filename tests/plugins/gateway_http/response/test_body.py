@@ -168,7 +168,7 @@ async def test_every_member_of_a_gzip_is_delivered(tail: bytes) -> None:
 async def test_what_follows_a_gzip_and_is_no_whole_member_is_a_failure(tail: bytes) -> None:
     script = answer(gzip.compress(GOOD) + tail, headers=[("Content-Encoding", "gzip")])
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
-        with pytest.raises(BackendUnavailable, match=r"compressed answer that is (corrupt|cut)"):
+        with pytest.raises(BackendUnavailable, match=r"compressed response that is (corrupt|cut)"):
             await result(backend, chat())
 
 
