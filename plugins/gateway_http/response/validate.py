@@ -144,11 +144,11 @@ class ResponseValidator:
     def _check_other(self, body: bytes) -> None:
         """Reject an error object under any content type.
 
-        These bodies have no other known form.
+        Any other body is valid.
         """
         only = _only_error(body) if may_be_error(body) else None
         if only is not None and (error := error_in(only) or _as_error(only, is_only=True)):
-            raise exception_for(error, "returned an error in place of a response")
+            raise exception_for(error, "responded with an error")
 
     def _decode(self, body: bytes, of: Any) -> Any:
         """Decode the body. Raises the exception that explains why it does not match."""
@@ -181,7 +181,7 @@ class ResponseValidator:
             error = error_in(envelope)
         if error is None:
             error = _as_error(envelope if only is None else only, is_only=only is not None)
-        return None if error is None else exception_for(error, "returned an error in place of a response")
+        return None if error is None else exception_for(error, "responded with an error")
 
     def _has_failed(self, envelope: Envelope) -> bool:
         return is_string(envelope.status, b"failed")
