@@ -328,7 +328,7 @@ class TypedStreamState(StreamState):
 
 
 class TaskStreamState(TypedStreamState):
-    """A stream of a task: any JSON is a part, and only `error` reports an error."""
+    """A stream of a task: any JSON is a part, except an explicit error."""
 
     def _on_data(self, event: SseEvent) -> None:
         if event.data.startswith(b"{"):

@@ -31,7 +31,7 @@ from .upstream_errors import (
 
 MAX_BYTES = 12 << 20  # longer JSON is accepted only from the operations that set a higher `max_bytes`
 MAX_LARGE_BYTES = 64 << 20
-MAX_ERROR_BYTES = 64 << 10
+MAX_ERROR_OBJECT_BYTES = 64 << 10
 MAX_EVENT_BYTES = 1 << 20
 
 
@@ -204,7 +204,7 @@ def _only_error(body: bytes) -> _OnlyError | None:
 
 def may_be_error(start: bytes) -> bool:
     """Return whether a body with this beginning may be an error object."""
-    return len(start) <= MAX_ERROR_BYTES and start.lstrip()[:1] in (b"", b"{")
+    return len(start) <= MAX_ERROR_OBJECT_BYTES and start.lstrip()[:1] in (b"", b"{")
 
 
 def media_type(content_type: str) -> str:
