@@ -1,6 +1,6 @@
 """Use any HTTP service as a backend.
 
-The service is an OpenAI-style API, a peer gateway, or a plain service with, say, `POST /add`.
+The service is an OpenAI-style API, a peer gateway, or a plain service with, for example, `POST /add`.
 A request is sent unchanged, except that the model's name is replaced if the operator configured another. Each term of
 its time is recorded at the socket. Responses are bounded and validated before the client sees them: a slow, broken or
 hostile upstream fails its own requests only.
@@ -83,7 +83,7 @@ class Http(Backend[HttpSettings]):
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         """Yield Parts for an event stream or a body of unknown length, else one Result."""
-        task.terms.enter("connect", at=-math.inf)  # no interval before the first byte is the cloud's
+        task.terms.enter("connect", at=-math.inf)  # backdated: no time before the upload is the cloud's
         self._check_may_send(task)
         operation = OPERATIONS[task.kind]
         validator = operation.validator(task)
