@@ -123,7 +123,7 @@ async def test_stream_ends_in_an_error_when_the_next_backend_generates_other_tex
         line = await gateway.line()
     assert text_of(raised.value.chunks) == SO_FAR  # type: ignore[attr-defined]
     assert (line["status"], line["outcome"], line["attempts"]) == (200, "failed", 2)
-    assert "broke its answer off" in line["error"]  # the error of the first backend
+    assert "broke off its response" in line["error"]  # the error of the first backend
 
 
 async def test_second_break_is_continued_by_a_third_backend() -> None:

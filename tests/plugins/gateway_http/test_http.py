@@ -105,10 +105,10 @@ async def test_json_object_without_choices_is_a_backend_failure(body: Any) -> No
 
 async def test_chat_fails_on_an_empty_answer_and_on_done_before_any_event() -> None:
     async with Upstream(sends(head(204))) as upstream, opened(upstream.url) as (backend, _):
-        with pytest.raises(BackendUnavailable, match="nothing"):
+        with pytest.raises(BackendUnavailable, match="empty"):
             await result(backend, chat())
         upstream.script = sse()
-        with pytest.raises(BackendUnavailable, match="before it had begun"):
+        with pytest.raises(BackendUnavailable, match="before its first choice"):
             await parts(backend, chat(stream=True))
 
 

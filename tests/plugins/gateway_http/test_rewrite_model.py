@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gateway.plugin import Task, Upload
-from gateway_http.rewrite_model import form_naming, json_naming
+from gateway_http.rewrite_model import set_form_model, set_json_model
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
@@ -52,7 +52,7 @@ async def test_only_the_model_name_changes_for_the_backend() -> None:
     ids=["spaces", "last", "first", "null", "none", "nothing", "list", "cut", "between", "escaped", "twice"],
 )  # fmt: skip
 def test_model_value_is_replaced_in_place(body: bytes, sent: bytes) -> None:
-    assert json_naming(body, "b/é") == sent
+    assert set_json_model(body, "b/é") == sent
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def others(b: str) -> str:
 def test_only_the_part_named_model_is_replaced(head: str, boundary: str, content_type: str) -> None:
     form = f"preamble\r\n--{boundary} \t\r\n{head}\r\n\r\n{{}}\r\n--{boundary}\r\n{others(boundary)}epilogue"
     for before in ("old", "", "\r\n", "-- \r\n\r\n"):
-        named = form_naming(form.replace("{}", before).encode(), content_type, "né/w")
+        named = set_form_model(form.replace("{}", before).encode(), content_type, "né/w")
         assert named == (form.replace("{}", "né/w").encode(), content_type)
 
 
@@ -125,18 +125,18 @@ def test_only_the_part_named_model_is_replaced(head: str, boundary: str, content
     "body", [b"", b"--b", b"--b\r\n", b"--b\r\nx: y\r\n\r\nz\r\n--b\r\n", b"--c--\r\n", b"as it came"]
 )
 def test_incomplete_form_is_not_changed(body: bytes) -> None:
-    assert form_naming(body, "multipart/form-data; boundary=b", "new") is None
-    assert form_naming(body, "multipart/form-data", "new") is None
+    assert set_form_model(body, "multipart/form-data; boundary=b", "new") is None
+    assert set_form_model(body, "multipart/form-data", "new") is None
 
 
 def test_missing_content_type_is_rebuilt_from_the_form() -> None:
     body = b'--a b\r\nContent-Disposition: form-data; name="model"\r\n\r\nold\r\n--a b--'
-    assert form_naming(body, "", "new") == (body.replace(b"old", b"new"), 'multipart/form-data; boundary="a b"')
+    assert set_form_model(body, "", "new") == (body.replace(b"old", b"new"), 'multipart/form-data; boundary="a b"')
 
 
 def test_part_without_headers_is_ignored() -> None:
     body = b'--b\r\n\r\nContent-Disposition: form-data; name="model"\r\n\r\nold\r\n--b--\r\n'
-    named = form_naming(body, "multipart/form-data; boundary=b", "new")
+    named = set_form_model(body, "multipart/form-data; boundary=b", "new")
     assert named is not None
     assert named[0].endswith(body)
 

@@ -13,7 +13,7 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
 from gateway_http import Http, model_lists
 from gateway_http.transport import exchange
-from gateway_http.transport.exceptions import CLOCK_S
+from gateway_http.transport.exceptions import TIMER_SLACK_S
 from support.http_backend import SampleRecorder, accounted, chat, job, opened, result
 from support.polling import wait_until
 from support.upstream import (
@@ -52,7 +52,7 @@ async def test_deadline_bounds_the_wait_for_head_body_and_stream() -> None:
             with pytest.raises(DeadlineExceeded):
                 async for _ in backend.run(task):
                     pass
-            assert time.monotonic() >= task.deadline - CLOCK_S
+            assert time.monotonic() >= task.deadline - TIMER_SLACK_S
             await gone.wait()  # before the backend closes: closing would end the connection too
 
 
@@ -124,7 +124,7 @@ async def test_task_is_sent_twice_only_when_configured_as_repeatable() -> None:
 
 async def test_request_on_a_fresh_connection_is_not_retried() -> None:
     async with Upstream(cut()) as upstream, opened(upstream.url) as (backend, services):
-        with pytest.raises(BackendUnavailable, match="without an answer"):
+        with pytest.raises(BackendUnavailable, match="without a response"):
             await result(backend, chat())
         upstream.script = reset()
         with pytest.raises(BackendUnavailable, match="reset"):
@@ -258,7 +258,7 @@ async def test_broken_answer_gives_no_link_sample() -> None:
         Upstream(reset(sse_bytes(DELTA, done=False))) as upstream,
         opened(upstream.url) as (backend, services),
     ):
-        with pytest.raises(BackendUnavailable, match="broke its answer off"):
+        with pytest.raises(BackendUnavailable, match="broke off its response"):
             async for _ in backend.run(chat(stream=True)):
                 pass
     assert services.samples == []
@@ -284,7 +284,7 @@ async def test_complete_answer_gives_a_link_sample_for_any_status(script: Script
 
 
 async def test_old_end_of_answer_gives_no_link_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "NEWS_S", 0.0)
+    monkeypatch.setattr(exchange, "MAX_SAMPLE_AGE_S", 0.0)
     async with Upstream(sse(DELTA)) as upstream, opened(upstream.url) as (backend, services):
         async for _ in backend.run(chat()):
             pass

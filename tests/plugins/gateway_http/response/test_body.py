@@ -168,7 +168,7 @@ async def test_all_gzip_members_are_decoded(tail: bytes) -> None:
 async def test_trailing_data_after_gzip_is_a_failure(tail: bytes) -> None:
     script = answer(gzip.compress(GOOD) + tail, headers=[("Content-Encoding", "gzip")])
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
-        with pytest.raises(BackendUnavailable, match=r"compressed answer that is (corrupt|cut)"):
+        with pytest.raises(BackendUnavailable, match=r"compressed response that is (corrupt|cut)"):
             await result(backend, chat())
 
 

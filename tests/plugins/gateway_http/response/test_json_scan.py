@@ -22,7 +22,7 @@ VALUES = st.recursive(
 
 def is_json(pieces: list[bytes], walk: JsonScanner | None = None) -> bool:
     walk = walk or JsonScanner()
-    return all(walk.feed(piece) for piece in pieces) and walk.is_over
+    return all(walk.feed(piece) for piece in pieces) and walk.is_complete
 
 
 def cut_at(body: bytes, places: list[int]) -> list[bytes]:

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from gateway.plugin import BackendUnavailable, Result, SseEvent, Task, TaskInvalid
-from gateway_http.response.stream_state import Progress
+from gateway_http.response.operations import OPERATIONS
 from support.http_backend import chat, opened, parts, result
 from support.upstream import CHUNKED, EVENTS, LAST_CHUNK, Script, Upstream, chunk, head, sends, sse, sse_bytes, stall
 
@@ -158,9 +158,10 @@ FLOODS = {
 
 
 def notes_in_s(event: SseEvent) -> float:
+    task, operation = stream(), OPERATIONS["chat"]
     began = time.perf_counter()
     with suppress(BackendUnavailable):
-        Progress(stream()).note(event)
+        operation.stream_state(operation.validator(task)).on_event(event)
     return time.perf_counter() - began
 
 

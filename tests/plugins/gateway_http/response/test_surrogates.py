@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.response.surrogates import MAX_WHOLE_BYTES, without_halves
+from gateway_http.response.surrogates import MAX_WHOLE_BYTES, replace_lone_surrogates
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
@@ -22,14 +22,14 @@ texts = st.text(st.sampled_from('\ud83d\ude00\ud800\udfff\\"ué😀x'), max_size
 @given(texts)
 def test_only_lone_surrogates_are_replaced(text: str) -> None:
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert json.loads(without_halves(json.dumps(text).encode())) == whole
+    assert json.loads(replace_lone_surrogates(json.dumps(text).encode())) == whole
 
 
 def test_body_without_lone_surrogates_is_unchanged() -> None:
     for body in (b'{"a":"\\ud83d\\ude00 \\u00fc"}', b'{"a":"\\\\ud83d"}', b'"x"'):
-        assert without_halves(body) == body
+        assert replace_lone_surrogates(body) == body
     large = b'"\\ud83d' + b"x" * MAX_WHOLE_BYTES + b'"'
-    assert without_halves(large) is large
+    assert replace_lone_surrogates(large) is large
 
 
 @pytest.mark.parametrize("half", ["\\ud83d", "\\uDE00"])
