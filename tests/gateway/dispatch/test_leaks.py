@@ -16,7 +16,7 @@ from gateway.plugin import Backend, Task
 from gateway.registry import ManagedBackend
 from gateway.workers import WorkerBackend
 from support.clock import Clock
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 from support.worker_backends import Quick
 
 DAY_S = 86_400.0
@@ -35,13 +35,13 @@ def _member(backend: Backend[Any]) -> ManagedBackend:
 
 
 def _pool(drain_s: float) -> Backend[Any]:
-    return WorkerBackend(Quick, Quick.Settings(), KeptServices(), slots=1, drain_s=lambda: drain_s)
+    return WorkerBackend(Quick, Quick.Settings(), RecordingServices(), slots=1, drain_s=lambda: drain_s)
 
 
 @pytest.mark.parametrize(
     ("backend", "deadline", "late_after_s"),
     [
-        (Quick(Quick.Settings(), KeptServices()), DAY_S, LEAKED_S),
+        (Quick(Quick.Settings(), RecordingServices()), DAY_S, LEAKED_S),
         (_pool(30.0), DAY_S, 30.0 + LEAKED_S),
         (_pool(30.0), 10.0, 10.0 + LEAKED_S),
         (_pool(30.0), 0.0, LEAKED_S),

@@ -16,10 +16,10 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, T
 from gateway.policy import Decision
 from gateway.registry import ManagedBackend, ServingBackends
 from gateway.timing import Watch
-from support.lane_house import House
+from support.lane_fixture import LaneFixture
 
 
-def _race(house: House) -> AttemptGroup:
+def _race(house: LaneFixture) -> AttemptGroup:
     def spawn(attempt: Attempt) -> asyncio.Task[None]:
         return asyncio.create_task(asyncio.sleep(0))
 
@@ -30,7 +30,7 @@ def _race(house: House) -> AttemptGroup:
 
 
 async def test_hedge_into_a_full_queue_is_declined_without_raising() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     for name in ("runs", "waits"):
         house.lanes.submit(house.work(name, allowed=("box",)), "box")
     with pytest.raises(TaskRefused):
@@ -49,7 +49,7 @@ async def test_hedge_into_a_full_queue_is_declined_without_raising() -> None:
 
 
 async def test_hedge_does_not_count_as_a_new_request_in_the_lanes() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     race = _race(house)
     race.start()
     tokens, last = house.lanes._rescuing._tokens, dict(house.lanes._last)
@@ -60,7 +60,7 @@ async def test_hedge_does_not_count_as_a_new_request_in_the_lanes() -> None:
 
 
 async def test_attempt_refused_by_a_full_queue_closes_its_watch() -> None:
-    house = House(queue=0)
+    house = LaneFixture(queue=0)
     for number in range(16):
         house.lanes.submit(house.work(f"runs {number}", allowed=("cloud",)), "cloud")
     race = _race(house)
@@ -85,7 +85,7 @@ class Rescued:
     """A race of two attempts whose results the test chooses."""
 
     def __init__(self) -> None:
-        house = House()
+        house = LaneFixture()
         self.running: list[asyncio.Task[None]] = []
         decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
         plan = Plan(ServingBackends({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)

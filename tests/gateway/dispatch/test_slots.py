@@ -27,7 +27,7 @@ from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
 from gateway.request_log import RequestRecord
 from gateway.timing import Watch
-from support.until import until
+from support.polling import wait_until
 
 TURNS = 14  # loop iterations; a request takes fewer from its first step to its last
 BIG = 200_000  # bytes; needs an upload permit
@@ -150,7 +150,7 @@ class House:
 
     async def settles(self) -> None:
         """Wait until every count is zero, and check that it stays zero."""
-        await until(lambda: not self.dispatcher.is_stuck)
+        await wait_until(lambda: not self.dispatcher.is_stuck)
         await _turns(3)
         assert self.counts() == {0}
         await self.registry.close_all()
@@ -206,7 +206,7 @@ async def test_slots_are_returned_when_a_hedge_starts_at_any_iteration(second: A
 async def test_slots_are_returned_when_a_backend_is_cancelled_before_its_first_step() -> None:
     house = await House(answers, answers).open()
     asked = house.ask()
-    await until(lambda: house.dispatcher.is_stuck)
+    await wait_until(lambda: house.dispatcher.is_stuck)
     await _gone(asked)
     await house.settles()
 

@@ -9,11 +9,11 @@ import pytest
 
 from gateway.plugin import LinkSample, TaskRefused
 from gateway.policy import Policy
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
 def test_waiting_work_moves_to_a_clearly_faster_lane() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.0)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -23,7 +23,7 @@ def test_waiting_work_moves_to_a_clearly_faster_lane() -> None:
 
 
 def test_waiting_work_stays_when_the_other_lane_is_not_clearly_faster_or_not_allowed() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.9)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -33,7 +33,7 @@ def test_waiting_work_stays_when_the_other_lane_is_not_clearly_faster_or_not_all
 
 
 def test_free_slot_takes_work_from_other_queues_at_once() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     house.submit("runs", "box", **HERE)
     house.submit("uploads", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -43,7 +43,7 @@ def test_free_slot_takes_work_from_other_queues_at_once() -> None:
 
 
 def test_whole_queue_moves_when_its_backend_becomes_unusable() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for number in range(40):
@@ -54,7 +54,7 @@ def test_whole_queue_moves_when_its_backend_becomes_unusable() -> None:
 
 
 def test_in_flight_work_is_hedged_once_when_its_link_goes_down() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     for number in range(8):
         house.submit(str(number), "cloud")
@@ -65,7 +65,7 @@ def test_in_flight_work_is_hedged_once_when_its_link_goes_down() -> None:
 
 
 def test_work_that_is_not_repeatable_is_never_hedged() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("once", "cloud", repeatable=False)
     house.board.on_carrier_lost("cloud")
@@ -74,8 +74,8 @@ def test_work_that_is_not_repeatable_is_never_hedged() -> None:
     assert house.doubled == []
 
 
-def crowd_at_the_cloud() -> House:
-    house = House(slots=50)
+def crowd_at_the_cloud() -> LaneFixture:
+    house = LaneFixture(slots=50)
     house.teach(box_s=0.1, cloud_s=0.1, uplink_bytes_per_s=1e6)
     for number in range(100):
         house.submit(str(number), "cloud", body_bytes=BIG if number == 0 else 10)
@@ -101,7 +101,7 @@ def test_silent_work_is_hedged_beyond_the_budget_but_only_once() -> None:
 
 
 def test_answered_work_is_not_hedged() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     work = house.submit("streams", "cloud")
     house.lanes.answered(work, "cloud")
@@ -111,7 +111,7 @@ def test_answered_work_is_not_hedged() -> None:
 
 
 def test_hedging_can_be_turned_off() -> None:
-    house = House(Policy(rescue=False))
+    house = LaneFixture(Policy(rescue=False))
     house.teach()
     house.submit("stuck", "cloud")
     house.now += 60.0
@@ -120,7 +120,7 @@ def test_hedging_can_be_turned_off() -> None:
 
 
 def test_removed_lane_drops_its_queued_work() -> None:
-    house = House()
+    house = LaneFixture()
     house.submit("a", "box", **HERE)
     told: list[str] = []
     house.submit("b", "box", **HERE, dropped=told.append)
@@ -133,7 +133,7 @@ def test_removed_lane_drops_its_queued_work() -> None:
 
 
 def test_added_slots_start_queued_work() -> None:
-    house = House()
+    house = LaneFixture()
     for name in "abc":
         house.submit(name, "box", **HERE)
     house.lanes.add("box", site="edge", slots=3, queue=100, remote=False)
@@ -141,7 +141,7 @@ def test_added_slots_start_queued_work() -> None:
 
 
 def test_prediction_is_within_fifteen_percent_on_a_steady_link() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     errors = []
     for number in range(200):
         size = 1.0 + (number * 7 % 13) / 4
@@ -161,7 +161,7 @@ def test_prediction_is_within_fifteen_percent_on_a_steady_link() -> None:
 
 
 def test_rebalancing_a_thousand_queued_entries_is_fast() -> None:
-    house = House(slots=2, queue=4096)
+    house = LaneFixture(slots=2, queue=4096)
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(1000):
         house.submit(str(number), "box" if number % 2 else "cloud", 1.0 + number % 3, body_bytes=BIG)
@@ -175,7 +175,7 @@ def test_rebalancing_a_thousand_queued_entries_is_fast() -> None:
 
 
 def test_work_is_not_hedged_into_a_full_queue() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     house.teach()
     house.submit("stalls", "cloud")
     house.submit("runs", "box", **HERE)
@@ -186,7 +186,7 @@ def test_work_is_not_hedged_into_a_full_queue() -> None:
 
 
 def test_retired_lane_frees_slots_without_samples_and_hands_its_queue_over() -> None:
-    house = House()
+    house = LaneFixture()
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE)
     lane = house.lanes.retire("box")
@@ -205,7 +205,7 @@ def test_retired_lane_frees_slots_without_samples_and_hands_its_queue_over() -> 
 
 @pytest.mark.parametrize("has_successor", [True, False])
 def test_queue_of_a_retired_lane_is_dropped_without_an_equivalent_successor(has_successor: bool) -> None:
-    house = House()
+    house = LaneFixture()
     told: list[str] = []
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE, dropped=told.append)

@@ -13,21 +13,21 @@ import pytest
 from gateway.plugin import Backend
 from gateway.testing import CHECKS, check_backend, examine
 from support import broken_backends as broken
-from support.broken_backends import Sound, caller_network
+from support.broken_backends import Conforming, caller_network
 
 
 @pytest.fixture(autouse=True)
 def cleared_away() -> Iterator[None]:
     yield
-    for thing in Sound.kept:
+    for thing in Conforming.kept:
         for end in ("close", "set", "kill", "wait"):
             if hasattr(thing, end) and not hasattr(thing, "get_coro"):
                 getattr(thing, end)()
-    Sound.kept.clear()
+    Conforming.kept.clear()
 
 
 async def test_correct_backend_passes_every_check() -> None:
-    outcomes = [outcome async for outcome in examine(Sound)]
+    outcomes = [outcome async for outcome in examine(Conforming)]
     assert [outcome.check for outcome in outcomes] == list(CHECKS)
     assert {outcome.state for outcome in outcomes} == {"kept"}
 
@@ -46,22 +46,22 @@ FAULTS = [
     (broken.Blocks, "ms, at broken_backends.py:"),
     (broken.SwallowsCancel, "it swallowed its cancellation and answered"),
     (broken.OutlivesCancel, "it went on for more than 1 s after it was cancelled"),
-    (broken.LiesAboutItsSite, "site: its site is edge, and it connected to 203.0.113.7:80"),
+    (broken.ConnectsOffSite, "site: its site is edge, and it connected to 203.0.113.7:80"),
     (broken.HalfStarted, "half start: 1 open file or socket left after a start that was cancelled half-way"),
     (broken.WrongType, "`run` gave a dict, which is neither Result nor Part"),
     (broken.NotAsync, "declaration: `run` is a plain function"),
     (broken.NotJson, "its answer cannot be written as JSON"),
     (broken.Raises, "errors: `say` with the body '{}': `run` raised RuntimeError: no text"),
     (broken.SharesState, "among 4 at once it got another answer than alone"),
-    (broken.MadSize, "questions: `size` is nan"),
-    (broken.FragileSize, "questions: `size` raised KeyError: 'text' for `say` with the body '{}'"),
-    (broken.OneName, "declaration: tasks is the text 'say'"),
-    (broken.NamesNothing, "run: it names no models and no tasks"),
+    (broken.NanSize, "questions: `size` is nan"),
+    (broken.RaisingSize, "questions: `size` raised KeyError: 'text' for `say` with the body '{}'"),
+    (broken.TasksIsString, "declaration: tasks is the text 'say'"),
+    (broken.NoTasks, "run: it names no models and no tasks"),
     (broken.ServesNothing, "run: it says of each request that it does not serve such"),
-    (broken.ForgetsItself, "start and stop: `__aenter__` gave None, not the backend itself"),
-    (broken.HangsInStop, "start and stop: `__aexit__` was not done after"),
+    (broken.EntersAsNone, "start and stop: `__aenter__` gave None, not the backend itself"),
+    (broken.HangsInExit, "start and stop: `__aexit__` was not done after"),
     (broken.MixesPartsAndResult, "`run` yielded a Result after 1 Part"),
-    (broken.StreamsOn, "closing its stream raised RuntimeError: async generator ignored GeneratorExit"),
+    (broken.IgnoresGeneratorExit, "closing its stream raised RuntimeError: async generator ignored GeneratorExit"),
 ]
 
 
@@ -82,7 +82,7 @@ async def test_faulty_backend_fails_with_a_message_that_names_the_fault(
 async def test_untranslated_network_errors_fail_the_check() -> None:
     async with caller_network() as network:
         with pytest.raises(AssertionError, match=r"ConnectionResetError|IncompleteReadError"):
-            await check_backend(broken.Caller, settings={"url": network.url}, network=network)
+            await check_backend(broken.UpstreamCaller, settings={"url": network.url}, network=network)
 
 
 async def test_fault_in_a_worker_is_named_as_in_the_loop() -> None:
@@ -99,7 +99,7 @@ async def test_untranslated_key_error_produces_a_warning(isolation: str) -> None
 
 
 async def test_checks_without_an_example_are_skipped_with_advice() -> None:
-    outcomes = {outcome.check: outcome async for outcome in examine(broken.NothingToAsk)}
+    outcomes = {outcome.check: outcome async for outcome in examine(broken.NoExamples)}
     assert {outcome.state for outcome in outcomes.values()} == {"kept", "skipped"}
     assert 'examples = {"say": {…}}' in outcomes["run"].fix
 

@@ -17,14 +17,14 @@ from gateway.plugin.errors import PluginRaised
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
 from gateway.workers.main import MAX_SUBTASKS
-from support.services import KeptServices
-from support.worker_backends import Sends
+from support.recording_services import RecordingServices
+from support.worker_backends import Dispatches
 from support.workers import a_task, answer, pids
 
 Serve = Callable[[Task], Awaitable[Result]]
 
 
-class Serving(KeptServices):
+class Serving(RecordingServices):
     """Services that dispatch subtasks to `serve` and record them."""
 
     def __init__(self, serve: Serve) -> None:
@@ -40,7 +40,7 @@ class Serving(KeptServices):
 @asynccontextmanager
 async def sending(serve: Serve) -> AsyncIterator[tuple[WorkerBackend, Serving]]:
     services = Serving(serve)
-    async with WorkerBackend(Sends, Sends.Settings(), services, slots=1) as backend:
+    async with WorkerBackend(Dispatches, Dispatches.Settings(), services, slots=1) as backend:
         yield backend, services
 
 

@@ -16,7 +16,7 @@ from gateway.plugin import (
 )
 from gateway.plugin.errors import PluginRaised
 from gateway.workers import WorkerBackend, wire
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 from support.worker_backends import Tool, ToolSettings
 from support.workers import (
     of,
@@ -60,6 +60,6 @@ def test_foreign_exception_is_decoded_as_plugin_raised() -> None:
 
 def test_settings_are_converted_to_plain_values_for_the_wire() -> None:
     settings = ToolSettings(folder=Path("/models"), password="x", tasks=["a"])  # type: ignore[arg-type]
-    backend = WorkerBackend(Tool, settings, KeptServices(), slots=1)
+    backend = WorkerBackend(Tool, settings, RecordingServices(), slots=1)
     assert backend._start.settings["folder"] == "/models"
     assert ToolSettings.model_validate(backend._start.settings) == settings
