@@ -205,7 +205,7 @@ class ManagedBackend:
         )  # fmt: skip
 
     def check_declaration(self) -> None:
-        """Raise BackendUnavailable, and drop the plugin, if it declares unusable values. Raise it if there is none."""
+        """Raise BackendUnavailable without a plugin, or if it declares unusable values: then the plugin is dropped."""
         backend, self.backend = self.backend, None
         if backend is None:
             raise BackendUnavailable(self.error or "it has no plugin")
