@@ -93,7 +93,7 @@ async def test_repeated_request_is_run_if_a_bug_prevented_the_first_response(
         raise KeyError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gateway.service.door, "serve", broken)
+        patched.setattr(gateway.service.handler, "serve", broken)
         await lamp.send("/v1/tasks/tally", {"id": "a"})
         await gateway.lines.wait("mqtt.broke")
     assert (await lamp.ask("/v1/tasks/tally", {"id": "a"})).json == {"result": 1}

@@ -120,7 +120,7 @@ class MqttTransport:
             await _first_of(self._stopping.wait(), timeout_s=pause_s)
 
     def _new_connection(self) -> Connection:
-        most = 2 * self._door.rules.max_body_bytes + 65_536  # what is a little too large is answered, not just dropped
+        most = 2 * self._door.limits.max_body_bytes + 65_536  # what is a little too large is answered, not just dropped
         will = presence.status(self.topics, is_online=False)
         return Connection(
             self.broker, self.topics.client_id, self._take, will=will, max_packet_bytes=min(most, 268_435_455)
@@ -266,6 +266,8 @@ class MqttTransport:
 
         return IncomingRequest(
             door="mqtt",
+            is_redelivered=True,
+            takes_pieces=False,
             method="POST",
             target=job.address.target,
             headers=headers_of(job.message, time.monotonic() - job.taken_at),

@@ -55,7 +55,7 @@ class MqttResponseWriter:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    async def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         """A complete answer; an error instead where the broker will not have it."""
         self.invites_again = status in _COME_AGAIN or (status >= 500 and _is_retryable(body))
         try:

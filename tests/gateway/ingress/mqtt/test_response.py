@@ -43,7 +43,7 @@ def reply_to(post: Post, *, in_parts: bool = True, answer_to: str | None = "r", 
 
 async def test_whole_response_is_one_message_with_status_and_headers() -> None:
     post = Post()
-    await reply_to(post, qos=0).whole(200, {"Content-Type": "application/json", "x-request-id": "7"}, b"{}")
+    await reply_to(post, qos=0).send(200, {"Content-Type": "application/json", "x-request-id": "7"}, b"{}")
     (it,) = post.sent
     assert (it.topic, it.payload, it.qos, it.retain, it.correlation) == ("r", b"{}", 0, False, b"c")
     assert it.content_type == "application/json"
@@ -154,7 +154,7 @@ async def test_response_refused_by_the_broker_is_replaced_by_an_error_message() 
     post = Post()
     post.refuses_over = 1000
     with pytest.raises(PublishRefused):
-        await reply_to(post).whole(200, HEADERS, b"x" * 2000)
+        await reply_to(post).send(200, HEADERS, b"x" * 2000)
     (it,) = post.sent
     assert dict(it.user)["status"] == "502"
     assert msgspec.json.decode(it.payload)["error"]["code"] == "upstream_bad_response"
@@ -163,7 +163,7 @@ async def test_response_refused_by_the_broker_is_replaced_by_an_error_message() 
 @pytest.mark.parametrize("in_parts", [True, False])
 async def test_no_message_is_sent_without_a_response_topic(in_parts: bool) -> None:
     post = Post()
-    await reply_to(post, answer_to=None).whole(200, HEADERS, b"{}")
+    await reply_to(post, answer_to=None).send(200, HEADERS, b"{}")
     reply = reply_to(post, answer_to=None, in_parts=in_parts)
     await reply.begin(200, HEADERS)
     await reply.write(b"x" * 100_000)
