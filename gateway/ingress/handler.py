@@ -175,7 +175,8 @@ class _RequestCycle:
         if not matched.route.needs_body:
             await self._serve_local(matched)
             return
-        self._check_encoding()
+        if "content-encoding" in request.headers:
+            _check_encoding(request.headers["content-encoding"])
         self.watch.enter("read")
         body = await request.read(self.caller.max_bytes(self.handler.limits.max_body_bytes))
         self.record.bytes_in = len(body)
@@ -190,21 +191,12 @@ class _RequestCycle:
         request, handler = self.request, self.handler
         caller = authenticate(handler.gate, request.headers, request.key_id, request.certificate_names)
         check_route(caller, matched)
-        if matched.route.needs_body:
-            handler.shedding.check()
+        if matched.route.needs_body and handler.shedding.is_active:
+            raise handler.shedding.refusal()
         handler.gate.admit(caller)
         self.caller = caller
-        if caller.has_key:
+        if caller.key is not None:
             self.response.trust()
-
-    def _check_encoding(self) -> None:
-        encoding = self.request.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise GatewayError(
-                "a Content-Encoding is not supported; send the body as it is",
-                code="unsupported_encoding",
-                detail=f"this one is {encoding[:40]!r}",
-            )
 
     def _task(self, parsed: ParsedRequest) -> Task:
         handler, request = self.handler, self.request
@@ -286,3 +278,13 @@ class _RequestCycle:
         except BaseException:
             cancel_and_close(waiting)
             raise
+
+
+def _check_encoding(encoding: str) -> None:
+    encoding = encoding.strip().lower()
+    if encoding not in ("", "identity"):
+        raise GatewayError(
+            "a Content-Encoding is not supported; send the body as it is",
+            code="unsupported_encoding",
+            detail=f"this one is {encoding[:40]!r}",
+        )

@@ -79,7 +79,6 @@ class LoadShedding:
         self.is_active = False
         self.bodies = BodyBudget()
 
-    def check(self) -> None:
-        """Raise TaskRefused while load shedding is active."""
-        if self.is_active:
-            raise TaskRefused("the gateway is short of memory; try again later", retry_after_s=RETRY_S)
+    def refusal(self) -> TaskRefused:
+        """The error for a request while load shedding is active."""
+        return TaskRefused("the gateway is short of memory; try again later", retry_after_s=RETRY_S)

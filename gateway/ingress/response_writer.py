@@ -98,14 +98,11 @@ class Response:
         self._encoder = encoder
 
     def on_stop(self) -> None:
-        self._on("stop")
+        self.state = TRANSITIONS[self.state]["stop"]
 
     def on_client_lost(self) -> None:
-        self._on("lose")
+        self.state = TRANSITIONS[self.state]["lose"]
         self._record.outcome = "cancelled"
-
-    def _on(self, event: Event) -> None:
-        self.state = TRANSITIONS[self.state][event]
 
     # ── a whole response ─────────────────────────────────────────────────────────────────────────
 
@@ -115,9 +112,9 @@ class Response:
         self._record.outcome = outcome_of(status)
         own = {"Content-Type": content_type} if content_type else {}
         self._watch.first_byte_at = self._watch.enter("write")
-        self._on("send")
+        self.state = TRANSITIONS[self.state]["send"]
         await self._writer.send(status, merge_headers(headers or {}, own, self._headers()), body)
-        self._on("sent")
+        self.state = TRANSITIONS[self.state]["sent"]
         self._watch.leave()
 
     async def send_result(self, result: Result) -> None:
@@ -166,7 +163,7 @@ class Response:
         timing = term_keys(self._watch.so_far()) if self._is_trusted else {}
         await self._write(encoder.end(timing))
         await self._writer.end()
-        self._on("end")
+        self.state = TRANSITIONS[self.state]["end"]
         self._record.status, self._record.outcome = 200, "served"
         self._watch.leave()
 
@@ -205,7 +202,7 @@ class Response:
         result = self._answer.result if self._answer is not None else None
         backend_headers = result.headers if result is not None else {}
         await self._writer.begin(200, merge_headers(backend_headers, encoder.headers, self._headers()))
-        self._on("begin")
+        self.state = TRANSITIONS[self.state]["begin"]
         self._record.status = 200
 
     async def _push(self, data: bytes) -> None:
@@ -221,7 +218,7 @@ class Response:
     async def _abort(self, data: bytes) -> None:
         self._record.bytes_out += len(data)
         await self._writer.abort(data)
-        self._on("abort")
+        self.state = TRANSITIONS[self.state]["abort"]
 
     # ── an error ─────────────────────────────────────────────────────────────────────────────────
 

@@ -9,7 +9,7 @@ import aiomqtt
 import pytest
 
 from gateway.ingress.mqtt.connection import Connection, PublishRefused
-from gateway.ingress.mqtt.properties import Publication
+from gateway.ingress.mqtt.messages import Publication
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import Broker
 from support.mqtt_backend import TALLY, Tally
