@@ -26,7 +26,7 @@ class _Usage:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The sender of a request, by its key. Both fields are None for an anonymous caller."""
+    """The sender of a request, by its key. Without a key, the caller is anonymous."""
 
     id: str | None = None
     key: Key | None = None

@@ -12,8 +12,8 @@ Theory of operation. `Response` is a state machine above a transport's `Response
     aborted       the stream ended in an error; the client can see that it is incomplete
     lost          the client is gone, or the gateway has dropped the request
 
-TRANSITIONS raises KeyError for an event that the state does not allow. A whole response whose headers turn out to be
-invalid has not left the gateway, so `sending` allows a second `send`: the error response.
+TRANSITIONS raises KeyError for an event that the state does not allow. A whole response with invalid headers (from
+a backend) has not left the gateway, so `sending` allows a second `send`: the error response.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ class IncomingRequest:
     gets `Server-Timing`.
     check: raises GatewayError if the transport refuses the client.
     preflight: the response headers for a CORS preflight request; None for any other request.
-    key_id: the API key whose limits apply, if the transport knows it. Otherwise the key comes from the headers, or
+    key_id: the API key that sets the limits, if the transport knows it. Otherwise the key comes from the headers, or
     from `certificate_names`, the names in the client's TLS certificate.
     topic: the topic of an MQTT message.
     is_redelivered: the transport delivers the request again if it gets no response (MQTT). When the gateway stops,

@@ -56,7 +56,7 @@ def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
 
 
 def check_origin(request: web.BaseRequest, allowed: frozenset[str]) -> None:
-    """Raise GatewayError for a web page whose origin is not allowed (cross-site request)."""
+    """Raise GatewayError for a web page of an origin that is not allowed (cross-site request)."""
     origin = request.headers.get("Origin")
     if origin is not None and origin not in allowed:
         raise GatewayError(

@@ -2,8 +2,8 @@
 
 aiohttp has no time limit for writing. Here a response is written in pieces, and the client must take each piece within
 WRITE_TIMEOUT_S. A slow reader gets the whole response. The connection of a stalled reader is reset, so that a truncated
-response cannot look complete. If MANY clients stall at once, the limit is CROWDED_S: a single stalled reader may be a
-person who paused, many of them are an attack on the memory (slow read).
+response cannot look complete. If MANY clients stall at once, the limit is CROWDED_S: a single stalled reader may have
+paused, many of them are an attack on the memory (slow read).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
                 │         └ yes ─▶ joins the open request, or gets the kept response ─┘
                 └ not a request: log, acknowledge
 
-The broker delivers RECEIVE_MAXIMUM messages and then waits for acknowledgements (backpressure). A response whose
-connection was lost is published on the next connection. A message that was not acknowledged when the gateway stopped or
+The broker delivers RECEIVE_MAXIMUM messages and then waits for acknowledgements (backpressure). After a lost
+connection, a response is published on the next connection. A message that was not acknowledged when the gateway stopped or
 died is delivered again; the work may then have been done already (docs/mqtt.md).
 """
 
@@ -53,7 +53,7 @@ class MqttTransport:
     """Serves requests from a broker. Start it once, then stop it once.
 
     is_trusted: the broker has authenticated the gateway, or is on this host; responses then contain `Server-Timing`.
-    key_id: the API key whose limits apply.
+    key_id: the API key that sets the limits.
     """
 
     def __init__(
