@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.ingress.http.listener import Site
+from gateway.ingress.http.listener import HttpListener
 from gateway.ingress.load_shedding import LoadShedding
 from gateway.measure.memory import MemoryGauge
 from gateway.telemetry import log, log_exceptions
@@ -26,7 +26,7 @@ class MemoryGuard:
         self._shedding = shedding
         self.is_paused = False
 
-    async def look(self, sites: Sequence[Site]) -> None:
+    async def look(self, sites: Sequence[HttpListener]) -> None:
         """Do what the state of the memory asks for. Each listener is told at each look: what failed is tried again."""
         self._shedding.bodies.set_free_memory(self.gauge.free_bytes(SHED_AT))
         ratio = self.gauge.ratio() or 0.0

@@ -55,7 +55,7 @@ def max_handshakes(connections: int) -> int:
     return max(4 * MAX_ACCEPTS, connections // HANDSHAKES_SHARE)
 
 
-class Handshakes:
+class HandshakeLimiter:
     """Protocol factory of one listener that limits the TLS handshakes in progress.
 
     asyncio accepts each connection in its own task. The task calls the factory and ends with the handshake, whether it
@@ -83,7 +83,7 @@ class Handshakes:
 PauseReason = Literal["starting", "memory", "renewing", "stopping"]
 
 
-class Site(web.BaseSite):
+class HttpListener(web.BaseSite):
     """One listening socket. It accepts connections while it has no reason to pause. `stop` closes the socket.
 
     handshakes: the limit of TLS handshakes in progress. held: start with a pause, until the gateway has started.
@@ -102,7 +102,7 @@ class Site(web.BaseSite):
         self._is_unix = sock.family == socket.AF_UNIX  # no TLS: the bytes stay on this host
         self._sock, self._tls = sock, None if self._is_unix else tls
         assert runner.server is not None
-        self._make_plain, self._make_tls = runner.server, Handshakes(runner.server, handshakes)
+        self._make_plain, self._make_tls = runner.server, HandshakeLimiter(runner.server, handshakes)
         self._pause_reasons: set[PauseReason] = {"starting"} if held else set()
         self._resuming = asyncio.Lock()
 

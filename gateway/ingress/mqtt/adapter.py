@@ -5,8 +5,8 @@
                 └ not a request: log, acknowledge
 
 The broker delivers RECEIVE_MAXIMUM messages and then waits for acknowledgements (backpressure). After a lost
-connection, a response is published on the next connection. A message that was not acknowledged when the gateway stopped or
-died is delivered again; the work may then have been done already (docs/mqtt.md).
+connection, a response is published on the next connection. A message that was not acknowledged when the gateway stopped
+or died is delivered again; the work may then have been done already (docs/mqtt.md).
 """
 
 from __future__ import annotations
