@@ -25,6 +25,8 @@ from gateway.api.errors import ERRORS
 from gateway.api.routes import ROUTES
 from gateway.commands import plugins_new
 from gateway.health import breaker
+from gateway.ingress import response_writer
+from gateway.ingress.mqtt import deduplication
 from gateway.measure import link
 from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
@@ -218,6 +220,8 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "recipe picture": partial(recipe, "picture_to_text/gateway_picture.py"),
     "link states": partial(transitions, link.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
+    "response states": partial(transitions, response_writer.TRANSITIONS),
+    "mqtt request states": partial(transitions, deduplication.TRANSITIONS),
 }
 
 

@@ -122,7 +122,7 @@ async def _revoked(service: Service) -> list[str]:
         there_are = await asyncio.get_running_loop().run_in_executor(_reader, read_keys, file)
     except KeysInvalid:  # that is among the problems
         return []
-    gone = service.gate.keep(there_are)
+    gone = service.gate.revoke_all_but(there_are)
     return [f"revoked nevertheless: {', '.join(gone)}"] if gone else []
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from paho.mqtt.client import MQTTMessage
 
-from gateway.ingress.mqtt.backoff import GOOD_AFTER_S, Backoff
-from gateway.ingress.mqtt.properties import Message, Publication, clean_text, message_of
+from gateway.ingress.mqtt.messages import Message, Publication, clean_text, message_of
 from gateway.ingress.mqtt.request import body_of, headers_of
+from gateway.ingress.mqtt.session import STABLE_S, Backoff
 from gateway.plugin import GatewayError
 
 
@@ -81,8 +81,8 @@ def test_clean_text_makes_any_text_a_valid_property(text: str, cleaned: str) -> 
 def test_backoff_doubles_up_to_the_maximum_and_resets_after_a_good_connection() -> None:
     backoff = Backoff(uniform=lambda low, high: high)
     assert [backoff.next(0.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert backoff.next(GOOD_AFTER_S) == 0.5
-    assert backoff.next(GOOD_AFTER_S / 2) == 1.0
+    assert backoff.next(STABLE_S) == 0.5
+    assert backoff.next(STABLE_S / 2) == 1.0
 
 
 def test_jitter_is_drawn_from_the_whole_interval() -> None:

@@ -1,4 +1,4 @@
-"""What goes to the broker and what comes from it, as values; the only words of MQTT the other rooms need."""
+"""MQTT messages as values: those that the broker delivers, and those that the gateway publishes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A message the broker handed over. is_again: the broker says that it may have sent it before (DUP).
+    """A message that the broker delivered. mid: the packet id.
 
-    topic: "" where it is not UTF-8. expiry_s: what was left of its life when the broker sent it; None: no end.
+    is_duplicate: the DUP flag, the broker may have sent the message before. topic: "" if it is not UTF-8. expiry_s: the
+    rest of its lifetime when the broker sent it; None: unlimited. user: the user properties.
     """
 
     topic: str
     payload: bytes
     qos: int
     mid: int
-    is_again: bool = False
+    is_duplicate: bool = False
     response_topic: str | None = None
     correlation: bytes | None = None
     content_type: str | None = None
@@ -34,7 +35,7 @@ class Message:
 
 
 def message_of(got: MQTTMessage) -> Message:
-    """paho's message as ours."""
+    """Convert paho's message."""
     try:
         topic = got.topic
     except UnicodeDecodeError:
@@ -45,7 +46,7 @@ def message_of(got: MQTTMessage) -> Message:
         payload=bytes(got.payload),
         qos=got.qos,
         mid=got.mid,
-        is_again=got.dup,
+        is_duplicate=got.dup,
         response_topic=getattr(properties, "ResponseTopic", None),
         correlation=getattr(properties, "CorrelationData", None),
         content_type=getattr(properties, "ContentType", None),
@@ -56,7 +57,7 @@ def message_of(got: MQTTMessage) -> Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Publication:
-    """A message for the broker."""
+    """A message to publish."""
 
     topic: str
     payload: bytes
@@ -68,12 +69,12 @@ class Publication:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes, in a packet or in memory."""
-        said = sum(len(name) + len(value) + 5 for name, value in self.user)
-        return 64 + len(self.payload) + len(self.topic) + len(self.correlation or b"") + said
+        """Approximate size in bytes, in a packet or in memory."""
+        user_bytes = sum(len(name) + len(value) + 5 for name, value in self.user)
+        return 64 + len(self.payload) + len(self.topic) + len(self.correlation or b"") + user_bytes
 
     def properties(self) -> Properties:
-        """Its properties, as paho packs them."""
+        """The MQTT 5 properties in paho's form."""
         packed = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         if self.correlation is not None:
             packed.CorrelationData = self.correlation
@@ -85,10 +86,10 @@ class Publication:
 
 
 def clean_pairs(pairs: Iterable[tuple[str, str]]) -> Pairs:
-    """Pairs that may stand in user properties: UTF-8, no NUL, not too long for their length field."""
+    """Make pairs valid as user properties: UTF-8, without NUL, not longer than their length field allows."""
     return tuple((clean_text(name), clean_text(value)) for name, value in pairs)
 
 
 def clean_text(text: str) -> str:
-    """The text as MQTT can carry it (MQTT 5 §1.5.4: no lone surrogates, no NUL)."""
+    """Make text valid in MQTT (MQTT 5 §1.5.4: no lone surrogates, no NUL)."""
     return text.replace("\0", "").encode("utf-8", "replace")[:MAX_TEXT_BYTES].decode("utf-8", "ignore")

@@ -9,43 +9,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ingress.body_budget import COPIES, BodyBudget
+from gateway.ingress.load_shedding import COPIES, BodyBudget
 from gateway.plugin import TaskRefused
 
 
 def room_of(size: int) -> BodyBudget:
     room = BodyBudget()
-    room.measured(size * COPIES)
+    room.set_free_memory(size * COPIES)
     return room
 
 
 def test_announced_length_is_reserved_for_its_request() -> None:
     room = room_of(100)
-    with room.reading(60) as first:
-        with pytest.raises(TaskRefused, match="too many large bodies") as refused, room.reading(60):
+    with room.reserve(60) as first:
+        with pytest.raises(TaskRefused, match="too many large bodies") as refused, room.reserve(60):
             pass
         assert refused.value.retry_after_s is not None
-        first.took(60)
-        with room.reading(40) as second:
-            second.took(40)
-    with pytest.raises(TaskRefused), room.reading(1):
+        first.consume(60)
+        with room.reserve(40) as second:
+            second.consume(40)
+    with pytest.raises(TaskRefused), room.reserve(1):
         pass
 
 
 def test_chunked_body_is_refused_when_it_exceeds_the_budget() -> None:
-    with room_of(100).reading(0) as chunked:
-        chunked.took(100)
+    with room_of(100).reserve(0) as chunked:
+        chunked.consume(100)
         with pytest.raises(TaskRefused):
-            chunked.took(1)
+            chunked.consume(1)
 
 
 def test_new_measurement_refills_the_budget_minus_open_reservations() -> None:
     room = room_of(100)
-    with room.reading(80):
-        room.measured(100 * COPIES)
-        with pytest.raises(TaskRefused), room.reading(30):
+    with room.reserve(80):
+        room.set_free_memory(100 * COPIES)
+        with pytest.raises(TaskRefused), room.reserve(30):
             pass
-    with room.reading(100):
+    with room.reserve(100):
         pass
 
 
@@ -54,9 +54,9 @@ def test_no_reservation_is_left_after_any_sequence_of_bodies(bodies: list[tuple[
     room = room_of(200)
     for announced, pieces in bodies:
         try:
-            with room.reading(announced) as reading:
+            with room.reserve(announced) as reservation:
                 for piece in pieces:
-                    reading.took(piece)
+                    reservation.consume(piece)
         except TaskRefused:
             pass
-        assert room.promised == 0
+        assert room.announced_bytes == 0
