@@ -30,6 +30,7 @@ from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
+from gateway.workers import process as worker
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md")
@@ -218,6 +219,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "recipe picture": partial(recipe, "picture_to_text/gateway_picture.py"),
     "link states": partial(transitions, link.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
+    "worker states": partial(transitions, worker.TRANSITIONS),
 }
 
 

@@ -7,19 +7,19 @@ import traceback
 
 # What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
 PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
-MAX_WORDS = 2000  # characters of an exception's text that are passed on
+MAX_MESSAGE_CHARS = 2000  # characters of an exception's text that are passed on
 
 
-def is_told_to_stop(exc: BaseException) -> bool:
+def is_own_cancellation(exc: BaseException) -> bool:
     """Whether `exc` is the cancellation of the task we are in. A plugin may raise one, too, and that is a fault."""
     me = asyncio.current_task()
     return isinstance(exc, asyncio.CancelledError) and me is not None and me.cancelling() > 0
 
 
-def words_of(exc: BaseException) -> str:
+def message_of(exc: BaseException) -> str:
     """The text of `exc`, which may quote anything: for a log where nothing of a request can be in it, and for tests."""
     try:
-        return str(exc)[:MAX_WORDS]
+        return str(exc)[:MAX_MESSAGE_CHARS]
     except BaseException as worse:  # its own __str__
         return f"its text raised {type(worse).__name__}"
 
@@ -96,14 +96,14 @@ class NotServed(BackendUnavailable):
 class PluginRaised(BackendUnavailable):
     """A plugin raised what is none of these errors: a bug. `raised` is its type's name. No plugin raises this.
 
-    `words` is its text, where a worker raised it: for the operator while the backend opens, and for tests of plugins.
+    `text` is its text, where a worker raised it: for the operator while the backend opens, and for tests of plugins.
     """
 
     code = "plugin_error"
 
-    def __init__(self, message: str, *, raised: str, words: str = "") -> None:
+    def __init__(self, message: str, *, raised: str, text: str = "") -> None:
         super().__init__(message, again=False)
-        self.raised, self.words = raised, words
+        self.raised, self.text = raised, text
 
 
 class BackendFailed(GatewayError):

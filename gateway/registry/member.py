@@ -12,7 +12,7 @@ from gateway.health.missing_endpoints import MissingEndpoints
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
 from gateway.plugin.checks import names_of
-from gateway.plugin.errors import words_of
+from gateway.plugin.errors import message_of
 from gateway.telemetry import log
 from gateway.workers import WorkerBackend
 
@@ -155,7 +155,7 @@ class ManagedBackend:
     def fail(self, exc: BaseException) -> None:
         """It does not serve because of `exc`."""
         self.state, self.error = "failed", describe(exc)
-        words = exc.detail if isinstance(exc, GatewayError) else words_of(exc)
+        words = exc.detail if isinstance(exc, GatewayError) else message_of(exc)
         self.cause = self.cause or (f"{self.error}: {words}" if words else self.error)
 
     def serves(self, kind: Kind, name: str) -> str | None:

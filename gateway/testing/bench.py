@@ -240,7 +240,7 @@ class Bench:
         raised = [keys for event, keys in self.services.log.events[since:] if event == "worker.raised"]
         if not raised:
             return None
-        text = getattr(told, "words", "")
+        text = getattr(told, "text", "")
         return f"{raised[-1]['error']}: {text}" if text else str(raised[-1]["error"])
 
 
