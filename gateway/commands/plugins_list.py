@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from gateway.plugin import Backend
-from gateway.plugin.checks import names_of
+from gateway.plugin.checks import parse_names
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
 from gateway.testing.bench import KitServices, hand_back
 
@@ -104,8 +104,8 @@ def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
 
 def _names(models: Any, tasks: Any) -> str:
     parts = [
-        f"{what} {', '.join(names_of(names))}" if names is not None else f"{what} known once it runs"
+        f"{what} {', '.join(parse_names(names))}" if names is not None else f"{what} known once it runs"
         for what, names in (("models", models), ("tasks", tasks))
-        if names is None or names_of(names)
+        if names is None or parse_names(names)
     ]
     return "; ".join(parts) or "-"

@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.plugin import Backend, Kind, Task, Upload
 from gateway.plugin import new_id as fresh_id
-from gateway.plugin.checks import names_of
+from gateway.plugin.checks import parse_names
 
 PATHS: Mapping[Kind, str] = {
     "chat": "/v1/chat/completions",
@@ -50,12 +50,12 @@ def tasks_of(
         return list(given), []
     bodies = {**cls.examples, **(given or {})}
     found, unknown = [], []
-    for name, own in names_of(backend.tasks or ()).items():
+    for name, own in parse_names(backend.tasks or ()).items():
         if name in bodies or own in bodies:
             found.append(a_task(own, bodies.get(name, bodies.get(own))))
         else:
             unknown.append(name)
-    for name, own in list(names_of(backend.models or ()).items())[:1]:
+    for name, own in list(parse_names(backend.models or ()).items())[:1]:
         found += [a_model_task(kind, own, bodies.get(name)) for kind in PATHS if kind in backend.kinds]
     return found, unknown
 

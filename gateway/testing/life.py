@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any, get_args
 
 from gateway.plugin import Backend, Isolation, Kind, Site, Task
-from gateway.plugin.checks import names_of
+from gateway.plugin.checks import parse_names
 from gateway.testing import census
 from gateway.testing.asking import again, mistaken, shown
 from gateway.testing.bench import (
@@ -43,7 +43,7 @@ async def declaration(bench: Bench) -> None:
         if isinstance(names, str):
             raise Fault(f"{attribute} is the text {names!r}", f'a tuple: {attribute} = ("{names}",)')
         if names is not None and not isinstance(names, property):
-            names_of(names)
+            parse_names(names)
     if not (inspect.iscoroutinefunction(cls.run) or inspect.isasyncgenfunction(cls.run)):
         raise Fault("`run` is a plain function", "make it `async def run(self, task)`")
 
@@ -73,7 +73,7 @@ async def start_and_stop(bench: Bench) -> None:
         async with bench.fresh() as backend:
             bench.look(backend)
             for attribute in ("models", "tasks"):
-                names_of(getattr(backend, attribute) or ())
+                parse_names(getattr(backend, attribute) or ())
 
 
 async def half_start(bench: Bench) -> None:

@@ -33,7 +33,7 @@ from gateway.plugin import (
     Task,
     View,
 )
-from gateway.plugin.checks import names_of
+from gateway.plugin.checks import parse_names
 from gateway.plugin.errors import PluginRaised, frames_of, is_own_cancellation, message_of
 from gateway.workers.codec import decode_task, encode_error, encode_part, encode_result
 from gateway.workers.frame_channel import FrameChannel
@@ -236,7 +236,7 @@ def load_class(path: str) -> type[Backend[Any]]:
 
 
 def ready_frame(backend: Backend[Any]) -> Ready:
-    return Ready(names_of(backend.models), names_of(backend.tasks), list(backend.kinds))
+    return Ready(parse_names(backend.models), parse_names(backend.tasks), list(backend.kinds))
 
 
 def print_exception(source: str, exc: BaseException | None) -> None:
