@@ -14,7 +14,7 @@ from typing import Any
 from gateway.plugin import Backend
 from gateway.plugin.checks import parse_names
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
-from gateway.testing.bench import KitServices, hand_back
+from gateway.testing.fake_services import FakeServices, echo_subtask
 
 COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
 
@@ -96,7 +96,7 @@ def _unused_row(plugin: str, origin: Mapping[str, str]) -> Row:
 def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
     """What it says before it is started; the class alone is asked where settings are missing."""
     try:
-        asked = cls(cls.Settings.model_validate(settings), KitServices("listed", hand_back))
+        asked = cls(cls.Settings.model_validate(settings), FakeServices("listed", echo_subtask))
         return _names(asked.models, asked.tasks)
     except Exception:
         return _names(cls.models, cls.tasks)
