@@ -27,7 +27,7 @@ FAULTS: Mapping[str, str] = {
     "cut": "the connection is closed before a response",
     "reset": "the connection is reset in the middle of a response",
     "nonsense": "the response is not HTTP",
-    "error": "the response is 500 with a plain text",
+    "error": "the response is 500 with a plain text body",
     "shapeless": "the response is 200 with an unexpected body",
     "silence": "no response is sent",
 }
