@@ -32,6 +32,7 @@ from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
+from gateway.workers import process as worker
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md")
@@ -222,6 +223,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "breaker states": partial(transitions, breaker.TRANSITIONS),
     "response states": partial(transitions, response_writer.TRANSITIONS),
     "mqtt request states": partial(transitions, deduplication.TRANSITIONS),
+    "worker states": partial(transitions, worker.TRANSITIONS),
 }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.measure.board import Measurements
 from gateway.plugin import LinkSample
-from gateway.plugin.errors import is_told_to_stop
+from gateway.plugin.errors import is_own_cancellation
 from gateway.registry.member import ManagedBackend, describe
 from gateway.telemetry import log, log_exceptions, log_task_failure
 
@@ -91,13 +91,13 @@ class BackendLifecycle:
             self._board.add(member.name, remote=member.is_remote)  # it may tell of its network while it opens
             await member.backend.__aenter__()
         except BaseException as exc:
-            if member.stopping.is_set() and is_told_to_stop(exc):
+            if member.stopping.is_set() and is_own_cancellation(exc):
                 member.state = "closed"  # nobody wants it any more; that is no failure
                 raise
             member.fail(exc)
             log.error("backend.failed_to_open", backend=member.name, plugin=member.plugin, error=member.cause)
             changed(member)
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
             return False
         if not member.stopping.is_set():  # while it opened
@@ -150,7 +150,7 @@ class BackendLifecycle:
             self._board.observe(member.name, LinkSample(failed=late))
             return late
         except BaseException as exc:
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
             return f"its health check raised {describe(exc)}"
         return None if said is None else str(said)
@@ -162,5 +162,5 @@ class BackendLifecycle:
             await member.backend.__aexit__(None, None, None)
         except BaseException as exc:
             log.error("backend.close_failed", backend=member.name, error=describe(exc))
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise

@@ -11,8 +11,8 @@ from gateway.health.breaker import Breaker
 from gateway.health.missing_endpoints import MissingEndpoints
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
-from gateway.plugin.checks import names_of
-from gateway.plugin.errors import words_of
+from gateway.plugin.checks import parse_names
+from gateway.plugin.errors import message_of
 from gateway.telemetry import log
 from gateway.workers import WorkerBackend
 
@@ -155,7 +155,7 @@ class ManagedBackend:
     def fail(self, exc: BaseException) -> None:
         """It does not serve because of `exc`."""
         self.state, self.error = "failed", describe(exc)
-        words = exc.detail if isinstance(exc, GatewayError) else words_of(exc)
+        words = exc.detail if isinstance(exc, GatewayError) else message_of(exc)
         self.cause = self.cause or (f"{self.error}: {words}" if words else self.error)
 
     def serves(self, kind: Kind, name: str) -> str | None:
@@ -196,7 +196,7 @@ def describe(exc: BaseException) -> str:
 
 def _names(declared: Any) -> Mapping[str, str] | None:
     """As a map; None while unknown. Raises where it is none, nor a list of names."""
-    names = names_of(declared)
+    names = parse_names(declared)
     if names is not None and not isinstance(names, Mapping):
         raise TypeError(f"{type(names).__name__} is no list of names")
     return names

@@ -12,7 +12,7 @@ from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
 from gateway.measure.board import Measurements
 from gateway.plugin import BackendSettings, Services
-from gateway.plugin.errors import words_of
+from gateway.plugin.errors import message_of
 from gateway.registry.lifecycle import BackendLifecycle, Changed
 from gateway.registry.loader import BackendConfig, build, fingerprint
 from gateway.registry.lookup import Catalog
@@ -54,7 +54,7 @@ class Registry(Catalog):
             try:
                 backend = build(config.cls, settings, self._services_for(config.name), self._drain_s)
             except BaseException as exc:  # nothing is awaited here: whatever it is, it is the plugin's
-                error, cause = describe(exc), f"{type(exc).__name__}: {words_of(exc)}"
+                error, cause = describe(exc), f"{type(exc).__name__}: {message_of(exc)}"
         return ManagedBackend(
             name=config.name,
             plugin=config.plugin,

@@ -20,8 +20,7 @@ from typing import IO, Any, BinaryIO, Literal
 import msgspec
 import structlog
 
-from gateway import plugin
-from gateway.plugin import checks
+from gateway.plugin import checks, result, task
 from gateway.plugin.errors import frames_of
 from gateway.telemetry.sink import Sink
 
@@ -129,7 +128,7 @@ class _Forward(logging.Handler):
 
 
 # Where a value of a plugin's is refused; whoever gave it stands above.
-_CHECKS = frozenset({"<string>", checks.__file__, plugin.__file__})
+_CHECKS = frozenset({"<string>", checks.__file__, result.__file__, task.__file__})
 
 
 def raised(exc: BaseException | None) -> dict[str, str | None]:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gateway.testing.watch import BLOCKED_S, Border, Stalls, public_peers
+from gateway.testing.monitors import MAX_BLOCKED_S, ConnectionGuard, LoopMonitor, public_peers
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -32,30 +32,32 @@ def test_ipv6_peers_are_read_and_mapped_addresses_count_as_ipv4() -> None:
 @pytest.mark.parametrize("address", [("203.0.113.7", 80), ("8.8.8.8", 53), ("169.254.169.254", 80)])
 def test_connection_to_a_public_address_is_refused_before_it_is_made(address: tuple[str, int]) -> None:
     with (
-        Border() as border,
+        ConnectionGuard() as guard,
         socket.socket() as sock,
         pytest.raises(PermissionError, match="kit refused"),
     ):
         sock.connect(address)
-    assert border.refused == [f"{address[0]}:{address[1]}"]
+    assert guard.refused == [f"{address[0]}:{address[1]}"]
 
 
 def test_private_connections_are_allowed() -> None:
-    with Border() as border, socket.create_server(("127.0.0.1", 0)) as server:
+    with ConnectionGuard() as guard, socket.create_server(("127.0.0.1", 0)) as server:
         socket.create_connection(server.getsockname()).close()
-    assert border.refused == []
+    assert guard.refused == []
 
 
 async def test_blocked_loop_is_reported_with_the_blocking_line() -> None:
-    with Stalls() as stalls:
+    with LoopMonitor() as monitor:
         since = time.thread_time()  # as in `longest_s`, time without a processor does not count
-        while not stalls._seen or time.thread_time() - since < 2 * BLOCKED_S:  # busy-wait blocks the loop on purpose
+        while (
+            not monitor._blocking_line or time.thread_time() - since < 2 * MAX_BLOCKED_S
+        ):  # busy-wait blocks the loop on purpose
             pass
-    assert stalls.longest_s > BLOCKED_S
-    assert "test_watch.py:" in stalls.where
+    assert monitor.longest_s > MAX_BLOCKED_S
+    assert "test_monitors.py:" in monitor.where
 
 
-class Counted(Stalls):
+class Counted(LoopMonitor):
     def __init__(self) -> None:
         self.beats = asyncio.Semaphore(0)
 
@@ -71,4 +73,4 @@ async def test_waiting_loop_is_not_reported_as_blocked() -> None:
             for _ in range(10):
                 await found.beats.acquire()
         stalls.append(found.longest_s)
-    assert min(stalls) < BLOCKED_S
+    assert min(stalls) < MAX_BLOCKED_S

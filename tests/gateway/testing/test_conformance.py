@@ -48,17 +48,17 @@ FAULTS = [
     (broken.OutlivesCancel, "it went on for more than 1 s after it was cancelled"),
     (broken.ConnectsOffSite, "site: its site is edge, and it connected to 203.0.113.7:80"),
     (broken.HalfStarted, "half start: 1 open file or socket left after a start that was cancelled half-way"),
-    (broken.WrongType, "`run` gave a dict, which is neither Result nor Part"),
+    (broken.WrongType, "`run` returned a dict, which is neither Result nor Part"),
     (broken.NotAsync, "declaration: `run` is a plain function"),
     (broken.NotJson, "its answer cannot be written as JSON"),
     (broken.Raises, "errors: `say` with the body '{}': `run` raised RuntimeError: no text"),
     (broken.SharesState, "among 4 at once it got another answer than alone"),
     (broken.NanSize, "questions: `size` is nan"),
     (broken.RaisingSize, "questions: `size` raised KeyError: 'text' for `say` with the body '{}'"),
-    (broken.TasksIsString, "declaration: tasks is the text 'say'"),
+    (broken.TasksIsString, "declaration: tasks is the string 'say'"),
     (broken.NoTasks, "run: it names no models and no tasks"),
-    (broken.ServesNothing, "run: it says of each request that it does not serve such"),
-    (broken.EntersAsNone, "start and stop: `__aenter__` gave None, not the backend itself"),
+    (broken.ServesNothing, "run: it raised NotServed for each request"),
+    (broken.EntersAsNone, "start and stop: `__aenter__` returned None, not the backend itself"),
     (broken.HangsInExit, "start and stop: `__aexit__` was not done after"),
     (broken.MixesPartsAndResult, "`run` yielded a Result after 1 Part"),
     (broken.IgnoresGeneratorExit, "closing its stream raised RuntimeError: async generator ignored GeneratorExit"),
@@ -72,7 +72,7 @@ FAULTS = [
 async def test_faulty_backend_fails_with_a_message_that_names_the_fault(
     cls: type[Backend[Any]], names: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.testing.bench.STOP_S", 0.1)
+    monkeypatch.setattr("gateway.testing.harness.STOP_S", 0.1)
     with pytest.raises(AssertionError) as caught:
         await check_backend(cls)
     assert names in str(caught.value), caught.value
@@ -109,5 +109,5 @@ async def test_backend_in_a_worker_process_may_block() -> None:
 
 
 async def test_class_that_is_not_a_backend_is_refused() -> None:
-    with pytest.raises(AssertionError, match="is no backend"):
+    with pytest.raises(AssertionError, match="is not a backend"):
         await check_backend(dict)  # type: ignore[arg-type]

@@ -1,9 +1,10 @@
-"""Two watchers: whether the event loop stands still, and whether data leaves the site.
+"""Two monitors: one for a blocked event loop, one for connections that leave the site.
 
-`Stalls` beats every 5 ms. A beat that comes late means that nothing else could run either; how late, less the time the
-thread was ready but had no processor (Linux tells: schedstat), is how long the loop was blocked. A second thread
-looks where it stands meanwhile. `Border` hears of each connection before it is made (PEP 578) and refuses those that
-lead to a public address; libraries that make theirs in C are seen in the kernel's table (proc(5), /proc/net/tcp).
+`LoopMonitor` schedules a beat every 5 ms. The delay of a beat, minus the time in which the thread was ready but had no
+processor (schedstat in proc(5)), is how long the loop was blocked. Meanwhile a second thread records the blocking line.
+
+`ConnectionGuard` receives each connection attempt as an audit event (PEP 578) before it is made, and refuses those to
+public addresses. Libraries that connect in C code bypass audit events; their connections are found in /proc/net/tcp.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 BEAT_S = 0.005
-BLOCKED_S = 0.020
+MAX_BLOCKED_S = 0.020
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 # RFC 1918, RFC 4193, loopback and IPv6 link-local, as a backend of site `edge` may connect to.
@@ -36,19 +37,22 @@ _PRIVATE = [
 ]  # fmt: skip
 
 
-class Stalls:
-    """While it is entered: `longest_s`, how long the loop was blocked at most, and `where`, in which line."""
+class LoopMonitor:
+    """Measures how long the loop is blocked while it is entered.
+
+    longest_s: the longest blocking, in seconds. where: the line of code that blocked.
+    """
 
     def __enter__(self) -> Self:
         self.longest_s, self.where = 0.0, ""
         self._loop, self._thread_id = asyncio.get_running_loop(), threading.get_ident()
         self._schedstat = Path(f"/proc/self/task/{threading.get_native_id()}/schedstat")
-        self._seen, self._is_over = "", threading.Event()
+        self._blocking_line, self._is_over = "", threading.Event()
         self._had_gc = gc.isenabled()
-        gc.disable()  # a collection of the whole process's garbage is not the backend's doing
+        gc.disable()  # a garbage collection of the whole process would be blamed on the backend
         self._at, self._unscheduled = time.monotonic(), self._unscheduled_s()
         self._handle = self._loop.call_later(BEAT_S, self._beat)
-        self._watcher = threading.Thread(target=self._look, name="stall watcher")
+        self._watcher = threading.Thread(target=self._watch, name="loop monitor")
         self._watcher.start()
         return self
 
@@ -68,24 +72,24 @@ class Stalls:
         now, unscheduled = time.monotonic(), self._unscheduled_s()
         blocked_s = now - self._at - BEAT_S - (unscheduled - self._unscheduled)
         if blocked_s > self.longest_s:
-            self.longest_s, self.where = blocked_s, self._seen
-        self._at, self._unscheduled, self._seen = now, unscheduled, ""
+            self.longest_s, self.where = blocked_s, self._blocking_line
+        self._at, self._unscheduled, self._blocking_line = now, unscheduled, ""
 
     def _unscheduled_s(self) -> float:
-        """Seconds this thread was ready to run and did not, so far; 0 where the kernel does not count it."""
+        """Return the seconds for which this thread was ready but not running; 0 if the kernel does not count them."""
         with suppress(OSError, IndexError, ValueError):
             return int(self._schedstat.read_text().split()[1]) / 1e9
         return 0.0
 
-    def _look(self) -> None:
+    def _watch(self) -> None:
         while not self._is_over.wait(BEAT_S):
-            if not self._seen and time.monotonic() - self._at > BLOCKED_S:
+            if not self._blocking_line and time.monotonic() - self._at > MAX_BLOCKED_S:
                 frame = sys._current_frames().get(self._thread_id)
-                self._seen = _place(frame)
+                self._blocking_line = _place(frame)
 
 
 def _place(frame: FrameType | None) -> str:
-    """The innermost line that is not Python's own library."""
+    """Return the innermost line that is not in the standard library."""
     while (
         frame is not None
         and frame.f_code.co_filename.startswith(_STDLIB)
@@ -95,29 +99,29 @@ def _place(frame: FrameType | None) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else ""
 
 
-class Border:
-    """While it is entered, no connection to a public address is made; `refused` holds those that were tried."""
+class ConnectionGuard:
+    """Refuses connections to public addresses while it is entered. refused: the addresses that were tried."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
         self._is_over = threading.Event()
-        self._watcher = threading.Thread(target=self._look, name="border watcher")
+        self._watcher = threading.Thread(target=self._watch, name="connection guard")
 
     def __enter__(self) -> Self:
-        _hear()
-        _watching.append(self)
+        _install_audit_hook()
+        _active_guards.append(self)
         self._watcher.start()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        _watching.remove(self)
+        _active_guards.remove(self)
         self._is_over.set()
         self._watcher.join()
 
-    def _look(self) -> None:
-        while not self._is_over.wait(BLOCKED_S):
+    def _watch(self) -> None:
+        while not self._is_over.wait(MAX_BLOCKED_S):
             mine = _own_sockets()
             for table in ("tcp", "tcp6"):
                 with suppress(OSError):
@@ -125,7 +129,7 @@ class Border:
                     self.refused += [where for inode, where in public_peers(text) if inode in mine]
 
     def check(self, sock: socket.socket, address: Any) -> None:
-        """Raises PermissionError for a public address."""
+        """Raise PermissionError for a public address."""
         if (
             sock.family not in (socket.AF_INET, socket.AF_INET6)
             or not isinstance(address, tuple)
@@ -138,7 +142,7 @@ class Border:
 
 
 def public_peers(table: str) -> Iterator[tuple[str, str]]:
-    """The inode and the far end of every connection to a public address in /proc/net/tcp or tcp6."""
+    """Yield the inode and the peer of every connection to a public address in /proc/net/tcp or tcp6."""
     for row in table.splitlines()[1:]:
         columns = row.split()
         packed, _, port = columns[2].partition(":")
@@ -151,7 +155,7 @@ def public_peers(table: str) -> Iterator[tuple[str, str]]:
 
 
 def _own_sockets() -> set[str]:
-    """The inodes of this process's sockets."""
+    """Return the inodes of this process's sockets."""
     found = set()
     for fd in os.listdir("/proc/self/fd"):
         with suppress(OSError):
@@ -160,22 +164,22 @@ def _own_sockets() -> set[str]:
     return found
 
 
-_watching: list[Border] = []
-_is_hearing = False
+_active_guards: list[ConnectionGuard] = []
+_is_hook_installed = False
 
 
-def _hear() -> None:
-    """Hear of connections from now on; an audit hook cannot be taken away again, so there is one."""
-    global _is_hearing
-    if not _is_hearing:
-        _is_hearing = True
-        sys.addaudithook(_heard)
+def _install_audit_hook() -> None:
+    """Install the audit hook on the first call; Python cannot remove an audit hook, so all guards share it."""
+    global _is_hook_installed
+    if not _is_hook_installed:
+        _is_hook_installed = True
+        sys.addaudithook(_on_audit_event)
 
 
-def _heard(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watching and event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
-        for border in tuple(_watching):
-            border.check(arguments[0], arguments[1])
+def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
+    if _active_guards and event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
+        for guard in tuple(_active_guards):
+            guard.check(arguments[0], arguments[1])
 
 
 def _is_private(host: str) -> bool:
@@ -183,7 +187,7 @@ def _is_private(host: str) -> bool:
         return _is_private_address(host)
     with suppress(OSError):
         return all(_is_private_address(str(found[4][0])) for found in socket.getaddrinfo(host, None))
-    return True  # leads nowhere
+    return True  # the name does not resolve, so the connection fails
 
 
 def _is_private_address(text: str) -> bool:

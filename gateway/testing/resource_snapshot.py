@@ -1,7 +1,7 @@
-"""What this process holds that a backend could leave behind: asyncio tasks, open files, threads, processes.
+"""The resources of this process that a backend could leak: asyncio tasks, open files, threads, child processes.
 
-Two counts are compared, one from before and one from after. Threads of the loop's own pool are not counted: they are
-nobody's to stop. Processes whose parent has ended are counted too, once `adopt_orphans` was called.
+A snapshot from before is compared with one from after. The threads of the event loop's own pool are not counted,
+because the backend cannot stop them. After `adopt_orphans`, processes left by an ended parent are counted too.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-_LOOPS_OWN_THREADS = "asyncio_"  # the prefix of asyncio.to_thread's workers
-_LOOK_AGAIN_S = 0.01
+_LOOP_THREAD_PREFIX = "asyncio_"  # of the threads of asyncio.to_thread
+_POLL_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
-    """One count: each thing by what identifies it, with what to call it."""
+class ResourceSnapshot:
+    """The resources at one instant: for each kind, a map from an identity to a description."""
 
     tasks: Mapping[asyncio.Task[Any], str]
     files: Mapping[tuple[str, str], str]
     threads: Mapping[threading.Thread, str]
     processes: Mapping[int, str]
 
-    def beyond(self, before: Census) -> dict[str, list[str]]:
-        """By kind, what is here and was not before; kinds with nothing are left out."""
+    def new_since(self, before: ResourceSnapshot) -> dict[str, list[str]]:
+        """Return descriptions of the resources that `before` lacks, by kind; empty kinds are left out."""
         return {
             kind: new
             for kind in ("tasks", "files", "threads", "processes")
@@ -41,28 +41,28 @@ class Census:
         }
 
 
-def take() -> Census:
-    """Count, now; inside the loop's thread."""
-    me = asyncio.current_task()
-    return Census(
-        tasks={task: _task_name(task) for task in asyncio.all_tasks() if task is not me},
+def take_snapshot() -> ResourceSnapshot:
+    """Record the resources now. Call it in the event loop's thread."""
+    current = asyncio.current_task()
+    return ResourceSnapshot(
+        tasks={task: _task_name(task) for task in asyncio.all_tasks() if task is not current},
         files={(fd, target): target for fd, target in _open_files(os.getpid())},
-        threads={t: t.name for t in threading.enumerate() if not t.name.startswith(_LOOPS_OWN_THREADS)},
+        threads={t: t.name for t in threading.enumerate() if not t.name.startswith(_LOOP_THREAD_PREFIX)},
         processes={pid: f"{_command(pid)} (pid {pid})" for pid in _children()},
     )
 
 
-async def left_behind(before: Census, within_s: float) -> dict[str, list[str]]:
-    """What is still there beyond `before`, once all is gone or `within_s` seconds have passed."""
+async def wait_for_release(before: ResourceSnapshot, within_s: float) -> dict[str, list[str]]:
+    """Wait until no resource is new since `before`, at most `within_s` seconds; return those that still are."""
     until = time.monotonic() + within_s
-    while (left := take().beyond(before)) and time.monotonic() < until:  # noqa: ASYNC110 - nobody tells when a file closes
-        await asyncio.sleep(_LOOK_AGAIN_S)
+    while (left := take_snapshot().new_since(before)) and time.monotonic() < until:  # noqa: ASYNC110 - closed files send no event
+        await asyncio.sleep(_POLL_S)
     return left
 
 
-async def clear_away(before: Census) -> None:
-    """Cancel the tasks and kill the processes beyond `before`, so that they disturb nobody after us."""
-    now = take()
+async def clean_up(before: ResourceSnapshot) -> None:
+    """Cancel the tasks and kill the processes that are new since `before`, so that later checks do not see them."""
+    now = take_snapshot()
     tasks = [task for task in now.tasks if task not in before.tasks]
     for task in tasks:
         task.cancel()
@@ -71,19 +71,19 @@ async def clear_away(before: Census) -> None:
     for pid in now.processes.keys() - before.processes.keys():
         with contextlib.suppress(OSError):
             os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)  # noqa: ASYNC222 - it was killed a line ago
+            os.waitpid(pid, 0)  # noqa: ASYNC222 - it was just killed
 
 
-def held(pids: list[int]) -> dict[str, int]:
-    """How many files and threads these processes have, and how many tasks our loop has."""
+def resource_counts(pids: list[int]) -> dict[str, int]:
+    """Return the number of files and threads of these processes, and of this process's asyncio tasks and children."""
     files = sum(len(list(_open_files(pid))) for pid in pids)
     threads = sum(_threads(pid) for pid in pids if pid != os.getpid())
-    ours = sum(not t.name.startswith(_LOOPS_OWN_THREADS) for t in threading.enumerate())
+    ours = sum(not t.name.startswith(_LOOP_THREAD_PREFIX) for t in threading.enumerate())
     return {"files": files, "threads": threads + ours, "tasks": len(asyncio.all_tasks()), "processes": len(_children())}
 
 
 def adopt_orphans() -> None:
-    """Become the parent of whatever our children leave running."""
+    """Become the parent of processes that our children leave running."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -96,7 +96,7 @@ def _open_files(pid: int) -> Iterator[tuple[str, str]]:
     folder = f"/proc/{pid}/fd"
     with contextlib.suppress(OSError):
         for fd in os.listdir(folder):
-            with contextlib.suppress(OSError):  # the descriptor of this very listing is gone by now
+            with contextlib.suppress(OSError):  # the descriptor of this very listing is closed by now
                 yield fd, os.readlink(f"{folder}/{fd}")
 
 
@@ -120,5 +120,5 @@ def _parent(pid: int) -> int | None:
 def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        return b" ".join(words).decode(errors="replace").strip()[:80] or "an ended process nobody waited for"
+        return b" ".join(words).decode(errors="replace").strip()[:80] or "a zombie process"
     return "a process"
