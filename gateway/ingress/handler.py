@@ -20,13 +20,15 @@ from typing import Any, cast
 import msgspec
 
 from gateway.admit import ANYBODY, Caller, Gate
-from gateway.api import answers, openapi, tasks
-from gateway.api.continuation import continuation
+from gateway.api import openapi, tasks
 from gateway.api.errors import envelope, error_headers, status_of
-from gateway.api.parse import ParsedRequest, parse_request
-from gateway.api.render import ResponseRenderer, StreamEncoder, has_content, streamed, wants_whole
+from gateway.api.models import model, models_list
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import parse_request
+from gateway.api.render import ResponseRenderer
+from gateway.api.response_json import encode_json
 from gateway.api.routes import Match, match
-from gateway.api.sse import encode_json
+from gateway.api.stream_encoder import UNANSWERED, StreamEncoder
 from gateway.dispatch import IDLE, Answer, Dispatcher, ResponseSpec, cancel_and_close
 from gateway.ingress.auth import authenticate, check_route, credentials_in, places_of
 from gateway.ingress.body_budget import BodyBudget
@@ -250,39 +252,37 @@ class _RequestCycle:
         models = {name: who for name, who in registry.names().items() if allows("models", name)}
         wanted = found.params.get("id")
         if wanted is None:
-            return answers.models_list(models.items())
+            return models_list(models.items())
         if wanted not in models:
             self.caller.check("models", wanted)
             registry.offer("chat", wanted)  # names the nearest, or says that it is not known yet
-        return answers.model(wanted, models.get(wanted, "edge-gateway"))
+        return model(wanted, models.get(wanted, "edge-gateway"))
 
     # ── what does ────────────────────────────────────────────────────────────────────────────────
 
     async def _dispatch(self, task: Task, draft: ParsedRequest) -> None:
-        self.stream = self._streamed(draft) if draft.stream else None
+        operation = draft.operation
+        self.stream = UNANSWERED if draft.stream else None
         headers = self.incoming.headers
         expected = ResponseSpec(
             limits=limits_of(headers, self.door.rules.limits),
-            is_content=lambda part: has_content(draft, part),
+            is_content=operation.has_content,
             client_deadline="x-gateway-deadline-ms" in headers,
             has_own_limits=has_own_limits(headers, self.door.rules),
-            quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
-            said=continuation(draft) if draft.stream else None,
+            quiet_s=HEARTBEAT_S if draft.stream or operation.may_stream_unrequested else None,
+            said=operation.continuation(draft) if draft.stream else None,
             renderer=partial(ResponseRenderer, draft, self.record.request_id),
-            gathers=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
+            gathers=partial(operation.collects, draft, takes_pieces=self.incoming.door == "http"),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
         self.watch.enter("write")
         result = answer.result
-        if result is not None and (not draft.stream or result.status >= 400 or draft.kind == "other"):
+        if result is not None and (not draft.stream or result.status >= 400 or operation.is_relayed):
             await self._whole(result)
         else:
-            self.stream = self._streamed(draft, answer.served_as)
+            self.stream = operation.encode_stream(draft, request_id=self.record.request_id, served_as=answer.served_as)
             await self._relay(self.stream, answer, result)
-
-    def _streamed(self, draft: ParsedRequest, served_as: str | None = None) -> StreamEncoder:
-        return streamed(draft, request_id=self.record.request_id, served_as=served_as)
 
     async def _whole(self, result: Result) -> None:
         if self.has_begun:
@@ -332,7 +332,7 @@ class _RequestCycle:
             await self._write(stream.whole(result))
         else:
             assert answer.parts is not None
-            self.record.is_stream |= stream.draft.kind == "other"  # its first content is what is predicted, and learned
+            self.record.is_stream |= stream.is_relayed  # its first content is what is predicted, and learned
             self.watch.enter(_working(answer))
             async with aclosing(answer.parts) as parts:
                 async for part in parts:

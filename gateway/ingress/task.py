@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gateway.api.parse import ParsedRequest
+from gateway.api.operation import ParsedRequest
 from gateway.dispatch import Limits
 from gateway.plugin import Task, TaskInvalid
 from gateway.registry import AUTO
@@ -43,7 +43,7 @@ def build_task(
         travelling.pop("traceparent", None)
     whole_s = STREAM_DEADLINE_S if draft.stream else min(rules.deadline_s, _patience_s(headers) * ANSWER_SHARE)
     client_s = _client_deadline_s(headers)
-    may_come_in_parts = draft.kind in ("task", "other") and not draft.stream  # that is seen when it comes
+    may_come_in_parts = draft.operation.may_stream_unrequested and not draft.stream  # that is seen when it comes
     return Task(
         id=request_id,
         kind=draft.kind,

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.continuation import MAX_TEXT_CHARS, REPEATED_CHARS, ChatContinuation, Overlap, continuation
-from gateway.api.parse import ParsedRequest, parse_request
-from gateway.api.render import streamed
+from gateway.api.continuation import MAX_TEXT_CHARS, REPEATED_CHARS, ChatContinuation, Overlap
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import OPERATIONS, parse_request
 from gateway.api.routes import match
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
@@ -27,7 +27,9 @@ def task(messages: list[dict[str, Any]] | None = None, **members: Any) -> Task:
 
 
 def draft(kind: Any = "chat") -> ParsedRequest:
-    return ParsedRequest(kind=kind, name="m", path="/", body=b"", content_type="application/json", stream=True)
+    return ParsedRequest(
+        operation=OPERATIONS[kind], name="m", path="/", body=b"", content_type="application/json", stream=True
+    )
 
 
 def raw(text: str | None = None, **choice: Any) -> Part:
@@ -42,7 +44,7 @@ def said_on(text: str, **choice: Any) -> Part:
 
 
 def heard(*parts: Part, kind: Any = "chat") -> ChatContinuation:
-    said = continuation(draft(kind))
+    said = OPERATIONS[kind].continuation(draft(kind))
     assert isinstance(said, ChatContinuation)
     for part in parts:
         said.heard(part)
@@ -154,7 +156,7 @@ def test_with_anything_but_one_plain_text_nobody_can_go_on(part: Part) -> None:
 
 @pytest.mark.parametrize("kind", ["transcription", "task", "other", "embeddings"])
 def test_of_other_kinds_nothing_is_kept(kind: Any) -> None:
-    assert continuation(draft(kind)) is None
+    assert OPERATIONS[kind].continuation(draft(kind)) is None
 
 
 def test_what_was_said_before_an_event_that_cannot_be_read_has_reached_the_client() -> None:
@@ -214,7 +216,7 @@ def account(total: int) -> Part:
 
 
 def streamed_to_the_end(*parts: Part) -> bytes:
-    stream = streamed(replace(draft(), include_usage=True), request_id="r", served_as="m")
+    stream = OPERATIONS["chat"].encode_stream(replace(draft(), include_usage=True), request_id="r", served_as="m")
     return b"".join(map(stream.part, parts)) + stream.end()
 
 
@@ -245,7 +247,7 @@ def test_usage_stays_the_last_word_byte_for_byte_where_nothing_breaks() -> None:
 def test_usage_in_every_chunk_is_relayed_as_it_comes() -> None:
     chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"total_tokens":3}}\n\n'
     filters = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
-    stream = streamed(draft(), request_id="r", served_as="m")
+    stream = OPERATIONS["chat"].encode_stream(draft(), request_id="r", served_as="m")
     assert [stream.part(Part(raw=each)) for each in (filters, chunk)] == [filters, chunk]
 
 
@@ -312,7 +314,7 @@ def test_an_empty_reason_to_finish_finishes_nothing() -> None:
 def test_several_answers_at_once_are_gone_on_with_by_nobody(path: str, body: Any, choices: int) -> None:
     asked = parse_request(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
     assert asked.choices == choices
-    assert (continuation(asked) is None) == (choices > 1)
+    assert (asked.operation.continuation(asked) is None) == (choices > 1)
 
 
 def test_a_turn_that_the_client_began_is_repeated_whole_and_taken_off_whole() -> None:
@@ -341,7 +343,7 @@ def test_who_starts_again_and_thinks_first_is_waited_for() -> None:
 
 
 def test_a_long_answer_in_tiny_pieces_takes_little_memory() -> None:
-    said = continuation(draft())
+    said = OPERATIONS["chat"].continuation(draft())
     assert isinstance(said, ChatContinuation)
     tracemalloc.start()
     try:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.logprobs import first_offset, of_the_rest
+from gateway.api.logprobs import first_offset, rest_of_entries, rest_of_lists
 
 tokens = st.lists(st.text(alphabet="ab ", min_size=1, max_size=3), min_size=1, max_size=8)
 
@@ -26,33 +26,33 @@ def lists(*said: str, begin: int = 0) -> dict[str, Any]:
 @given(before=tokens, after=tokens, begins_at=st.integers(0, 99))
 def test_between_two_tokens_those_of_the_rest_are_told(before: list[str], after: list[str], begins_at: int) -> None:
     text, rest = "".join(before + after), "".join(after)
-    got = of_the_rest(entries(*before, *after), text, rest, "chat", begins_at=begins_at)
+    got = rest_of_entries(entries(*before, *after), text, rest)
     assert got == entries(*after)
-    got = of_the_rest(lists(*before, *after, begin=7), text, rest, "completion", begins_at=begins_at)
+    got = rest_of_lists(lists(*before, *after, begin=7), text, rest, begins_at=begins_at)
     assert got == lists(*after, begin=begins_at)
 
 
 def test_within_a_token_none_are_told() -> None:
-    assert of_the_rest(entries("wide "), "wide ", "de ", "chat", begins_at=0) is None
-    assert of_the_rest(lists("wide "), "wide ", "de ", "completion", begins_at=0) is None
+    assert rest_of_entries(entries("wide "), "wide ", "de ") is None
+    assert rest_of_lists(lists("wide "), "wide ", "de ", begins_at=0) is None
 
 
 @pytest.mark.parametrize("rest", ["", "on", "held and on"])
 def test_what_does_not_fit_the_text_is_not_told(rest: str) -> None:
-    assert of_the_rest(entries("go ", "oN"), "go on", rest, "chat", begins_at=0) is None
-    assert of_the_rest(lists("go ", "oN"), "go on", rest, "completion", begins_at=0) is None
+    assert rest_of_entries(entries("go ", "oN"), "go on", rest) is None
+    assert rest_of_lists(lists("go ", "oN"), "go on", rest, begins_at=0) is None
 
 
 @pytest.mark.parametrize("odd", [{}, {"content": None}, {"content": [3]}, {"content": [{}]}, {"tokens": [3]}, [1], "x"])
 def test_what_is_of_no_shape_that_is_known_is_not_told(odd: Any) -> None:
-    assert of_the_rest(odd, "go on", "on", "chat", begins_at=0) is None
-    assert of_the_rest(odd, "go on", "on", "completion", begins_at=0) is None
+    assert rest_of_entries(odd, "go on", "on") is None
+    assert rest_of_lists(odd, "go on", "on", begins_at=0) is None
 
 
 def test_a_chunk_that_is_all_new_keeps_what_it_says() -> None:
     odd = {"content": [{"token": "\ufffd"}]}
-    assert of_the_rest(odd, "x", "x", "chat", begins_at=0) is odd
-    assert of_the_rest(lists("a", begin=0), "a", "a", "completion", begins_at=5) == lists("a", begin=5)
+    assert rest_of_entries(odd, "x", "x") is odd
+    assert rest_of_lists(lists("a", begin=0), "a", "a", begins_at=5) == lists("a", begin=5)
 
 
 @pytest.mark.parametrize(

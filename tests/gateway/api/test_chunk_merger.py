@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from gateway.api.answers import chat_answer
-from gateway.api.merge_chunks import MAX_PLACES, ChunkMerger
-from gateway.api.sse import Stamp, encode_json
+from gateway.api.chat import CHAT
+from gateway.api.chunk_merger import MAX_PLACES, ChunkMerger
+from gateway.api.response_json import ResponseContext, encode_json
 from gateway.plugin import BackendUnavailable
 
-STAMP = Stamp(request_id="r", model="m", served_as="m")
+CONTEXT = ResponseContext(request_id="r", model="m", served_as="m")
 
 Delta = dict[str, Any]
 
@@ -25,10 +25,10 @@ def told(*deltas: Delta) -> list[bytes]:
 
 
 def merged(events: Iterable[bytes]) -> dict[str, Any]:
-    merger = ChunkMerger(STAMP, "chat")
+    merger = ChunkMerger(CONTEXT, CHAT)
     for data in events:
         merger.add(data)
-    return json.loads(encode_json(chat_answer(STAMP, merger.answer())))
+    return json.loads(encode_json(CHAT.answer(CONTEXT, merger.answer())))
 
 
 def message(*deltas: Delta) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def test_a_piece_costs_the_same_whatever_came_before_it(name: str) -> None:
 
 def cpu_s(deltas: list[Delta]) -> float:
     events = told(*deltas)
-    merger, start = ChunkMerger(STAMP, "chat"), time.process_time()
+    merger, start = ChunkMerger(CONTEXT, CHAT), time.process_time()
     for data in events:
         merger.add(data)
     encode_json(merger.answer())
