@@ -247,11 +247,8 @@ class SplitObject:
     def _open(self, at: int, char: int) -> None:
         self._depth += 1
         if self._depth == 2 and char == _LIST and self._string == self._name:
-            self._begin, self._end, self._spans = (
-                at + 1,
-                -1,
-                [],
-            )
+            # Of several members of that name the last counts, as in any JSON decoder.
+            self._begin, self._end, self._spans = at + 1, -1, []
         elif self._depth == 3:
             self._from = at
 
