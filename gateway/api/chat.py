@@ -44,7 +44,7 @@ class ChatFormat(ChunkFormat):
         return members | {"delta": _with_call_numbers(choice.get("message") or {})}
 
     def answer(self, context: ResponseContext, value: Any) -> dict[str, Any]:
-        """Build a chat.completion from a text, a message (`content`, `tool_calls`), or an object with `choices`."""
+        """Build a chat.completion from a text, a message, or an object with `choices`."""
         if isinstance(value, str):
             value = {"content": value}
         if isinstance(value, dict) and "choices" not in value and {"content", "tool_calls"} & value.keys():
@@ -105,7 +105,10 @@ def _continued_content(content: Any, text: str) -> Any:
 
 
 def _text_in(content: Any) -> str | None:
-    """Return a message's text, which may be in parts; None if it is absent or has parts other than text."""
+    """Return a message's text, which may be in parts.
+
+    None if it is absent or has parts other than text.
+    """
     if isinstance(content, str):
         return content
     texts = [part.get("text") for part in content if part.get("type") == "text"] if content else []

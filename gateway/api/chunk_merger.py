@@ -1,4 +1,6 @@
-"""Merge the chunks of a stream into one whole response: the reverse of `ChunkFormat.chunks_of`.
+"""Merge the chunks of a stream into one whole response.
+
+This reverses `ChunkFormat.chunks_of`.
 
 Each delta extends the response: texts are joined, numbered entries of a list (tool calls) are extended entry by entry,
 other lists are appended to, and an identifying member such as `id` or `name` is set, not extended. All values stay the
@@ -101,7 +103,10 @@ class ChunkMerger:
         self._places = 0
 
     def add(self, data: bytes) -> None:
-        """Add a chunk. Raises BackendUnavailable on an error event, ValueError for a chunk that cannot be read."""
+        """Add a chunk.
+
+        Raises BackendUnavailable on an error event, ValueError for a chunk that cannot be read.
+        """
         data.decode()  # msgspec does not check the encoding of raw members
         members = decode_object(data, self._context)
         if error := msgspec.json.decode(members.pop("error", b"null")):
@@ -153,11 +158,14 @@ class ChunkMerger:
 
     def _check(self, places: int) -> None:
         if places > MAX_PLACES:
-            raise self._context.failure("sent an answer in more pieces than any that is meant has")
+            raise self._context.failure(f"sent a response of more than {MAX_PLACES} members")
 
 
 def _growing(whole: dict[str, Any], name: str, kind: type[Any]) -> Any:
-    """Return the growing value under this name; replaces a value of another type by an empty value."""
+    """Return the growing value under this name.
+
+    Replaces a value of another type by an empty value.
+    """
     value = whole.get(name)
     if not isinstance(value, kind):
         value = whole[name] = kind()
@@ -175,7 +183,7 @@ def _numbers_in(entries: msgspec.Raw) -> list[int] | None:
 
 
 def _is_another(known: dict[str, Any], new: Members) -> bool:
-    """Whether a new entry only reuses a known entry's number: it has another id and a name of its own."""
+    """Whether `new` is another entry, with its own id and name, under a used number."""
     old_id, new_id = bytes(known.get("id") or b"null"), bytes(new.get("id", b"null"))
     if old_id in _NO_ID or new_id in (*_NO_ID, old_id):
         return False

@@ -1,4 +1,4 @@
-"""The operations whose stream is OpenAI's chunks: chat completions and text completions.
+"""Chat and text completions: the operations that stream OpenAI's chunks.
 
 Their subclasses are in `gateway.api.chat` and `gateway.api.completions`.
 """
@@ -93,7 +93,10 @@ class ChunkCollector(PartCollector):
 
 
 class ChunkEncoder(StreamEncoder):
-    """Encodes texts, deltas and chunks as chunks of one response; an upstream's chunks pass unchanged."""
+    """Encodes texts, deltas and chunks as chunks of one response.
+
+    An upstream's chunks pass unchanged.
+    """
 
     sends_done = True
 

@@ -1,4 +1,4 @@
-"""The shape of OpenAI's chat and text completions: whole responses, and the chunks of their streams.
+"""The shape of OpenAI's chat and text completions, whole or in chunks.
 
 `ChunkFormat` holds the part both share; `gateway.api.chat` and `gateway.api.completions` implement the differences.
 `usage` is left out if the backend did not report it: a client would count an invented zero.
@@ -65,11 +65,14 @@ class ChunkFormat(ABC):
 
     @abstractmethod
     def opening(self, choice: dict[str, Any]) -> dict[str, Any]:
-        """Return a whole response's choice as the choice of a chunk, without a finish reason."""
+        """Return a response's choice as a chunk's choice, without finish reason."""
 
     @abstractmethod
     def answer(self, context: ResponseContext, value: Any) -> dict[str, Any]:
-        """Return the whole response for a value of a backend. Raises BackendUnavailable if it cannot be one."""
+        """Return the whole response for a value of a backend.
+
+        Raises BackendUnavailable if it cannot be one.
+        """
 
     # ── continuation on another backend ──────────────────────────────────────────────────────────
 
@@ -90,11 +93,14 @@ class ChunkFormat(ABC):
 
     @abstractmethod
     def continued_request(self, members: Members, text: str) -> dict[str, Any] | None:
-        """Return the members of a request that change so that it continues after `text`; None if that is impossible."""
+        """Return the members of a request that change so that it continues after `text`.
+
+        None if that is impossible.
+        """
 
     @abstractmethod
     def prefix_of(self, continued: dict[str, Any], text: str) -> str:
-        """Return the text that a backend may repeat at the start when it continues such a request."""
+        """Return the text that a backend may repeat when it continues the request."""
 
     # ── shared ───────────────────────────────────────────────────────────────────────────────────
 
@@ -140,7 +146,10 @@ class ChunkFormat(ABC):
         }
 
     def completed(self, context: ResponseContext, value: Any) -> dict[str, Any]:
-        """Add the fixed members a response lacks. Its own are kept, except for the model name."""
+        """Add the fixed members a response lacks.
+
+        Its own are kept, except for the model name.
+        """
         choices = value.get("choices") if isinstance(value, dict) else None
         if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
             raise context.failure(f"gave no answer of the shape {self.object_name}: it has no `choices`")
@@ -151,7 +160,7 @@ class ChunkFormat(ABC):
 def _checked(context: ResponseContext, chunk: Chunk) -> Chunk:
     choices = chunk["choices"]
     if not isinstance(choices, list) or not all(isinstance(choice, dict) and _is_choice(choice) for choice in choices):
-        raise context.failure("has a chunk whose `choices` cannot be read")
+        raise context.failure("has a chunk with `choices` that cannot be read")
     return chunk
 
 
@@ -180,7 +189,7 @@ def finishes(chunk: Chunk) -> bool:
 
 
 def stream_error(context: ResponseContext, chunk: Chunk) -> BackendUnavailable:
-    """Return the error for an upstream's error event: its stream will not be completed."""
+    """Return the error for an upstream's error event, which ends its stream."""
     error = chunk.get("error")
     message = error.get("message", error) if isinstance(error, dict) else error
     return context.failure("broke off its stream", detail=str(message)[:500])

@@ -1,4 +1,6 @@
-"""Decide whether an event is content: what a client waits for, and what commits a response to its backend.
+"""Decide whether an event is content.
+
+A client waits for content, and the first content commits a response to its backend.
 
 A role, a heartbeat, an error event, an event that cannot be read, and `[DONE]` are not content; a finish reason is.
 """
@@ -49,7 +51,10 @@ _EVENT = msgspec.json.Decoder(_Event)
 
 
 def event_has_content(data: bytes, *, in_choices: bool) -> bool:
-    """Whether an event's data is content. in_choices: only an event with `choices` can be."""
+    """Whether an event's data is content.
+
+    in_choices: only an event with `choices` can be.
+    """
     if data[:1] != b"{":
         return not in_choices and data.strip() != b"[DONE]"
     try:

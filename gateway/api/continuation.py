@@ -133,7 +133,10 @@ class ChatContinuation:
     # ── the next backend ─────────────────────────────────────────────────────────────────────────
 
     def resumed(self, task: Task, how: How) -> Task | None:
-        """Return the task with the text so far, or unchanged for a restart; None if that is impossible."""
+        """Return the task with the text so far, or unchanged for a restart.
+
+        None if that is impossible.
+        """
         if not self._is_plain:
             return None
         text = self._text.decode()
@@ -165,7 +168,9 @@ class ChatContinuation:
         return continued
 
     def joined(self, part: Part) -> Iterator[Part]:
-        """Yield the content of a part that the client lacks. Raises BackendUnavailable if the response differs.
+        """Yield the content of a part that the client lacks.
+
+        Raises BackendUnavailable if the response differs.
 
         Works event by event: if a later event cannot be read, the earlier ones are recorded and on their way.
         """
@@ -204,7 +209,10 @@ class ChatContinuation:
         return (self._head or {}) | {"choices": choices} | usage if choices or usage else None
 
     def _fit(self, choice: dict[str, Any]) -> bool:
-        """Remove from the choice the text the client has. Returns whether anything is left."""
+        """Remove from the choice the text the client has.
+
+        Returns whether anything is left.
+        """
         read = _CHOICE.decode(encode_json(choice))
         if self._overlap.is_waited_for and _is_reasoning(read):
             return False  # the client already has the beginning of the text that follows it
@@ -254,7 +262,10 @@ class Overlap:
         return self._is_required and not self.is_over
 
     def new(self, text: str) -> str:
-        """Return the text that is known to be new. Raises BackendUnavailable if the text does not fit."""
+        """Return the text that is known to be new.
+
+        Raises BackendUnavailable if the text does not fit.
+        """
         if self.is_over:
             return text
         self._held += text
@@ -266,7 +277,10 @@ class Overlap:
         return self._release(self._held[shared:]) if shared == len(self._old) else ""
 
     def end(self) -> str:
-        """The text is complete: return the text held back, if it is new. Raises as `new` does."""
+        """The text is complete: return the text held back, if it is new.
+
+        Raises as `new` does.
+        """
         if self.is_over:
             return ""
         if self._is_required:
@@ -274,7 +288,10 @@ class Overlap:
         return self._release(self._held)
 
     def interrupted(self) -> str:
-        """Something other than text follows: return the text held back, if it is new. Raises as `new` does."""
+        """Something other than text follows: return the text held back, if it is new.
+
+        Raises as `new` does.
+        """
         if self.is_waited_for:
             raise _differs("begins with something else than text")
         return self._release(self._held)

@@ -1,4 +1,4 @@
-"""Embeddings: `POST /v1/embeddings`, in the encoding the client requested, whatever the backend returned.
+"""Embeddings: `POST /v1/embeddings`, in the encoding the client requested.
 
 Both OpenAI SDKs request base64 by default, and openai-node turns an unexpected list of floats into an empty vector;
 other clients cannot read base64. Base64 is of little-endian 32-bit floats.
@@ -68,7 +68,10 @@ class EmbeddingsOperation(Operation):
 
 
 def _count_inputs(inputs: str | list[str | int | list[int]]) -> int:
-    """Return the number of inputs: a text or a list of tokens is a single input. Raises TaskInvalid for a mixture."""
+    """Return the number of inputs: a text or a list of tokens is a single input.
+
+    Raises TaskInvalid for a mixture.
+    """
     if not inputs:
         raise TaskInvalid("`input` is empty; send a text, or a list of at least one", param="input")
     kinds = {type(each) for each in inputs}
@@ -81,7 +84,10 @@ def _count_inputs(inputs: str | list[str | int | list[int]]) -> int:
 
 
 def to_base64(vector: list[float]) -> str:
-    """Pack a vector as base64 of 32-bit floats. Raises OverflowError or TypeError if it cannot be packed."""
+    """Pack a vector as base64 of 32-bit floats.
+
+    Raises OverflowError or TypeError if it cannot be packed.
+    """
     packed = array("f", vector)
     if math.inf in packed or -math.inf in packed:
         raise OverflowError("a number is too large for 32 bits")
@@ -91,7 +97,10 @@ def to_base64(vector: list[float]) -> str:
 
 
 def to_floats(encoded: str) -> list[float]:
-    """Unpack a vector, exactly. Raises ValueError if it is not base64 of finite 32-bit floats."""
+    """Unpack a vector, exactly.
+
+    Raises ValueError if it is not base64 of finite 32-bit floats.
+    """
     packed = array("f")
     packed.frombytes(base64.b64decode(encoded, validate=True))
     if sys.byteorder == "big":
@@ -165,7 +174,10 @@ def _restore_model(context: ResponseContext, members: dict[str, msgspec.Raw]) ->
 
 
 async def _convert(data: list[Any], *, as_base64: bool) -> bool:
-    """Convert the vectors in `data` that are in the other encoding. Returns whether there were any."""
+    """Convert the vectors in `data` that are in the other encoding.
+
+    Returns whether there were any.
+    """
     opening = b'"' if as_base64 else b"["
     changed, done_bytes = False, 0
     for number, raw in enumerate(data):
@@ -189,7 +201,9 @@ def _converted(raw: msgspec.Raw, *, as_base64: bool) -> str | list[float]:
 
 
 class SplitObject:
-    """A JSON object, split at the members of its list `name` without decoding it; made by `split`.
+    """A JSON object, split at the members of its list `name` without decoding it.
+
+    Made by `split`.
 
     Decoding tens of megabytes at once would block the event loop. Only brackets and quotes are looked at: decoding the
     members, and the rest of the object, shows whether they are JSON.
@@ -218,7 +232,10 @@ class SplitObject:
         return self._body[: self._begin] + self._body[self._end :]
 
     def members(self) -> list[memoryview]:
-        """Return the members' bytes. Raises ValueError if anything but a comma separates them."""
+        """Return the members' bytes.
+
+        Raises ValueError if anything but a comma separates them.
+        """
         view, at = memoryview(self._body), self._begin
         for number, (start, end) in enumerate(self._spans):
             if self._body[at:start].strip(_SPACE) != (b"," if number else b""):

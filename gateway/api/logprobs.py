@@ -1,4 +1,6 @@
-"""Cut the logprobs of a text to those of its end, when the client already has the beginning.
+"""Cut the logprobs of a text to those of its end.
+
+The client already has the beginning of the text.
 
 Logprobs are per token. If the rest begins between two tokens, it keeps its tokens' logprobs. If it begins within a
 token, the chunk has none. The logprobs of a text completion also hold each token's offset.
@@ -39,7 +41,10 @@ def first_offset(data: bytes) -> int | None:
 
 
 def rest_of_entries(logprobs: Any, text: str, rest: str) -> Any:
-    """Cut a chat's logprobs of `text` to those of its end, `rest`; None if they do not fit."""
+    """Cut a chat's logprobs of `text` to those of its end, `rest`.
+
+    None if they do not fit.
+    """
     if text == rest:
         return logprobs
     try:
@@ -51,7 +56,10 @@ def rest_of_entries(logprobs: Any, text: str, rest: str) -> Any:
 
 
 def rest_of_lists(logprobs: Any, text: str, rest: str, *, begins_at: int) -> Any:
-    """As `rest_of_entries`, for a text completion. begins_at: the offset of `rest` in the client's text."""
+    """As `rest_of_entries`, for a text completion.
+
+    begins_at: the offset of `rest` in the client's text.
+    """
     try:
         tokens = logprobs["tokens"]
         start = 0 if text == rest else _first_token(tokens, text, rest)
@@ -69,7 +77,10 @@ def _cut_lists(logprobs: Any, length: int, start: int, begins_at: int) -> Any:
 
 
 def _first_token(tokens: list[str], text: str, rest: str) -> int | None:
-    """Return the index of the rest's first token; None if the rest begins within a token, or the tokens do not fit."""
+    """Return the index of the rest's first token.
+
+    None if the rest begins within a token, or the tokens do not fit.
+    """
     if not rest or "".join(tokens) != text or not text.endswith(rest):
         return None
     ends = list(accumulate(map(len, tokens), initial=0))

@@ -1,4 +1,4 @@
-"""The models the gateway serves, as OpenAI's clients read them: `GET /v1/models` and `GET /v1/models/{id}`."""
+"""The models the gateway serves: `GET /v1/models` and `GET /v1/models/{id}`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""openapi.json, generated: the paths are the table of routes, the statuses the table of errors, the request
-schemas what `requests` checks. Only the shapes of answers are written down here.
+"""Generate openapi.json from the tables of the code.
+
+Paths come from the routes, statuses from the errors, request schemas from the structs of `schemas`. Only the schemas
+of responses are written here.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from gateway.api.schemas import (
 )
 
 DESCRIPTION = """\
-Each request goes to the backend that will finish it best under the operator's rules, on this site or far away.
-OpenAI's endpoints are answered without the leading `/v1`, too, and GET endpoints answer HEAD.
-A Content-Type is never required. On a stream, what is known at its end precedes `[DONE]` as the comment `: timing {…}`.
+Each request goes to the backend that is expected to finish it best under the operator's policy, on this site or not.
+OpenAI's endpoints also work without the leading `/v1`, and GET endpoints answer HEAD.
+A Content-Type is never required. A stream ends with the comment `: timing {…}` before `[DONE]`.
 """
 
-# An upstream's own refusals and failures reach the client with their status; some come from nowhere else.
+# An upstream's error responses reach the client with their status; the gateway itself does not use all of these.
 _PASSED_ON = ("409", "422", "4XX", "5XX")
 _REQUESTS: tuple[type[msgspec.Struct], ...] = (ChatRequest, CompletionRequest, EmbeddingsRequest, OtherRequest)
 
 
 def build(version: str) -> dict[str, Any]:
-    """The description of the data listener, OpenAPI 3.1. `version`: the gateway's own."""
+    """Return the OpenAPI 3.1 description of the data listener. version: the gateway's."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -102,19 +104,20 @@ def _request_body(route: Route) -> dict[str, Any]:
 
 
 def _responses(route: Route) -> dict[str, Any]:
-    good: dict[str, Any] = {"description": "the answer", "content": _content(_response_content(route))}
+    good: dict[str, Any] = {"description": "the response", "content": _content(_response_content(route))}
     if route.needs_body:
         good["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in _RESPONSE_HEADERS}
     responses: dict[str, Any] = {"200": good}
     if route.needs_body:
-        responses["2XX"] = good | {"description": "the answer of an upstream that calls it created, accepted, …"}
+        responses["2XX"] = good | {"description": "an upstream's response with another success status"}
     if route.operation == "readyz":
-        responses["503"] = {"description": "it drains", "content": _content({"application/json": {"type": "object"}})}
+        draining = _content({"application/json": {"type": "object"}})
+        responses["503"] = {"description": "the gateway is draining", "content": draining}
     return responses | {status: schema_ref("Error", "responses") for status in _statuses(route)}
 
 
 def _statuses(route: Route) -> list[str]:
-    """Every status an error of this route can have."""
+    """Return every status an error of this route can have."""
     all_of_them = {str(row.status) for row in ERRORS.values()}
     if route.needs_body:
         return sorted(all_of_them.union(_PASSED_ON))
@@ -149,7 +152,7 @@ def _content(schemas: Mapping[str, Schema]) -> dict[str, Any]:
 
 
 _INTEGER: Schema = {"type": "integer"}
-_USAGE: Schema = {"type": ["object", "null"], "description": "left out where the backend did not say"}
+_USAGE: Schema = {"type": ["object", "null"], "description": "left out if the backend did not report it"}
 _VECTOR: Schema = {"anyOf": [list_schema({"type": "number"}), {"type": "string", "contentEncoding": "base64"}]}
 
 _TRANSCRIPTION_REQUEST = object_schema(
@@ -191,7 +194,7 @@ _ANSWERS: dict[str, Schema] = {
 
 
 def _error_schema() -> Schema:
-    told = object_schema(
+    members = object_schema(
         ("message", "type", "code", "param", "request_id", "retryable"),
         message=STRING,
         type=STRING,
@@ -200,7 +203,7 @@ def _error_schema() -> Schema:
         request_id=STRING,
         retryable={"type": "boolean"},
     )
-    return object_schema(("error",), error=told)
+    return object_schema(("error",), error=members)
 
 
 def _error_response() -> dict[str, Any]:
@@ -209,7 +212,7 @@ def _error_response() -> dict[str, Any]:
         "An upstream's own 400, 404, 409, 413, 422 and most other 4xx pass with body and status, in the upstream's "
         "shape; its 429 and 5xx keep their status."
     )
-    schema = {"anyOf": [schema_ref("Error"), {"description": "an upstream's refusal, as it came"}]}
+    schema = {"anyOf": [schema_ref("Error"), {"description": "an upstream's error response, unchanged"}]}
     return {"description": f"{rows}\n\n{passed}", "content": _content({"application/json": schema})}
 
 
@@ -218,31 +221,31 @@ def _header(description: str) -> dict[str, Any]:
 
 
 _RESPONSE_HEADERS = {
-    "x-request-id": "the request's id, as it stands in the log",
-    "x-gateway-backend": "who answered; `none` where nobody did",
+    "x-request-id": "the request's id, as in the log",
+    "x-gateway-backend": "the backend that answered; `none` if none did",
     "x-gateway-site": "`edge`, `cloud`, `hybrid` or `none`",
-    "x-gateway-reason": "why that one",
+    "x-gateway-reason": "why this backend was chosen",
     "x-gateway-attempts": "how many backends were tried",
-    "Server-Timing": "where the time went, in milliseconds; loopback or authenticated clients only",
+    "Server-Timing": "the time by term, in milliseconds; for loopback or authenticated clients only",
 }
 
 _WORK_PARAMETERS: list[dict[str, Any]] = [
     {
         "name": "x-gateway-locality",
         "in": "header",
-        "description": "`edge-only`: nothing of this request leaves the site",
+        "description": "`edge-only`: no part of this request leaves the site",
         "schema": {"enum": ["edge-only"]},
     },
     {
         "name": "x-gateway-deadline-ms",
         "in": "header",
-        "description": "how long the whole request may take",
+        "description": "the time limit of the whole request, in milliseconds",
         "schema": {"type": "number", "exclusiveMinimum": 0},
     },
     {
         "name": "x-stainless-read-timeout",
         "in": "header",
-        "description": "seconds until the first byte, and between bytes; the smaller of it and the gateway's counts",
+        "description": "seconds until the first byte, and between bytes; the gateway's own limit applies if smaller",
         "schema": {"type": "number"},
     },
     {"name": "traceparent", "in": "header", "description": "W3C trace context", "schema": STRING},

@@ -1,4 +1,4 @@
-"""The interface of an API operation, and the types it shares: ParsedRequest and PartCollector.
+"""The interface of an API operation, ParsedRequest and PartCollector.
 
 Each operation (chat, completions, embeddings, transcriptions, tasks, relayed paths) is a module that implements
 `Operation`; `gateway.api.operations` lists them. A method here is the default, which most operations use.
@@ -25,7 +25,9 @@ from gateway.plugin import Kind, Part, Result, Upload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedRequest:
-    """A parsed request, before authentication, locality and deadlines; a Task is built from it.
+    """A parsed request, before authentication, locality and deadlines.
+
+    A Task is built from it.
 
     name: the model or task as the client wrote it, "" if it named none. stream: the client requests events.
     items: units of work, at least 1. choices: how many answers a chat or completion will hold. fields, files: of a
@@ -55,7 +57,10 @@ class ParsedRequest:
 
 
 class PartCollector:
-    """Collects the parts of a streaming backend into one response. Here: a list of the values."""
+    """Collects the parts of a streaming backend into one response.
+
+    Here: a list of the values.
+    """
 
     def __init__(self, context: ResponseContext) -> None:
         self.context = context
@@ -88,7 +93,7 @@ class PartCollector:
 
 
 class Operation(ABC):
-    """One API operation: parses its requests and renders its responses. Stateless.
+    """One API operation: parses its requests and renders its responses. Has no state.
 
     kind: the family of work, as it is logged. is_relayed: the gateway knows neither request nor response; a whole
     response to a request for a stream is passed as it is. may_stream_unrequested: a backend may send parts although
@@ -110,15 +115,18 @@ class Operation(ABC):
     # ── whole responses ──────────────────────────────────────────────────────────────────────────
 
     async def render(self, request: ParsedRequest, context: ResponseContext, result: Result) -> tuple[str, bytes]:
-        """Return content type and body of a successful whole response. Raises BackendFailed if it cannot be one."""
+        """Return content type and body of a successful whole response.
+
+        Raises BackendFailed if it cannot be one.
+        """
         if result.body is not None:
             return result.content_type, result.body
         return result.content_type, encode_json(result.json)
 
     def collects(self, request: ParsedRequest, first: Part, *, takes_pieces: bool = True) -> bool:
-        """Whether a response that begins with this part is collected: the client did not request parts.
+        """Whether a response that begins with this part is collected.
 
-        takes_pieces: whether the client receives a body in pieces.
+        It is if the client did not request parts. takes_pieces: whether the client receives a body in pieces.
         """
         return not takes_pieces if first.content_type is not None else not request.stream
 
@@ -129,7 +137,10 @@ class Operation(ABC):
     # ── streams ──────────────────────────────────────────────────────────────────────────────────
 
     def encode_stream(self, request: ParsedRequest, *, request_id: str, served_as: str | None = None) -> StreamEncoder:
-        """Return the encoder of one response. served_as: the model name sent to the backend, if known."""
+        """Return the encoder of one response.
+
+        served_as: the model name sent to the backend, if known.
+        """
         return self.encoder(request, ResponseContext(request_id=request_id, model=request.name, served_as=served_as))
 
     def encoder(self, request: ParsedRequest, context: ResponseContext) -> StreamEncoder:
@@ -137,11 +148,11 @@ class Operation(ABC):
         return StreamEncoder(context)
 
     def check_streamable(self, request: ParsedRequest, context: ResponseContext, result: Result) -> None:
-        """Raise BackendFailed for a successful whole response that cannot be sent as the requested stream."""
+        """Raise BackendFailed for a whole response that cannot be sent as a stream."""
         self.encode_stream(request, request_id="", served_as=context.served_as).whole(result)
 
     def has_content(self, part: Part) -> bool:
-        """Whether this part is content: what a client waits for, and what commits the response to its backend."""
+        """Whether this part is content, as defined in `gateway.api.content`."""
         if part.content_type is not None:
             return bool(part.data)
         if part.raw is None:
@@ -149,5 +160,8 @@ class Operation(ABC):
         return any(event_has_content(data, in_choices=False) for _, data in split_events(part.raw))
 
     def continuation(self, request: ParsedRequest) -> Continuation | None:
-        """Return a record of the response, by which another backend can continue it; None if that is impossible."""
+        """Return a record of the response, by which another backend can continue it.
+
+        None if that is impossible.
+        """
         return None

@@ -1,4 +1,4 @@
-"""The registry of API operations: the only place that maps a kind of work to its module.
+"""The registry of API operations: maps each kind of work to its operation.
 
 A new operation is a module with a subclass of `Operation`, an entry here, and its routes in `gateway.api.routes`.
 """
@@ -31,7 +31,9 @@ OPERATIONS: Mapping[Kind, Operation] = {
 
 
 def parse_request(match: Match, content_type: str, body: bytes) -> ParsedRequest:
-    """Parse a request's body. `content_type` may be empty or wrong if the body is JSON.
+    """Parse a request's body.
+
+    `content_type` may be empty or wrong if the body is JSON.
 
     Raises TaskInvalid with what is wrong and where, and with `param` if a single field is at fault.
     """

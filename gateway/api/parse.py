@@ -15,7 +15,7 @@ import msgspec
 from gateway.api.schemas import MAX_NAME_CHARS
 from gateway.plugin import TaskInvalid
 
-MAX_KEYS = 10_000  # of an object whose keys are compared one by one, at 2 µs a key
+MAX_KEYS = 10_000  # of an object whose keys are checked, at 2 µs a key
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _ESCAPED_LETTER = re.compile(rb"\\u00[46][45cdfCDF]")  # of `model`, in either case
@@ -25,7 +25,10 @@ T = TypeVar("T")
 
 
 class _Key:
-    """A key of an object; each instance is a different key, so that duplicates are counted."""
+    """A key of an object.
+
+    Each instance is a different key, so that duplicates are counted.
+    """
 
 
 def checked_name(name: str, *, param: str = "model") -> str:
@@ -37,7 +40,10 @@ def checked_name(name: str, *, param: str = "model") -> str:
 
 
 def read_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Decode the fields of `decoder`'s type; checks that the whole body is JSON. Raises TaskInvalid."""
+    """Decode the fields of `decoder`'s type; checks that the whole body is JSON.
+
+    Raises TaskInvalid.
+    """
     if not body:
         raise TaskInvalid("the body is empty; send JSON")
     try:
@@ -56,7 +62,10 @@ def read_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 def read_json_with_model(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """As `read_json`, for a body that names its model: once, spelled exactly `model`. Raises TaskInvalid."""
+    """As `read_json`, for a body that names its model: once, spelled exactly `model`.
+
+    Raises TaskInvalid.
+    """
     decoded = read_json(decoder, body)
     exactly = body.count(b'"model"')
     if exactly > 1 or body.lower().count(b'"model"') > exactly or _ESCAPED_LETTER.search(body):
@@ -76,14 +85,14 @@ def check_model_key(keys: Iterable[str]) -> None:
 
 
 def _keys_of(body: bytes) -> list[str]:
-    """Return the top-level keys of a JSON object, duplicates included, escapes decoded."""
+    """Return a JSON object's own keys, duplicates included, escapes decoded."""
     keys: list[str] = []
 
     def note(_: type, key: str) -> _Key:
         keys.append(key)
         if len(keys) > MAX_KEYS:
             raise TaskInvalid(
-                f"the body has more than {MAX_KEYS} keys, and it cannot be told whether one is `model` twice"
+                f"the body has more than {MAX_KEYS} keys, too many to check that `model` appears once; send fewer"
             )
         return _Key()
 
@@ -92,7 +101,7 @@ def _keys_of(body: bytes) -> list[str]:
 
 
 def _reason(exc: msgspec.DecodeError, body: bytes) -> str:
-    """msgspec's message, or a better message for a lone surrogate, which msgspec calls a truncation."""
+    """Return msgspec's message; it calls a lone surrogate a truncation."""
     if "truncated" in str(exc) and _LONE_SURROGATE.search(body):
         return r"a \ud800–\udfff escape stands alone; write the character itself, or both halves"
     return str(exc)

@@ -1,4 +1,4 @@
-"""Relayed paths: the gateway chooses a backend and passes request and response unchanged, except for the model name.
+"""Relayed paths: requests and responses pass unchanged, except for the model name.
 
 These are translations, speech, images, the Responses API and the Messages API.
 """
@@ -68,7 +68,10 @@ class RelayedOperation(Operation):
         return result.content_type, restore_model_nested(result.body, context) if is_json else result.body
 
     def collects(self, request: ParsedRequest, first: Part, *, takes_pieces: bool = True) -> bool:
-        """As for any operation, but events pass: the client may have requested them in a form unknown here."""
+        """As for any operation, but events pass.
+
+        The client may have requested them in a form unknown here.
+        """
         if first.content_type is not None:
             return not takes_pieces
         return not request.stream and (first.raw is None or _streams_on_request(request))
@@ -89,7 +92,10 @@ def _streams_on_request(request: ParsedRequest) -> bool:
 
 
 def _without_credentials(query: str) -> str:
-    """Remove credentials from a query before it is passed on. Raises TaskInvalid if it is not ASCII."""
+    """Remove credentials from a query before it is passed on.
+
+    Raises TaskInvalid if it is not ASCII.
+    """
     if not query.isascii():
         raise TaskInvalid("the query has characters that are not ASCII; percent-encode them")
     return "&".join(pair for pair in query.split("&") if not _CREDENTIAL.search(pair))
@@ -122,7 +128,7 @@ class BodyCollector(PartCollector):
 
 
 class ResponseEventCollector(PartCollector):
-    """Takes the response from the last event of an unrequested stream of the Responses API."""
+    """Takes the response from the last event of a Responses API stream."""
 
     def add_value(self, value: Any) -> None:
         if isinstance(value, dict) and value.get("type") in _WITH_RESPONSE and isinstance(value.get("response"), dict):

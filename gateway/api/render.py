@@ -16,7 +16,10 @@ from gateway.plugin import BackendFailed, Part, Result
 
 
 class ResponseRenderer:
-    """Implements `gateway.dispatch.Renderer`. served_as: the model name sent to the backend, if known."""
+    """Implements `gateway.dispatch.Renderer`.
+
+    served_as: the model name sent to the backend, if known.
+    """
 
     def __init__(self, request: ParsedRequest, request_id: str, backend: str, served_as: str | None) -> None:
         self._request = request
@@ -24,14 +27,19 @@ class ResponseRenderer:
         self._collector: PartCollector | None = None  # made for the first part: most streams are not collected
 
     def add(self, part: Part) -> None:
-        """Add a part of a streaming backend, for a whole response. Raises BackendUnavailable."""
+        """Add a part of a streaming backend, for a whole response.
+
+        Raises BackendUnavailable.
+        """
         with _readable(self._context):
             if self._collector is None:
                 self._collector = self._request.operation.collector(self._request, self._context)
             self._collector.add(part)
 
     async def whole(self, result: Result | None) -> Result:
-        """Render `result`, or if it is None the collected parts. Raises BackendUnavailable if that is impossible.
+        """Render `result`, or without it the collected parts.
+
+        Raises BackendUnavailable if that is impossible.
 
         A backend's error response (status 400 and up) passes unchanged if it has a body. If the client requested a
         stream, the response is only checked: the stream encoder can encode it.

@@ -36,7 +36,9 @@ class ResponseContext:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def failure(self, problem: str, detail: str = "") -> BackendUnavailable:
-        """Return the error for a response that cannot be passed on; `detail` quotes the backend, for the client only.
+        """Return the error for a response that cannot be passed on.
+
+        `detail` quotes the backend, for the client only.
 
         Another backend may be tried.
         """
@@ -45,7 +47,10 @@ class ResponseContext:
 
 
 def encode_json(value: Any) -> bytes:
-    """Encode as JSON, bytes as base64. Raises BackendFailed for a value without a JSON form."""
+    """Encode as JSON, bytes as base64.
+
+    Raises BackendFailed for a value without a JSON form.
+    """
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
@@ -53,7 +58,10 @@ def encode_json(value: Any) -> bytes:
 
 
 def decode_object(body: bytes, context: ResponseContext) -> dict[str, msgspec.Raw]:
-    """Return a JSON object's members, undecoded. Raises BackendUnavailable for anything else."""
+    """Return a JSON object's members, undecoded.
+
+    Raises BackendUnavailable for anything else.
+    """
     try:
         return _RAW_OBJECT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -61,7 +69,10 @@ def decode_object(body: bytes, context: ResponseContext) -> dict[str, msgspec.Ra
 
 
 def restore_model(body: bytes, context: ResponseContext) -> bytes:
-    """Put the client's model name into a JSON object. Returns `body` itself if nothing changes."""
+    """Put the client's model name into a JSON object.
+
+    Returns `body` itself if nothing changes.
+    """
     if context.served_as == context.model or b'"model"' not in body:
         return body
     members = decode_object(body, context)
@@ -73,7 +84,10 @@ def restore_model(body: bytes, context: ResponseContext) -> bytes:
 
 
 def restore_model_nested(body: bytes, context: ResponseContext) -> bytes:
-    """As `restore_model`, for any body: also in the object an event carries; other than a JSON object is unchanged."""
+    """As `restore_model`, for any body: also in the object an event carries.
+
+    Other than a JSON object is unchanged.
+    """
     if context.served_as in (None, context.model) or not context.model or b'"model"' not in body:
         return body
     try:

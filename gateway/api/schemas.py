@@ -1,4 +1,6 @@
-"""The request bodies, as far as they are checked; openapi.json shows the same structs.
+"""The request bodies, as far as they are checked.
+
+Openapi.json shows the same structs.
 
 Fields not named here reach the backend unchecked and unchanged.
 """
@@ -40,19 +42,19 @@ INPUT_SCHEMA: dict[str, Any] = {
 
 
 class StreamOptions(Struct):
-    """How a stream is to be sent."""
+    """The options of a stream."""
 
     include_usage: bool | None = None
 
 
 class Message(Struct):
-    """One message of a conversation; its other fields go on untouched."""
+    """One message of a conversation; its other fields pass unchanged."""
 
     role: str
 
 
 class ChatRequest(Struct):
-    """A conversation to answer; fields that are not listed go on untouched."""
+    """A conversation to answer; fields that are not listed pass unchanged."""
 
     model: Model
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -62,7 +64,7 @@ class ChatRequest(Struct):
 
 
 class CompletionRequest(Struct):
-    """A text to continue; fields that are not listed go on untouched."""
+    """A text to continue; fields that are not listed pass unchanged."""
 
     model: Model
     prompt: Prompt
@@ -72,7 +74,7 @@ class CompletionRequest(Struct):
 
 
 class EmbeddingsRequest(Struct):
-    """Inputs to turn into vectors; fields that are not listed go on untouched."""
+    """Inputs to turn into vectors; fields that are not listed pass unchanged."""
 
     model: Model
     input: Inputs
@@ -80,7 +82,7 @@ class EmbeddingsRequest(Struct):
 
 
 class OtherRequest(Struct):
-    """A request that is relayed as it is."""
+    """A request that is relayed unchanged."""
 
     model: Annotated[str, Meta(max_length=MAX_NAME_CHARS)] | None = None
     stream: bool | None = None

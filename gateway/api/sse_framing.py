@@ -1,4 +1,4 @@
-"""Server-sent events of responses: write them, and split a part of a backend's stream into them.
+"""Write server-sent events, and split a part of a backend's stream into events.
 
 `gateway.plugin.SseParser` reads a byte stream and frames its events anew. Here a part already holds whole events, and
 each keeps its bytes, because an upstream's events reach the client unchanged.
@@ -38,7 +38,10 @@ def replace_data(framed: bytes, data: bytes) -> bytes:
 
 
 def split_events(raw: bytes) -> list[tuple[bytes, bytes]]:
-    """Split whole events into (framed, data) pairs. Comments, and events without data, are dropped."""
+    """Split whole events into (framed, data) pairs.
+
+    Comments, and events without data, are dropped.
+    """
     if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and raw.endswith(b"\n") and b"\r" not in raw:
         return [(raw, raw[6:-2])]  # the usual case: one event of one line
     return [(framed, data) for framed in _split(raw) if (data := _data_of(framed)) is not None]

@@ -24,7 +24,9 @@ from gateway.plugin import Part, Result
 
 
 class StreamEncoder:
-    """Encodes values as events, and passes an upstream's events. `[DONE]` is sent if the upstream sent it.
+    """Encodes values as events, and passes an upstream's events.
+
+    `[DONE]` is sent if the upstream sent it.
 
     A stream of body pieces carries the body and no events: if it cannot be completed, it can only be cut.
     is_relayed: the response is of a relayed path.
@@ -40,7 +42,10 @@ class StreamEncoder:
         self.is_body = False
 
     def part(self, part: Part) -> bytes:
-        """Encode a part; empty if the client receives nothing for it. Raises BackendUnavailable."""
+        """Encode a part; empty if the client receives nothing for it.
+
+        Raises BackendUnavailable.
+        """
         if part.content_type is not None:
             self.is_body, self.headers = True, {"Content-Type": part.content_type, "X-Accel-Buffering": "no"}
             return bytes(part.data)
@@ -81,7 +86,10 @@ class StreamEncoder:
         return self.closing() + comment + (DONE if self.sends_done else b"")
 
     def error(self, envelope: Mapping[str, Any]) -> bytes:
-        """Return the last event of a stream that cannot be completed; the connection must be aborted after it."""
+        """Return the last event of a stream that cannot be completed.
+
+        The connection must be aborted after it.
+        """
         return b"" if self.is_body else encode_event(encode_json(envelope))
 
     def heartbeat(self) -> bytes:

@@ -32,7 +32,10 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 class TaskOperation(Operation):
-    """Run a task. Its backend may yield parts, which is known only when the first comes."""
+    """Run a task.
+
+    Its backend may yield parts, which is known only when the first comes.
+    """
 
     kind = "task"
     may_stream_unrequested = True
@@ -73,7 +76,7 @@ class TaskEncoder(StreamEncoder):
 
 
 def _count_items(body: bytes) -> int:
-    """Return the length of the list `items` if the body is an object with such a list, else 1."""
+    """Return the length of the body's list `items`; without that list, 1."""
     if not body.lstrip().startswith(b"{"):
         read_json(_ANY, body)
         return 1

@@ -1,4 +1,4 @@
-"""Transcriptions: `POST /v1/audio/transcriptions`, in the five formats a client may request.
+"""Transcriptions: `POST /v1/audio/transcriptions`, in five formats.
 
 A backend returns `{"text", "segments", "words", "duration", "language"}`, all but the text optional, times in seconds.
 A text alone is accepted. Subtitles without segments are one cue over the whole recording.
@@ -60,7 +60,10 @@ class TranscriptionOperation(Operation):
         )
 
     async def render(self, request: ParsedRequest, context: ResponseContext, result: Result) -> tuple[str, bytes]:
-        """Pass a body that is in the requested format; some backends answer every request with JSON."""
+        """Pass a body that is in the requested format.
+
+        Some backends answer every request with JSON.
+        """
         wants_text = request.response_format in ("text", "srt", "vtt")
         if result.body is not None and not (wants_text and "json" in result.content_type):
             return result.content_type, result.body
@@ -92,7 +95,10 @@ def _format_in(value: Any) -> TranscriptFormat:
 
 
 class TranscriptEncoder(StreamEncoder):
-    """Encodes texts as `transcript.text.delta` events, then one `transcript.text.done` with the whole text."""
+    """Encodes texts as `transcript.text.delta`, and at the end all of it.
+
+    The last event is `transcript.text.done` with the whole text.
+    """
 
     sends_done = True
 
@@ -120,7 +126,7 @@ class TranscriptEncoder(StreamEncoder):
 
 
 class TranscriptCollector(PartCollector):
-    """Takes the text of the `transcript.text.done` event if there is one, else joins the pieces."""
+    """Takes the text of `transcript.text.done`, or without it joins the pieces."""
 
     text: str | None = None
 
@@ -139,7 +145,10 @@ class TranscriptCollector(PartCollector):
 
 
 def render_transcript(context: ResponseContext, value: Any, response_format: TranscriptFormat) -> tuple[str, bytes]:
-    """Return content type and body of a transcript. Raises BackendUnavailable if it has no text."""
+    """Return content type and body of a transcript.
+
+    Raises BackendUnavailable if it has no text.
+    """
     transcript = as_transcript(context, value)
     match response_format:
         case "json":
@@ -172,7 +181,7 @@ def _verbose(transcript: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _duration_s(transcript: Mapping[str, Any]) -> float:
-    """Return the recording's length: the backend's figure, else the end of its last segment or word."""
+    """Return the backend's figure, else the end of the last segment or word."""
     timed = [*(transcript.get("segments") or ()), *(transcript.get("words") or ())]
     return float(transcript.get("duration") or max((entry.get("end", 0.0) for entry in timed), default=0.0))
 
@@ -188,7 +197,7 @@ def _subtitles(transcript: Mapping[str, Any], header: str, cue: Callable[[int, f
 
 
 def _one_line(text: str) -> str:
-    """Join lines and replace arrows: an empty line would end the cue, an arrow would begin another."""
+    """Join lines, replace arrows: an empty line ends a cue, an arrow begins one."""
     return " ".join(text.split()).replace("-->", "->")
 
 
@@ -202,6 +211,9 @@ def _vtt_cue(number: int, start_s: float, end_s: float, text: str) -> str:
 
 
 def _clock(seconds: float, point: str) -> str:
-    """Return hours, minutes, seconds and milliseconds. point: "," in SRT, "." in WebVTT."""
+    """Return hours, minutes, seconds and milliseconds.
+
+    point: "," in SRT, "." in WebVTT.
+    """
     whole_s, ms = divmod(round(max(0.0, seconds) * 1000), 1000)
     return f"{whole_s // 3600:02}:{whole_s // 60 % 60:02}:{whole_s % 60:02}{point}{ms:03}"

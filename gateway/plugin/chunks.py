@@ -1,4 +1,4 @@
-"""The plain chunk of a chat or text completion stream, which can be decoded in one step.
+"""The plain chunk of a completion stream, which is decoded in one step.
 
 Nearly every chunk of such a stream only adds text or a finish reason. `PlainChunk` accepts those and no other. Decoding
 any other chunk raises `msgspec.ValidationError`, and the caller then checks every member, more slowly.
