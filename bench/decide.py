@@ -1,9 +1,10 @@
-"""What a decision costs, and a re-bind pass over long lines, in microseconds of one core.
+"""The cost of a decision and of a re-bind pass, in microseconds of one core.
 
     ./run bench decide [--json FILE]
 
-A decision is `Scheduler.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
-(an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
+A decision is `Scheduler.choose`: it forecasts three candidates from measurements and lanes and orders them. The lanes
+are in use: an edge box with two running and some waiting requests, and two clouds with uploads in flight. Every
+decision has a different size.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def work(number: int, allowed: tuple[str, ...] = NAMES) -> Work:
 
 
 def lanes_in_use(requests: int) -> Scheduler:
-    """Lanes with a learned class, every slot of the box taken, and `requests` lined up where they like."""
+    """Return lanes with a learned class and all edge slots busy.
+
+    `requests` are queued where the policy puts them.
+    """
     board = Measurements(time.monotonic)
     lanes = Scheduler(board, Policy(), time.monotonic)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
@@ -60,7 +64,7 @@ def lanes_in_use(requests: int) -> Scheduler:
 
 
 def timed_us(action: Callable[[int], object], times: int) -> list[float]:
-    """Each call's microseconds, sorted; the collector stays out of it, as it is no part of a decision."""
+    """Return the sorted microseconds of each call, without garbage collection."""
     found = []
     gc.disable()
     try:
@@ -74,7 +78,7 @@ def timed_us(action: Callable[[int], object], times: int) -> list[float]:
 
 
 def decisions_us(requests: int) -> list[float]:
-    """Choosing among three."""
+    """Time choices among three backends."""
     lanes = lanes_in_use(requests)
     works = [work(number) for number in range(DECISIONS)]
     timed_us(lambda number: lanes.choose(works[number], QUERY, ALL), WARM_UP)
@@ -82,7 +86,10 @@ def decisions_us(requests: int) -> list[float]:
 
 
 def passes_us(requests: int) -> list[float]:
-    """Passes over the lines; the first ones move some, the others find that nobody gains."""
+    """Time re-bind passes.
+
+    The first ones move requests, the later ones find no better backend.
+    """
     lanes = lanes_in_use(requests)
     return timed_us(lambda number: lanes.tick(), PASSES)
 

@@ -1,11 +1,12 @@
 #!/bin/sh
-# Builds edge-gateway_VERSION_ARCH.deb: a venv of its own under /opt/edge-gateway, from the hash-pinned wheels.
+# Build edge-gateway_VERSION_ARCH.deb: a separate venv under /opt/edge-gateway, from the hash-pinned wheels.
 #
 #   deploy/build_deb.sh OUT_DIR [WHEELS_DIR]
 #
-# WHEELS_DIR: take every wheel from there and ask no network. PYTHON: an interpreter with pip and hatchling, of the version
-# the target has (.venv/bin/python). SOURCE_DATE_EPOCH makes two builds of one commit alike. The package starts what it
-# installs; upgrade and rollback are `dpkg -i` of another version, and keep /etc/edge-gateway and /var/lib/edge-gateway.
+# WHEELS_DIR: take every wheel from there and do not use the network. PYTHON: an interpreter with pip and hatchling, of the
+# target's version (.venv/bin/python). With SOURCE_DATE_EPOCH two builds of one commit are identical. The package starts the
+# service after the installation; upgrade and rollback are `dpkg -i` of another version, and keep /etc/edge-gateway and
+# /var/lib/edge-gateway.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
@@ -28,7 +29,7 @@ mkdir -p "$site" "$venv/bin" "$root/DEBIAN" "$root/usr/bin" "$root/lib/systemd/s
 # ── the venv ──
 offline=
 [ $# -lt 2 ] || offline="--no-index --find-links $2"
-# shellcheck disable=SC2086 # two words, or none
+# shellcheck disable=SC2086 # two words or an empty string
 "$python" -m pip install --quiet --disable-pip-version-check --no-compile --only-binary :all: --require-hashes \
     $offline --target "$site" -r "$here/requirements/runtime.txt"
 "$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --no-index \
@@ -50,7 +51,7 @@ SCRIPT
 chmod 755 "$venv/bin/edge-gateway"
 ln -s /opt/edge-gateway/bin/edge-gateway "$root/usr/bin/edge-gateway"
 
-# ── what is installed beside it ──
+# ── units, settings and documents ──
 cp "$here/deploy/edge-gateway.service" "$here/deploy/edge-gateway.socket" "$root/lib/systemd/system/"
 cp "$here/deploy/edge-gateway.env" "$root/etc/edge-gateway/"
 cp "$here/LICENSE" "$root/usr/share/doc/edge-gateway/copyright"
@@ -67,7 +68,7 @@ Depends: python3 (>= $series), python3 (<< $next)
 Section: net
 Priority: optional
 Description: AI gateway of a site
- Gives each AI request to the backend, here or far away, that will finish it best.
+ Sends each AI request to the backend, local or remote, that will finish it best.
 CONTROL
 echo /etc/edge-gateway/edge-gateway.env >"$root/DEBIAN/conffiles"
 cat >"$root/DEBIAN/postinst" <<'SCRIPT'

@@ -1,10 +1,10 @@
-"""Keeps the generated parts of the documents in step with the code they describe.
+"""Generate the parts of the documentation that describe the code.
 
-    .venv/bin/python docs/generate.py           rewrites what is out of date, and names it
-    .venv/bin/python docs/generate.py --check   only names it, and exits 1
+    .venv/bin/python docs/generate.py           rewrites outdated parts and prints their files
+    .venv/bin/python docs/generate.py --check   only prints the files, and exits 1
 
-A generated part stands between two marks, `<!-- generated: NAME -->` and `<!-- end -->`; NAME is one of PARTS.
-deploy/edge-gateway.env is what `edge-gateway config --env` prints. docs/configuration.md has a generator of its own,
+A generated part is between two marks, `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of PARTS.
+deploy/edge-gateway.env is the output of `edge-gateway config --env`. docs/configuration.md has a generator of its own,
 gateway/settings/docs.py.
 """
 
@@ -48,7 +48,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def keys(described: Mapping[str, str]) -> Iterator[str]:
-    """Log keys and what they mean."""
+    """Log keys and their meaning."""
     return table(("key", "meaning"), ((f"`{key}`", doc) for key, doc in described.items()))
 
 
@@ -93,11 +93,11 @@ def errors() -> Iterator[str]:
     return table(("status", "code", "type", "retryable", "when"), rows)
 
 
-# ── the house ────────────────────────────────────────────────────────────────────────────────────
+# ── architecture ─────────────────────────────────────────────────────────────────────────────────
 
 
 def floors() -> Iterator[str]:
-    """The rooms that exist, lowest floor last, as the layering test holds them, each with its own first sentence."""
+    """The rooms of the layering test, lowest floor last, each with the first line of its docstring."""
     layering = runpy.run_path(str(ROOT / "tests" / "test_layering.py"))
     by_floor = sorted(layering["FLOORS"].items(), key=lambda entry: (-entry[1], entry[0]))
     rows = (
@@ -105,11 +105,11 @@ def floors() -> Iterator[str]:
         for room, floor in by_floor
         if not room.startswith("__") and (file := room_file(room)) is not None
     )
-    return table(("floor", "room", "what it is for"), rows)
+    return table(("floor", "room", "purpose"), rows)
 
 
 def room_file(room: str) -> Path | None:
-    """The file whose docstring speaks for a room; None where the room is not built."""
+    """The file with the docstring of a room; None if the room does not exist."""
     candidates = (ROOT / "gateway" / f"{room}.py", ROOT / "gateway" / room / "__init__.py")
     return next((path for path in candidates if path.exists()), None)
 
@@ -123,17 +123,17 @@ def first_sentence(file: Path) -> str:
 
 
 def source(text: str) -> Iterator[str]:
-    """A module, as it is."""
+    """The source of a module, unchanged."""
     yield from ("```python", *text.rstrip().splitlines(), "```")
 
 
 def recipe(path: str) -> Iterator[str]:
-    """One of the examples."""
+    """The source of an example."""
     return source((ROOT / "docs" / "examples" / path).read_text())
 
 
 def new_plugin() -> Iterator[str]:
-    """What `plugins new words` writes as its module."""
+    """The module that `plugins new words` creates."""
     return source(dict(plugins_new.rendered("words"))["gateway_words.py"])
 
 
@@ -143,14 +143,14 @@ def checks() -> Iterator[str]:
 
 
 def reference() -> Iterator[str]:
-    """Every public name of what a plugin and its tests import."""
+    """Every public name of `gateway.plugin` and `gateway.testing`."""
     for module in (plugin, testing):
         for name in sorted(module.__all__, key=str.lower):
             yield from entry(module.__name__, name, getattr(module, name))
 
 
 def entry(module: str, name: str, what: Any) -> Iterator[str]:
-    """One public name: what it promises, and its public methods."""
+    """A public name with its docstring and its public methods."""
     yield from (f"### `{name}`", "")
     if not (inspect.isclass(what) or inspect.isroutine(what)):
         values = get_args(what) or (sorted(what) if isinstance(what, frozenset) else tuple(what))
@@ -163,7 +163,7 @@ def entry(module: str, name: str, what: Any) -> Iterator[str]:
 
 
 def members(cls: type) -> Iterator[str]:
-    """Every public method and property of a class that says something of itself."""
+    """Every public method and property of a class that has a docstring."""
     for name, value in vars(cls).items():
         is_property = isinstance(value, property)
         if name[0] != "_" and value.__doc__ and (is_property or inspect.isroutine(value)):
@@ -171,7 +171,7 @@ def members(cls: type) -> Iterator[str]:
 
 
 def shape(function: Any) -> str:
-    """A function's arguments by name, `self` aside, without their types; a default that is no plain value as `…`."""
+    """A function's arguments without `self` and types; a default that is not a plain value is `…`."""
     found = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
     plain = (str, int, float, type(None), type(inspect.Parameter.empty))
     return "(" + ", ".join(
@@ -192,7 +192,7 @@ def transitions(states: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
 
 
 def benchmarks() -> Iterator[str]:
-    """Every benchmark, with its own first sentence."""
+    """Every benchmark, with the first line of its docstring."""
     files = sorted((ROOT / "bench").glob("[!_]*.py"))
     return table(("command", "measures"), ((f"`./run bench {file.stem}`", first_sentence(file)) for file in files))
 
@@ -222,7 +222,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
 
 
 def refreshed(text: str) -> str:
-    """A page with its generated parts made anew. Raises KeyError for a part that nothing here makes."""
+    """A page with its generated parts renewed. Raises KeyError for an unknown part."""
 
     def anew(found: re.Match[str]) -> str:
         return f"{found[1]}\n{chr(10).join(PARTS[found[2]]()).rstrip()}\n\n{found[3]}"
@@ -231,14 +231,14 @@ def refreshed(text: str) -> str:
 
 
 def current() -> Iterator[tuple[Path, str]]:
-    """Every file with generated parts, and what it should hold."""
+    """Every file with generated parts, and its current text."""
     for page in PAGES:
         yield page, refreshed(page.read_text())
     yield ENV_FILE, render_env(declared_plugins(ROOT))
 
 
 def main(arguments: list[str]) -> int:
-    """Rewrite, or with `--check` name, the files that are out of date."""
+    """Rewrite the outdated files; with `--check` only print them."""
     stale = {file: text for file, text in current() if not file.exists() or text != file.read_text()}
     for file, text in stale.items():
         print(file.relative_to(ROOT))

@@ -1,8 +1,10 @@
-"""The gateway's own measure, decide and lanes in the simulated world; dispatch is the few lines that join them.
+"""The gateway's own measure, decide and lanes in the simulated world.
 
-Nothing of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
-and learn from nothing but what a live gateway could see. O3 is the same lanes with the truth in place of every
-prediction: what late binding, shortest-first and rescue would come to with perfect knowledge (greedily).
+This module replaces only dispatch.
+
+The policy is not copied: `Measurements`, `Scheduler` and `decide` are the production code on a virtual clock, and learn
+only from values that a live gateway can measure. O3 is the same lanes with every prediction replaced by the true value:
+the result of late binding, shortest-first and hedging with perfect knowledge, chosen greedily.
 """
 
 from __future__ import annotations
@@ -69,7 +71,7 @@ class Attempt:
         run.timed_out(self)
 
     def stop(self, *, gave_up: bool = False) -> None:
-        """Leave wherever it is: the line, the wire, the slot."""
+        """Remove the attempt from the queue, the link or the slot."""
         if self.timer is not None:
             self.timer.cancel()
         self.run.lanes.withdraw(self.work)
@@ -83,7 +85,7 @@ class Attempt:
 
 
 class Gateway:
-    """One run: the gateway's modules, and the world they act in."""
+    """One run: the gateway's modules and their simulated world."""
 
     name = "edge-gateway"
 
@@ -113,7 +115,7 @@ class Gateway:
         self.record.moves = self.lanes.moves
         return self.record
 
-    # ── a request's life ─────────────────────────────────────────────────────────────────────────
+    # ── request lifecycle ────────────────────────────────────────────────────────────────────────
 
     def new_work(self, attempt: Attempt, allowed: tuple[str, ...]) -> Work:
         request = attempt.request
@@ -146,7 +148,7 @@ class Gateway:
 
     def timed_out(self, attempt: Attempt) -> None:
         others = self.attempts[attempt.request.id]
-        if len(others) > 1:  # its second attempt is under way already
+        if len(others) > 1:  # its second attempt is already in flight
             others.remove(attempt)
             return
         attempt.work.allowed = ("edge",)
@@ -159,7 +161,7 @@ class Gateway:
         for attempt in self.attempts.pop(winner.request.id):
             attempt.stop()
 
-    # ── around it ────────────────────────────────────────────────────────────────────────────────
+    # ── world events ─────────────────────────────────────────────────────────────────────────────
 
     def _tick(self) -> None:
         self.lanes.tick()
@@ -197,7 +199,7 @@ class Gateway:
 
 
 class LateOracle(Gateway):
-    """O3: the same lanes, told the truth: what each request takes at either site, and the link's future."""
+    """O3: the same lanes with the true service times and the link's future."""
 
     name = "O3 late-binding oracle"
 
@@ -219,7 +221,7 @@ class LateOracle(Gateway):
 
 
 class _Truth(Forecast):
-    """Every prediction exact, but for what others will do."""
+    """Exact predictions, except for future actions of other requests."""
 
     requests: dict[str, Request]
     cloud: Cloud
@@ -241,8 +243,11 @@ class _Truth(Forecast):
 
 
 def leave_out(part: str) -> Policy:
-    """The gateway without one of its parts, from here on in this process; the policy to run it with."""
-    if part == "order":  # so much aging that arrival alone counts
+    """Disable one part of the gateway in this process.
+
+    Returns the policy to run it with.
+    """
+    if part == "order":  # with this much aging only the arrival order counts
         work.AGING = forecast.AGING = 1e6
     elif part == "drift":
         service_time.Drift.learn = lambda self, log_ratio, variance, now: None  # type: ignore[method-assign]

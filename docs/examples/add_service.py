@@ -1,8 +1,8 @@
-"""A plain service, as it may run anywhere: it answers POST /add with {"a": 10, "b": 20} by {"result": 30}.
+"""A plain HTTP service: POST /add with {"a": 10, "b": 20} returns {"result": 30}.
 
     python3 docs/examples/add_service.py [PORT]
 
-It knows nothing of the gateway and needs nothing but Python.
+It contains no code for the gateway and needs only Python.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Service(BaseHTTPRequestHandler):
-    """Answers one connection's requests."""
+    """Serve the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        """POST /add; anything else is 404."""
+        """Serve POST /add; any other path is 404."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         if self.path != "/add":
             self._answer(404, {"error": "no such path"})
@@ -27,12 +27,12 @@ class Service(BaseHTTPRequestHandler):
             asked = json.loads(body)
             result = asked["a"] + asked["b"]
         except (ValueError, TypeError, KeyError):
-            self._answer(400, {"error": "an object with two numbers, a and b, is wanted"})
+            self._answer(400, {"error": "the body must be an object with two numbers, a and b"})
         else:
             self._answer(200, {"result": result})
 
     def do_GET(self) -> None:
-        """There is nothing to get."""
+        """Return 404 for every path."""
         self._answer(404, {"error": "no such path"})
 
     def _answer(self, status: int, value: object) -> None:

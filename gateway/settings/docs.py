@@ -1,8 +1,8 @@
-"""Writes docs/configuration.md from the tree and the plugins.
+"""Generate docs/configuration.md from the settings tree and the plugins.
 
     PYTHONPATH=.:plugins python -m gateway.settings.docs > docs/configuration.md
 
-at the root of a checkout: the plugins described are those pyproject.toml declares, not whatever is installed.
+Run it at the root of a checkout. It describes the plugins that pyproject.toml declares, not the installed ones.
 """
 
 from __future__ import annotations
@@ -26,54 +26,57 @@ _HEAD = """\
 <!-- Generated. To change it, change gateway/settings/ or a plugin's settings, then, at the root of a checkout:
      PYTHONPATH=.:plugins python -m gateway.settings.docs > docs/configuration.md -->
 
-Everything is set by environment variables that begin with `GATEWAY_`; they are read when the gateway starts, and the
-file given by `--env-file` again on SIGHUP ([operate.md](operate.md#new-settings-while-it-serves)).
+All settings are environment variables that begin with `GATEWAY_`. The gateway reads them at its start. On SIGHUP it
+reads the file from `--env-file` again ([operate.md](operate.md#new-settings-while-it-serves)).
 
-| command | |
+| command | function |
 |---|---|
-| `edge-gateway check` | names every problem with its variable and a fix; exit code 78 if there is one |
-| `edge-gateway config` | the settings that hold, and where each came from; secrets are redacted |
-| `edge-gateway config --env` | an environment file of every setting with its meaning and default, to start from |
+| `edge-gateway check` | names every problem with its variable and a fix; exit code 78 if there is a problem |
+| `edge-gateway config` | prints the effective settings and the source of each; secrets are redacted |
+| `edge-gateway config --env` | prints a template: an environment file of every setting, its meaning and default |
 
-## How a value is found
+## Sources of a value
+
+The first of these sources that has the variable gives its value:
 
 1. The process environment.
-2. The file given by `--env-file PATH`: `NAME=value` on each line, comments after `#` or `;`, values in quotes where
-   they hold spaces, `#` or quotes. Nothing is expanded: `$X` stays `$X`.
+2. The file given by `--env-file PATH`: `NAME=value` on each line, comments after `#` or `;`. A value with spaces, `#`
+   or quotes must be in quotes. Variables are not expanded: `$X` stays `$X`.
 3. The default.
 
-An empty value counts as unset. Lists are comma separated. JSON is accepted wherever a list or a map is, and for a
-whole group: `GATEWAY_POLICY='{"hysteresis": 0.05}'` says the same as `GATEWAY_POLICY__HYSTERESIS=0.05`, and
+An empty value counts as unset. Lists are comma separated. JSON is accepted for lists, for maps and for a whole group:
+`GATEWAY_POLICY='{"hysteresis": 0.05}'` is equivalent to `GATEWAY_POLICY__HYSTERESIS=0.05`, and
 `GATEWAY_BACKENDS__CLOUD='{"plugin": "http", "url": "https://api.example.com"}'` describes a whole backend.
 
-An unknown `GATEWAY_…` variable is an error that names the nearest known one: a typing mistake never passes for a
-default. So is a name with other letters than those of ASCII. Ignored is what others inject: `GATEWAY_INTERFACE`, and
-what Docker and Kubernetes make of a service called `gateway` (`…_SERVICE_HOST`, `…_SERVICE_PORT*`, `…_PORT`,
-`…_PORT_<n>_*`).
+An unknown `GATEWAY_…` variable is an error that names the nearest known variable, so a misspelt name is never ignored.
+A name with non-ASCII letters is an error as well. Variables that other software injects are ignored:
+`GATEWAY_INTERFACE`, and the variables that Docker and Kubernetes create for a service called `gateway`
+(`…_SERVICE_HOST`, `…_SERVICE_PORT*`, `…_PORT`, `…_PORT_<n>_*`).
 
 ## Secrets
 
-A setting marked *secret* is looked for in three places, and the first one found is taken:
+The gateway looks for a setting marked *secret* in three places and uses the first that exists:
 
 1. a file of the variable's name in `$CREDENTIALS_DIRECTORY`
    (systemd: `LoadCredential=GATEWAY_BACKENDS__CLOUD__API_KEY:/etc/edge-gateway/cloud.key`),
 2. the file named by the variable with `_FILE` added (`GATEWAY_BACKENDS__CLOUD__API_KEY_FILE=/run/secrets/cloud`),
 3. the variable itself.
 
-A file in `$CREDENTIALS_DIRECTORY` that is called `GATEWAY_…` and not like any secret is an error as well; but one
-called like a setting that is set (`Environment=GATEWAY_TLS__KEY_FILE=%d/GATEWAY_TLS__KEY_FILE`) is left to that.
+A file in `$CREDENTIALS_DIRECTORY` with a name `GATEWAY_…` that is not the name of a secret is an error as well. There
+is one exception: a file named like a setting that is set (`Environment=GATEWAY_TLS__KEY_FILE=%d/GATEWAY_TLS__KEY_FILE`)
+belongs to that setting.
 
-The newline at the end of such a file is dropped. `check` and `config` show no secret, nor the user and
-password in a URL.
+The newline at the end of such a file is dropped. `check` and `config` never print a secret, nor the user and password
+in a URL.
 
 ## Examples
 
-Compute on this machine only; it answers `POST /v1/tasks/add`:
+This setting serves `POST /v1/tasks/add` on this machine only:
 
     GATEWAY_BACKENDS__EDGE__PLUGIN=local
 
-A small model on a box in the same network, a large one far away. Clients ask for `assistant` and get whichever finishes
-sooner, or for `box/assistant` and get just that:
+A small model runs on a box in the same network, a large model in the cloud. Requests for `assistant` go to the backend
+that is predicted to finish first, requests for `box/assistant` to the box:
 
     GATEWAY_BACKENDS__BOX__PLUGIN=http
     GATEWAY_BACKENDS__BOX__URL=http://192.168.1.20:11434
@@ -84,7 +87,7 @@ sooner, or for `box/assistant` and get just that:
     GATEWAY_BACKENDS__CLOUD__API_KEY_FILE=/run/secrets/openai
     GATEWAY_BACKENDS__CLOUD__MODELS='{"assistant": "gpt-4o-mini"}'
 
-The same function here and at a service that answers `POST /add`, open to the local network:
+The same function runs here and at a service with `POST /add`, for clients in the local network:
 
     GATEWAY_LISTEN=127.0.0.1:8080,192.168.1.10:8080
     GATEWAY_ALLOW_UNAUTHENTICATED=true
@@ -98,7 +101,7 @@ _BACKENDS_HEAD = f"""
 ## Backends
 
 Each backend has a name of the operator's choice: letters, digits and single underscores, shown in lower case.
-`{_ANY_BACKEND}PLUGIN` says what it is; an unset field means what the plugin declares. At least one backend is needed.
+`{_ANY_BACKEND}PLUGIN` selects the plugin. An unset field takes the plugin's own value. At least one backend is needed.
 """
 
 
@@ -109,7 +112,7 @@ def render_docs(plugins: Plugins) -> str:
     for name, cls in sorted(plugins.items()):
         lines += ["", f"### `{name}`", "", summary(cls), ""]
         own = [leaf for leaf in backend_leaves(cls, _ANY_BACKEND) if not is_common(leaf)]
-        lines += _table(own) if own else ["It has no settings beside those of any backend."]
+        lines += _table(own) if own else ["It has only the settings that every backend has."]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The commands: what they print, their exit codes, and that the light ones stay light."""
+"""The commands: output, exit codes, and few imports in the light commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def set_all(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
 
 
 def run_python(*args: str, stdout: IO[str] | int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter that finds what this one finds."""
+    """Run a fresh interpreter with the same import path."""
     environ = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins")])}
     argv = [sys.executable, *args]
     return subprocess.run(argv, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
@@ -73,13 +73,15 @@ def test_check_counts_a_broken_plugin_as_a_problem(
 # ── config ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_config_prints_what_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_prints_the_effective_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_all(monkeypatch, SHOUT)
     assert cli.main(["config"]) == 0
     assert "GATEWAY_BACKENDS__E__PLUGIN=shout" in capsys.readouterr().out
 
 
-def test_config_of_a_wrong_configuration_tells_why_and_exits_78(capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_of_an_invalid_configuration_prints_the_reason_and_exits_78(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config"]) == 78
     told = capsys.readouterr()
     assert told.out == ""
@@ -96,7 +98,7 @@ def test_config_env_needs_no_configuration_and_includes_installed_plugins(capsys
 # ── serve, demo ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_serve_of_a_wrong_configuration_tells_every_problem_and_exits_78(
+def test_serve_of_an_invalid_configuration_prints_every_problem_and_exits_78(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_all(monkeypatch, {"GATEWAY_DEADLINE_S": "x", "GATEWAY_STALL_S": "y"} | SHOUT)
@@ -133,7 +135,7 @@ def test_version_as_text_and_as_json(capsys: pytest.CaptureFixture[str]) -> None
     assert about["python"].startswith("3.")
 
 
-def test_asking_for_the_version_loads_neither_the_gateway_nor_its_libraries() -> None:
+def test_version_imports_neither_the_gateway_nor_its_libraries() -> None:
     code = (
         "import sys; from gateway.cli import main; main(['version']);"
         "print(sorted({'aiohttp', 'pydantic', 'structlog', 'msgspec', 'asyncio'} & sys.modules.keys()))"
@@ -155,14 +157,14 @@ def test_wrong_usage_exits_2(argv: list[str], capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("argv", [["--help"], *([command.name, "--help"] for command in cli.COMMANDS)])
-def test_help_is_there_for_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(argv)
     assert not caught.value.code
     assert "usage: " in capsys.readouterr().out
 
 
-def test_a_reader_that_stops_reading_is_no_traceback() -> None:
+def test_closed_standard_output_exits_1_without_a_traceback() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as nobody_reads:

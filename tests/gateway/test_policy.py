@@ -1,4 +1,4 @@
-"""The choice: pure, by rule first and by cost then, and able to say why."""
+"""Placement policy: rules first, then cost; pure, with a reason for each decision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANDIDATES = st.lists(
         Candidate,
         name=NAMES,
         site=st.sampled_from(["edge", "cloud", "hybrid"]),
-        refused=st.none() | st.just("it is ill"),
+        refused=st.none() | st.just("it is unhealthy"),
         wait_s=SECONDS,
         upload_s=SECONDS,
         service_s=SECONDS,
@@ -64,7 +64,7 @@ def test_the_same_inputs_give_the_same_decision(
 
 
 @given(QUERIES, CANDIDATES, POLICIES, st.none() | NAMES)
-def test_everyone_is_either_in_the_order_or_refused_with_a_reason(
+def test_every_candidate_is_either_ordered_or_refused_with_a_reason(
     query: Query, candidates: list[Candidate], policy: Policy, last: str | None
 ) -> None:
     decision = decide(query, candidates, policy, last)
@@ -78,7 +78,7 @@ def test_everyone_is_either_in_the_order_or_refused_with_a_reason(
 
 
 @given(QUERIES, CANDIDATES, POLICIES, st.none() | NAMES)
-def test_what_may_not_leave_never_leaves_and_a_pin_holds(
+def test_edge_only_requests_exclude_cloud_backends_and_pins_are_respected(
     query: Query, candidates: list[Candidate], policy: Policy, last: str | None
 ) -> None:
     order = decide(query, candidates, policy, last).order
@@ -87,14 +87,14 @@ def test_what_may_not_leave_never_leaves_and_a_pin_holds(
     assert query.pinned is None or set(order) <= {query.pinned}
 
 
-def test_a_task_that_may_not_leave_stays_when_the_cloud_is_faster() -> None:
+def test_edge_only_task_stays_on_the_edge_when_the_cloud_is_faster() -> None:
     decision = decide(QUERY._replace(may_leave=False), [EDGE, CLOUD], Policy())
     assert decision.order == ("box",)
     assert decision.reason == "edge-only"
     assert "leave" in decision.refused["cloud"]
 
 
-def test_the_fastest_goes_first() -> None:
+def test_fastest_backend_is_first_in_the_order() -> None:
     decision = decide(QUERY, [EDGE, CLOUD], Policy())
     assert (decision.order, decision.reason) == (("cloud", "box"), "fastest")
     assert decision.predicted_s == pytest.approx(0.2)
@@ -102,7 +102,7 @@ def test_the_fastest_goes_first() -> None:
     assert "200 ms" in decision.why
 
 
-def test_money_energy_and_lateness_weigh_as_the_operator_says() -> None:
+def test_money_energy_and_lateness_are_weighted_by_the_operators_policy() -> None:
     dear = CLOUD._replace(usd=0.01)
     assert decide(QUERY, [EDGE, dear], Policy(usd=20.0)).order[0] == "box"
     assert decide(QUERY, [EDGE, dear], Policy(usd=20.0)).reason == "cheapest"
@@ -111,46 +111,48 @@ def test_money_energy_and_lateness_weigh_as_the_operator_says() -> None:
     assert decide(QUERY._replace(slack_s=1.0), [EDGE, erratic], Policy(lateness=1.0)).order[0] == "box"
 
 
-def test_delay_to_others_counts_by_how_busy_it_is() -> None:
+def test_delay_to_other_requests_is_weighted_by_utilisation() -> None:
     idle = CLOUD._replace(others_s=1.0, utilisation=0.0)
     assert decide(QUERY, [EDGE, idle], Policy()).order[0] == "cloud"
     assert decide(QUERY, [EDGE, idle._replace(utilisation=1.0)], Policy()).order[0] == "box"
 
 
-def test_the_last_one_stays_while_the_other_is_hardly_better() -> None:
+def test_last_backend_is_kept_while_the_other_is_only_slightly_faster() -> None:
     near = CLOUD._replace(upload_s=0.195)
     assert decide(QUERY, [EDGE, near], Policy(), last="box").reason == "kept"
     assert decide(QUERY, [EDGE, near], Policy(), last="box").order[0] == "box"
     assert decide(QUERY, [EDGE, CLOUD], Policy(), last="box").order[0] == "cloud"
 
 
-def test_an_unknown_backend_is_tried_within_bounds() -> None:
+def test_unmeasured_backend_is_tried_only_if_its_prior_is_close_enough() -> None:
     unknown = EDGE._replace(service_s=0.22, samples=0, optimism=0.8)
     assert decide(QUERY, [unknown, CLOUD], Policy()).reason == "optimistic"
     assert decide(QUERY, [unknown._replace(service_s=0.5), CLOUD], Policy()).order[0] == "cloud"
 
 
-def test_nothing_is_tried_without_time_to_lose() -> None:
+def test_unmeasured_backend_is_not_tried_when_the_deadline_is_near() -> None:
     unknown = EDGE._replace(service_s=0.22, samples=0, optimism=0.8)
     assert decide(QUERY._replace(slack_s=0.4), [unknown, CLOUD], Policy()).order[0] == "cloud"
 
 
-def test_doubt_is_about_the_service_and_not_about_the_line() -> None:
+def test_optimism_applies_to_service_time_and_not_to_queue_wait() -> None:
     crowded = EDGE._replace(wait_s=0.3, service_s=0.01, optimism=0.1)
     assert decide(QUERY, [crowded, CLOUD], Policy()).order[0] == "cloud"
 
 
-def test_a_route_sends_a_model_where_the_operator_says_and_a_pin_beats_it() -> None:
+def test_route_selects_the_configured_backend_and_a_pin_overrides_it() -> None:
     policy = Policy(routes={"add": "box"})
     assert decide(QUERY, [EDGE, CLOUD], policy).order == ("box",)
     assert decide(QUERY, [EDGE, CLOUD], policy).reason == "route"
     assert decide(QUERY._replace(pinned="cloud"), [EDGE, CLOUD], policy).order == ("cloud",)
 
 
-def test_nobody_left_is_told_with_every_reason() -> None:
-    decision = decide(QUERY, [EDGE._replace(refused="it is ill"), CLOUD._replace(refused="its link is down")], Policy())
+def test_decision_lists_every_reason_when_no_backend_is_left() -> None:
+    decision = decide(
+        QUERY, [EDGE._replace(refused="it is unhealthy"), CLOUD._replace(refused="its link is down")], Policy()
+    )
     assert (decision.order, decision.reason, decision.predicted_s) == ((), "none", None)
-    assert "it is ill" in decision.why
+    assert "it is unhealthy" in decision.why
     assert "its link is down" in decision.why
     assert decide(QUERY, [], Policy()).why
 

@@ -1,4 +1,4 @@
-"""The account of time, for any history and for the worked examples of docs/timing.md."""
+"""The time account, for any history and for the worked examples of docs/timing.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def assert_closes(account: Account) -> None:
         )
     )
 )
-def test_the_account_closes_for_any_intervals(drawn: tuple[int, list[tuple[str, int, int]]]) -> None:
+def test_account_balances_for_any_intervals(drawn: tuple[int, list[tuple[str, int, int]]]) -> None:
     total, spans = drawn
     intervals = [(term, min(a, b), max(a, b)) for term, a, b in spans if a != b]
     account = balance(intervals, total)
@@ -43,7 +43,7 @@ Step = st.tuples(
 
 
 @given(st.lists(Step, max_size=60))
-def test_the_account_closes_for_any_history_of_a_watch_and_its_forks(steps: list[tuple[str, str, float]]) -> None:
+def test_account_balances_for_any_history_of_a_watch_and_its_forks(steps: list[tuple[str, str, float]]) -> None:
     clock = Clock()
     watch = Watch(clock)
     children: list[Watch] = []
@@ -75,7 +75,7 @@ def test_the_account_closes_for_any_history_of_a_watch_and_its_forks(steps: list
 
 
 @given(st.lists(Step, max_size=60))
-def test_a_history_put_together_has_the_same_account(steps: list[tuple[str, str, float]]) -> None:
+def test_packed_history_gives_the_same_account(steps: list[tuple[str, str, float]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         whole = account_of(steps)
         patch.setattr(timing, "MAX_INTERVALS", 3)
@@ -108,7 +108,7 @@ def account_of(steps: list[tuple[str, str, float]]) -> Account:
     return watch.close()
 
 
-def test_a_stream_to_a_slow_reader_takes_no_memory_for_its_account() -> None:
+def test_long_stream_keeps_a_bounded_number_of_intervals() -> None:
     clock = Clock()
     watch = Watch(clock)
     for _ in range(20_000):
@@ -120,7 +120,7 @@ def test_a_stream_to_a_slow_reader_takes_no_memory_for_its_account() -> None:
     assert account.terms_us["write"] == pytest.approx(20_000_000, rel=1e-3)
 
 
-def test_work_done_one_after_the_other_adds_up_without_overlap() -> None:
+def test_serial_work_adds_up_without_overlap() -> None:
     clock = Clock()
     watch = Watch(clock)
     for term, seconds in (("read", 0.001), ("queue", 0.002), ("edge", 0.5), ("write", 0.001)):
@@ -131,7 +131,7 @@ def test_work_done_one_after_the_other_adds_up_without_overlap() -> None:
     assert (account.total_us, account.overlap_us, account.other_us, account.path) == (504_000, 0, 0, "serial")
 
 
-def test_parallel_work_is_counted_once_by_term_and_its_overlap_is_what_was_saved() -> None:
+def test_parallel_work_counts_once_per_term_and_overlap_is_the_time_saved() -> None:
     clock = Clock()
     watch = Watch(clock)
     one, two = watch.fork(), watch.fork()
@@ -151,7 +151,7 @@ def test_parallel_work_is_counted_once_by_term_and_its_overlap_is_what_was_saved
     assert found["r_total_per_s"] == pytest.approx(30)
 
 
-def test_a_serial_path_through_the_cloud_is_slower_than_each_of_its_parts() -> None:
+def test_serial_path_through_the_cloud_is_slower_than_each_part() -> None:
     account = balance([("network", 0, 100_000), ("cloud", 100_000, 200_000)], 200_000)
     found = rates(account, 1)
     assert found["r_total_per_s"] == pytest.approx(5)
@@ -159,7 +159,7 @@ def test_a_serial_path_through_the_cloud_is_slower_than_each_of_its_parts() -> N
     assert found["r_path"] == "serial"
 
 
-def test_a_wait_is_divided_between_the_network_at_both_ends_and_the_cloud() -> None:
+def test_cloud_wait_is_divided_between_network_and_cloud() -> None:
     clock = Clock()
     watch = Watch(clock)
     watch.enter("cloud")
@@ -171,7 +171,7 @@ def test_a_wait_is_divided_between_the_network_at_both_ends_and_the_cloud() -> N
     assert account.terms_us["cloud"] == 60_000
 
 
-def test_a_wait_that_ended_without_an_answer_is_estimated_as_any_other() -> None:
+def test_cloud_wait_without_a_response_is_divided_by_the_round_trip_estimate() -> None:
     clock = Clock()
     watch = Watch(clock)
     lost, won = watch.fork(), watch.fork()
@@ -186,7 +186,7 @@ def test_a_wait_that_ended_without_an_answer_is_estimated_as_any_other() -> None
     assert so_far.terms_us == account.terms_us
 
 
-def test_what_the_cloud_claimed_is_not_overruled_by_who_heard_nothing() -> None:
+def test_cloud_time_from_a_header_is_not_overridden_by_an_unanswered_attempt() -> None:
     clock = Clock()
     watch = Watch(clock)
     won, lost = watch.fork(), watch.fork()
@@ -202,12 +202,12 @@ def test_what_the_cloud_claimed_is_not_overruled_by_who_heard_nothing() -> None:
     assert account.terms_us["network"] == 90_000 + 40_000
 
 
-def test_an_unknown_term_is_refused_by_name() -> None:
+def test_unknown_term_is_refused_by_name() -> None:
     with pytest.raises(KeyError, match="lunch"):
         Watch().enter("lunch")
 
 
-def test_a_service_on_this_site_counts_as_edge_wire_and_all() -> None:
+def test_service_on_the_edge_site_counts_all_its_time_as_edge() -> None:
     clock = Clock()
     watch = Watch(clock)
     inner = watch.fork(only="edge")

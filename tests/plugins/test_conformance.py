@@ -1,4 +1,7 @@
-"""Every plugin of ours keeps the promises that third parties' have to keep, in either isolation."""
+"""First-party plugins pass the conformance kit for third-party plugins.
+
+Each runs in the loop and in worker processes.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,13 @@ COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
 @pytest.mark.parametrize("cls", [Echo, Local])
-async def test_what_runs_here_keeps_its_promises(cls: type[Backend[Any]], isolation: Isolation) -> None:
+async def test_local_plugins_pass_the_conformance_kit_in_either_isolation(
+    cls: type[Backend[Any]], isolation: Isolation
+) -> None:
     await check_backend(cls, settings={"isolation": isolation, "slots": 2})
 
 
-async def test_speech_keeps_its_promises() -> None:
+async def test_speech_plugin_passes_the_conformance_kit() -> None:
     pytest.importorskip("pocketsphinx")
     upload = Upload(a_sound(0.1), "a.wav", "audio/wav")
     task = Task(kind="transcription", name="pocketsphinx", deadline=0, fields={}, files={"file": upload})
@@ -33,7 +38,7 @@ async def test_speech_keeps_its_promises() -> None:
 
 
 @pytest.mark.parametrize("site", ["edge", "cloud"])
-async def test_http_keeps_its_promises_whatever_its_network_does(site: str) -> None:
+async def test_http_plugin_passes_the_conformance_kit_under_network_faults(site: str) -> None:
     async with FakeNetwork() as network:
         network.answer("/v1/chat/completions", json=COMPLETION)
         network.answer("/add", json={"result": 30})
@@ -46,7 +51,7 @@ async def test_http_keeps_its_promises_whatever_its_network_does(site: str) -> N
         )
 
 
-async def test_hybrid_keeps_its_promises() -> None:
+async def test_hybrid_plugin_passes_the_conformance_kit() -> None:
     settings = {"edge": "here", "cloud": "there", "tasks": "squares", "slots": 4}
     await check_backend(Hybrid, settings=settings, tasks={"squares": {"items": [1, 2, 3]}})
 
@@ -66,6 +71,6 @@ async def answers(cls: type[Backend[Any]], isolation: Isolation, tasks: list[Tas
         (Local, [a_task("add", {"a": 10, "b": 20}), a_task("count", {"n": 3}), a_task("squares", {"items": [2]})]),
     ],
 )
-async def test_isolation_is_a_setting_and_changes_no_answer(cls: type[Backend[Any]], tasks: list[Task]) -> None:
+async def test_answers_are_equal_in_loop_and_process_isolation(cls: type[Backend[Any]], tasks: list[Task]) -> None:
     in_loop, in_process = [await answers(cls, isolation, tasks) for isolation in ("loop", "process")]
     assert in_loop == in_process

@@ -109,7 +109,7 @@ async def test_broker_holds_back_messages_over_the_receive_maximum(mosquitto: Mo
             for n in range(70):
                 await lamp.publish("req/x", n)
             await connection.publish(Publication(topic="devices/lamp/answers", payload=b"now"))
-            await lamp.until(lambda heard: bool(heard))  # waits for one round trip
+            await lamp.wait_until(lambda heard: bool(heard))  # waits for one round trip
             assert taken.qsize() == 64
             (await taken.get()).acknowledge()
             assert len(await taken.bodies(64)) == 64

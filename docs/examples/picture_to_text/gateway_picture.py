@@ -1,4 +1,4 @@
-"""The task `read`: the text in a picture, by RapidOCR on ONNX Runtime; nothing leaves the host, nothing is fetched."""
+"""The task `read`: the text in a picture, with RapidOCR on ONNX Runtime. It uses no network."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pydantic import Field
 
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Result, Task, TaskInvalid
 
-# 8 by 8 white points as PNG: there is nothing to read, and that is an answer, too.
+# A PNG of 8 by 8 white pixels. It contains no text, so the result is empty.
 BLANK = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAADklEQVR42mP4DwUMlDEA98A/wa9cD80AAAAASUVORK5CYII="
 
 
 class Settings(BackendSettings):
-    """What an operator may set."""
+    """Settings for the operator."""
 
     least_score: float = Field(0.5, ge=0, le=1, description="lines it is less sure of are left out")
 
@@ -25,7 +25,7 @@ class Picture(Backend[Settings]):
 
     isolation = "process"  # it computes for a tenth of a second and more
     slots = 1
-    repeatable = True  # so that a peer in the cloud may be asked where it fails
+    repeatable = True  # so that a peer in the cloud may be tried if this fails
     tasks = ("read",)
 
     examples: ClassVar = {"read": {"picture": BLANK}}
@@ -43,8 +43,8 @@ class Picture(Backend[Settings]):
             found = self._read(base64.b64decode(task.argument("picture", str), validate=True))
         except binascii.Error as exc:
             raise TaskInvalid(f"`picture` is not base64: {exc}", param="picture") from exc
-        except Exception as exc:  # the library names no errors of its own
-            raise TaskInvalid(f"`picture` is no picture that can be read: {exc}", param="picture") from exc
+        except Exception as exc:  # the library has no exception types of its own
+            raise TaskInvalid(f"`picture` is not a readable picture: {exc}", param="picture") from exc
         said = zip(found.txts or (), found.scores or (), strict=True)
         lines = [{"text": text, "score": round(float(score), 3)} for text, score in said]
         sure = [line for line in lines if line["score"] >= self.settings.least_score]

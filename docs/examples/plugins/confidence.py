@@ -1,4 +1,4 @@
-"""Says how sure it is: the task `language`. A `hybrid` of mode `cascade` asks further where that is not sure enough."""
+"""Report confidence: the task `language`. With a low confidence, a `hybrid` in mode `cascade` uses its other side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COMMON = {
 
 
 class Language(Backend[BackendSettings]):
-    """Which language a text is in, by its commonest words."""
+    """The language of a text, from its most frequent words."""
 
     tasks = ("language",)
     repeatable = True

@@ -1,4 +1,4 @@
-"""Drives a device on a serial line: the task `weigh`, by a scale that answers `W` with a line such as `1.250 kg`."""
+"""Drive a serial device: the task `weigh`, with a scale that answers `W` with a line such as `1.250 kg`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from gateway.plugin import Backend, BackendSettings, BackendUnavailable, Deadlin
 
 
 class Settings(BackendSettings):
-    """Which line it is on."""
+    """The device file of the serial line."""
 
     device: Path = Field(description="the line, such as /dev/ttyUSB0")
 
 
 class Scale(Backend[Settings]):
-    """The weight that lies on the scale, in kilograms."""
+    """The weight on the scale, in kilograms."""
 
-    slots = 1  # one line, one conversation: the others wait in the gateway
+    slots = 1  # one serial line serves one request at a time; the others wait in the gateway
     tasks = ("weigh",)
-    repeatable = True  # weighing twice does no harm, so another scale may be asked
+    repeatable = True  # weighing twice is harmless, so another scale may be tried
     examples: ClassVar = {"weigh": {}}
 
     async def __aenter__(self) -> Self:
@@ -46,7 +46,7 @@ class Scale(Backend[Settings]):
     async def run(self, task: Task) -> Result:
         try:
             async with asyncio.timeout(task.deadline - time.monotonic()):
-                termios.tcflush(self._line, termios.TCIFLUSH)  # what came too late for the one before
+                termios.tcflush(self._line, termios.TCIFLUSH)  # discard a late answer to an earlier request
                 os.write(self._line, b"W\r")
                 weight, unit = (await self._read_line()).split()
         except TimeoutError as exc:

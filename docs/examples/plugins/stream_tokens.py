@@ -1,4 +1,4 @@
-"""Streams tokens: the model `parrot`, which says what it was told, a word at a time."""
+"""Stream tokens: the model `parrot`, which repeats the last user message word by word."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gateway.plugin import Backend, BackendSettings, Part, Task, TaskInvalid
 
 
 class Settings(BackendSettings):
-    """How it speaks."""
+    """The speed of the stream."""
 
     pause_s: float = Field(0.0, ge=0, description="seconds between two words")
 
 
 class Parrot(Backend[Settings]):
-    """A model for conversations: clients ask for it by name, with any OpenAI client."""
+    """A chat model for any OpenAI client."""
 
     kinds = frozenset({"chat"})
     models = ("parrot",)
@@ -27,10 +27,10 @@ class Parrot(Backend[Settings]):
     async def run(self, task: Task) -> AsyncIterator[Part]:
         words = _asked(task.argument("messages", list)).split()
         for number, word in enumerate(words):
-            await asyncio.sleep(self.settings.pause_s)  # here a cancelled stream ends
+            await asyncio.sleep(self.settings.pause_s)  # a cancelled stream ends here
             yield Part(word if number == 0 else f" {word}")
         usage = {"prompt_tokens": len(words), "completion_tokens": len(words), "total_tokens": 2 * len(words)}
-        yield Part({"usage": usage})  # for clients that ask for it
+        yield Part({"usage": usage})  # for clients that request usage
 
 
 def _asked(messages: list[Any]) -> str:

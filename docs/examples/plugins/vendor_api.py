@@ -1,4 +1,4 @@
-"""Calls a vendor's API that is not OpenAI's: the task `translate`, by a service that takes and gives its own JSON."""
+"""Call a vendor's own API: the task `translate`, with a service that has its own JSON format."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from gateway.plugin import (
 
 
 class Settings(BackendSettings):
-    """Where it is, and who we are; API_KEY may come from a file, API_KEY_FILE."""
+    """The service's address and key; the key may come from a file, API_KEY_FILE."""
 
     url: HttpUrl = Field(description="the service's address")
     api_key: SecretStr = Field(SecretStr(""), description="sent as `X-Key`")
 
 
 class Translate(Backend[Settings]):
-    """A text in English."""
+    """Translate a text to English."""
 
-    site = "cloud"  # the text leaves the site: a request that must stay is never given to this
+    site = "cloud"  # the text leaves the site: edge-only requests never use this backend
     slots = 8
     tasks = ("translate",)
     examples: ClassVar = {"translate": {"text": "guten Tag"}}
@@ -57,7 +57,7 @@ class Translate(Backend[Settings]):
 
     async def _translated(self, text: str) -> Result:
         async with self._http.post(str(self.settings.url), json={"q": text}) as answer:
-            if answer.status in (400, 422):  # what the vendor says of this text is for the client
+            if answer.status in (400, 422):  # the client's mistake: pass the vendor's message on
                 raise TaskInvalid(f"the translator refuses it: {(await answer.text())[:200]}", param="text")
             answer.raise_for_status()
             return Result(json={"result": (await answer.json())["translated"]})

@@ -1,4 +1,4 @@
-"""Wraps a function that is there already: the task `quartiles`, by Python's own statistics module."""
+"""Wrap an existing function: the task `quartiles`, with Python's statistics module."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gateway.plugin import Backend, BackendSettings, Result, Task, TaskInvalid
 
 
 class Quartiles(Backend[BackendSettings]):
-    """Where a quarter, a half and three quarters of the numbers lie."""
+    """The three quartiles of a list of numbers."""
 
-    isolation = "process"  # it computes; in a worker process that keeps nobody else waiting
+    isolation = "process"  # it computes; in a worker process it does not block other requests
     slots = 2
     tasks = ("quartiles",)
     examples: ClassVar = {"quartiles": {"numbers": [3, 1, 4, 1, 5, 9, 2, 6]}}
@@ -24,5 +24,5 @@ class Quartiles(Backend[BackendSettings]):
             raise TaskInvalid(f"`numbers` has to hold two numbers or more: {exc}", param="numbers") from exc
 
     def size(self, task: Task) -> float:
-        """Its duration grows with the body's length, which is what is assumed where nothing is said."""
+        """The duration grows with the length of the body, which is also the default."""
         return float(len(task.body))

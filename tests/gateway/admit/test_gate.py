@@ -1,4 +1,4 @@
-"""Who is let in, as what, how often and how many at once; by a clock that stands still."""
+"""API-key authentication, permissions, rate and concurrency limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refused(gate: Gate, *presented: str) -> str:
 
 
 def enter(gate: Gate, caller: Caller) -> float | None:
-    """None where it gets in, else when it may try again."""
+    """Return None if the caller is admitted, else its Retry-After in seconds."""
     try:
         gate.enter(caller)
     except TaskRefused as exc:
@@ -41,15 +41,15 @@ def enter(gate: Gate, caller: Caller) -> float | None:
     return None
 
 
-# ── who ──────────────────────────────────────────────────────────────────────────────────────────
+# ── authentication ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_right_key_is_known_by_its_id() -> None:
+def test_valid_key_identifies_its_caller() -> None:
     caller = gate().known([f"egw_ada_{SECRET}"])
     assert (caller.id, caller.is_known) == ("ada", True)
 
 
-def test_the_same_key_in_two_headers_is_one_key() -> None:
+def test_same_key_in_two_headers_is_accepted() -> None:
     assert gate().known([f"egw_ada_{SECRET}"] * 2).id == "ada"
 
 
@@ -67,39 +67,39 @@ def test_the_same_key_in_two_headers_is_one_key() -> None:
         "é",
     ],
 )
-def test_a_wrong_key_is_wrong_in_the_same_words_whether_its_id_is_known_or_not(presented: str) -> None:
+def test_wrong_key_gets_the_same_error_whether_or_not_its_id_exists(presented: str) -> None:
     assert refused(gate(), presented) == "the API key is wrong, or was revoked"
 
 
-def test_no_key_and_two_keys_are_refused() -> None:
+def test_missing_key_and_two_different_keys_are_refused() -> None:
     assert "Authorization: Bearer" in refused(gate())
     assert "two different" in refused(gate(), f"egw_ada_{SECRET}", f"egw_bob_{OTHER}")
 
 
-def test_an_expired_key_says_so_to_who_has_its_secret_only() -> None:
+def test_expiry_is_revealed_only_to_a_caller_with_the_correct_secret() -> None:
     past = gate(expires=datetime.fromtimestamp(0, UTC))
     assert "expired" in refused(past, f"egw_ada_{SECRET}")
     assert "wrong" in refused(past, f"egw_ada_{OTHER}")
 
 
-def test_where_no_keys_are_configured_credentials_mean_nothing() -> None:
+def test_credentials_are_ignored_when_no_keys_are_configured() -> None:
     assert Gate().known(["sk-whatever", "another"]) is ANYBODY
 
 
-def test_where_the_file_is_empty_nobody_gets_in() -> None:
+def test_every_key_is_refused_when_the_keys_file_is_empty() -> None:
     refused(Gate({}), f"egw_ada_{SECRET}")
 
 
-def test_a_door_that_knows_its_key_names_it() -> None:
+def test_transport_that_authenticated_the_caller_looks_up_its_key_by_id() -> None:
     assert gate().named("bob").id == "bob"
     with pytest.raises(GatewayError, match="no API key 'eve'"):
         gate().named("eve")
 
 
-# ── what ─────────────────────────────────────────────────────────────────────────────────────────
+# ── permissions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_key_asks_for_what_it_lists_and_nothing_else() -> None:
+def test_key_allows_only_the_models_and_tasks_it_lists() -> None:
     caller = gate(models=("assistant", "cloud/*"), tasks=()).named("ada")
     for name in ("assistant", "cloud/gpt"):
         caller.check("chat", name)
@@ -109,16 +109,16 @@ def test_a_key_asks_for_what_it_lists_and_nothing_else() -> None:
         assert caught.value.code == "forbidden"
 
 
-def test_a_keys_own_limit_only_ever_lowers_everybodys() -> None:
+def test_body_limit_of_a_key_can_only_lower_the_global_limit() -> None:
     assert gate(max_body_bytes=10).named("ada").max_bytes(100) == 10
     assert gate(max_body_bytes=1000).named("ada").max_bytes(100) == 100
     assert ANYBODY.max_bytes(100) == 100
 
 
-# ── how often, how many ──────────────────────────────────────────────────────────────────────────
+# ── rate and concurrency limits ──────────────────────────────────────────────────────────────────
 
 
-def test_a_burst_passes_then_the_rate_holds_and_says_when_to_come_back() -> None:
+def test_rate_limit_admits_the_burst_then_refuses_with_retry_after() -> None:
     clock = FakeClock()
     it = gate(clock, requests_per_minute=60, burst=3)
     ada = it.named("ada")
@@ -130,9 +130,7 @@ def test_a_burst_passes_then_the_rate_holds_and_says_when_to_come_back() -> None
 
 
 @given(st.floats(1, 6000), st.integers(1, 50), st.lists(st.floats(0, 30), max_size=60))
-def test_no_pattern_of_asking_gets_more_than_the_rate_and_the_burst(
-    per_minute: float, burst: int, pauses: list[float]
-) -> None:
+def test_no_request_pattern_exceeds_the_rate_plus_the_burst(per_minute: float, burst: int, pauses: list[float]) -> None:
     clock = FakeClock(0.0)
     it = gate(clock, requests_per_minute=per_minute, burst=burst)
     ada, passed = it.named("ada"), 0
@@ -142,7 +140,7 @@ def test_no_pattern_of_asking_gets_more_than_the_rate_and_the_burst(
     assert passed <= burst + clock.now_s * per_minute / 60 + 1e-6
 
 
-def test_so_many_are_open_at_once_and_one_that_leaves_makes_room() -> None:
+def test_concurrency_limit_admits_the_next_request_when_one_ends() -> None:
     it = gate(concurrency=1)
     first, second = it.named("ada"), it.named("ada")
     assert enter(it, first) is None
@@ -151,7 +149,7 @@ def test_so_many_are_open_at_once_and_one_that_leaves_makes_room() -> None:
     assert enter(it, second) is None
 
 
-def test_a_refused_request_takes_nothing_from_the_rate() -> None:
+def test_request_refused_for_concurrency_does_not_consume_the_rate() -> None:
     it = gate(concurrency=1, requests_per_minute=60, burst=2)
     ada = it.named("ada")
     assert enter(it, ada) is None
@@ -160,7 +158,7 @@ def test_a_refused_request_takes_nothing_from_the_rate() -> None:
     assert enter(it, ada) is None
 
 
-def test_new_keys_take_hold_and_a_key_that_stays_keeps_what_it_has_used() -> None:
+def test_reloaded_keys_apply_at_once_and_unchanged_keys_keep_their_usage() -> None:
     it = gate(concurrency=1)
     ada = it.named("ada")
     enter(it, ada)

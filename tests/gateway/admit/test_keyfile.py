@@ -1,4 +1,4 @@
-"""The keys file: what is refused, how it is written, and that it never holds a secret."""
+"""The keys file, which never holds a secret, and the `keys` command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(path: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str
     return capsys.readouterr().out.strip()
 
 
-def test_what_nobody_could_read_again_is_not_written(tmp_path: Path) -> None:
+def test_invalid_keys_are_not_written_to_the_file(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     write_keys(path, {"good": Key(sha256=HASH)})
     for wrong in (Key(sha256=HASH, certificate=""), Key(sha256="x"), Key(sha256=HASH, models=("\udcff",))):
@@ -55,12 +55,12 @@ def test_what_nobody_could_read_again_is_not_written(tmp_path: Path) -> None:
         (b"\xff", "no keys file"),
     ],
 )
-def test_what_is_not_understood_is_refused_not_ignored(data: bytes, words: str) -> None:
+def test_invalid_keys_file_content_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(KeysInvalid, match=words):
         parse_keys(data)
 
 
-def test_a_file_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
+def test_world_writable_keys_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     write_keys(path, {})
     path.chmod(0o666)
@@ -70,7 +70,7 @@ def test_a_file_anybody_may_write_to_is_refused(tmp_path: Path) -> None:
         read_keys(tmp_path / "none")
 
 
-def test_it_is_replaced_whole_and_its_owners_alone(tmp_path: Path) -> None:
+def test_keys_file_is_replaced_atomically_with_mode_0600(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     write_keys(path, {"a": Key(sha256=HASH)})
     before = path.stat().st_ino
@@ -82,14 +82,14 @@ def test_it_is_replaced_whole_and_its_owners_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_what_root_writes_for_a_service_the_service_can_still_read(tmp_path: Path) -> None:
+def test_keys_file_written_by_root_belongs_to_the_folders_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 1234, 1234)
     path = tmp_path / "keys.json"
     write_keys(path, {})
     assert path.stat().st_uid == 1234
 
 
-def test_who_may_read_it_stays_as_it_was_and_so_does_a_link_to_it(
+def test_rewriting_the_keys_file_keeps_its_mode_and_a_symlink_to_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, link = tmp_path / "real" / "keys.json", tmp_path / "keys.json"
@@ -106,8 +106,8 @@ def test_who_may_read_it_stays_as_it_was_and_so_does_a_link_to_it(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-def test_who_cannot_give_it_to_its_group_gives_that_groups_rights_to_no_other() -> None:
-    with TemporaryDirectory() as folder:  # others may look into it, not so into tmp_path
+def test_group_permissions_are_dropped_when_the_group_cannot_be_preserved() -> None:
+    with TemporaryDirectory() as folder:  # unlike tmp_path, other users may enter it
         path = Path(folder, "keys.json")
         write_keys(path, {})
         path.chmod(0o640)
@@ -124,9 +124,7 @@ def test_who_cannot_give_it_to_its_group_gives_that_groups_rights_to_no_other() 
         assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_uid) == (0o600, 1234)
 
 
-def test_of_keys_made_and_revoked_at_the_same_time_none_is_lost(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_concurrent_create_and_revoke_lose_no_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     old = [f"old{number}" for number in range(4)]
     for name in old:
@@ -143,13 +141,13 @@ def test_of_keys_made_and_revoked_at_the_same_time_none_is_lost(
     assert [entry.name for entry in tmp_path.iterdir()] == ["keys.json"]
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_create_reports_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys", "--file", str(tmp_path / "none" / "keys.json"), "create", "ada"]) == 1
     told = capsys.readouterr()
     assert (told.out, f"{tmp_path / 'none'} is no folder to keep keys in" in told.err) == ("", True)
 
 
-def test_a_key_is_made_printed_once_and_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_created_key_is_printed_once_and_authenticates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     key = made(path, capsys, "ada", "--models", "m,n*", "--edge-only", "--expires", "90d", "--burst", "2")
     caller = Gate(read_keys(path)).known([key])
@@ -158,9 +156,7 @@ def test_a_key_is_made_printed_once_and_works(tmp_path: Path, capsys: pytest.Cap
     assert key.rpartition("_")[2] not in path.read_text()
 
 
-def test_keys_are_listed_by_what_they_allow_without_their_hashes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_shows_the_limits_of_each_key_without_its_hash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     made(path, capsys, "ada", "--tasks", "add", "--requests-per-minute", "6", "--concurrency", "2", "--edge-only")
     made(path, capsys, "bob", "--admin", "--max-body-bytes", "5", "--expires", "2030-01-31")
@@ -173,7 +169,7 @@ def test_keys_are_listed_by_what_they_allow_without_their_hashes(
     ]
 
 
-def test_a_revoked_key_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_revoked_key_is_removed_from_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     made(path, capsys, "ada")
     assert cli.main(["keys", "--file", str(path), "revoke", "ada"]) == 0
@@ -182,7 +178,7 @@ def test_a_revoked_key_is_gone(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "no key 'ada'" in capsys.readouterr().err
 
 
-def test_who_revokes_the_last_key_that_has_admin_is_warned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_revoking_the_last_admin_key_prints_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     for name in ("ada", "bob"):
         made(path, capsys, name, "--admin")
@@ -210,7 +206,7 @@ def test_who_revokes_the_last_key_that_has_admin_is_warned(tmp_path: Path, capsy
         ["x", "--models", "\udcff"],
     ],
 )
-def test_what_makes_no_sense_makes_no_key(
+def test_invalid_arguments_create_no_key(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "keys.json"
@@ -219,7 +215,7 @@ def test_what_makes_no_sense_makes_no_key(
     assert not path.exists()
 
 
-def test_the_settings_say_where_the_file_is(
+def test_keys_file_path_is_read_from_the_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("GATEWAY_KEYS_FILE", raising=False)
@@ -229,7 +225,7 @@ def test_the_settings_say_where_the_file_is(
     assert read_keys(tmp_path / "keys.json").keys() == {"ada"}
 
 
-def test_an_environment_file_that_cannot_be_read_is_named(
+def test_unreadable_environment_file_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("GATEWAY_KEYS_FILE", raising=False)

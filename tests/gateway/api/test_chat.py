@@ -14,7 +14,7 @@ from gateway.plugin import BackendUnavailable, Part, Result
 from support.api_streams import USAGE, answer_of, chunk, draft, raw, sent, stream_of, values
 
 
-def test_texts_become_chunks_with_a_role_first_a_reason_last_and_done_once() -> None:
+def test_texts_become_chunks_with_role_first_finish_reason_last_and_one_done() -> None:
     events = values(sent(stream_of(), [Part("he"), Part("llo"), Part("")]))
     deltas = [event["choices"][0]["delta"] for event in events[:-1]]
     assert deltas == [{"role": "assistant", "content": "he"}, {"content": "llo"}, {}]
@@ -26,7 +26,7 @@ def test_texts_become_chunks_with_a_role_first_a_reason_last_and_done_once() -> 
 
 
 @pytest.mark.parametrize(("wanted", "count"), [(True, 1), (False, 0)])
-def test_usage_comes_last_and_only_when_asked_for(wanted: bool, count: int) -> None:
+def test_usage_is_sent_last_and_only_on_request(wanted: bool, count: int) -> None:
     parts = [Part({"usage": USAGE}), Part("hi")]
     events = values(sent(stream_of(include_usage=wanted), parts))
     assert sum(1 for event in events[:-1] if event.get("usage")) == count
@@ -35,7 +35,7 @@ def test_usage_comes_last_and_only_when_asked_for(wanted: bool, count: int) -> N
         assert events[-2]["usage"] == USAGE
 
 
-def test_a_stream_that_says_nothing_still_ends_properly() -> None:
+def test_empty_stream_ends_with_finish_reason_and_done() -> None:
     events = values(sent(stream_of(), []))
     assert events[0]["choices"][0] == {
         "index": 0,
@@ -46,25 +46,25 @@ def test_a_stream_that_says_nothing_still_ends_properly() -> None:
     assert events[1] == "[DONE]"
 
 
-def test_a_plugins_own_chunks_keep_what_they_say() -> None:
+def test_chunks_of_a_plugin_keep_their_fields() -> None:
     parts = [Part(chunk({"role": "assistant", "content": "x"}, x_extra=1)), Part(chunk({}, "length"))]
     events = values(sent(stream_of(), parts))
     assert events[0]["x_extra"] == 1
     assert [event["choices"][0]["finish_reason"] for event in events[:-1]] == [None, "length"]
 
 
-def test_a_delta_that_calls_a_tool_ends_for_that_reason() -> None:
+def test_stream_with_a_tool_call_ends_with_finish_reason_tool_calls() -> None:
     events = values(sent(stream_of(), [Part({"tool_calls": [{"index": 0, "id": "c"}]})]))
     assert events[-2]["choices"][0]["finish_reason"] == "tool_calls"
 
 
 @pytest.mark.parametrize("value", [3, [1], b"bytes", None])
-def test_what_is_no_text_in_a_stream_of_text_is_the_backends_failure(value: Any) -> None:
+def test_non_text_part_in_a_text_stream_raises_backend_unavailable(value: Any) -> None:
     with pytest.raises(BackendUnavailable):
         stream_of().part(Part(value))
 
 
-def test_a_whole_text_streams_as_content_reason_done() -> None:
+def test_whole_text_streams_as_content_finish_reason_and_done() -> None:
     stream = stream_of()
     events = values(stream.whole(Result(json="hello")) + stream.end())
     assert events[0]["choices"][0]["delta"]["content"] == "hello"
@@ -73,7 +73,7 @@ def test_a_whole_text_streams_as_content_reason_done() -> None:
     assert events[2:] == ["[DONE]"]
 
 
-def test_a_relayed_whole_streams_with_its_tools_its_reason_and_its_usage() -> None:
+def test_relayed_whole_response_streams_with_tool_calls_finish_reason_and_usage() -> None:
     calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
     message = {"role": "assistant", "content": None, "tool_calls": calls}
     whole = {
@@ -90,7 +90,7 @@ def test_a_relayed_whole_streams_with_its_tools_its_reason_and_its_usage() -> No
     assert events[2]["usage"] == USAGE
 
 
-def test_texts_are_collected_into_one_answer() -> None:
+def test_texts_are_collected_into_one_chat_completion() -> None:
     chat = answer_of(draft(), [Part("he"), Part("llo")])
     assert chat["choices"][0]["message"]["content"] == "hello"
     assert chat["choices"][0]["finish_reason"] == "stop"
@@ -150,9 +150,9 @@ deltas = st.one_of(
 
 
 @given(st.lists(deltas, min_size=1))
-def test_what_is_streamed_and_put_together_again_is_what_is_collected(said: list[Any]) -> None:
-    """The client that streams and the client that waits read the same answer."""
-    assume(any(value != {"usage": USAGE} for value in said))  # which alone is no answer
+def test_collecting_a_rendered_stream_equals_collecting_its_parts(said: list[Any]) -> None:
+    """Streaming and non-streaming clients read the same response."""
+    assume(any(value != {"usage": USAGE} for value in said))  # usage alone is not a response
     parts = [Part(value) for value in said]
     asked = draft(include_usage=True)
     direct = answer_of(asked, parts)
@@ -175,7 +175,7 @@ def assert_same_choices(direct: list[dict[str, Any]], streamed_ones: list[dict[s
     st.lists(st.text(st.characters(exclude_categories=("Cs",)), min_size=1), min_size=1, max_size=3),
     st.sampled_from(["stop", "length", "content_filter"]),
 )
-def test_a_whole_answer_streamed_and_collected_is_that_answer(texts: list[str], reason: str) -> None:
+def test_whole_response_is_unchanged_after_streaming_and_collecting(texts: list[str], reason: str) -> None:
     choices = [
         {
             "index": i,
@@ -191,7 +191,7 @@ def test_a_whole_answer_streamed_and_collected_is_that_answer(texts: list[str], 
     assert answer_of(draft(), events) == {"object": "chat.completion", **whole}
 
 
-def test_what_a_filter_says_again_is_said_once() -> None:
+def test_repeated_content_filter_results_are_merged_into_one() -> None:
     results = {"hate": {"filtered": False, "severity": "safe"}}
     said = {"index": 0, "delta": {"content": "x"}, "content_filter_results": results}
     whole = answer_of(draft(), [Part({"choices": [said]}), Part({"choices": [said]})])

@@ -18,14 +18,14 @@ def test_completions_stream_texts() -> None:
     assert events[0]["object"] == "text_completion"
 
 
-def test_completions_are_collected() -> None:
+def test_completion_parts_are_collected_into_one_completion() -> None:
     parts = [Part("a"), raw({"choices": [{"index": 0, "text": "b", "finish_reason": "length"}]})]
     completion = answer_of(draft("completion"), parts)
     assert completion["choices"] == [{"logprobs": None, "index": 0, "text": "ab", "finish_reason": "length"}]
 
 
 @pytest.mark.parametrize("choices", [["x"], [None], "x", {}, 3, [{"delta": "x"}], [{"index": "0"}]])
-def test_a_chunk_whose_choices_are_none_is_the_backends_failure(choices: Any) -> None:
+def test_chunk_with_malformed_choices_raises_backend_unavailable(choices: Any) -> None:
     for kind in ("chat", "completion"):
         with pytest.raises(BackendUnavailable):
             stream_of(kind).part(Part({"choices": choices}))
@@ -33,7 +33,7 @@ def test_a_chunk_whose_choices_are_none_is_the_backends_failure(choices: Any) ->
             collected(draft(kind), [Part({"choices": choices})])
 
 
-def test_an_error_or_garbage_among_the_parts_is_the_backends_failure() -> None:
+def test_error_or_invalid_part_while_collecting_raises_backend_unavailable() -> None:
     for kind in TYPED_KINDS:
         for bad in (raw({"error": {"message": "no"}}), raw(b"{nonsense"), Part(3)):
             with pytest.raises(BackendUnavailable):
@@ -42,6 +42,6 @@ def test_an_error_or_garbage_among_the_parts_is_the_backends_failure() -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 @pytest.mark.parametrize("parts", [[], [Part({"usage": USAGE})], [raw({"choices": [], "usage": USAGE})]])
-def test_who_says_nothing_at_all_has_given_no_answer(kind: Kind, parts: list[Part]) -> None:
+def test_stream_without_content_raises_when_collected(kind: Kind, parts: list[Part]) -> None:
     with pytest.raises(BackendUnavailable, match="before it had begun"):
         collected(draft(kind), parts)

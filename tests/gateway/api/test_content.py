@@ -45,7 +45,7 @@ from support.api_streams import USAGE, chunk, draft, has_content, raw
     ],
     ids=range(29),
 )
-def test_content_is_what_a_client_waits_for(part: Part, expected: bool) -> None:
+def test_has_content_recognises_generated_content(part: Part, expected: bool) -> None:
     assert has_content(draft(), part) is expected
 
 
@@ -57,11 +57,11 @@ def test_content_is_what_a_client_waits_for(part: Part, expected: bool) -> None:
         ("transcription", {"type": "transcript.text.delta", "delta": "x"}),
     ],
 )
-def test_events_of_other_kinds_are_content_by_their_type(kind: Kind, value: Any) -> None:
+def test_delta_events_of_other_kinds_count_as_content(kind: Kind, value: Any) -> None:
     assert has_content(draft(kind), raw(value))
 
 
-def test_whatever_a_generator_yields_is_content() -> None:
+def test_every_value_of_a_task_generator_counts_as_content() -> None:
     assert all(has_content(draft("task"), Part(value)) for value in (None, 0, "", [], "x"))
     assert all(
         has_content(draft("task"), raw(value)) for value in ({"type": 3}, {"choices": "abc"}, 3, "", {"error": 1})

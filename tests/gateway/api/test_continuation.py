@@ -1,4 +1,4 @@
-"""What goes on after a break, by value: nothing twice, nothing missing, however the text is cut into chunks."""
+"""Continuation of a broken stream: no text repeated or lost, for any chunking."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def task(messages: list[dict[str, Any]] | None = None, **members: Any) -> Task:
 
 
 def draft(kind: Any = "chat") -> ParsedRequest:
+    operation = OPERATIONS[kind]
     return ParsedRequest(
-        operation=OPERATIONS[kind], name="m", path="/", body=b"", content_type="application/json", stream=True
+        operation=operation, name="m", path="/", body=b"", content_type="application/json", stream=True
     )
 
 
@@ -38,12 +39,12 @@ def raw(text: str | None = None, **choice: Any) -> Part:
     return Part(raw=b"data: %s\n\n" % json.dumps(chunk).encode())
 
 
-def said_on(text: str, **choice: Any) -> Part:
+def text_chunk(text: str, **choice: Any) -> Part:
     """A chunk of a continued text."""
     return Part(raw=b"data: %s\n\n" % json.dumps({"choices": [{"index": 0, "text": text, **choice}]}).encode())
 
 
-def heard(*parts: Part, kind: Any = "chat") -> ChatContinuation:
+def continuation_after(*parts: Part, kind: Any = "chat") -> ChatContinuation:
     said = OPERATIONS[kind].continuation(draft(kind))
     assert isinstance(said, ChatContinuation)
     for part in parts:
@@ -62,13 +63,13 @@ def cut_up(draw: st.DrawFn, whole: str) -> list[str]:
 
 
 @given(old=texts, rest=texts, data=st.data())
-def test_after_a_restart_the_client_gets_the_text_once(old: str, rest: str, data: st.DataObject) -> None:
+def test_restarted_stream_delivers_the_text_once(old: str, rest: str, data: st.DataObject) -> None:
     overlap = Overlap(old, how="restart")
     assert "".join([overlap.new(piece) for piece in data.draw(cut_up(old + rest))]) + overlap.end() == rest
 
 
 @given(old=texts, new=texts, data=st.data())
-def test_a_restart_that_differs_never_gets_a_letter_through_before_it_is_known(
+def test_restarted_stream_with_different_text_delivers_nothing_before_raising(
     old: str, new: str, data: st.DataObject
 ) -> None:
     overlap = Overlap(old, how="restart")
@@ -85,9 +86,7 @@ def test_a_restart_that_differs_never_gets_a_letter_through_before_it_is_known(
 
 
 @given(old=texts, rest=texts, data=st.data())
-def test_a_continuation_loses_nothing_and_what_it_repeats_is_taken_off(
-    old: str, rest: str, data: st.DataObject
-) -> None:
+def test_continuation_loses_no_text_and_repeated_text_is_removed(old: str, rest: str, data: st.DataObject) -> None:
     repeats = data.draw(st.booleans())
     said = old + rest if repeats and len(old) >= REPEATED_CHARS else rest
     overlap = Overlap(old, how="prefill")
@@ -95,8 +94,8 @@ def test_a_continuation_loses_nothing_and_what_it_repeats_is_taken_off(
     assert got == (said.removeprefix(old) if len(old) >= REPEATED_CHARS else said)
 
 
-def test_the_text_so_far_becomes_the_assistants_turn_and_the_rest_of_the_body_stays() -> None:
-    said = heard(raw("one "), Part("two "), Part(raw=b"data: [DONE]\n\n"))
+def test_text_so_far_becomes_the_assistant_turn_of_the_continuation_request() -> None:
+    said = continuation_after(raw("one "), Part("two "), Part(raw=b"data: [DONE]\n\n"))
     resumed = said.resumed(task(), "prefill")
     assert resumed is not None
     assert resumed.json == {"model": "m", "messages": [*MESSAGES, {"role": "assistant", "content": "one two "}],
@@ -105,34 +104,34 @@ def test_the_text_so_far_becomes_the_assistants_turn_and_the_rest_of_the_body_st
     assert said.resumed(asked, "restart") is asked
 
 
-def test_a_beginning_that_the_client_gave_itself_is_gone_on_with() -> None:
+def test_assistant_prefill_of_the_client_is_extended() -> None:
     own = [*MESSAGES, {"role": "assistant", "content": "zero "}]
-    resumed = heard(raw("one ")).resumed(task(own), "prefill")
+    resumed = continuation_after(raw("one ")).resumed(task(own), "prefill")
     assert resumed is not None
     assert resumed.json["messages"] == [*MESSAGES, {"role": "assistant", "content": "zero one "}]
 
 
 @pytest.mark.parametrize("first", ["one ", "zero half one "])
-def test_a_beginning_in_parts_is_gone_on_with_in_its_last_one(first: str) -> None:
+def test_assistant_prefill_in_parts_is_extended_in_its_last_part(first: str) -> None:
     parts = [{"type": "text", "text": "zero "}, {"type": "text", "text": "half ", "cache_control": {}}]
-    said = heard(raw(first))
+    said = continuation_after(raw(first))
     resumed = said.resumed(task([*MESSAGES, {"role": "assistant", "content": parts}]), "prefill")
     assert resumed is not None
     assert resumed.json["messages"][-1]["content"] == [parts[0], parts[1] | {"text": "half one "}]
     assert text_of([*said.joined(raw("zero half one two"))]) == "two"
 
 
-def test_one_prompt_in_a_list_is_gone_on_with() -> None:
-    resumed = heard(said_on("upon "), kind="completion").resumed(task(prompt=["once "]), "prefill")
+def test_single_prompt_in_a_list_is_extended() -> None:
+    resumed = continuation_after(text_chunk("upon "), kind="completion").resumed(task(prompt=["once "]), "prefill")
     assert resumed is not None
     assert resumed.json["prompt"] == "once upon "
 
 
-def test_nobody_can_be_given_a_beginning_that_is_no_text() -> None:
+def test_prefill_that_is_not_text_cannot_be_continued() -> None:
     for content in ([{"type": "refusal", "refusal": "no"}], [], None):
         own = [*MESSAGES, {"role": "assistant", "content": content}]
-        assert heard(raw("one ")).resumed(task(own), "prefill") is None
-    assert heard(raw("one "), kind="completion").resumed(task(prompt=[1, 2]), "prefill") is None
+        assert continuation_after(raw("one ")).resumed(task(own), "prefill") is None
+    assert continuation_after(raw("one "), kind="completion").resumed(task(prompt=[1, 2]), "prefill") is None
 
 
 @pytest.mark.parametrize(
@@ -146,21 +145,21 @@ def test_nobody_can_be_given_a_beginning_that_is_no_text() -> None:
         Part({"tool_calls": [{"index": 0}]}),
         Part("x" * (MAX_TEXT_CHARS + 1)),
     ],
-    ids=["tool call", "reasoning", "second choice", "delta of another shape", "not JSON", "own tool call", "too long"],
+    ids=["tool call", "reasoning", "second choice", "malformed delta", "not JSON", "tool call of a plugin", "too long"],
 )
-def test_with_anything_but_one_plain_text_nobody_can_go_on(part: Part) -> None:
-    said = heard(raw("one "), part)
+def test_stream_other_than_one_plain_text_cannot_be_continued(part: Part) -> None:
+    said = continuation_after(raw("one "), part)
     assert said.resumed(task(), "prefill") is None
     assert said.resumed(task(), "restart") is None
 
 
 @pytest.mark.parametrize("kind", ["transcription", "task", "other", "embeddings"])
-def test_of_other_kinds_nothing_is_kept(kind: Any) -> None:
+def test_other_kinds_have_no_continuation(kind: Any) -> None:
     assert OPERATIONS[kind].continuation(draft(kind)) is None
 
 
-def test_what_was_said_before_an_event_that_cannot_be_read_has_reached_the_client() -> None:
-    said = heard(raw("Once "))
+def test_text_before_an_unreadable_event_counts_as_delivered() -> None:
+    said = continuation_after(raw("Once "))
     said.resumed(task(), "prefill")
     sent: list[Part] = []
     with pytest.raises(BackendUnavailable, match="cannot be read"):
@@ -170,9 +169,9 @@ def test_what_was_said_before_an_event_that_cannot_be_read_has_reached_the_clien
     assert third.json["messages"][-1]["content"] == "Once " + text_of(sent)
 
 
-def test_the_rest_comes_under_the_first_ones_name_and_says_its_role_no_more() -> None:
+def test_continued_chunks_keep_the_first_id_and_omit_the_role() -> None:
     first = Part(raw=raw("one ").raw.replace(b'"b"', b'"a"'))  # type: ignore[union-attr]
-    said = heard(first)
+    said = continuation_after(first)
     said.resumed(task(), "prefill")
     (joined,) = said.joined(raw(delta={"role": "assistant", "content": "two"}))
     assert json.loads(json.dumps(joined.data, default=lambda value: json.loads(bytes(value)))) == {
@@ -181,11 +180,11 @@ def test_the_rest_comes_under_the_first_ones_name_and_says_its_role_no_more() ->
     assert list(said.joined(raw(delta={"role": "assistant", "content": ""}))) == []
 
 
-def test_what_is_said_again_is_not_counted_again_among_the_logprobs() -> None:
+def test_logprobs_of_repeated_text_are_removed() -> None:
     def likely(*tokens: str) -> dict[str, Any]:
         return {"logprobs": {"content": [{"token": token} for token in tokens]}}
 
-    said = heard(raw("Hel", **likely("Hel")), raw("lo ", **likely("lo ")))
+    said = continuation_after(raw("Hel", **likely("Hel")), raw("lo ", **likely("lo ")))
     said.resumed(task(), "restart")
     parts = [
         *said.joined(raw("Hello wide ", **likely("Hello ", "wide "))),
@@ -196,14 +195,14 @@ def test_what_is_said_again_is_not_counted_again_among_the_logprobs() -> None:
 
 
 @pytest.mark.parametrize(("how", "again", "offset"), [("restart", "upon ", 0), ("prefill", "", 9)])
-def test_the_rests_tokens_begin_where_the_clients_text_ends(how: Any, again: str, offset: int) -> None:
+def test_text_offsets_of_continued_tokens_follow_the_delivered_text(how: Any, again: str, offset: int) -> None:
     def likely(*offsets: int) -> dict[str, Any]:
         tokens = ["upon ", "a"][-len(offsets) :]
         return {"logprobs": {"tokens": tokens, "text_offset": list(offsets)}}
 
-    said = heard(said_on("upon ", **likely(4)), kind="completion")
+    said = continuation_after(text_chunk("upon ", **likely(4)), kind="completion")
     said.resumed(task(prompt="once"), how)
-    (part,) = said.joined(said_on(again + "a", **(likely(4, 9) if again else likely(offset))))
+    (part,) = said.joined(text_chunk(again + "a", **(likely(4, 9) if again else likely(offset))))
     assert part.data["choices"][0]["text"] == "a"
     assert part.data["choices"][0]["logprobs"] == {"tokens": ["a"], "text_offset": [9]}
 
@@ -211,7 +210,7 @@ def test_the_rests_tokens_begin_where_the_clients_text_ends(how: Any, again: str
 # ── usage ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def account(total: int) -> Part:
+def usage_chunk(total: int) -> Part:
     return Part(raw=b'data: {"choices":[],"usage":{"total_tokens":%d}}\n\n' % total)
 
 
@@ -220,39 +219,41 @@ def streamed_to_the_end(*parts: Part) -> bytes:
     return b"".join(map(stream.part, parts)) + stream.end()
 
 
-def test_usage_told_before_the_break_is_told_once_by_whoever_finishes() -> None:
-    first = [raw("one "), account(3)]
-    said = heard(*first)
+def test_usage_sent_before_the_break_is_replaced_by_the_final_usage() -> None:
+    first = [raw("one "), usage_chunk(3)]
+    said = continuation_after(*first)
     said.resumed(task(), "prefill")
-    rest = [missing for part in (raw("two"), raw(finish_reason="stop"), account(5)) for missing in said.joined(part)]
+    rest = [
+        missing for part in (raw("two"), raw(finish_reason="stop"), usage_chunk(5)) for missing in said.joined(part)
+    ]
     told = streamed_to_the_end(*first, *rest)
     assert told.count(b'"usage"') == 1
     assert b'"total_tokens":5' in told
 
 
-def test_usage_of_an_answer_that_did_not_end_is_not_told_for_all_of_it() -> None:
-    said = heard(raw("one "), account(3))
+def test_usage_of_an_unfinished_response_is_not_sent() -> None:
+    said = continuation_after(raw("one "), usage_chunk(3))
     said.resumed(task(), "prefill")
-    told = streamed_to_the_end(raw("one "), account(3), *said.joined(raw("two", finish_reason="stop")))
+    told = streamed_to_the_end(raw("one "), usage_chunk(3), *said.joined(raw("two", finish_reason="stop")))
     assert b'"usage"' not in told
 
 
-def test_usage_stays_the_last_word_byte_for_byte_where_nothing_breaks() -> None:
+def test_usage_stays_last_and_unchanged_without_a_break() -> None:
     end, done = raw(finish_reason="stop"), Part(raw=b"data: [DONE]\n\n")
-    usual = [raw("one"), end, account(3), done]
+    usual = [raw("one"), end, usage_chunk(3), done]
     assert streamed_to_the_end(*usual) == b"".join(part.raw or b"" for part in usual)
-    assert streamed_to_the_end(raw("one"), account(3), end, done) == streamed_to_the_end(*usual)
+    assert streamed_to_the_end(raw("one"), usage_chunk(3), end, done) == streamed_to_the_end(*usual)
 
 
-def test_usage_in_every_chunk_is_relayed_as_it_comes() -> None:
+def test_usage_in_every_chunk_is_relayed_unchanged() -> None:
     chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"total_tokens":3}}\n\n'
     filters = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
     stream = OPERATIONS["chat"].encode_stream(draft(), request_id="r", served_as="m")
     assert [stream.part(Part(raw=each)) for each in (filters, chunk)] == [filters, chunk]
 
 
-def test_a_whole_answer_goes_on_too() -> None:
-    said = heard(raw("one "))
+def test_whole_response_can_continue_a_stream() -> None:
+    said = continuation_after(raw("one "))
     said.resumed(task(), "restart")
     parts = [missing for part in said.parts_of(Result(json="one two")) for missing in said.joined(part)]
     assert text_of(parts) == "two"
@@ -260,44 +261,44 @@ def test_a_whole_answer_goes_on_too() -> None:
 
 
 @pytest.mark.parametrize("data", [b"{", b'{"choices":null}', b'{"choices":[1]}', b"[]", b"\xff"])
-def test_a_chunk_that_cannot_be_read_is_a_failure_of_who_sent_it(data: bytes) -> None:
-    said = heard(raw("one "))
+def test_unreadable_chunk_of_a_continuation_raises(data: bytes) -> None:
+    said = continuation_after(raw("one "))
     said.resumed(task(), "prefill")
     with pytest.raises(GatewayError):
         list(said.joined(Part(raw=b"data: " + data + b"\n\n")))
 
 
-def test_it_is_complete_when_every_choice_has_said_why_it_ended() -> None:
-    said = heard(raw("one"), raw("eins", index=1), raw(finish_reason="stop"))
+def test_stream_is_complete_when_every_choice_has_a_finish_reason() -> None:
+    said = continuation_after(raw("one"), raw("eins", index=1), raw(finish_reason="stop"))
     assert not said.is_complete
     said.heard(raw(index=1, finish_reason="length"))
     assert said.is_complete
 
 
-# ── what the request for the rest says ───────────────────────────────────────────────────────────
+# ── the continuation request ─────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("most", "left"), [(10, 8), (2, 1), (1, 1)])
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-def test_the_rest_may_have_as_many_tokens_as_are_left(name: str, most: int, left: int) -> None:
-    rest = heard(raw("a"), raw("b")).resumed(task(**{name: most}), "prefill")
+def test_token_limit_of_the_continuation_is_the_remainder(name: str, most: int, left: int) -> None:
+    rest = continuation_after(raw("a"), raw("b")).resumed(task(**{name: most}), "prefill")
     assert rest is not None
     assert rest.json[name] == left
 
 
-def test_a_text_that_echoes_its_prompt_is_not_echoed_again() -> None:
+def test_continuation_of_an_echoed_prompt_turns_echo_off() -> None:
     asked = Task(kind="completion", name="m", body=b'{"model":"m","prompt":"once ","echo":true}', deadline=1e12)
     begun = Part(raw=b'data: {"choices":[{"index":0,"text":"once upon"}]}\n\n')
-    rest = heard(begun, kind="completion").resumed(asked, "prefill")
+    rest = continuation_after(begun, kind="completion").resumed(asked, "prefill")
     assert rest is not None
     assert rest.json == {"model": "m", "prompt": "once upon", "echo": False}
     other = Part(raw=b'data: {"choices":[{"index":0,"text":"else"}]}\n\n')
-    assert heard(other, kind="completion").resumed(asked, "prefill") is None
+    assert continuation_after(other, kind="completion").resumed(asked, "prefill") is None
 
 
-def test_an_empty_reason_to_finish_finishes_nothing() -> None:
-    assert not heard(raw("a", finish_reason="")).is_complete
-    assert heard(raw("a", finish_reason=""), raw(finish_reason="stop")).is_complete
+def test_empty_finish_reason_does_not_complete_the_stream() -> None:
+    assert not continuation_after(raw("a", finish_reason="")).is_complete
+    assert continuation_after(raw("a", finish_reason=""), raw(finish_reason="stop")).is_complete
 
 
 @pytest.mark.parametrize(
@@ -311,15 +312,15 @@ def test_an_empty_reason_to_finish_finishes_nothing() -> None:
         ("/v1/completions", {"prompt": "a"}, 1),
     ],
 )
-def test_several_answers_at_once_are_gone_on_with_by_nobody(path: str, body: Any, choices: int) -> None:
+def test_request_for_several_choices_has_no_continuation(path: str, body: Any, choices: int) -> None:
     asked = parse_request(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
     assert asked.choices == choices
     assert (asked.operation.continuation(asked) is None) == (choices > 1)
 
 
-def test_a_turn_that_the_client_began_is_repeated_whole_and_taken_off_whole() -> None:
+def test_repeated_client_prefill_is_removed_from_the_continuation() -> None:
     began = [*MESSAGES, {"role": "assistant", "content": "one two three "}]
-    said = heard(raw("four "))
+    said = continuation_after(raw("four "))
     rest = said.resumed(task(began), "prefill")
     assert rest is not None
     assert rest.json["messages"][-1]["content"] == "one two three four "
@@ -327,22 +328,22 @@ def test_a_turn_that_the_client_began_is_repeated_whole_and_taken_off_whole() ->
     assert text_of(got) == "five"
 
 
-def test_where_the_first_backend_had_repeated_the_clients_beginning_it_is_not_begun_twice() -> None:
+def test_prefill_repeated_by_the_first_backend_is_not_duplicated() -> None:
     began = [*MESSAGES, {"role": "assistant", "content": "one two "}]
-    rest = heard(raw("one two "), raw("three ")).resumed(task(began), "prefill")
+    rest = continuation_after(raw("one two "), raw("three ")).resumed(task(began), "prefill")
     assert rest is not None
     assert rest.json["messages"][-1]["content"] == "one two three "
 
 
-def test_who_starts_again_and_thinks_first_is_waited_for() -> None:
-    said = heard(raw("so it "))
+def test_reasoning_before_a_restarted_text_is_skipped() -> None:
+    said = continuation_after(raw("so it "))
     assert said.resumed(task(), "restart") is not None
     thought = Part(raw=b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}\n\n')
     got = [*said.joined(thought), *said.joined(raw("so it is", finish_reason="stop"))]
     assert text_of(got) == "is"
 
 
-def test_a_long_answer_in_tiny_pieces_takes_little_memory() -> None:
+def test_long_response_in_small_pieces_takes_little_memory() -> None:
     said = OPERATIONS["chat"].continuation(draft())
     assert isinstance(said, ChatContinuation)
     tracemalloc.start()

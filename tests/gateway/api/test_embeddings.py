@@ -1,4 +1,4 @@
-"""Vectors come in the encoding the client asked for, exactly, whatever the backend returned."""
+"""Exact conversion of embeddings from the backend's to the requested encoding."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def test_floats_survive_base64_exactly(vector: list[float]) -> None:
 
 
 @given(st.binary().filter(lambda packed: len(packed) % 4 == 0))
-def test_base64_survives_floats_where_every_number_is_one(packed: bytes) -> None:
+def test_base64_survives_floats_when_it_contains_no_nan(packed: bytes) -> None:
     numbers = struct.unpack(f"<{len(packed) // 4}f", packed)
     if all(number == number for number in numbers):
         assert to_base64(to_floats(base64.b64encode(packed).decode())) == base64.b64encode(packed).decode()
 
 
 @pytest.mark.parametrize(("asked", "given_"), [("float", VECTOR), (None, VECTOR), ("base64", PACKED)])
-def test_a_relayed_answer_that_is_as_asked_is_not_touched(asked: Any, given_: Any) -> None:
+def test_relayed_response_in_the_requested_encoding_is_unchanged(asked: Any, given_: Any) -> None:
     body = relayed(given_, given_)
     assert rendered(Result(body=body), asked=asked, items=2) is body
 
@@ -65,18 +65,18 @@ def test_a_relayed_answer_that_is_as_asked_is_not_touched(asked: Any, given_: An
 @pytest.mark.parametrize(
     ("asked", "given_", "expected"), [("float", PACKED, VECTOR), (None, PACKED, VECTOR), ("base64", VECTOR, PACKED)]
 )
-def test_a_relayed_answer_in_the_other_encoding_is_turned_round(asked: Any, given_: Any, expected: Any) -> None:
+def test_relayed_response_in_the_other_encoding_is_converted(asked: Any, given_: Any, expected: Any) -> None:
     answer = json.loads(rendered(Result(body=relayed(given_, given_)), asked=asked, items=2))
     assert answer == json.loads(relayed(expected, expected))
 
 
-def test_only_the_vectors_that_are_not_as_asked_change() -> None:
+def test_only_vectors_in_the_other_encoding_are_converted() -> None:
     answer = json.loads(rendered(Result(body=relayed(VECTOR, PACKED)), asked="base64", items=2))
     assert [one["embedding"] for one in answer["data"]] == [PACKED, PACKED]
 
 
 @pytest.mark.parametrize(("asked", "expected"), [("float", VECTOR), ("base64", PACKED)])
-def test_a_plugins_vectors_become_openais_answer(asked: Any, expected: Any) -> None:
+def test_vectors_of_a_plugin_become_an_openai_response(asked: Any, expected: Any) -> None:
     answer = json.loads(rendered(Result(json=[VECTOR, VECTOR]), asked=asked, items=2))
     assert answer["object"] == "list"
     assert answer["model"] == "m"
@@ -84,11 +84,11 @@ def test_a_plugins_vectors_become_openais_answer(asked: Any, expected: Any) -> N
     assert [one["embedding"] for one in answer["data"]] == [expected, expected]
 
 
-def test_one_flat_vector_answers_one_input() -> None:
+def test_flat_vector_is_accepted_for_one_input() -> None:
     assert len(json.loads(rendered(Result(json=VECTOR)))["data"]) == 1
 
 
-def test_the_clients_name_of_the_model_is_put_back() -> None:
+def test_requested_model_name_is_restored() -> None:
     body = relayed(VECTOR).replace(b'"m"', b'"text-embed:latest"')
     assert json.loads(rendered(Result(body=body), served_as="text-embed"))["model"] == "m"
 
@@ -110,7 +110,7 @@ def test_the_clients_name_of_the_model_is_put_back() -> None:
     ids=range(10),
 )
 @pytest.mark.parametrize("asked", ["base64", "float"])
-def test_what_cannot_be_the_answer_is_the_backends_failure(result: Result, asked: str) -> None:
+def test_result_of_the_wrong_shape_raises_backend_unavailable(result: Result, asked: str) -> None:
     with pytest.raises(BackendUnavailable) as failed:
         rendered(result, asked=asked)
     assert failed.value.code == "upstream_bad_response"
@@ -128,12 +128,12 @@ def test_what_cannot_be_the_answer_is_the_backends_failure(result: Result, asked
         ("float", {}),
     ],
 )
-def test_what_cannot_be_turned_round_is_the_backends_failure(asked: str, vector: Any) -> None:
+def test_vector_that_cannot_be_converted_raises_backend_unavailable(asked: str, vector: Any) -> None:
     with pytest.raises(BackendUnavailable, match="cannot be read"):
         rendered(Result(body=relayed(vector)), asked=asked)
 
 
-def test_what_32_bits_do_not_hold_is_the_backends_failure() -> None:
+def test_non_finite_and_oversized_floats_raise_backend_unavailable() -> None:
     for number in (math.nan, math.inf):
         with pytest.raises(BackendUnavailable, match="infinite, or none"):
             rendered(Result(body=relayed(base64.b64encode(struct.pack("<f", number)).decode())), asked="float")
@@ -153,7 +153,7 @@ values = st.recursive(
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=3), values, max_size=3)), values, values, st.booleans())
-def test_whatever_stands_in_it_an_object_is_cut_where_decoding_would(
+def test_cut_finds_the_same_members_as_decoding_for_any_json(
     data: list[Any], before: Any, after: Any, indented: bool
 ) -> None:
     told = {"before": before, "data": data, "after": after}
@@ -164,12 +164,12 @@ def test_whatever_stands_in_it_an_object_is_cut_where_decoding_would(
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"data":{}}', b'{"d\\u0061ta":[{}]}', b'[{"data":[]}]', b'{"data":[{}'])
-def test_what_has_no_such_list_in_sight_is_not_cut(body: bytes) -> None:
+def test_body_without_a_top_level_list_is_not_cut(body: bytes) -> None:
     assert _cut(body) is None
 
 
 @pytest.mark.parametrize("body", [b'{"data":[1,2]}', b'{"data":[{}{}]}', b'{"data":[{},]}', b'{"data":[{},1,{}]}'])
-def test_between_the_members_there_are_commas_only(body: bytes) -> None:
+def test_members_not_separated_by_single_commas_are_refused(body: bytes) -> None:
     cut = _cut(body)
     assert cut is not None
     with pytest.raises(ValueError, match="something else"):
@@ -177,7 +177,7 @@ def test_between_the_members_there_are_commas_only(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("asked", ["float", "base64"])
-def test_a_long_answer_is_rendered_as_a_short_one_would_be_and_lets_others_run(
+def test_long_response_renders_like_a_short_one_and_yields_to_other_tasks(
     asked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body = relayed(*[VECTOR, PACKED] * 2000)
@@ -199,7 +199,7 @@ def test_a_long_answer_is_rendered_as_a_short_one_would_be_and_lets_others_run(
     ("sound", "damaged"),
     [(b'"usage": {', b'"usage": ['), (b'"extra": 1', b'"extra": 01'), (b'"embedding": [0.5', b'"embedding": [,0.5')],
 )
-def test_a_long_answer_that_is_no_json_is_the_backends_failure_too(
+def test_long_response_that_is_not_json_raises_backend_unavailable(
     sound: bytes, damaged: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embeddings, "MAX_DECODED_BYTES", 0)

@@ -1,4 +1,4 @@
-"""How likely the tokens were, where a client is told only the rest of a text."""
+"""Log probabilities when a client gets only the rest of a text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def lists(*said: str, begin: int = 0) -> dict[str, Any]:
 
 
 @given(before=tokens, after=tokens, begins_at=st.integers(0, 99))
-def test_between_two_tokens_those_of_the_rest_are_told(before: list[str], after: list[str], begins_at: int) -> None:
+def test_logprobs_of_the_rest_are_returned_when_it_starts_between_tokens(
+    before: list[str], after: list[str], begins_at: int
+) -> None:
     text, rest = "".join(before + after), "".join(after)
     got = rest_of_entries(entries(*before, *after), text, rest)
     assert got == entries(*after)
@@ -32,24 +34,24 @@ def test_between_two_tokens_those_of_the_rest_are_told(before: list[str], after:
     assert got == lists(*after, begin=begins_at)
 
 
-def test_within_a_token_none_are_told() -> None:
+def test_logprobs_are_dropped_when_the_rest_starts_within_a_token() -> None:
     assert rest_of_entries(entries("wide "), "wide ", "de ") is None
     assert rest_of_lists(lists("wide "), "wide ", "de ", begins_at=0) is None
 
 
 @pytest.mark.parametrize("rest", ["", "on", "held and on"])
-def test_what_does_not_fit_the_text_is_not_told(rest: str) -> None:
+def test_logprobs_that_do_not_match_the_text_are_dropped(rest: str) -> None:
     assert rest_of_entries(entries("go ", "oN"), "go on", rest) is None
     assert rest_of_lists(lists("go ", "oN"), "go on", rest, begins_at=0) is None
 
 
 @pytest.mark.parametrize("odd", [{}, {"content": None}, {"content": [3]}, {"content": [{}]}, {"tokens": [3]}, [1], "x"])
-def test_what_is_of_no_shape_that_is_known_is_not_told(odd: Any) -> None:
+def test_logprobs_of_an_unknown_shape_are_dropped(odd: Any) -> None:
     assert rest_of_entries(odd, "go on", "on") is None
     assert rest_of_lists(odd, "go on", "on", begins_at=0) is None
 
 
-def test_a_chunk_that_is_all_new_keeps_what_it_says() -> None:
+def test_logprobs_of_an_entirely_new_chunk_are_kept() -> None:
     odd = {"content": [{"token": "\ufffd"}]}
     assert rest_of_entries(odd, "x", "x") is odd
     assert rest_of_lists(lists("a", begin=0), "a", "a", begins_at=5) == lists("a", begin=5)
@@ -60,5 +62,5 @@ def test_a_chunk_that_is_all_new_keeps_what_it_says() -> None:
     [({"logprobs": lists("a", begin=4)}, 4), ({"logprobs": None}, None), ({"logprobs": {"text_offset": []}}, None),
      ({"logprobs": {"text_offset": "x"}}, None), ({"text": '"text_offset"'}, None)],
 )  # fmt: skip
-def test_where_a_text_begins_is_read_off_its_first_token(choice: dict[str, Any], offset: int | None) -> None:
+def test_first_offset_is_read_from_the_first_token(choice: dict[str, Any], offset: int | None) -> None:
     assert first_offset(json.dumps({"choices": [choice]}).encode()) == offset

@@ -1,4 +1,4 @@
-"""Forms: whatever is put together is taken apart again; whatever is cut or garbled is refused."""
+"""Parsing of multipart forms; truncated or malformed forms are refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.forms import encode
 TYPE = "multipart/form-data; boundary=xx"
 FIELD = b'--xx\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
 
-# What a name may hold: its percent signs are not escaped by anybody, so `%22` comes back as a quote.
+# Valid names. Clients do not escape percent signs, so `%22` would come back as a quote.
 names = st.text(st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="%"), min_size=1, max_size=20).filter(
     lambda name: name == name.strip()
 )
@@ -41,7 +41,7 @@ def test_a_form_survives_the_round_trip(fields: dict, files: dict) -> None:
 
 
 @given(st.lists(st.tuples(names, st.binary(max_size=200)), min_size=1, max_size=6), st.data())
-def test_parts_come_out_as_they_went_in_whatever_their_order_and_bytes(parts: list, data: st.DataObject) -> None:
+def test_parts_are_parsed_unchanged_for_any_order_and_bytes(parts: list, data: st.DataObject) -> None:
     parts = data.draw(st.permutations(parts))
     lines = [
         b'--B\r\nContent-Disposition: form-data; name="' + str(i).encode() + b'"\r\n\r\n' + content + b"\r\n"
@@ -55,7 +55,7 @@ def test_parts_come_out_as_they_went_in_whatever_their_order_and_bytes(parts: li
 @given(st.integers(0, 400))
 def test_a_form_cut_anywhere_is_refused(cut: int) -> None:
     content_type, body = encode({"model": "m"}, {"file": Upload(b"\x00\xff" * 40, "a.wav", "audio/wav")})
-    assume(cut < len(body) - 2)  # the line end after the last delimiter is nobody's
+    assume(cut < len(body) - 2)  # the line end after the last delimiter belongs to no part
     with pytest.raises(TaskInvalid):
         parse(content_type, body[:cut])
 
@@ -90,7 +90,7 @@ def test_any_bytes_are_parsed_or_refused(body: bytes) -> None:
     ],
     ids=range(17),
 )
-def test_a_garbled_form_is_refused_in_words(content_type: str, body: bytes, words: str) -> None:
+def test_malformed_form_is_refused_with_the_reason(content_type: str, body: bytes, words: str) -> None:
     with pytest.raises(TaskInvalid) as refused:
         parse(content_type, body)
     assert words in refused.value.message
@@ -118,41 +118,41 @@ def test_an_encoded_part_is_refused(encoding: bytes) -> None:
         (b'form-data; filename="a.wav"; name="f"', "a.wav"),
     ],
 )
-def test_file_names_are_read_as_clients_write_them(disposition: bytes, filename: str) -> None:
+def test_file_names_are_parsed_in_the_spellings_of_clients(disposition: bytes, filename: str) -> None:
     part = parse(TYPE, one_part(b"content-disposition: " + disposition))[0]
     assert (part.name, part.filename) == ("f", filename)
 
 
-def test_the_boundary_may_be_quoted_padded_preceded_and_followed() -> None:
+def test_boundary_may_be_quoted_and_padded_with_preamble_and_epilogue() -> None:
     padded = FIELD.replace(b"--xx\r\n", b"--xx \t\r\n")
     body = b"preamble\r\n" + padded + b"--xx--\r\nepilogue"
     assert parse('Multipart/Form-Data; charset=utf-8; boundary="xx"', body) == [FormPart(name="a", data=b"1")]
 
 
-def test_what_only_begins_like_the_boundary_is_data() -> None:
+def test_line_that_only_starts_like_the_boundary_is_data() -> None:
     data = b"\r\n--xxx\r\n--xx-\r\n--x"
     assert parse(TYPE, one_part(b'Content-Disposition: form-data; name="a"', data))[0].data == data
 
 
-def test_a_part_without_a_file_name_is_a_file_when_its_type_says_so() -> None:
+def test_part_without_a_file_name_is_a_file_when_it_has_a_file_type() -> None:
     head = b'Content-Disposition: form-data; name="file"\r\nContent-Type: audio/wav'
     assert collect(parse(TYPE, one_part(head, b"\xff"))).files["file"].data == b"\xff"
 
 
-def test_two_files_of_one_name_and_a_field_of_bytes_are_refused() -> None:
+def test_duplicate_file_names_and_binary_fields_are_refused() -> None:
     with pytest.raises(TaskInvalid, match="two files"):
         collect([FormPart(name="f", data=b"", filename="a")] * 2)
     with pytest.raises(TaskInvalid, match="not UTF-8"):
         collect([FormPart(name="f", data=b"\xff")])
 
 
-def test_a_form_is_known_by_its_type_or_its_first_bytes() -> None:
+def test_form_is_recognised_by_its_content_type_or_first_bytes() -> None:
     assert is_multipart(" multipart/form-data; boundary=x", b"")
     assert is_multipart("", b"--x\r\n")
     assert not is_multipart("application/json", b"{}")
 
 
-def test_a_large_recording_full_of_near_boundaries_is_read_in_linear_time() -> None:
+def test_large_file_full_of_near_boundaries_is_parsed_in_linear_time() -> None:
     data = b"\r\n--xxx" * 500_000
     began = time.perf_counter()
     assert parse(TYPE, one_part(b'Content-Disposition: form-data; name="f"', data))[0].data == data

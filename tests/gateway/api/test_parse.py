@@ -1,4 +1,4 @@
-"""What is understood of a request's body, and in which words the rest is refused."""
+"""Parsing of request bodies, and the error messages for invalid bodies."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def refusal_of(path: str, body: Any, content_type: str = "application/json") -> 
 # ── chat and completions ─────────────────────────────────────────────────────────────────────────
 
 
-def test_a_chat_body_goes_on_byte_for_byte() -> None:
+def test_chat_body_is_forwarded_unchanged() -> None:
     raw = b'{ "model": "m",  "messages":[{"role":"user","content":"hi"}], "unheard_of": [1e2, {"x": null}] }'
     draft = draft_of("/v1/chat/completions", raw)
     assert (draft.kind, draft.name, draft.body) == ("chat", "m", raw)
     assert (draft.stream, draft.include_usage, draft.items, draft.fields) == (False, False, 1, None)
 
 
-def test_a_stream_with_usage_is_understood() -> None:
+def test_stream_and_include_usage_are_parsed() -> None:
     draft = draft_of(
         "/chat/completions",
         {"model": "m", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True, "x": 1}},
@@ -52,7 +52,7 @@ def test_a_stream_with_usage_is_understood() -> None:
     assert draft.path == "/v1/chat/completions"
 
 
-def test_what_curl_sends_without_a_content_type_is_json() -> None:
+def test_default_content_type_of_curl_is_treated_as_json() -> None:
     draft = draft_of("/v1/completions", {"model": "m", "prompt": "a"}, "application/x-www-form-urlencoded")
     assert draft.content_type == "application/json"
 
@@ -73,31 +73,31 @@ REST = b'"messages":[{"role":"user"}],"prompt":"","input":"x"'
         (rb'"\u006D\u006f\u0064\u0065\u006c":"dear"', b'"model":"cheap"'),
     ],
 )
-def test_a_model_is_named_once_in_one_spelling(path: str, first: bytes, last: bytes) -> None:
+def test_duplicate_or_differently_spelled_model_keys_are_refused(path: str, first: bytes, last: bytes) -> None:
     refusal = refusal_of(path, b"{" + first + b"," + REST + b"," + last + b"}")
     assert refusal.param == "model"
     assert "write `model`, once" in refusal.message
 
 
 @pytest.mark.parametrize("path", NAMING)
-def test_a_model_within_something_else_is_nobodys_business(path: str) -> None:
+def test_model_keys_in_nested_values_are_ignored(path: str) -> None:
     within = rb'"x":{"model":"a","Model":"b"},"y":["model","mod\u0065l"],"z":"\"model\":"'
     assert draft_of(path, b'{"model":"cheap",' + REST + b"," + within + b"}").name == "cheap"
 
 
-def test_what_names_its_model_in_another_case_only_is_told_how() -> None:
+def test_model_key_in_another_case_is_named_in_the_error() -> None:
     assert "`Model`" in refusal_of("/v1/responses", b'{"Model":"dear"}').message
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/images/edits"])
 @pytest.mark.parametrize("names", [("Model", "model"), ("model", "MODEL"), ("model", "model")])
-def test_a_form_too_names_its_model_once(path: str, names: tuple[str, str]) -> None:
+def test_duplicate_model_fields_of_a_form_are_refused(path: str, names: tuple[str, str]) -> None:
     parts = b"".join(b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\nm\r\n' % n.encode() for n in names)
     refusal = refusal_of(path, parts + b"--b--\r\n", "multipart/form-data; boundary=b")
     assert refusal.param == "model"
 
 
-def test_who_writes_a_million_keys_to_hide_one_is_refused_at_ten_thousand() -> None:
+def test_duplicate_model_hidden_behind_too_many_keys_is_refused() -> None:
     many = b",".join(b'"k%d":1' % n for n in range(MAX_KEYS + 1))
     assert "more than" in refusal_of("/v1/responses", b'{"model":"m",' + many + b',"model":"m"}').message
     assert draft_of("/v1/responses", b'{"model":"m",' + many + b"}").name == "m"
@@ -120,7 +120,7 @@ def test_who_writes_a_million_keys_to_hide_one_is_refused_at_ten_thousand() -> N
         ({"model": "m", "messages": MESSAGES, "stream": 1}, "stream"),
     ],
 )
-def test_a_chat_field_that_is_wrong_is_named(body: dict[str, Any], param: str) -> None:
+def test_invalid_chat_field_is_named_in_the_error(body: dict[str, Any], param: str) -> None:
     refused = refusal_of("/v1/chat/completions", body)
     assert refused.param == param
     assert param in refused.message
@@ -146,12 +146,12 @@ def test_a_chat_field_that_is_wrong_is_named(body: dict[str, Any], param: str) -
     ],
     ids=range(14),
 )
-def test_what_is_no_json_is_refused_in_words(body: bytes, words: str) -> None:
+def test_body_that_is_not_json_is_refused_with_the_reason(body: bytes, words: str) -> None:
     assert words in refusal_of("/v1/chat/completions", body).message
 
 
 @given(st.binary())
-def test_any_bytes_are_understood_or_refused(body: bytes) -> None:
+def test_any_bytes_are_parsed_or_refused_as_invalid(body: bytes) -> None:
     for path in ("/v1/chat/completions", "/v1/embeddings", "/v1/tasks/t", "/v1/audio/transcriptions", "/v1/messages"):
         with suppress(TaskInvalid):
             draft_of(path, body)
@@ -169,11 +169,11 @@ def test_embedding_inputs_are_counted(inputs: Any, items: int) -> None:
 
 
 @pytest.mark.parametrize("inputs", ["", [], [[]], ["a", 1], [[1], 2], [True], [-1], [1.5], None, {"a": 1}, [None]])
-def test_embedding_inputs_of_no_shape_are_refused(inputs: Any) -> None:
+def test_malformed_embedding_inputs_are_refused(inputs: Any) -> None:
     assert refusal_of("/v1/embeddings", {"model": "m", "input": inputs}).param == "input"
 
 
-def test_the_encoding_asked_for_is_known() -> None:
+def test_encoding_format_is_parsed_and_validated() -> None:
     body = {"model": "m", "input": "a"}
     assert draft_of("/v1/embeddings", body).encoding_format is None
     assert draft_of("/v1/embeddings", body | {"encoding_format": "base64"}).encoding_format == "base64"
@@ -206,11 +206,11 @@ def test_an_empty_task_body_is_an_empty_object() -> None:
 
 
 @pytest.mark.parametrize("body", [b"nope", b'{"a":1', b'{"items":[1,NaN]}', b'{"a":"\xff"}', b"{}{}", b" "])
-def test_a_task_body_that_is_no_json_is_refused(body: bytes) -> None:
+def test_task_body_that_is_not_json_is_refused(body: bytes) -> None:
     refusal_of("/v1/tasks/add", body)
 
 
-def test_a_tasks_own_argument_called_stream_or_model_is_its_own() -> None:
+def test_task_arguments_named_stream_or_model_are_not_interpreted() -> None:
     draft = draft_of("/v1/tasks/add", {"stream": "x", "model": 3})
     assert not draft.stream
 
@@ -225,7 +225,7 @@ def form(fields: dict[str, Any], files: dict[str, Upload] | None = None) -> tupl
     return body, content_type
 
 
-def test_a_transcription_form_is_understood() -> None:
+def test_transcription_form_is_parsed() -> None:
     asked = {"model": "m", "response_format": "srt", "stream": "true", "timestamp_granularities[]": ["word"]}
     body, content_type = form(asked)
     draft = draft_of("/v1/audio/transcriptions", body, content_type)
@@ -235,7 +235,7 @@ def test_a_transcription_form_is_understood() -> None:
     assert (draft.body, draft.content_type) == (body, content_type)
 
 
-def test_a_form_whose_content_type_was_lost_is_known_by_its_boundary() -> None:
+def test_form_without_a_content_type_is_recognised_by_its_boundary() -> None:
     body, _ = form({"model": "m"})
     assert draft_of("/v1/audio/transcriptions", body, "").name == "m"
 
@@ -253,12 +253,12 @@ def test_a_form_whose_content_type_was_lost_is_known_by_its_boundary() -> None:
         ({"model": "m", "stream": "perhaps"}, None, "stream"),
     ],
 )
-def test_a_form_field_that_is_wrong_is_named(fields: Any, files: Any, param: str) -> None:
+def test_invalid_form_field_is_named_in_the_error(fields: Any, files: Any, param: str) -> None:
     body, content_type = form(fields, files)
     assert refusal_of("/v1/audio/transcriptions", body, content_type).param == param
 
 
-def test_a_transcription_that_is_no_form_is_told_so() -> None:
+def test_transcription_that_is_not_a_form_is_refused() -> None:
     assert "multipart/form-data" in refusal_of("/v1/audio/transcriptions", {"model": "m"}).message
 
 
@@ -268,21 +268,21 @@ def test_a_task_may_be_a_form() -> None:
     assert (draft.fields, draft.files) == ({"language": "en"}, {"file": WAV})
 
 
-# ── what is only relayed ─────────────────────────────────────────────────────────────────────────
+# ── relayed requests ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_relayed_body_is_asked_only_for_its_model_and_stream() -> None:
+def test_relayed_body_is_read_only_for_model_and_stream() -> None:
     draft = draft_of("/v1/responses", {"model": "m", "input": [], "stream": True})
     assert (draft.kind, draft.name, draft.stream) == ("other", "m", True)
     assert draft_of("/v1/images/generations", {"prompt": "a cat"}).name == ""
 
 
 @pytest.mark.parametrize("path", ["/v1/audio/speech", "/v1/audio/speech?x=1"])
-def test_speech_is_no_stream_of_events_before_it_has_come_as_one(path: str) -> None:
+def test_speech_request_with_stream_is_not_treated_as_an_event_stream(path: str) -> None:
     assert not draft_of(path, {"model": "m", "input": "x", "stream": True}).stream
 
 
-def test_a_relayed_form_keeps_its_bytes() -> None:
+def test_relayed_form_is_forwarded_unchanged() -> None:
     body, content_type = form({"model": "m"})
     draft = draft_of("/v1/audio/translations", body, content_type)
     assert (draft.kind, draft.name, draft.body, draft.content_type) == ("other", "m", body, content_type)

@@ -11,7 +11,7 @@ from gateway.plugin import Part
 from support.api_streams import answer_of, draft, raw, sent, stream_of
 
 
-def test_a_relayed_stream_of_another_kind_is_untouched_and_gets_no_done_of_ours() -> None:
+def test_relayed_stream_of_another_kind_passes_unchanged_without_added_done() -> None:
     event = b'event: message_stop\ndata: {"type":"message_stop","model":"x"}\n\n'
     assert sent(stream_of("other", None), [Part(raw=event)], {"total_ms": 1}) == event + b': timing {"total_ms":1}\n\n'
     with_done = sent(stream_of("other"), [Part(raw=event), raw(b"[DONE]")])
@@ -19,14 +19,14 @@ def test_a_relayed_stream_of_another_kind_is_untouched_and_gets_no_done_of_ours(
 
 
 @pytest.mark.parametrize("holder", ["response", "message"])
-def test_a_relayed_stream_has_the_clients_name_of_the_model_wherever_it_stands(holder: str) -> None:
+def test_relayed_stream_restores_the_requested_model_name_in_nested_objects(holder: str) -> None:
     told = b'event: begins\ndata: {"type":"x","%b":{"id":"r","model":"big","n":1.10}}\n\n' % holder.encode()
     assert sent(stream_of("other", "big"), [Part(raw=told)]) == told.replace(b"big", b"assistant")
     said = b'event: delta\ndata: {"delta":"a \\"model\\" is said"}\n\n'
     assert sent(stream_of("other", "big"), [Part(raw=said)]) == said
 
 
-def test_values_are_collected_as_a_list_and_what_is_relayed_is_not_collected() -> None:
+def test_task_values_are_collected_as_a_list_and_relayed_streams_are_not_collected() -> None:
     assert not OPERATIONS["other"].collects(replace(draft("other"), stream=False), raw({"b": 1}))
     assert answer_of(draft("other"), [Part(1), Part(2)]) == {"result": [1, 2]}
     assert answer_of(draft("task"), [Part(1), Part(2)]) == {"result": [1, 2]}

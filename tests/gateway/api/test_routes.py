@@ -1,4 +1,4 @@
-"""The table of endpoints, and how requests find their row of it."""
+"""The route table, and the matching of requests to routes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_model_name_may_hold_slashes_and_escapes(path: str, name: str) -> None
         ("/v1/images/caf%c3%a9?size=1", "/v1/images/caf%C3%A9"),
     ],
 )
-def test_a_path_goes_on_in_the_one_spelling_that_was_judged(path: str, routed: str) -> None:
+def test_path_is_forwarded_in_the_normalised_spelling_that_was_checked(path: str, routed: str) -> None:
     assert match("POST", path).path == routed
 
 
@@ -74,7 +74,7 @@ def test_a_path_goes_on_in_the_one_spelling_that_was_judged(path: str, routed: s
         ("/v2/tasks/add", "/v1/tasks/{task}"),
     ],
 )
-def test_an_unknown_path_is_told_the_nearest(path: str, nearest: str) -> None:
+def test_unknown_path_error_names_the_nearest_path(path: str, nearest: str) -> None:
     with pytest.raises(GatewayError) as refused:
         match("POST", path)
     assert refused.value.code == "not_found"
@@ -82,14 +82,14 @@ def test_an_unknown_path_is_told_the_nearest(path: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/tasks/..", "/v1/tasks/%2e%2e/x", "/v1/tasks/a%2F..%2Fb", "/v1/models//x"])
-def test_a_name_cannot_walk_about_in_an_upstreams_paths(path: str) -> None:
+def test_path_traversal_in_a_name_is_refused(path: str) -> None:
     with pytest.raises(GatewayError) as refused:
         match("POST", path)
     assert refused.value.code == "not_found"
 
 
 @pytest.mark.parametrize("path", ["/v1/models/%", "/v1/models/%f", "/v1/models/%zz", "/%ff", "/a%00b", "/a%0d%0ab"])
-def test_a_path_that_cannot_be_decoded_is_a_bad_request(path: str) -> None:
+def test_path_that_cannot_be_decoded_is_refused(path: str) -> None:
     with pytest.raises(GatewayError) as refused:
         match("GET", path)
     assert refused.value.code == "bad_request"
@@ -97,28 +97,28 @@ def test_a_path_that_cannot_be_decoded_is_a_bad_request(path: str) -> None:
 
 @pytest.mark.parametrize("wrong", [*'#; \\"<>^`{|}[]', "\t", "\x7f", "\r\n"])
 @pytest.mark.parametrize("target", ["/v1/images/edits{}", "/v1/images/{}edits", "/v1/images/edits{}x", "/{}images/x"])
-def test_nothing_is_let_in_that_an_upstream_may_read_otherwise(target: str, wrong: str) -> None:
+def test_path_characters_that_parsers_read_differently_are_refused(target: str, wrong: str) -> None:
     with pytest.raises(TaskInvalid, match=f"write it as `{quote(wrong[0], safe='')}`"):
         match("POST", target.replace("{}", wrong))
 
 
 @pytest.mark.parametrize("query", ["#", "x#y", "a b", "x=1 HTTP/1.1", 'a="b"', "a=<b>"])
-def test_nor_in_a_query(query: str) -> None:
+def test_query_characters_that_parsers_read_differently_are_refused(query: str) -> None:
     with pytest.raises(TaskInvalid, match="the query has"):
         match("POST", f"/v1/images/edits?{query}")
 
 
-def test_every_character_of_a_path_and_of_a_query_is_let_in_and_goes_on() -> None:
+def test_every_valid_path_and_query_character_is_forwarded() -> None:
     path, query = "/v1/images/aZ0-._~!$&'()*+,=:@%23%3b", "a;b=/?:@!$'()*+,%20%5b"
     found = match("POST", f"{path}?{query}")
     assert (found.path, found.query) == (path.replace("%3b", "%3B"), query)
 
 
-def test_what_browsers_leave_in_a_query_goes_on_escaped() -> None:
+def test_unescaped_query_characters_of_browsers_are_forwarded_escaped() -> None:
     assert match("POST", "/v1/responses?include[]=a&b={|}^`\\").query == "include%5B%5D=a&b=%7B%7C%7D%5E%60%5C"
 
 
-def test_a_path_beyond_ascii_goes_on_as_escapes() -> None:
+def test_non_ascii_path_is_forwarded_percent_encoded() -> None:
     found = match("POST", "/v1/tasks/caf\u00e9%20au/lait")
     assert found.path == "/v1/tasks/caf%C3%A9%20au/lait"
     assert found.params == {"task": "caf\u00e9 au/lait"}
@@ -134,14 +134,14 @@ def test_a_path_beyond_ascii_goes_on_as_escapes() -> None:
         ("get", "/livez", ("GET", "HEAD")),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(method: str, path: str, allow: tuple[str, ...]) -> None:
+def test_wrong_method_error_lists_the_allowed_methods(method: str, path: str, allow: tuple[str, ...]) -> None:
     with pytest.raises(MethodNotAllowed) as refused:
         match(method, path)
     assert refused.value.allow == allow
     assert refused.value.code == "method_not_allowed"
 
 
-def test_head_is_answered_where_get_is() -> None:
+def test_head_is_allowed_where_get_is() -> None:
     assert match("HEAD", "/readyz").route.operation == "readyz"
 
 
@@ -158,7 +158,7 @@ def test_any_request_line_is_matched_or_refused(method: str, path: str) -> None:
     assert code_of(method, path) in ("found", "not_found", "method_not_allowed", "bad_request")
 
 
-def test_a_refusal_never_repeats_a_long_path_whole() -> None:
+def test_error_message_truncates_a_long_path() -> None:
     with pytest.raises(GatewayError) as refused:
         match("GET", "/x" * 10_000)
     assert len(refused.value.message) < 300

@@ -11,18 +11,18 @@ from gateway.plugin import BackendUnavailable, Kind, Part
 from support.api_streams import chunk, raw, sent, stream_of, values
 
 
-def test_an_upstreams_events_pass_byte_for_byte_and_done_comes_once_after_the_timing() -> None:
+def test_upstream_events_pass_unchanged_with_one_done_after_the_timing_comment() -> None:
     events = [b'data: {"model":"x-2024","choices":[]}\n\n', b'event: x\ndata: {"y":1}\nid: 3\n\n']
     out = sent(stream_of(), [Part(raw=e) for e in [*events, b"data: [DONE]\n\n"]], {"total_ms": 1.5})
     assert out == b"".join(events) + b': timing {"total_ms":1.5}\n\ndata: [DONE]\n\n'
 
 
-def test_an_upstream_without_done_gets_ours() -> None:
+def test_done_is_added_when_the_upstream_sends_none() -> None:
     assert sent(stream_of(), [raw({"choices": []})]).endswith(b"data: [DONE]\n\n")
 
 
 @pytest.mark.parametrize("served_as", ["llama3.2:3b", None])
-def test_the_clients_name_is_put_into_every_event(served_as: str | None) -> None:
+def test_requested_model_name_is_restored_in_every_event(served_as: str | None) -> None:
     event = (
         b'data: {"id":"1","model":"llama3.2:3b","choices":[{"delta":{"content":"\\"model\\":\\"llama3.2:3b\\""}}]}\n\n'
     )
@@ -30,17 +30,17 @@ def test_the_clients_name_is_put_into_every_event(served_as: str | None) -> None
     assert out == event.replace(b'"model":"llama3.2:3b"', b'"model":"assistant"', 1)
 
 
-def test_an_upstreams_comments_are_its_own() -> None:
+def test_upstream_comments_are_dropped() -> None:
     parts = [Part(raw=b": keep-alive\n\n"), Part(raw=b": timing {}\n\n"), Part(raw=b"event: ping\n\n")]
     assert b"".join(stream_of().part(part) for part in parts) == b""
 
 
-def test_several_events_in_one_part_and_other_line_ends_are_understood() -> None:
+def test_several_events_per_part_and_crlf_line_ends_are_parsed() -> None:
     out = stream_of().part(Part(raw=b'data: {"a":1}\r\n\r\ndata: {"b":2}\n\ndata: [DONE]\n\n'))
     assert values(out) == [{"a": 1}, {"b": 2}]
 
 
-def test_an_upstreams_error_event_never_looks_like_an_end() -> None:
+def test_upstream_error_event_raises_instead_of_ending_the_stream() -> None:
     with pytest.raises(BackendUnavailable, match="broke off its stream") as caught:
         stream_of().part(raw({"error": {"message": "no memory"}}))
     assert caught.value.detail == "no memory"
@@ -49,7 +49,7 @@ def test_an_upstreams_error_event_never_looks_like_an_end() -> None:
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion", "transcription", "task", "other"])
-def test_an_error_is_an_event_without_done(kind: Kind) -> None:
+def test_error_event_is_not_followed_by_done(kind: Kind) -> None:
     stream = stream_of(kind)
     stream.part(Part("x"))
     assert stream.error({"error": {"message": "m"}}) == b'data: {"error":{"message":"m"}}\n\n'
@@ -59,7 +59,7 @@ def test_an_error_is_an_event_without_done(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["chat", "completion", "other"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_an_event_of_several_lines_keeps_all_but_the_models_name(kind: Kind, end: str) -> None:
+def test_multi_line_event_changes_only_in_its_model_name(kind: Kind, end: str) -> None:
     said = {"model": "up", "choices": [{"index": 0, "delta": {"content": "x"}}]}
     lines = json.dumps(said, indent=1).split("\n")
     framed = end.join(["event: e", *(f"data: {line}" for line in lines), "id: 7", "", ""]).encode()
@@ -71,6 +71,6 @@ def test_an_event_of_several_lines_keeps_all_but_the_models_name(kind: Kind, end
 
 
 @pytest.mark.parametrize("none", [None, "", False, {}])
-def test_an_error_that_is_none_breaks_nothing_off(none: Any) -> None:
+def test_empty_error_field_does_not_end_the_stream(none: Any) -> None:
     said = raw({"error": none, **chunk({"content": "x"})})
     assert values(stream_of().part(said)) == [{"error": none, **chunk({"content": "x"})}]

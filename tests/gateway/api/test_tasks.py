@@ -6,7 +6,7 @@ from gateway.plugin import Part
 from support.api_streams import sent, stream_of
 
 
-def test_a_generators_values_are_parts() -> None:
+def test_task_stream_wraps_each_generator_value_in_a_part_event() -> None:
     out = sent(stream_of("task"), [Part(1), Part(None), Part({"a": b"\x00"}), Part("")])
     assert out == (
         b'data: {"part":1}\n\ndata: {"part":null}\n\ndata: {"part":{"a":"AA=="}}\n\ndata: {"part":""}\n\n'

@@ -1,4 +1,4 @@
-"""A transcript in five formats, from whatever a backend knows."""
+"""Transcripts in five formats, from complete or partial backend results."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def shown(value: Any, response_format: Any) -> str:
     return render_transcript(CONTEXT, value, response_format)[1].decode()
 
 
-def test_json_is_the_text_alone() -> None:
+def test_json_format_contains_only_the_text() -> None:
     assert json.loads(shown(TRANSCRIPT, "json")) == {"text": "go forward ten meters"}
 
 
-def test_text_is_plain() -> None:
+def test_text_format_is_plain_text() -> None:
     assert render_transcript(CONTEXT, TRANSCRIPT, "text") == (
         "text/plain; charset=utf-8",
         b"go forward ten meters\n",
     )
 
 
-def test_verbose_json_has_all_that_is_known() -> None:
+def test_verbose_json_contains_all_known_fields() -> None:
     verbose = json.loads(shown(TRANSCRIPT, "verbose_json"))
     assert verbose["task"] == "transcribe"
     assert (verbose["language"], verbose["duration"]) == ("en", 3725.5)
@@ -48,7 +48,7 @@ def test_verbose_json_has_all_that_is_known() -> None:
     assert verbose["words"] == TRANSCRIPT["words"]
 
 
-def test_verbose_json_of_a_bare_text_still_has_what_the_schema_requires() -> None:
+def test_verbose_json_of_a_bare_text_has_the_required_fields() -> None:
     assert json.loads(shown("hello", "verbose_json")) == {
         "task": "transcribe",
         "language": "und",
@@ -57,14 +57,14 @@ def test_verbose_json_of_a_bare_text_still_has_what_the_schema_requires() -> Non
     }
 
 
-def test_srt_has_numbered_cues_and_no_empty_line_in_them() -> None:
+def test_srt_has_numbered_cues_without_empty_lines() -> None:
     assert shown(TRANSCRIPT, "srt") == (
         "1\n00:00:00,000 --> 00:00:01,234\ngo forward\n\n"
         "2\n00:00:01,234 --> 01:02:05,500\nten -> <i>meters</i> & more\n\n"
     )
 
 
-def test_vtt_has_a_header_points_and_escapes() -> None:
+def test_vtt_has_a_header_decimal_points_and_escapes() -> None:
     assert shown(TRANSCRIPT, "vtt") == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.234\ngo forward\n\n"
         "00:00:01.234 --> 01:02:05.500\nten -> &lt;i>meters&lt;/i> &amp; more\n\n"
@@ -77,7 +77,7 @@ def test_subtitles_without_segments_are_one_cue_to_the_last_word() -> None:
 
 
 @pytest.mark.parametrize("value", [None, 3, [], {}, {"text": None}])
-def test_what_holds_no_text_is_the_backends_failure(value: Any) -> None:
+def test_result_without_text_raises_backend_unavailable(value: Any) -> None:
     with pytest.raises(BackendUnavailable):
         render_transcript(CONTEXT, value, "json")
 
@@ -85,7 +85,7 @@ def test_what_holds_no_text_is_the_backends_failure(value: Any) -> None:
 # ── streams ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_transcript_is_heard_piece_by_piece_and_ends_whole() -> None:
+def test_transcript_stream_sends_deltas_then_the_whole_text() -> None:
     events = values(sent(stream_of("transcription"), [Part("go "), Part({"text": "forward"})]))
     assert events == [
         {"type": "transcript.text.delta", "delta": "go "},
@@ -95,7 +95,7 @@ def test_a_transcript_is_heard_piece_by_piece_and_ends_whole() -> None:
     ]
 
 
-def test_a_backends_own_transcript_events_are_not_ended_twice() -> None:
+def test_transcript_done_event_of_a_backend_is_not_repeated() -> None:
     done = {"type": "transcript.text.done", "text": "go"}
     assert values(sent(stream_of("transcription"), [Part(done)])) == [done, "[DONE]"]
     assert values(sent(stream_of("transcription"), [raw(done)])) == [done, "[DONE]"]
@@ -104,7 +104,7 @@ def test_a_backends_own_transcript_events_are_not_ended_twice() -> None:
 @pytest.mark.parametrize(
     "result", [Result(json="hi"), Result(json={"text": "hi"}), Result(body=b"hi\n", content_type="text/plain")]
 )
-def test_a_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
+def test_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
     stream = stream_of("transcription")
     events = values(stream.whole(result) + stream.end())
     assert [event["type"] for event in events[:-1]] == ["transcript.text.delta", "transcript.text.done"]
@@ -119,5 +119,5 @@ def test_a_whole_transcript_streams_as_delta_and_done(result: Result) -> None:
         [Part("x"), raw({"type": "transcript.text.done", "text": "go on"}), raw(b"[DONE]")],
     ],
 )
-def test_transcripts_are_collected(parts: list[Part]) -> None:
+def test_transcript_parts_are_collected_into_one_transcript(parts: list[Part]) -> None:
     assert answer_of(draft("transcription"), parts) == {"text": "go on"}

@@ -1,4 +1,4 @@
-"""What `plugins new` makes: right from the start, and never over what is there."""
+"""`plugins new`: generated plugins pass their checks; files are never overwritten."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def test_a_new_plugin_is_typed_strictly(made: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_new_plugin_keeps_every_promise_where_it_lies(made: Path) -> None:
+def test_a_new_plugin_passes_plugins_test_in_its_folder(made: Path) -> None:
     done = python(made, "-m", "gateway.cli", "plugins", "test", "gateway_door_bell:DoorBell", "--set", "most=2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "14 of 14 promises kept"
 
 
-def test_what_exists_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_folder_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "gateway-ocr"
     mine.mkdir()
     (mine / "README.md").write_text("mine")
@@ -68,7 +68,7 @@ def test_what_exists_is_never_written_over(tmp_path: Path, capsys: pytest.Captur
     assert (mine / "README.md").read_text() == "mine"
 
 
-def test_the_next_step_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plugins_new_prints_the_next_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plugins", "new", "ocr", "--into", str(tmp_path)]) == 0
     assert capsys.readouterr().err.endswith("gateway-ocr && edge-gateway plugins test gateway_ocr:Ocr\n")
 
@@ -92,5 +92,5 @@ def test_the_name_of_an_installed_plugin_is_refused() -> None:
         checked_name("echo", ["echo"])
 
 
-def test_names_with_the_templates_own_inside_are_spelt_once() -> None:
+def test_plugin_name_that_contains_the_template_name_is_replaced_once() -> None:
     assert dict(rendered("resample"))["gateway_resample.py"].count("class Resample(") == 1

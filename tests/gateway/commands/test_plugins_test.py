@@ -1,4 +1,4 @@
-"""`plugins test`: settings as an operator gives them, each check in a line, what to fix, and the exit code."""
+"""`plugins test`: operator settings, a line per check, fixes, and the exit code."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, list[str],
     return code, told.out.splitlines(), told.err
 
 
-def test_an_installed_plugin_is_tried_and_each_promise_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_installed_plugin_is_tested_with_one_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capsys, "echo", "--set", "dimension=3")
     assert code == 0
     assert lines[0] == "ok    declaration"
     assert lines[-1] == "14 of 14 promises kept"
 
 
-def test_a_broken_promise_is_told_with_what_to_fix_and_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failed_check_is_printed_with_a_fix_and_exits_1(capsys: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capsys, "support.broken_backends:Raises")
     assert code == 1
     at = next(n for n, line in enumerate(lines) if line.startswith("FAIL  errors"))
@@ -41,7 +41,7 @@ def test_a_broken_promise_is_told_with_what_to_fix_and_exits_1(capsys: pytest.Ca
     assert lines[-1] == "13 of 14 promises kept"
 
 
-def test_advice_is_told_with_what_to_do_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_advice_is_printed_with_a_fix_and_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
     code, lines, _ = run(capsys, "support.broken_backends:Untranslated")
     assert code == 0
     at = next(n for n, line in enumerate(lines) if line.startswith("note  errors"))
@@ -49,8 +49,8 @@ def test_advice_is_told_with_what_to_do_and_exits_0(capsys: pytest.CaptureFixtur
     assert lines[at + 1].strip().startswith("fix: raise TaskInvalid")
 
 
-def test_a_request_can_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    name = "support.broken_backends:NothingToAsk"
+def test_requests_can_be_given_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    name = "support.broken_backends:NoExamples"
     code, lines, _ = run(capsys, name)
     assert (code, sum(line.startswith("skip") for line in lines)) == (0, 8)
     (tmp_path / "say.json").write_text('{"text": "from a file"}')
@@ -69,7 +69,7 @@ def test_a_request_can_be_given(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (["support.broken_backends:caller_network"], 1, "not a subclass of gateway.plugin.Backend"),
     ],
 )
-def test_what_cannot_be_tried_is_told_with_a_fix(
+def test_unusable_arguments_are_reported_with_a_fix(
     args: list[str], code: int, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     came, lines, err = run(capsys, *args)
@@ -77,7 +77,7 @@ def test_what_cannot_be_tried_is_told_with_a_fix(
     assert told in err
 
 
-def test_the_environments_settings_for_that_plugin_count_and_the_command_line_wins() -> None:
+def test_command_line_settings_override_the_environment() -> None:
     environ = {
         "GATEWAY_BACKENDS__MINE__PLUGIN": "echo",
         "GATEWAY_BACKENDS__MINE__DELAY_S": "0.5",
@@ -88,21 +88,21 @@ def test_the_environments_settings_for_that_plugin_count_and_the_command_line_wi
     assert config.settings.model_dump(include={"delay_s", "dimension"}) == {"delay_s": 0.5, "dimension": 5}
 
 
-def test_other_backends_of_the_environment_do_not_matter_where_it_is_not_enabled() -> None:
+def test_other_backends_in_the_environment_are_ignored() -> None:
     environ = {"GATEWAY_BACKENDS__OTHER__PLUGIN": "no-such", "GATEWAY_BACKENDS__ECHO__DIMENSION": "6", "GATEWAY_X": "1"}
     config = configured("echo", [], environ)
     assert config.settings is not None
     assert config.settings.model_dump(include={"dimension"}) == {"dimension": 6}
 
 
-def test_a_plugin_that_is_being_written_is_found_in_this_folder(
+def test_plugin_under_development_is_imported_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "drafted_plugin.py").write_text("from support.broken_backends import Sound as Draft\n")
+    (tmp_path / "drafted_plugin.py").write_text("from support.broken_backends import Conforming as Draft\n")
     monkeypatch.chdir(tmp_path)
     assert run(capsys, "drafted_plugin:Draft")[0] == 0
 
 
-def test_no_request_is_none() -> None:
+def test_requests_is_none_when_no_request_is_given() -> None:
     assert requests([]) is None
     assert requests(["a=1", 'b={"c": 2}']) == {"a": 1, "b": {"c": 2}}

@@ -19,7 +19,7 @@ WAV = recording()
 
 
 async def repeat(request: web.Request) -> web.Response:
-    """Answer with what was asked for, whatever the client put around it."""
+    """Echo the request as JSON, without client-specific headers."""
     got: dict[str, Any] = {"method": request.method, "path": request.path}
     if request.content_type == "multipart/form-data":
         form = await request.post()
@@ -43,7 +43,7 @@ CALLS = [*tour(WAV), *admin_tour(), add(headers={"x-gateway-locality": "edge-onl
 
 @needs("curl")
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.label)
-async def test_the_printed_line_asks_for_the_same_as_the_call_without_curl(base: str, call: Call) -> None:
+async def test_printed_curl_line_sends_the_same_request_as_the_call(base: str, call: Call) -> None:
     by_curl = await run_line(call.curl(base))
     async with aiohttp.ClientSession() as session:
         without_curl = await call.send(session, base)
@@ -52,29 +52,29 @@ async def test_the_printed_line_asks_for_the_same_as_the_call_without_curl(base:
 
 
 @needs("curl")
-async def test_nobody_listening_is_a_failure_in_curls_words() -> None:
+async def test_refused_connection_is_reported_with_curls_message() -> None:
     answer = await run_line(add().curl("localhost:1"))
     assert answer.status == 0
     assert "onnect" in answer.text
 
 
-def test_the_textbooks_line_is_as_short_as_it_can_be() -> None:
+def test_curl_line_of_the_simple_task_is_minimal() -> None:
     line = 'curl -d \'{"a":10,"b":20}\' localhost:8080/v1/tasks/add'
     assert add().curl("localhost:8080") == line
 
 
-def test_a_path_with_blanks_survives_the_shell() -> None:
+def test_curl_line_quotes_a_path_with_spaces() -> None:
     assert "file=@/a b/c.wav" in shlex.split(transcribe("/a b/c.wav").curl("localhost:1"))
 
 
-def test_the_recording_is_there() -> None:
+def test_recording_file_exists() -> None:
     assert Path(WAV).is_file()
 
 
 # ── answers ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_of_several_heads_the_last_counts() -> None:
+def test_parse_answer_uses_the_last_of_several_response_heads() -> None:
     head = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 Not Found\r\nX-Request-Id: abc\r\nServer: a:b\r\n\r\n"
     answer = parse_answer(head, "gone")
     assert answer == Answer(status=404, headers={"x-request-id": "abc", "server": "a:b"}, text="gone")
@@ -98,6 +98,6 @@ HERE = {"x-gateway-backend": "local", "x-gateway-site": "edge"}
         (add(site="edge"), Answer(status=200, text='{"result":30}'), "by - (-), not at edge"),
     ],
 )
-def test_an_answer_is_right_or_its_fault_is_named(call: Call, answer: Answer, fault: str | None) -> None:
+def test_fault_names_the_mismatch_of_a_wrong_response(call: Call, answer: Answer, fault: str | None) -> None:
     found = call.fault(answer)
     assert found is None if fault is None else found is not None and fault in found

@@ -19,13 +19,13 @@ def bound(port: int = 0) -> socket.socket:
 # ── ports ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_preferred_ports_are_taken_when_free() -> None:
+def test_preferred_ports_are_chosen_when_free() -> None:
     with bound() as sock:
         port = sock.getsockname()[1]
     assert choose_ports(port, count=1) == [port]
 
 
-def test_other_ports_are_taken_when_one_of_the_preferred_is_not_free() -> None:
+def test_other_ports_are_chosen_when_a_preferred_port_is_in_use() -> None:
     with bound() as sock:
         taken = sock.getsockname()[1]
         chosen = choose_ports(taken - 1)
@@ -37,7 +37,7 @@ def test_ports_chosen_together_differ() -> None:
     assert len(set(choose_ports(0, count=10))) == 10
 
 
-# ── life and death ───────────────────────────────────────────────────────────────────────────────
+# ── start and end of child processes ─────────────────────────────────────────────────────────────
 
 
 def child(folder: Path, env: dict[str, str]) -> Child:
@@ -52,9 +52,7 @@ async def test_a_gateway_that_does_not_start_is_reported_with_its_log(tmp_path: 
     assert "GATEWAY_BACKENDS__LOCAL__PLUGIN" in str(caught.value)
 
 
-async def test_the_environment_of_whoever_started_the_demo_does_not_reach_its_gateways(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_child_gateways_do_not_inherit_gateway_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_NONSENSE", "1")
     with pytest.raises(ChildFailed) as caught:
         async with child(tmp_path, {}):
@@ -62,8 +60,8 @@ async def test_the_environment_of_whoever_started_the_demo_does_not_reach_its_ga
     assert "NONSENSE" not in str(caught.value)
 
 
-def test_what_is_started_dies_when_its_parent_is_killed() -> None:
-    """A middle process starts a sleeper tied to it, tells its pid, and is killed."""
+def test_child_process_dies_when_its_parent_is_killed() -> None:
+    """A middle process starts a sleeper tied to it, prints its pid, and is killed."""
     middle_program = (
         "import subprocess, sys; from gateway.demo.children import die_with_parent\n"
         "sleeper = subprocess.Popen(['sleep', '600'], preexec_fn=die_with_parent())\n"
@@ -80,7 +78,7 @@ def test_what_is_started_dies_when_its_parent_is_killed() -> None:
         os.close(sleeper)
 
 
-def test_what_is_started_by_a_parent_that_is_gone_already_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_process_does_not_start_when_its_parent_is_already_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = die_with_parent()
     monkeypatch.setattr("os.getppid", lambda: -1)
     with subprocess.Popen([sys.executable, "-c", "print('alive')"], stdout=subprocess.PIPE, preexec_fn=prepare) as late:

@@ -41,12 +41,12 @@ async def test_every_change_can_be_undone(link: Link, undo: tuple[str, str]) -> 
 
 
 @pytest.mark.parametrize("line", ["quit", "exit", " q "])
-async def test_quit_ends_it(link: Link, line: str) -> None:
+async def test_quit_ends_the_conversation(link: Link, line: str) -> None:
     assert not await obey(link, line)
 
 
 @pytest.mark.parametrize("line", ["delay", "delay x", "delay -1", "delay nan", "rate inf", "up 3", "help", "\x1b[A"])
-async def test_what_is_not_understood_is_answered_with_what_there_is(link: Link, line: str) -> None:
+async def test_unknown_command_is_answered_with_the_help_text(link: Link, line: str) -> None:
     before = describe(link)
     with pytest.raises(NotUnderstood) as caught:
         await obey(link, line)
@@ -54,7 +54,7 @@ async def test_what_is_not_understood_is_answered_with_what_there_is(link: Link,
     assert describe(link) == before
 
 
-async def test_a_conversation_on_a_terminal(
+async def test_commands_on_a_terminal_are_executed_and_answered(
     link: Link, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours, theirs = os.openpty()

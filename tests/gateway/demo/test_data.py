@@ -17,11 +17,11 @@ def samples() -> bytes:
         return recording.readframes(recording.getnframes())
 
 
-def test_the_recording_is_small_and_plain() -> None:
+def test_recording_is_a_small_16_khz_mono_file() -> None:
     assert len(samples()) < WAV.stat().st_size < 110_000
 
 
-def test_a_real_recogniser_hears_exactly_what_was_said() -> None:
+def test_speech_recogniser_transcribes_the_recording_exactly() -> None:
     decoder = pytest.importorskip("pocketsphinx", reason="pocketsphinx, extra `speech`").Decoder(loglevel="FATAL")
     decoder.start_utt()
     decoder.process_raw(samples(), full_utt=True)
@@ -29,5 +29,5 @@ def test_a_real_recogniser_hears_exactly_what_was_said() -> None:
     assert decoder.hyp().hypstr == WORDS
 
 
-def test_how_it_was_made_is_written_down() -> None:
+def test_readme_documents_how_the_recording_was_made() -> None:
     assert f'"{WORDS}" {WAV.name}' in (WAV.parent / "README.md").read_text()

@@ -1,4 +1,7 @@
-"""The demo as a whole, in processes of its own. What it does under load is `edge-gateway demo --self-test`."""
+"""The demo as a whole, in separate processes.
+
+`edge-gateway demo --self-test` covers behaviour under load.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ Process = subprocess.Popen[str]
 
 @contextmanager
 def demo(folder: Path, stdin: int = subprocess.DEVNULL) -> Iterator[Process]:
-    """A demo that keeps its files below `folder`; killed at the end where it still runs."""
+    """A demo that keeps its files below `folder`; killed on exit if it still runs."""
     command = [*COMMAND, "--port", str(choose_ports(0, count=1)[0])]
     pipe, env = subprocess.PIPE, {**os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(command, stdin=stdin, stdout=pipe, stderr=pipe, text=True, env=env) as process:
@@ -40,14 +43,14 @@ def demo(folder: Path, stdin: int = subprocess.DEVNULL) -> Iterator[Process]:
 
 
 def read_until(stream: IO[str] | None, text: str) -> str:
-    """What it says, up to the line that holds `text`."""
+    """Read the output up to the line that contains `text`."""
     assert stream is not None
     said = ""
     for line in stream:
         said += line
         if text in line:
             return said
-    raise AssertionError(f"it ended before it said {text!r}: {said}")
+    raise AssertionError(f"the output ended before {text!r}: {said}")
 
 
 def family_of(pid: int) -> list[int]:
@@ -62,7 +65,7 @@ def ends(pidfd: int) -> bool:
 
 
 def ask(said: str) -> tuple[object, str | None]:
-    """Send the textbook's request to where the demo said it listens."""
+    """Send the `add` request to the address that the demo printed."""
     found = re.search(r"(localhost:\d+)/v1/tasks/add", said)
     assert found is not None
     body = json.dumps(add().body).encode()
@@ -76,7 +79,7 @@ def logs_of(said: str) -> Path:
     return Path(found[1])
 
 
-def test_on_a_terminal_it_obeys_and_serves_on_while_the_link_is_down(tmp_path: Path) -> None:
+def test_demo_on_a_terminal_runs_commands_and_serves_while_the_link_is_down(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     with os.fdopen(ours, "w", buffering=1) as keyboard, demo(tmp_path, stdin=theirs) as process:
         os.close(theirs)
@@ -92,7 +95,9 @@ def test_on_a_terminal_it_obeys_and_serves_on_while_the_link_is_down(tmp_path: P
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGKILL, -9)])
-def test_whatever_ends_it_ends_all_it_started(tmp_path: Path, number: signal.Signals, status: int) -> None:
+def test_all_child_processes_end_when_the_demo_is_interrupted_or_killed(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     with demo(tmp_path) as process, ExitStack() as stack:
         read_until(process.stdout, "tail -f")
         family = [os.pidfd_open(pid) for pid in family_of(process.pid)]
@@ -104,7 +109,7 @@ def test_whatever_ends_it_ends_all_it_started(tmp_path: Path, number: signal.Sig
         assert all(ends(pidfd) for pidfd in family)
 
 
-def test_a_gateway_that_dies_ends_it_with_the_end_of_its_log(tmp_path: Path) -> None:
+def test_demo_ends_with_the_log_tail_when_a_gateway_dies(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         said = read_until(process.stdout, "tail -f")
         first_child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])

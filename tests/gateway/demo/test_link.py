@@ -25,7 +25,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 class Wire(Link):
-    """A link that closes its clients too."""
+    """A link that also closes its clients."""
 
     async def connect(self) -> Connection:
         connection = await asyncio.open_connection("127.0.0.1", self.port)
@@ -77,7 +77,7 @@ def test_bytes_arrive_in_order_and_no_faster_than_the_rate(
     assert arrivals[-1] == pytest.approx(100.0 + expected_s + delay_s)
 
 
-def test_an_idle_transmitter_saves_nothing_up() -> None:
+def test_idle_transmitter_accumulates_no_burst_allowance() -> None:
     direction = Direction(bytes_per_s=1000)
     assert direction.arrival(0.0, 1000) == 1.0
     assert direction.arrival(50.0, 1000) == 51.0
@@ -86,7 +86,7 @@ def test_an_idle_transmitter_saves_nothing_up() -> None:
 # ── a real link ──────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_what_goes_in_comes_out(link: Wire) -> None:
+async def test_link_forwards_bytes_unchanged(link: Wire) -> None:
     data = bytes(range(256)) * 1000
     assert await round_trip_s(await link.connect(), data) < 5
     assert link.connections == 1
@@ -111,7 +111,7 @@ async def test_the_rate_holds_for_both_directions(link: Wire) -> None:
     assert await round_trip_s(await link.connect(), b"x" * 50_000) >= 0.05
 
 
-async def test_a_link_that_is_down_resets_what_is_open(link: Wire) -> None:
+async def test_link_taken_down_resets_open_connections(link: Wire) -> None:
     reader, writer = await link.connect()
     await round_trip_s((reader, writer))
     link.take_down()
@@ -119,7 +119,7 @@ async def test_a_link_that_is_down_resets_what_is_open(link: Wire) -> None:
         await reader.read()
 
 
-async def test_a_link_that_is_down_refuses_new_connections(link: Wire) -> None:
+async def test_link_taken_down_refuses_new_connections(link: Wire) -> None:
     link.take_down()
     with pytest.raises(ConnectionRefusedError):
         await link.connect()
@@ -134,14 +134,14 @@ async def test_a_link_comes_back_on_the_same_port(link: Wire) -> None:
     await round_trip_s(await link.connect())
 
 
-async def test_bringing_up_what_is_up_changes_nothing(link: Wire) -> None:
+async def test_bringing_up_a_link_that_is_up_changes_nothing(link: Wire) -> None:
     connection = await link.connect()
     await round_trip_s(connection)
     await link.bring_up()
     await round_trip_s(connection)
 
 
-async def test_a_stalled_link_says_nothing_until_it_goes_on(link: Wire) -> None:
+async def test_stalled_link_forwards_nothing_until_resumed(link: Wire) -> None:
     connection = await link.connect()
     await round_trip_s(connection)
     link.stall()
@@ -152,14 +152,14 @@ async def test_a_stalled_link_says_nothing_until_it_goes_on(link: Wire) -> None:
     await waiting
 
 
-async def test_the_end_of_one_side_reaches_the_other(link: Wire) -> None:
+async def test_end_of_one_side_is_forwarded_to_the_other(link: Wire) -> None:
     reader, writer = await link.connect()
     writer.write(b"last words")
     writer.write_eof()
     assert await reader.read() == b"last words"
 
 
-async def test_an_upstream_that_is_not_there_ends_the_connection() -> None:
+async def test_unreachable_upstream_closes_the_connection() -> None:
     async with Wire("127.0.0.1", 1) as link:
         reader, _ = await link.connect()
         assert await reader.read() == b""

@@ -6,7 +6,7 @@ from gateway.demo.calls import PRIMES, PRIMES_BELOW
 from gateway.demo.tasks import occupy, primes
 
 
-def test_the_primes_are_counted_right() -> None:
+def test_primes_are_counted_correctly() -> None:
     assert primes([*PRIMES_BELOW[:2], 0, 2, 3]) == [*PRIMES[:2], 0, 0, 1]
 
 

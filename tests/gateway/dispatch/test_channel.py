@@ -1,4 +1,4 @@
-"""Back-pressure: a backend is so far ahead of who listens, in number and in bytes, and no further."""
+"""Back-pressure: a backend's lead over its reader is bounded in parts and bytes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WHO: Any = None
 @pytest.mark.parametrize(
     ("part", "most"),
     [(Part(raw=b"x"), CHANNEL_PARTS), (Part(raw=bytes(CHANNEL_BYTES)), 1), (Part(raw=bytes(CHANNEL_BYTES // 2)), 2)],
-    ids=["many", "one that is large", "two of half the size"],
+    ids=["many small parts", "one large part", "two half-size parts"],
 )
-async def test_who_is_ahead_waits_for_who_listens(part: Part, most: int) -> None:
+async def test_producer_waits_for_the_reader_when_the_channel_is_full(part: Part, most: int) -> None:
     channel = Channel()
     for _ in range(most):
         await asyncio.wait_for(channel.put((WHO, part)), 5)
@@ -31,7 +31,7 @@ async def test_who_is_ahead_waits_for_who_listens(part: Part, most: int) -> None
     await asyncio.wait_for(waits, 5)
 
 
-async def test_an_answer_that_came_when_nobody_wanted_it_any_more_is_closed() -> None:
+async def test_forget_closes_a_response_that_has_already_arrived() -> None:
     closed: list[bool] = []
 
     class Closable:

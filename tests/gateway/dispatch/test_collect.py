@@ -1,4 +1,4 @@
-"""Parts put together for a client that wants one answer."""
+"""Collecting the parts of a stream for a client that requests a single response."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.plugin import Part, Result
 
 
 class Texts:
-    """Joins texts."""
+    """Collector that joins texts."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -23,7 +23,7 @@ class Texts:
         return Result(json=self.text)
 
 
-async def test_somebody_with_many_parts_ready_lets_others_have_their_turn() -> None:
+async def test_collector_yields_to_other_tasks_when_many_parts_are_ready() -> None:
     turns = 0
 
     async def others() -> None:

@@ -1,4 +1,7 @@
-"""Work that cannot be done in time is refused before it starts, on knowledge alone, and not for ever."""
+"""Refusal of requests that cannot meet their deadline.
+
+They are refused before they start, except for periodic trials.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +27,24 @@ def is_let_through(slack_s: float, *candidates: Candidate, feasibility: Feasibil
     return True
 
 
-def test_what_everybody_is_known_to_be_too_slow_for_is_refused_and_told_why() -> None:
+def test_request_is_refused_with_reasons_when_every_backend_is_too_slow() -> None:
     with pytest.raises(DeadlineExceeded, match=r"near 2 s, far 3 s\), and 1 s are left") as caught:
         Feasibility(FakeClock()).check(TASK, [known("near", 2.0), known("far", 3.0)], 1.0)
     assert caught.value.began is False
 
 
-def test_one_that_makes_it_or_that_nobody_knows_well_is_enough() -> None:
+def test_request_is_admitted_when_one_backend_is_fast_enough_or_unmeasured() -> None:
     assert is_let_through(1.0, known("near", 2.0), known("far", 0.9))
     assert is_let_through(1.0, known("near", 2.0), known("far", 9.0, samples=SURE_SAMPLES - 1))
     assert is_let_through(1.0, known("near", 9.0, samples=0))
 
 
-def test_a_backend_that_is_out_neither_helps_nor_hinders() -> None:
+def test_excluded_backends_do_not_affect_feasibility() -> None:
     assert not is_let_through(1.0, known("near", 2.0), known("far", 0.1, refused="breaker open"))
     assert is_let_through(1.0, known("far", 9.0, refused="breaker open"))
 
 
-def test_now_and_then_one_is_let_through_to_see_whether_it_is_still_so() -> None:
+def test_infeasible_requests_are_admitted_periodically_as_trials() -> None:
     clock = FakeClock()
     feasibility, passed = Feasibility(clock), 0
     for _ in range(50):

@@ -1,4 +1,4 @@
-"""Which failure is told of several."""
+"""The error to report when several attempts fail."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ FAILS, LATE = BackendUnavailable("it failed"), DeadlineExceeded("it was late")
 
 
 @pytest.mark.parametrize("failure", [FAILS, LATE, MAY_NOT])
-def test_that_one_lacks_the_endpoint_hides_no_other_failure(failure: GatewayError) -> None:
+def test_missing_endpoint_error_never_replaces_another_failure(failure: GatewayError) -> None:
     for order in itertools.permutations([LACKS, failure, LACKS]):
         assert functools.reduce(error_to_report, order) is failure
 
 
-def test_of_two_that_are_alike_the_later_is_told() -> None:
+def test_later_of_two_equal_failures_is_reported() -> None:
     assert error_to_report(None, LACKS) is LACKS
     assert error_to_report(FAILS, LATE) is LATE
     assert error_to_report(LATE, FAILS) is FAILS

@@ -1,4 +1,4 @@
-"""When an attempt that was told to stop, and goes on, counts as leaked."""
+"""When a cancelled attempt that keeps running counts as leaked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gateway.plugin import Backend, Task
 from gateway.registry import ManagedBackend
 from gateway.workers import WorkerBackend
 from support.clock import Clock
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 from support.worker_backends import Quick
 
 DAY_S = 86_400.0
@@ -35,20 +35,22 @@ def _member(backend: Backend[Any]) -> ManagedBackend:
 
 
 def _pool(drain_s: float) -> Backend[Any]:
-    return WorkerBackend(Quick, Quick.Settings(), KeptServices(), slots=1, drain_s=lambda: drain_s)
+    return WorkerBackend(Quick, Quick.Settings(), RecordingServices(), slots=1, drain_s=lambda: drain_s)
 
 
 @pytest.mark.parametrize(
     ("backend", "deadline", "late_after_s"),
     [
-        (Quick(Quick.Settings(), KeptServices()), DAY_S, LEAKED_S),
+        (Quick(Quick.Settings(), RecordingServices()), DAY_S, LEAKED_S),
         (_pool(30.0), DAY_S, 30.0 + LEAKED_S),
         (_pool(30.0), 10.0, 10.0 + LEAKED_S),
         (_pool(30.0), 0.0, LEAKED_S),
     ],
-    ids=["in the loop", "a stream in a worker", "a whole request in a worker", "its deadline has passed"],
+    ids=["in the loop", "worker, drain timeout first", "worker, deadline first", "worker, deadline passed"],
 )
-async def test_it_leaks_once_it_should_have_ended(backend: Backend[Any], deadline: float, late_after_s: float) -> None:
+async def test_cancelled_attempt_counts_as_leaked_after_its_grace_period(
+    backend: Backend[Any], deadline: float, late_after_s: float
+) -> None:
     may_end = asyncio.Event()
 
     async def ignores() -> None:

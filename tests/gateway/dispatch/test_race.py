@@ -1,4 +1,4 @@
-"""All attempts at one request, on real lanes."""
+"""Concurrent attempts at one request, on real lanes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, T
 from gateway.policy import Decision
 from gateway.registry import ManagedBackend, ServingBackends
 from gateway.timing import Watch
-from support.lane_house import House
+from support.lane_fixture import LaneFixture
 
 
-def _race(house: House) -> AttemptGroup:
+def _race(house: LaneFixture) -> AttemptGroup:
     def spawn(attempt: Attempt) -> asyncio.Task[None]:
         return asyncio.create_task(asyncio.sleep(0))
 
@@ -29,8 +29,8 @@ def _race(house: House) -> AttemptGroup:
     return AttemptGroup(task, plan, ResponseSpec(), Watch(), house.lanes, spawn)
 
 
-async def test_a_rescue_into_a_full_line_is_declined_and_raises_nothing_into_the_lanes() -> None:
-    house = House(queue=1)
+async def test_hedge_into_a_full_queue_is_declined_without_raising() -> None:
+    house = LaneFixture(queue=1)
     for name in ("runs", "waits"):
         house.lanes.submit(house.work(name, allowed=("box",)), "box")
     with pytest.raises(TaskRefused):
@@ -40,13 +40,16 @@ async def test_a_rescue_into_a_full_line_is_declined_and_raises_nothing_into_the
     race.start()
     assert race._rescue("box") is False
     assert len(race.attempts) == 1
-    assert [line._closed for line in race.watch.children] == [False, True]  # an open one keeps it from being packed
+    assert [line._closed for line in race.watch.children] == [
+        False,
+        True,
+    ]  # an open child keeps the watch from being packed
     assert house.lanes.waiting()["box"] == 1
     await asyncio.gather(*race.attempts.values())
 
 
-async def test_a_rescue_is_no_new_request_to_the_lanes() -> None:
-    house = House(queue=1)
+async def test_hedge_does_not_count_as_a_new_request_in_the_lanes() -> None:
+    house = LaneFixture(queue=1)
     race = _race(house)
     race.start()
     tokens, last = house.lanes._rescuing._tokens, dict(house.lanes._last)
@@ -56,8 +59,8 @@ async def test_a_rescue_is_no_new_request_to_the_lanes() -> None:
     await asyncio.gather(*race.attempts.values())
 
 
-async def test_who_is_refused_a_place_in_line_leaves_no_line_of_the_account_open() -> None:
-    house = House(queue=0)
+async def test_attempt_refused_by_a_full_queue_closes_its_watch() -> None:
+    house = LaneFixture(queue=0)
     for number in range(16):
         house.lanes.submit(house.work(f"runs {number}", allowed=("cloud",)), "cloud")
     race = _race(house)
@@ -66,11 +69,11 @@ async def test_who_is_refused_a_place_in_line_leaves_no_line_of_the_account_open
     assert [line._closed for line in race.watch.children] == [True]
 
 
-# ── two at work, of which one refuses ────────────────────────────────────────────────────────────
+# ── two attempts, one of which gets an error response ────────────────────────────────────────────
 
 
 class Named:
-    """As much of a member as is looked at here."""
+    """Stub member with the attributes that a race reads."""
 
     site, breaker = "edge", None
 
@@ -79,10 +82,10 @@ class Named:
 
 
 class Rescued:
-    """A race of two whose attempts say what the test says."""
+    """A race of two attempts whose results the test chooses."""
 
     def __init__(self) -> None:
-        house = House()
+        house = LaneFixture()
         self.running: list[asyncio.Task[None]] = []
         decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
         plan = Plan(ServingBackends({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
@@ -99,7 +102,7 @@ class Rescued:
         return self.running[-1]
 
     async def answer(self, *said: tuple[Attempt, Item], until: float = math.inf) -> tuple[str, Result | None]:
-        """Who won, and with what."""
+        """Return the winning backend and its result."""
         for attempt, item in said:
             await self.race._put(attempt, item)
             if isinstance(item, Result):
@@ -115,26 +118,26 @@ class Rescued:
 NO, WORSE, YES, LOST = Result(status=400), Result(status=422), Result(status=200), BackendUnavailable("it is gone")
 
 
-async def test_a_refusal_does_not_beat_the_good_answer_of_one_that_still_works() -> None:
+async def test_error_response_does_not_win_over_a_success_that_arrives_later() -> None:
     it = Rescued()
     assert await it.answer((it.second, NO), (it.first, YES)) == ("cloud", YES)
     it = Rescued()
     assert await it.answer((it.first, NO), (it.second, YES)) == ("box", YES)
 
 
-async def test_a_refusal_is_the_answer_where_nobody_has_a_better_one() -> None:
+async def test_error_response_is_returned_when_no_attempt_does_better() -> None:
     it = Rescued()
     assert await it.answer((it.second, WORSE), (it.first, LOST)) == ("box", WORSE)
     it = Rescued()
     assert await it.answer((it.second, WORSE), (it.first, NO)) == ("cloud", NO)
 
 
-async def test_a_refusal_is_the_answer_where_the_time_is_up_for_the_other() -> None:
+async def test_error_response_is_returned_when_the_other_attempt_times_out() -> None:
     it = Rescued()
     assert await it.answer((it.second, NO), until=0.0) == ("box", NO)
 
 
-async def test_where_all_fail_the_last_failure_counts() -> None:
+async def test_last_failure_is_raised_when_all_attempts_fail() -> None:
     it, late = Rescued(), BackendUnavailable("it is gone, too")
     with pytest.raises(BackendUnavailable) as raised:
         await it.answer((it.second, LOST), (it.first, late))

@@ -7,7 +7,7 @@ from gateway.dispatch.retry import BURST_TOKENS, TOKENS_PER_REQUEST, RetryBudget
 
 
 @given(st.lists(st.sampled_from(["request", "failure"])))
-def test_second_tries_are_never_more_than_a_fifth_of_the_requests_and_a_burst(events: list[str]) -> None:
+def test_retries_never_exceed_the_burst_plus_a_fifth_of_the_requests(events: list[str]) -> None:
     budget = RetryBudget()
     requests = taken = 0
     for event in events:
@@ -19,7 +19,7 @@ def test_second_tries_are_never_more_than_a_fifth_of_the_requests_and_a_burst(ev
         assert taken <= BURST_TOKENS + TOKENS_PER_REQUEST * requests + 1e-9
 
 
-def test_an_empty_budget_fills_again_with_the_requests_that_come() -> None:
+def test_empty_retry_budget_refills_with_new_requests() -> None:
     budget = RetryBudget()
     while budget.take():
         pass

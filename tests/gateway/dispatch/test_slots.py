@@ -1,4 +1,4 @@
-"""Whatever happens at whichever turn of the loop: every slot, every place in line and every permit is given back."""
+"""Return of slots, queue entries and permits after cancellation at any iteration."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
 from gateway.request_log import RequestRecord
 from gateway.timing import Watch
-from support.until import until
+from support.polling import wait_until
 
-TURNS = 14  # from a request's first step to its last there are fewer
-BIG = 200_000  # needs a permit
+TURNS = 14  # loop iterations; a request takes fewer from its first step to its last
+BIG = 200_000  # bytes; needs an upload permit
 
 
 class _Scripted(Backend[BackendSettings]):
-    """Does what `script` says, a number of turns after it is asked."""
+    """Backend that runs `script`, which may wait a number of loop iterations."""
 
     tasks = ("t",)
     repeatable = True
@@ -116,7 +116,7 @@ SCRIPTS = (
 
 
 class House:
-    """A dispatcher over two backends of one slot each; `here` is asked first, `there` lies beyond a network."""
+    """A dispatcher over two one-slot backends: `here` is first, `there` is remote."""
 
     def __init__(self, here: Any, there: Any) -> None:
         self.board = Measurements(asyncio.get_running_loop().time)
@@ -149,15 +149,15 @@ class House:
         return {lane[what] for lane in lanes for what in ("busy", "waiting", "uploading")}
 
     async def settles(self) -> None:
-        """Every count returns to zero, and stays there."""
-        await until(lambda: not self.dispatcher.is_stuck)
+        """Wait until every count is zero, and check that it stays zero."""
+        await wait_until(lambda: not self.dispatcher.is_stuck)
         await _turns(3)
         assert self.counts() == {0}
         await self.registry.close_all()
 
 
 async def _gone(asked: asyncio.Task[Answer]) -> None:
-    """The client has gone, whatever it had by then."""
+    """Disconnect the client, whether or not it has a response by then."""
     asked.cancel()
     with contextlib.suppress(GatewayError, asyncio.CancelledError):
         (await asked).close()
@@ -165,7 +165,7 @@ async def _gone(asked: asyncio.Task[Answer]) -> None:
 
 @pytest.mark.parametrize("first", SCRIPTS, ids=lambda script: script.__name__)
 @pytest.mark.parametrize("second", [answers, fails, is_silent], ids=lambda script: script.__name__)
-async def test_a_client_may_go_at_any_turn(first: Any, second: Any) -> None:
+async def test_slots_are_returned_when_the_client_disconnects_at_any_iteration(first: Any, second: Any) -> None:
     for turns in range(TURNS):
         house = await House(first, second).open()
         asked = house.ask(body=bytes(BIG))
@@ -175,7 +175,7 @@ async def test_a_client_may_go_at_any_turn(first: Any, second: Any) -> None:
 
 
 @pytest.mark.parametrize("first", SCRIPTS, ids=lambda script: script.__name__)
-async def test_one_that_waits_may_go_in_the_very_turn_in_which_it_is_granted(first: Any) -> None:
+async def test_slots_are_returned_when_a_queued_request_is_cancelled_as_it_is_granted(first: Any) -> None:
     for ahead_goes, behind_goes in itertools.product(range(TURNS), repeat=2):
         house = await House(first, first).open()
         ahead = [house.ask(pin="here"), house.ask(pin="here")]
@@ -189,7 +189,7 @@ async def test_one_that_waits_may_go_in_the_very_turn_in_which_it_is_granted(fir
 
 
 @pytest.mark.parametrize("second", SCRIPTS, ids=lambda script: script.__name__)
-async def test_a_second_attempt_may_be_made_at_any_turn(second: Any) -> None:
+async def test_slots_are_returned_when_a_hedge_starts_at_any_iteration(second: Any) -> None:
     for rescued, gone in itertools.product(range(TURNS), range(0, TURNS, 2)):
         house = await House(is_silent, second).open()
         asked = house.ask()
@@ -203,10 +203,10 @@ async def test_a_second_attempt_may_be_made_at_any_turn(second: Any) -> None:
         await house.settles()
 
 
-async def test_a_backend_may_be_cancelled_before_its_first_step() -> None:
+async def test_slots_are_returned_when_a_backend_is_cancelled_before_its_first_step() -> None:
     house = await House(answers, answers).open()
     asked = house.ask()
-    await until(lambda: house.dispatcher.is_stuck)
+    await wait_until(lambda: house.dispatcher.is_stuck)
     await _gone(asked)
     await house.settles()
 
@@ -227,7 +227,7 @@ async def _nothing() -> AsyncIterator[Part]:
 
 
 @pytest.mark.parametrize("first", [answers, answers_at_once, fails, refuses, raises, streams, breaks])
-async def test_many_at_once_leave_nothing_behind(first: Any) -> None:
+async def test_slots_are_returned_after_many_concurrent_requests(first: Any) -> None:
     house = await House(first, first).open()
     asked = [house.ask() for _ in range(10)]
     await asyncio.gather(*(_drained(one) for one in asked))

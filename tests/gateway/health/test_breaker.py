@@ -1,4 +1,4 @@
-"""The breaker: its table, what opens it, and how it finds out that all is well again."""
+"""Circuit breaker: transition table, opening conditions and recovery."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def trip(breaker: Breaker) -> None:
         breaker.failed("it answered 500")
 
 
-def test_the_table_names_states_and_events_that_exist() -> None:
+def test_transition_table_contains_only_known_states_and_events() -> None:
     assert set(TRANSITIONS) == set(get_args(State))
     for row in TRANSITIONS.values():
         assert set(row) <= set(get_args(Event))
         assert set(row.values()) <= set(get_args(State))
 
 
-def test_five_failures_in_a_row_open_it_and_four_do_not(breaker: Breaker) -> None:
+def test_breaker_opens_after_five_consecutive_failures_and_not_after_four(breaker: Breaker) -> None:
     for _ in range(4):
         breaker.failed()
     assert breaker.allows()
@@ -43,27 +43,27 @@ def test_five_failures_in_a_row_open_it_and_four_do_not(breaker: Breaker) -> Non
     assert (breaker.state, breaker.allows(), breaker.why_open) == ("open", False, "it answered 503")
 
 
-def test_half_of_the_last_ones_failing_opens_it(breaker: Breaker) -> None:
+def test_breaker_opens_when_half_of_the_recent_requests_fail(breaker: Breaker) -> None:
     for _ in range(5):
         breaker.succeeded()
         breaker.failed()
     assert breaker.state == "open"
 
 
-def test_a_clients_mistakes_never_count(breaker: Breaker) -> None:
+def test_breaker_stays_closed_when_clients_send_invalid_requests(breaker: Breaker) -> None:
     for _ in range(100):
         breaker.ignored()
     assert breaker.state == "closed"
 
 
-def test_after_its_time_one_try_is_let_through_at_a_time(breaker: Breaker, clock: Clock) -> None:
+def test_breaker_admits_one_trial_at_a_time_after_its_open_period(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
     assert breaker.state == "half_open"
     assert [breaker.allows(), breaker.allows(), breaker.would_allow()] == [True, False, False]
 
 
-def test_a_try_that_succeeds_closes_it_and_one_that_fails_opens_it_again(breaker: Breaker, clock: Clock) -> None:
+def test_successful_trial_closes_the_breaker_and_failed_trial_reopens_it(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
     assert breaker.allows()
@@ -75,7 +75,7 @@ def test_a_try_that_succeeds_closes_it_and_one_that_fails_opens_it_again(breaker
     assert (breaker.state, breaker.why_open) == ("closed", None)
 
 
-def test_a_try_that_told_nothing_is_free_again(breaker: Breaker, clock: Clock) -> None:
+def test_ignored_trial_frees_the_half_open_permit(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
     assert breaker.allows()
@@ -83,7 +83,7 @@ def test_a_try_that_told_nothing_is_free_again(breaker: Breaker, clock: Clock) -
     assert breaker.allows()
 
 
-def test_a_try_nobody_reported_blocks_no_longer_than_ten_seconds(breaker: Breaker, clock: Clock) -> None:
+def test_unreported_trial_blocks_the_half_open_permit_for_ten_seconds_at_most(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
     assert breaker.allows()
@@ -91,7 +91,7 @@ def test_a_try_nobody_reported_blocks_no_longer_than_ten_seconds(breaker: Breake
     assert breaker.allows()
 
 
-def test_a_pinned_request_gets_through_at_least_every_ten_seconds(breaker: Breaker, clock: Clock) -> None:
+def test_open_breaker_admits_a_pinned_request_every_ten_seconds(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     assert breaker.allows(pinned=True)
     breaker.failed(retry_after_s=60.0)
@@ -104,14 +104,14 @@ def test_a_pinned_request_gets_through_at_least_every_ten_seconds(breaker: Break
     assert 5 <= passed <= 6
 
 
-def test_an_answered_probe_half_opens_it_early(breaker: Breaker) -> None:
+def test_successful_probe_half_opens_the_breaker_early(breaker: Breaker) -> None:
     trip(breaker)
     breaker.probe_ok()
     assert breaker.state == "half_open"
     assert breaker.allows()
 
 
-def test_retry_after_opens_it_at_once_and_no_probe_shortens_that(breaker: Breaker, clock: Clock) -> None:
+def test_retry_after_opens_the_breaker_at_once_and_probes_do_not_shorten_it(breaker: Breaker, clock: Clock) -> None:
     breaker.failed("it answered 429", retry_after_s=30.0)
     assert breaker.state == "open"
     breaker.probe_ok()
@@ -122,18 +122,18 @@ def test_retry_after_opens_it_at_once_and_no_probe_shortens_that(breaker: Breake
 
 
 @pytest.mark.parametrize("retry_after_s", [math.nan, -5.0, 0.0, None])
-def test_a_senseless_retry_after_is_no_retry_after(breaker: Breaker, retry_after_s: float | None) -> None:
+def test_invalid_retry_after_is_ignored(breaker: Breaker, retry_after_s: float | None) -> None:
     breaker.failed(retry_after_s=retry_after_s)
     assert breaker.state == "closed"
 
 
-def test_a_retry_after_of_a_year_is_a_minute(breaker: Breaker, clock: Clock) -> None:
+def test_retry_after_is_capped_at_one_minute(breaker: Breaker, clock: Clock) -> None:
     breaker.failed(retry_after_s=3e7)
     clock.now += 60.0
     assert breaker.state == "half_open"
 
 
-def test_changes_are_told_with_their_reason(clock: Clock) -> None:
+def test_state_changes_are_reported_with_their_reason(clock: Clock) -> None:
     told: list[tuple[str, str, str]] = []
     breaker = Breaker(clock, lambda before, after, why: told.append((before, after, why)))
     trip(breaker)
@@ -152,7 +152,7 @@ CALLS = st.sampled_from(["allows", "pinned", "succeeded", "failed", "retry", "ig
 
 
 @given(st.lists(CALLS, max_size=200))
-def test_no_history_leaves_the_table_or_shuts_it_for_good(calls: list[str]) -> None:
+def test_breaker_admits_a_trial_after_any_history_once_it_has_waited(calls: list[str]) -> None:
     clock = Clock()
     breaker = Breaker(clock)
     for call in calls:
@@ -168,12 +168,12 @@ def test_no_history_leaves_the_table_or_shuts_it_for_good(calls: list[str]) -> N
     assert breaker.allows()
 
 
-def test_how_long_it_stays_open_is_told(breaker: Breaker, clock: Clock) -> None:
+def test_wait_s_is_the_remaining_open_time(breaker: Breaker, clock: Clock) -> None:
     assert breaker.wait_s == 0.0
     breaker.failed(retry_after_s=40.0, is_limit=True)
     clock.now += 5.0
     assert (breaker.wait_s, breaker.is_rate_limit) == (35.0, True)
-    breaker.failed()  # one that was under way says nothing of when; the pause stands
+    breaker.failed()  # an attempt already in flight has no Retry-After; the pause is kept
     assert (breaker.wait_s, breaker.is_rate_limit) == (35.0, False)
     clock.now += 35.0
     assert (breaker.wait_s, breaker.is_rate_limit) == (0.0, False)

@@ -1,4 +1,4 @@
-"""What a backend lacks is believed for a while, and not of too many paths."""
+"""Cache of paths for which a backend returned 404: expiry and size limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gateway.health.missing_endpoints import LACKS_S, MAX_PATHS, MissingEndpoint
 from support.clock import Clock
 
 
-def test_a_lack_is_believed_for_a_while_whatever_the_query() -> None:
+def test_missing_path_is_cached_without_its_query_until_it_expires() -> None:
     clock = Clock()
     lacks = MissingEndpoints(clock)
     lacks.note("/v1/responses?a=1")
@@ -16,7 +16,7 @@ def test_a_lack_is_believed_for_a_while_whatever_the_query() -> None:
     assert not lacks.has("/v1/responses")
 
 
-def test_the_oldest_of_too_many_is_forgotten() -> None:
+def test_oldest_path_is_evicted_when_the_cache_is_full() -> None:
     lacks = MissingEndpoints(Clock())
     for n in range(MAX_PATHS + 1):
         lacks.note(f"/v1/images/{n}")
@@ -25,7 +25,7 @@ def test_the_oldest_of_too_many_is_forgotten() -> None:
     assert lacks.has(f"/v1/images/{MAX_PATHS}")
 
 
-def test_what_is_noted_again_costs_no_other_its_place_and_keeps_its_own_longest() -> None:
+def test_path_noted_again_is_refreshed_without_evicting_another() -> None:
     lacks = MissingEndpoints(Clock())
     for n in range(MAX_PATHS):
         lacks.note(f"/v1/images/{n}")

@@ -1,4 +1,4 @@
-"""A plugin that raises and never answers is left alone for longer and longer; one answer and it is forgotten."""
+"""Plugin quarantine: growing periods after repeated exceptions; a success resets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def raise_it(quarantine: Quarantine, times: int) -> None:
         quarantine.raised("KeyError")
 
 
-def test_a_plugin_that_raises_and_answers_nothing_gets_no_work_for_a_while() -> None:
+def test_plugin_is_quarantined_after_raising_many_times_without_success() -> None:
     clock = FakeClock()
     told: list[float] = []
     quarantine = Quarantine(clock, lambda why, seconds: told.append(seconds))
@@ -24,7 +24,7 @@ def test_a_plugin_that_raises_and_answers_nothing_gets_no_work_for_a_while() -> 
     assert told == [FIRST_S]
 
 
-def test_each_try_that_raises_again_costs_twice_as_long_up_to_a_quarter_of_an_hour() -> None:
+def test_quarantine_period_doubles_up_to_fifteen_minutes() -> None:
     clock, told = FakeClock(), list[float]()
     quarantine = Quarantine(clock, lambda why, seconds: told.append(seconds))
     raise_it(quarantine, RAISES)
@@ -34,7 +34,7 @@ def test_each_try_that_raises_again_costs_twice_as_long_up_to_a_quarter_of_an_ho
     assert told == [60, 120, 240, 480, 900, 900, 900]
 
 
-def test_one_answer_and_all_is_forgotten() -> None:
+def test_one_success_resets_the_quarantine() -> None:
     quarantine = Quarantine(FakeClock())
     raise_it(quarantine, RAISES)
     quarantine.answered()
@@ -43,7 +43,7 @@ def test_one_answer_and_all_is_forgotten() -> None:
     assert quarantine.why(1) is None
 
 
-def test_a_plugin_whose_every_slot_is_held_is_out_until_one_ends() -> None:
+def test_plugin_is_excluded_while_leaked_tasks_hold_every_slot() -> None:
     quarantine = Quarantine(FakeClock())
     quarantine.leaked = 2
     assert "2 tasks hold its slots" in (quarantine.why(2) or "")

@@ -1,4 +1,7 @@
-"""Room for bodies: what is announced is kept free, what is not is refused as it comes, and nothing is lost of it."""
+"""Memory budget for request bodies.
+
+An announced length is reserved. A chunked body counts as it is read. Every reservation is released.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def room_of(size: int) -> BodyBudget:
     return room
 
 
-def test_what_was_announced_is_kept_for_who_announced_it() -> None:
+def test_announced_length_is_reserved_for_its_request() -> None:
     room = room_of(100)
     with room.reading(60) as first:
         with pytest.raises(TaskRefused, match="too many large bodies") as refused, room.reading(60):
@@ -29,14 +32,14 @@ def test_what_was_announced_is_kept_for_who_announced_it() -> None:
         pass
 
 
-def test_what_nobody_announced_is_refused_where_it_is_too_much() -> None:
+def test_chunked_body_is_refused_when_it_exceeds_the_budget() -> None:
     with room_of(100).reading(0) as chunked:
         chunked.took(100)
         with pytest.raises(TaskRefused):
             chunked.took(1)
 
 
-def test_a_look_that_finds_memory_makes_room_again_but_for_what_is_still_announced() -> None:
+def test_new_measurement_refills_the_budget_minus_open_reservations() -> None:
     room = room_of(100)
     with room.reading(80):
         room.measured(100 * COPIES)
@@ -47,7 +50,7 @@ def test_a_look_that_finds_memory_makes_room_again_but_for_what_is_still_announc
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.lists(st.integers(0, 20), max_size=5)), max_size=20))
-def test_whatever_comes_no_promise_is_left_over(bodies: list[tuple[int, list[int]]]) -> None:
+def test_no_reservation_is_left_after_any_sequence_of_bodies(bodies: list[tuple[int, list[int]]]) -> None:
     room = room_of(200)
     for announced, pieces in bodies:
         try:

@@ -1,4 +1,4 @@
-"""The lanes: who waits where, who goes first, who moves; every place is granted once, every count returns to zero."""
+"""Lanes: queue order, slots, upload permits and predictions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.plugin import LinkSample, TaskRefused
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
-def test_work_starts_at_once_where_a_slot_is_free_and_its_end_is_told_as_often_as_one_likes() -> None:
-    house = House()
+def test_work_starts_at_once_on_a_free_slot_and_its_end_is_idempotent() -> None:
+    house = LaneFixture()
     work = house.submit("a", "box")
     assert house.started == [("a", "box")]
     for _ in range(3):
@@ -22,11 +22,11 @@ def test_work_starts_at_once_where_a_slot_is_free_and_its_end_is_told_as_often_a
         house.lanes.done(work, "box")
         house.lanes.withdraw(work)
     assert house.lanes.busy() == {"box": 0, "cloud": 0}
-    assert house.board.predict("box", "task", "add", 1.0).samples == 0  # it took no time at all: no sample
+    assert house.board.predict("box", "task", "add", 1.0).samples == 0  # zero service time gives no sample
 
 
-def test_the_shortest_goes_first() -> None:
-    house = House()
+def test_shortest_work_starts_first() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for name, size in (("long", 3.0), ("short", 1.0), ("middle", 2.0)):
@@ -36,8 +36,8 @@ def test_the_shortest_goes_first() -> None:
     assert house.names_started() == ["runs", "short", "middle", "long"]
 
 
-def test_a_stream_that_has_answered_still_holds_its_slot_for_as_long_as_such_streams_do() -> None:
-    house = House()
+def test_predicted_wait_includes_the_usual_duration_of_running_streams() -> None:
+    house = LaneFixture()
     for turn in range(5):
         work = house.submit(f"stream {turn}", "box", **HERE)
         house.now += 0.5
@@ -52,8 +52,8 @@ def test_a_stream_that_has_answered_still_holds_its_slot_for_as_long_as_such_str
     assert box.wait_s == pytest.approx(9.5, rel=0.2)
 
 
-def test_a_long_wait_outweighs_a_short_service() -> None:
-    house = House()
+def test_long_waiting_work_starts_before_shorter_work() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("long", "box", 3.0, **HERE)
@@ -63,8 +63,8 @@ def test_a_long_wait_outweighs_a_short_service() -> None:
     assert house.names_started() == ["runs", "long"]
 
 
-def test_a_clients_deadline_goes_first_once_it_binds_and_not_before() -> None:
-    house = House()
+def test_client_deadline_takes_precedence_only_once_it_is_near() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("short", "box", 1.0, **HERE)
@@ -76,8 +76,8 @@ def test_a_clients_deadline_goes_first_once_it_binds_and_not_before() -> None:
     assert house.names_started() == ["runs", "short", "dated"]
 
 
-def test_a_deadline_that_is_lost_gets_no_precedence() -> None:
-    house = House()
+def test_unreachable_deadline_gets_no_precedence() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("lost", "box", 3.0, deadline=house.now + 1.0, client_deadline=True, **HERE)
@@ -86,8 +86,8 @@ def test_a_deadline_that_is_lost_gets_no_precedence() -> None:
     assert house.names_started() == ["runs", "short"]
 
 
-def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
-    house = House(queue=2)
+def test_full_queue_refuses_with_retry_after() -> None:
+    house = LaneFixture(queue=2)
     house.teach()
     for name in "abc":
         house.submit(name, "box", **HERE)
@@ -99,8 +99,8 @@ def test_a_full_line_refuses_with_a_time_to_come_back() -> None:
     assert house.lanes.waiting()["box"] == 2
 
 
-def test_who_leaves_the_line_frees_the_place() -> None:
-    house = House(queue=1)
+def test_withdrawn_work_frees_its_queue_entry() -> None:
+    house = LaneFixture(queue=1)
     house.submit("a", "box", **HERE)
     waiting = house.submit("b", "box", **HERE)
     house.lanes.withdraw(waiting)
@@ -109,8 +109,8 @@ def test_who_leaves_the_line_frees_the_place() -> None:
     assert house.names_started() == ["a", "c"]
 
 
-def test_one_large_body_is_uploaded_at_a_time_and_its_slot_is_not_the_permit() -> None:
-    house = House()
+def test_one_large_upload_runs_at_a_time_and_its_permit_is_freed_before_its_slot() -> None:
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -121,16 +121,16 @@ def test_one_large_body_is_uploaded_at_a_time_and_its_slot_is_not_the_permit() -
     assert house.lanes.busy()["cloud"] == 2
 
 
-def test_uploads_too_short_to_fill_the_path_go_two_by_two() -> None:
-    house = House()
+def test_two_uploads_run_at_once_when_each_is_too_short_to_fill_the_path() -> None:
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e8)
     for name in "abc":
         house.submit(name, "cloud", body_bytes=BIG, allowed=("cloud",))
     assert house.names_started() == ["a", "b"]
 
 
-def test_any_number_of_big_bodies_never_block_a_small_one() -> None:
-    house = House()
+def test_queued_large_bodies_never_block_a_small_body() -> None:
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(60):
         house.submit(f"big {number}", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -138,8 +138,8 @@ def test_any_number_of_big_bodies_never_block_a_small_one() -> None:
     assert house.names_started() == ["big 0", "small"]
 
 
-def test_a_failed_upload_gives_its_permit_back() -> None:
-    house = House()
+def test_failed_upload_frees_its_permit() -> None:
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -150,12 +150,12 @@ def test_a_failed_upload_gives_its_permit_back() -> None:
 # ── predictions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def predicted_s(house: House, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
+def predicted_s(house: LaneFixture, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
     return house.lanes.candidates(house.work("asked", size, body_bytes), {name: None})[0].t_s
 
 
-def test_what_is_ahead_is_counted_and_what_is_behind_is_not() -> None:
-    house = House()
+def test_prediction_counts_only_work_ahead_in_the_queue() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("short", "box", 1.0, **HERE)
@@ -163,8 +163,8 @@ def test_what_is_ahead_is_counted_and_what_is_behind_is_not() -> None:
     assert predicted_s(house, "box", 2.0) == pytest.approx(1.0 + 1.0 + 2.0, rel=0.1)
 
 
-def test_what_overstays_its_time_has_a_quarter_of_it_to_go_and_later_half_its_age() -> None:
-    house = House()
+def test_overdue_work_is_predicted_to_need_a_quarter_more_then_half_its_age() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.now += 1.0
@@ -173,8 +173,8 @@ def test_what_overstays_its_time_has_a_quarter_of_it_to_go_and_later_half_its_ag
     assert predicted_s(house, "box") == pytest.approx(11.0, rel=0.1)
 
 
-def test_bytes_ahead_and_own_bytes_cost_their_time_on_the_uplink() -> None:
-    house = House()
+def test_prediction_includes_upload_time_of_own_and_queued_bytes() -> None:
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     assert predicted_s(house, "cloud", 1.0, BIG) == pytest.approx(2.0 + 1.0, rel=0.1)
     house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -183,8 +183,8 @@ def test_bytes_ahead_and_own_bytes_cost_their_time_on_the_uplink() -> None:
     assert predicted_s(house, "cloud", 1.0, BIG) == pytest.approx(1.0 + 2.0 + 1.0, rel=0.1)
 
 
-def test_a_burst_does_not_herd_onto_the_one_that_looks_best() -> None:
-    house = House(slots=2)
+def test_burst_is_spread_instead_of_herding_onto_the_best_backend() -> None:
+    house = LaneFixture(slots=2)
     house.teach(box_s=1.0, cloud_s=1.1)
     chosen = []
     for number in range(20):
@@ -194,8 +194,8 @@ def test_a_burst_does_not_herd_onto_the_one_that_looks_best() -> None:
     assert 1 <= chosen.count("box") <= 6
 
 
-def test_a_burst_of_something_unknown_does_not_pile_up_behind_the_first_try() -> None:
-    house = House(slots=2)
+def test_burst_of_an_unmeasured_task_does_not_queue_behind_the_first_trial() -> None:
+    house = LaneFixture(slots=2)
     chosen = []
     for number in range(20):
         work = house.work(str(number))
@@ -205,18 +205,18 @@ def test_a_burst_of_something_unknown_does_not_pile_up_behind_the_first_try() ->
     assert chosen.count("box") <= 4
 
 
-def test_fast_failures_attract_no_traffic() -> None:
-    house = House()
+def test_fast_failures_do_not_lower_the_prediction() -> None:
+    house = LaneFixture()
     house.teach(box_s=0.2, cloud_s=1.0)
     for number in range(50):
         work = house.submit(str(number), "cloud", allowed=("cloud",))
         house.now += 0.001
-        house.lanes.done(work, "cloud")  # a 503 at once: never `answered`
+        house.lanes.done(work, "cloud")  # as for an immediate 503: `answered` is never called
     assert predicted_s(house, "cloud") == pytest.approx(1.0, rel=0.2)
 
 
-def test_time_outs_count() -> None:
-    house = House()
+def test_timeouts_raise_the_prediction() -> None:
+    house = LaneFixture()
     house.teach()
     before = predicted_s(house, "cloud")
     work = house.submit("lost", "cloud", allowed=("cloud",))
@@ -226,18 +226,18 @@ def test_time_outs_count() -> None:
     assert predicted_s(house, "cloud") > before
 
 
-def test_what_a_socket_buffer_hides_is_taken_off_the_service_time() -> None:
-    house = House()
+def test_upload_time_hidden_by_the_socket_buffer_is_not_service_time() -> None:
+    house = LaneFixture()
     house.board.observe("cloud", LinkSample(upload_bytes=BIG, upload_s=2.0))
     work = house.submit("small", "cloud", body_bytes=50_000, allowed=("cloud",))
-    house.lanes.sent(work, "cloud")  # the kernel took it at once, the link has not
+    house.lanes.sent(work, "cloud")  # the kernel buffered it at once; the link has not sent it
     house.now += 0.8
     house.finish("small")
     assert house.board.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.3, abs=0.01)
 
 
-def test_a_loser_is_tried_again_in_the_end() -> None:
-    house = House(slots=4)
+def test_slower_backend_is_tried_again_occasionally() -> None:
+    house = LaneFixture(slots=4)
     house.teach(box_s=1.0, cloud_s=2.0)
     chosen = []
     for number in range(1200):
@@ -249,8 +249,8 @@ def test_a_loser_is_tried_again_in_the_end() -> None:
     assert 1 <= chosen.count("cloud") <= 12
 
 
-def test_a_loser_that_became_the_best_is_found_out() -> None:
-    house = House(slots=4)
+def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
+    house = LaneFixture(slots=4)
     house.teach(box_s=1.0, cloud_s=2.0)
     chosen = []
     for number in range(1200):
@@ -262,8 +262,8 @@ def test_a_loser_that_became_the_best_is_found_out() -> None:
     assert chosen[-100:].count("cloud") >= 95
 
 
-def test_a_link_that_is_down_is_no_candidate() -> None:
-    house = House()
+def test_backend_with_a_link_that_is_down_is_excluded() -> None:
+    house = LaneFixture()
     house.board.carrier_lost("cloud")
     assert house.lanes.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
         "cloud": "its link is down"
@@ -274,13 +274,16 @@ def test_a_link_that_is_down_is_no_candidate() -> None:
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Work comes, is sent, answered, fails, leaves, moves, in any order; links, breakers and clocks do as they like."""
+    """Any order of work events, link changes, breaker changes and clock steps.
+
+    Work is submitted, sent, answered, failed, withdrawn and moved. At the end every count returns to zero.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.house = House(slots=2, queue=5)
+        self.house = LaneFixture(slots=2, queue=5)
         self.count = 0
-        self.places: dict[str, int] = {}  # how often each was submitted
+        self.places: dict[str, int] = {}  # number of submissions by name
 
     def running(self) -> list[tuple[str, str]]:
         return [entry for entry in self.house.started if entry not in self.over]
@@ -346,7 +349,7 @@ class AnyHistory(RuleBasedStateMachine):
         assert sum(busy.values()) == len(self.running())
 
     @invariant()
-    def nobody_is_started_twice(self) -> None:
+    def no_work_is_started_twice(self) -> None:
         assert len(self.house.names_started()) == len(set(self.house.names_started()))
 
     def teardown(self) -> None:

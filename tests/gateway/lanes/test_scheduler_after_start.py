@@ -1,4 +1,4 @@
-"""The lanes after the decision: who moves, who is doubled, who is given back."""
+"""Lanes after the decision: rebalancing, hedging and retirement."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 
 from gateway.plugin import LinkSample, TaskRefused
 from gateway.policy import Policy
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
-def test_waiting_work_moves_where_it_is_clearly_better_off() -> None:
-    house = House()
+def test_waiting_work_moves_to_a_clearly_faster_lane() -> None:
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.0)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -22,8 +22,8 @@ def test_waiting_work_moves_where_it_is_clearly_better_off() -> None:
     assert house.started[-1] == ("waits", "cloud")
 
 
-def test_it_stays_where_elsewhere_is_hardly_better_or_not_allowed() -> None:
-    house = House()
+def test_waiting_work_stays_when_the_other_lane_is_not_clearly_faster_or_not_allowed() -> None:
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.9)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -32,8 +32,8 @@ def test_it_stays_where_elsewhere_is_hardly_better_or_not_allowed() -> None:
     assert house.moved == []
 
 
-def test_a_free_slot_draws_from_other_lines_at_once() -> None:
-    house = House()
+def test_free_slot_takes_work_from_other_queues_at_once() -> None:
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     house.submit("runs", "box", **HERE)
     house.submit("uploads", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -42,8 +42,8 @@ def test_a_free_slot_draws_from_other_lines_at_once() -> None:
     assert house.moved == [("waits", "cloud", "box")]
 
 
-def test_a_whole_line_moves_when_its_backend_is_shut() -> None:
-    house = House()
+def test_whole_queue_moves_when_its_backend_becomes_unusable() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for number in range(40):
@@ -53,8 +53,8 @@ def test_a_whole_line_moves_when_its_backend_is_shut() -> None:
     assert house.lanes.waiting() == {"box": 0, "cloud": 24}
 
 
-def test_in_flight_work_is_doubled_when_its_link_goes_down_and_only_once() -> None:
-    house = House()
+def test_in_flight_work_is_hedged_once_when_its_link_goes_down() -> None:
+    house = LaneFixture()
     house.teach()
     for number in range(8):
         house.submit(str(number), "cloud")
@@ -64,8 +64,8 @@ def test_in_flight_work_is_doubled_when_its_link_goes_down_and_only_once() -> No
     assert house.doubled == [(str(number), "box") for number in range(8)]
 
 
-def test_what_is_not_repeatable_never_runs_twice() -> None:
-    house = House()
+def test_work_that_is_not_repeatable_is_never_hedged() -> None:
+    house = LaneFixture()
     house.teach()
     house.submit("once", "cloud", repeatable=False)
     house.board.carrier_lost("cloud")
@@ -74,15 +74,15 @@ def test_what_is_not_repeatable_never_runs_twice() -> None:
     assert house.doubled == []
 
 
-def crowd_at_the_cloud() -> House:
-    house = House(slots=50)
+def crowd_at_the_cloud() -> LaneFixture:
+    house = LaneFixture(slots=50)
     house.teach(box_s=0.1, cloud_s=0.1, uplink_bytes_per_s=1e6)
     for number in range(100):
         house.submit(str(number), "cloud", body_bytes=BIG if number == 0 else 10)
     return house
 
 
-def test_stalled_uploads_and_late_answers_are_doubled_within_the_budget() -> None:
+def test_stalled_uploads_and_late_responses_are_hedged_within_the_budget() -> None:
     house = crowd_at_the_cloud()
     house.now += 2.0
     for _ in range(5):
@@ -91,7 +91,7 @@ def test_stalled_uploads_and_late_answers_are_doubled_within_the_budget() -> Non
     assert house.doubled[0] == ("0", "box")
 
 
-def test_what_has_gone_silent_is_doubled_past_the_budget_but_nothing_twice() -> None:
+def test_silent_work_is_hedged_beyond_the_budget_but_only_once() -> None:
     house = crowd_at_the_cloud()
     house.now += 30.0
     for _ in range(5):
@@ -100,8 +100,8 @@ def test_what_has_gone_silent_is_doubled_past_the_budget_but_nothing_twice() -> 
     assert len(house.doubled) == len(set(house.doubled))
 
 
-def test_answered_work_is_not_doubled() -> None:
-    house = House()
+def test_answered_work_is_not_hedged() -> None:
+    house = LaneFixture()
     house.teach()
     work = house.submit("streams", "cloud")
     house.lanes.answered(work, "cloud")
@@ -110,8 +110,8 @@ def test_answered_work_is_not_doubled() -> None:
     assert house.doubled == []
 
 
-def test_rescue_can_be_turned_off() -> None:
-    house = House(Policy(rescue=False))
+def test_hedging_can_be_turned_off() -> None:
+    house = LaneFixture(Policy(rescue=False))
     house.teach()
     house.submit("stuck", "cloud")
     house.now += 60.0
@@ -119,8 +119,8 @@ def test_rescue_can_be_turned_off() -> None:
     assert house.doubled == []
 
 
-def test_a_lane_that_closes_tells_who_waited() -> None:
-    house = House()
+def test_removed_lane_drops_its_queued_work() -> None:
+    house = LaneFixture()
     house.submit("a", "box", **HERE)
     told: list[str] = []
     house.submit("b", "box", **HERE, dropped=told.append)
@@ -132,16 +132,16 @@ def test_a_lane_that_closes_tells_who_waited() -> None:
         house.submit("c", "box", **HERE)
 
 
-def test_more_slots_start_more() -> None:
-    house = House()
+def test_added_slots_start_queued_work() -> None:
+    house = LaneFixture()
     for name in "abc":
         house.submit(name, "box", **HERE)
     house.lanes.add("box", site="edge", slots=3, queue=100, remote=False)
     assert house.names_started() == ["a", "b", "c"]
 
 
-def test_a_steady_link_and_known_sizes_are_predicted_within_fifteen_percent() -> None:
-    house = House(slots=2)
+def test_prediction_is_within_fifteen_percent_on_a_steady_link() -> None:
+    house = LaneFixture(slots=2)
     errors = []
     for number in range(200):
         size = 1.0 + (number * 7 % 13) / 4
@@ -160,8 +160,8 @@ def test_a_steady_link_and_known_sizes_are_predicted_within_fifteen_percent() ->
     assert sorted(errors[50:])[len(errors[50:]) // 2] <= 0.15
 
 
-def test_a_pass_over_a_thousand_waiting_is_no_matter() -> None:
-    house = House(slots=2, queue=4096)
+def test_rebalancing_a_thousand_queued_entries_is_fast() -> None:
+    house = LaneFixture(slots=2, queue=4096)
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(1000):
         house.submit(str(number), "box" if number % 2 else "cloud", 1.0 + number % 3, body_bytes=BIG)
@@ -171,11 +171,11 @@ def test_a_pass_over_a_thousand_waiting_is_no_matter() -> None:
         began = time.perf_counter()
         house.lanes.rebind()
         took.append(time.perf_counter() - began)
-    assert min(took) < 0.005  # bench/decide has the figure; this only catches a pass over all of them
+    assert min(took) < 0.005  # bench/decide has the figure; this only catches a pass over the whole queue
 
 
-def test_nobody_is_rescued_into_a_full_line() -> None:
-    house = House(queue=1)
+def test_work_is_not_hedged_into_a_full_queue() -> None:
+    house = LaneFixture(queue=1)
     house.teach()
     house.submit("stalls", "cloud")
     house.submit("runs", "box", **HERE)
@@ -185,8 +185,8 @@ def test_nobody_is_rescued_into_a_full_line() -> None:
     assert house.doubled == []
 
 
-def test_a_retired_lane_gives_its_slots_back_and_teaches_nothing_and_who_waits_goes_to_its_successor() -> None:
-    house = House()
+def test_retired_lane_frees_slots_without_samples_and_hands_its_queue_over() -> None:
+    house = LaneFixture()
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE)
     lane = house.lanes.retire("box")
@@ -204,8 +204,8 @@ def test_a_retired_lane_gives_its_slots_back_and_teaches_nothing_and_who_waits_g
 
 
 @pytest.mark.parametrize("has_successor", [True, False])
-def test_who_waits_in_a_retired_lane_is_dropped_where_nobody_does_the_same(has_successor: bool) -> None:
-    house = House()
+def test_queue_of_a_retired_lane_is_dropped_without_an_equivalent_successor(has_successor: bool) -> None:
+    house = LaneFixture()
     told: list[str] = []
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE, dropped=told.append)

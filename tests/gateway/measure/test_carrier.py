@@ -1,4 +1,4 @@
-"""What the kernel knows of the way to an address; in namespaces where root allows (tests/net)."""
+"""Routes and carrier state from the kernel; tests/net covers network namespaces."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from gateway.measure.carrier import CarrierWatch, way_to
 
 
-def test_there_is_a_way_to_this_host_and_its_source_is_told(tmp_path: Path) -> None:
+def test_way_to_loopback_returns_its_source_address(tmp_path: Path) -> None:
     assert way_to("127.0.0.1", tmp_path) == "127.0.0.1"
 
 
-def test_an_interface_without_a_carrier_is_no_way(tmp_path: Path) -> None:
+def test_way_to_is_none_when_the_interface_has_no_carrier(tmp_path: Path) -> None:
     (tmp_path / "lo").mkdir()
     (tmp_path / "lo" / "carrier").write_text("0\n")
     assert way_to("127.0.0.1", tmp_path) is None
@@ -19,11 +19,11 @@ def test_an_interface_without_a_carrier_is_no_way(tmp_path: Path) -> None:
     assert way_to("127.0.0.1", tmp_path) == "127.0.0.1"
 
 
-def test_an_address_without_a_route_is_no_way() -> None:
+def test_way_to_is_none_when_there_is_no_route() -> None:
     assert way_to("255.255.255.255") is None
 
 
-def test_a_quiet_network_tells_nothing() -> None:
+def test_carrier_watch_reports_no_event_on_a_quiet_network() -> None:
     with CarrierWatch() as watch:
         watch.drain()
         assert watch.fileno() > 0

@@ -1,4 +1,4 @@
-"""Links: states by the table, round trips, rates, and when to probe."""
+"""Links: state transitions, round-trip times, transfer rates and probe timing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSWER = LinkSample(rtt_s=0.05)
 MISS = LinkSample(failed="timed out")
 
 
-def test_every_pair_of_state_and_event_is_in_the_table() -> None:
+def test_transition_table_covers_every_pair_of_state_and_event() -> None:
     assert set(TRANSITIONS) == set(get_args(State))
     for row in TRANSITIONS.values():
         assert set(row) == set(get_args(Event))
@@ -25,7 +25,7 @@ def test_every_pair_of_state_and_event_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("state", get_args(State))
-def test_from_every_state_an_answer_means_up_and_two_misses_mean_down(state: State) -> None:
+def test_response_means_up_and_two_misses_mean_down_from_every_state(state: State) -> None:
     link = Link(0.0)
     link.state = state
     link.observe(MISS, 1.0)
@@ -35,7 +35,7 @@ def test_from_every_state_an_answer_means_up_and_two_misses_mean_down(state: Sta
     assert link.state == "up"
 
 
-def test_one_miss_degrades_and_a_hundred_at_once_are_one() -> None:
+def test_link_degrades_on_one_miss_and_simultaneous_misses_count_once() -> None:
     link = Link(0.0)
     link.observe(ANSWER, 0.0)
     for step in range(100):
@@ -43,7 +43,7 @@ def test_one_miss_degrades_and_a_hundred_at_once_are_one() -> None:
     assert link.state == "degraded"
 
 
-def test_a_lost_carrier_means_down_at_once_and_a_found_one_means_unknown() -> None:
+def test_link_is_down_when_the_carrier_is_lost_and_unknown_when_it_returns() -> None:
     changes: list[Change] = []
     link = Link(0.0, changes.append)
     link.observe(ANSWER, 0.0)
@@ -54,7 +54,7 @@ def test_a_lost_carrier_means_down_at_once_and_a_found_one_means_unknown() -> No
     assert link.view(0.0).state is None
 
 
-def test_answers_far_above_the_least_round_trip_degrade() -> None:
+def test_link_degrades_when_round_trips_far_exceed_the_minimum() -> None:
     link = Link(0.0)
     for at in range(5):
         link.observe(ANSWER, float(at))
@@ -63,7 +63,7 @@ def test_answers_far_above_the_least_round_trip_degrade() -> None:
     assert link.state == "degraded"
 
 
-def test_round_trips_are_smoothed_as_the_rfc_does() -> None:
+def test_round_trip_time_is_smoothed_as_in_rfc_6298() -> None:
     link = Link(0.0)
     link.observe(LinkSample(rtt_s=0.1), 0.0)
     link.observe(LinkSample(rtt_s=0.2), 1.0)
@@ -73,7 +73,7 @@ def test_round_trips_are_smoothed_as_the_rfc_does() -> None:
     assert (view.rtt.samples, view.rtt.age_s) == (2, 1.0)
 
 
-def test_the_least_round_trip_is_forgotten_after_two_windows() -> None:
+def test_minimum_round_trip_expires_after_two_windows() -> None:
     link = Link(0.0)
     link.observe(LinkSample(rtt_s=0.01), 0.0)
     for at in range(1, 200):
@@ -81,21 +81,21 @@ def test_the_least_round_trip_is_forgotten_after_two_windows() -> None:
     assert link.view(200.0).rtt_min.value == pytest.approx(0.1)
 
 
-def test_nothing_is_known_before_the_first_sample() -> None:
+def test_all_measurements_are_none_before_the_first_sample() -> None:
     view = Link(0.0).view(5.0)
     for measured in (view.rtt, view.rtt_min, view.tcp_rtt, view.uplink_bytes_per_s, view.downlink_bytes_per_s):
         assert (measured.value, measured.age_s, measured.samples) == (None, None, 0)
     assert view.state is None
 
 
-def test_small_bodies_teach_no_rate() -> None:
+def test_small_bodies_do_not_update_the_rate() -> None:
     link = Link(0.0)
     link.observe(LinkSample(upload_bytes=10_000, upload_s=0.00001, download_bytes=65_535, download_s=0.1), 0.0)
     assert link.view(0.0).uplink_bytes_per_s.samples == 0
     assert link.view(0.0).downlink_bytes_per_s.samples == 0
 
 
-def test_bad_news_of_the_rate_is_forgotten_while_idle() -> None:
+def test_low_rate_estimate_recovers_while_idle() -> None:
     rate = Rate()
     for at in range(20):
         rate.learn(1e6, 1.0, float(at))
@@ -108,7 +108,7 @@ def test_bad_news_of_the_rate_is_forgotten_while_idle() -> None:
     assert later > 3e5
 
 
-def test_after_a_change_of_network_one_sample_counts_for_all() -> None:
+def test_first_sample_after_a_network_change_replaces_the_rate() -> None:
     link = Link(0.0)
     for at in range(20):
         link.observe(LinkSample(upload_bytes=1_000_000, upload_s=0.3), float(at))
@@ -118,7 +118,7 @@ def test_after_a_change_of_network_one_sample_counts_for_all() -> None:
     assert link.view(21.0).uplink_bytes_per_s.value == pytest.approx(125_000.0, rel=0.01)
 
 
-def test_probes_keep_their_pace_while_wanted_and_back_off_while_idle() -> None:
+def test_probe_interval_is_constant_under_demand_and_grows_while_idle() -> None:
     link = Link(0.0)
     link.observe(ANSWER, 100.0)
     link.wanted(100.0)
@@ -128,7 +128,7 @@ def test_probes_keep_their_pace_while_wanted_and_back_off_while_idle() -> None:
     assert spacings[-1] == pytest.approx(60.0)
 
 
-def test_traffic_takes_the_place_of_probes() -> None:
+def test_traffic_postpones_probes() -> None:
     link = Link(0.0)
     for at in range(10):
         link.wanted(at * 0.5)
@@ -136,7 +136,7 @@ def test_traffic_takes_the_place_of_probes() -> None:
         assert link.probe_due_s(at * 0.5, 1.0) > 0.9
 
 
-def test_a_missing_answer_is_followed_up_at_once() -> None:
+def test_missed_response_triggers_an_immediate_probe() -> None:
     link = Link(0.0)
     link.observe(ANSWER, 0.0)
     link.asked(50.0)
@@ -144,7 +144,7 @@ def test_a_missing_answer_is_followed_up_at_once() -> None:
     assert link.probe_due_s(50.5, 1.0) <= 0.0
 
 
-def test_two_lost_probes_take_less_than_two_and_a_half_seconds() -> None:
+def test_link_is_down_within_two_and_a_half_seconds_of_losing_probes() -> None:
     link = Link(0.0)
     for at in range(8):
         link.observe(ANSWER, float(at))
@@ -174,7 +174,7 @@ def test_two_lost_probes_take_less_than_two_and_a_half_seconds() -> None:
     ),
     st.lists(st.floats(-1e6, 1e6), min_size=30, max_size=30),
 )
-def test_a_link_stays_sane_whatever_it_is_told(samples: list[LinkSample], instants: list[float]) -> None:
+def test_link_values_stay_finite_for_any_samples(samples: list[LinkSample], instants: list[float]) -> None:
     link = Link(0.0)
     for sample, now in zip(samples, instants, strict=False):
         link.observe(sample, now)

@@ -1,4 +1,4 @@
-"""The device's load, from files as kernels write them; what is not there is unknown."""
+"""Device load read from kernel files; values of missing files are unknown."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def write(root: Path, name: str, text: str) -> None:
     path.write_text(text)
 
 
-def test_a_host_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
+def test_load_is_unknown_when_the_host_has_no_kernel_files(tmp_path: Path) -> None:
     assert LoadSampler(Clock(), root=str(tmp_path)).sample() == UNKNOWN
 
 
-def test_two_readings_give_ratios(tmp_path: Path) -> None:
+def test_second_reading_gives_ratios_since_the_first(tmp_path: Path) -> None:
     clock = Clock(0.0)
     write(tmp_path, "proc/stat", "cpu  100 0 100 800 0 0 0 0 0 0\n")
     write(tmp_path, "proc/pressure/cpu", "some avg10=9.99 avg60=9.99 avg300=9.99 total=1000000\n")
@@ -39,7 +39,7 @@ def test_two_readings_give_ratios(tmp_path: Path) -> None:
     sampler.close()
 
 
-def test_this_host_is_read_without_a_fault() -> None:
+def test_load_of_this_host_is_read_without_errors() -> None:
     sampler = LoadSampler(Clock())
     board = Measurements(Clock(), sampler=sampler)
     assert board.load() == UNKNOWN

@@ -1,4 +1,4 @@
-"""How near the memory limit is, from files as kernels write them."""
+"""Memory pressure read from kernel files, by cgroup limit or host total."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def v2(root: Path, folder: str, limit: str | int, usage: int, cache: int = 0) ->
     write(root, f"sys/fs/cgroup/{folder}/memory.stat", f"anon 1\ninactive_file {cache}\nactive_file 5")
 
 
-def test_a_host_that_tells_nothing_is_unknown(tmp_path: Path) -> None:
+def test_memory_ratio_is_none_when_the_host_has_no_kernel_files(tmp_path: Path) -> None:
     assert MemoryGauge(tmp_path).ratio() is None
 
 
-def test_a_cgroups_limit_counts_and_cache_that_is_not_in_use_does_not(tmp_path: Path) -> None:
+def test_memory_ratio_uses_the_cgroup_limit_without_inactive_cache(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "0::/system.slice/edge-gateway.service")
     v2(tmp_path, "system.slice/edge-gateway.service", 1000, 900, 400)
     assert MemoryGauge(tmp_path).ratio() == pytest.approx(0.5)
 
 
-def test_the_tightest_of_all_limits_above_it_counts(tmp_path: Path) -> None:
+def test_memory_ratio_uses_the_tightest_limit_of_all_parent_cgroups(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "0::/a/b")
     v2(tmp_path, "a/b", "max", 10)
     v2(tmp_path, "a", 100, 90)
@@ -45,7 +45,7 @@ def test_the_tightest_of_all_limits_above_it_counts(tmp_path: Path) -> None:
     assert MemoryGauge(tmp_path).ratio() == pytest.approx(0.9)
 
 
-def test_the_first_version_of_cgroups_is_understood_too(tmp_path: Path) -> None:
+def test_memory_ratio_is_read_from_cgroup_v1(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "9:name=systemd:/\n4:memory:/docker/x\n0::/")
     folder = "sys/fs/cgroup/memory"
     write(tmp_path, f"{folder}/memory.limit_in_bytes", 9223372036854771712)
@@ -60,19 +60,19 @@ def test_the_first_version_of_cgroups_is_understood_too(tmp_path: Path) -> None:
     ("total", "available", "ratio"),
     [
         (8 * GIB, 4 * GIB, 0.0),
-        (8 * GIB, GIB // 2, 0.85),  # somebody's model fills the rest
+        (8 * GIB, GIB // 2, 0.85),  # another program fills the rest
         (8 * GIB, GIB // 4, 0.925),
         (8 * GIB, 0, 1.0),
         (GIB, 157 * GIB // 1024, 0.85),  # a small host: 15 % of it
     ],
 )
-def test_of_a_host_without_a_limit_only_the_last_of_the_memory_counts(
+def test_memory_ratio_without_a_limit_rises_only_when_host_memory_is_nearly_full(
     tmp_path: Path, total: int, available: int, ratio: float
 ) -> None:
     host(tmp_path, total, available)
     assert MemoryGauge(tmp_path).ratio() == pytest.approx(ratio, abs=0.01)
 
 
-def test_this_host_is_read_without_a_fault() -> None:
+def test_memory_ratio_of_this_host_is_read_without_errors() -> None:
     ratio = MemoryGauge().ratio()
     assert ratio is None or ratio >= 0.0

@@ -1,4 +1,4 @@
-"""Service times: what is learned from samples, and what samples must never do to it."""
+"""Service-time prediction: learning from samples, bounds, drift and persistence."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def learn_line(board: Measurements, clock: Clock, samples: int, slowdown: float 
         clock.now += 1.0
 
 
-def test_without_a_sample_the_prior_stands_and_says_so(board: Measurements) -> None:
+def test_prediction_without_samples_is_the_prior(board: Measurements) -> None:
     board.add("edge", remote=False)
     board.add("cloud", remote=True)
     assert board.predict("edge", "task", "detect", 5.0).samples == 0
@@ -49,19 +49,19 @@ def test_one_sample_replaces_the_prior(board: Measurements) -> None:
     assert board.predict("edge", "task", "detect", 5.0).mean_s == pytest.approx(4.0)
 
 
-def test_one_small_sample_says_little_of_big_sizes(board: Measurements) -> None:
+def test_one_small_sample_barely_changes_predictions_for_large_sizes(board: Measurements) -> None:
     board.learn("cloud", "chat", "m", 100.0, 0.5)
     assert board.predict("cloud", "chat", "m", 8000.0).mean_s <= 1.0
 
 
-def test_a_slope_far_too_steep_is_corrected_by_the_first_big_sample(board: Measurements) -> None:
+def test_first_large_sample_corrects_a_slope_that_is_too_steep(board: Measurements) -> None:
     for x, seconds in ((92, 0.5), (67, 0.62), (1291, 0.52)):
         board.learn("cloud", "chat", "m", x, seconds)
     assert board.predict("cloud", "chat", "m", 1291).mean_s < 1.0
 
 
-def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Measurements) -> None:
-    board.learn("cloud", "chat", "m", 236, 5.36)  # a long answer to a short question
+def test_outlying_first_sample_is_outweighed_by_the_next_samples(board: Measurements) -> None:
+    board.learn("cloud", "chat", "m", 236, 5.36)  # a long response to a short prompt
     for x, seconds in ((2147, 0.81), (2507, 0.57), (3397, 0.6), (3854, 0.95), (2157, 0.62), (1257, 0.41), (5886, 1.15)):
         board.learn("cloud", "chat", "m", x, seconds)
     assert board.predict("cloud", "chat", "m", 3000).mean_s < 1.5
@@ -69,7 +69,7 @@ def test_a_first_sample_that_lies_is_outvoted_by_the_next_few(board: Measurement
 
 @pytest.mark.parametrize("first", [0.01, 30.0])
 @pytest.mark.parametrize("spread", [1.0, 3.0, 10.0])
-def test_whatever_came_first_sixty_samples_alike_are_believed(first: float, spread: float) -> None:
+def test_sixty_similar_samples_outweigh_any_first_sample(first: float, spread: float) -> None:
     known, rng = ServiceTime(), random.Random(7)
     sizes = [10.0 * spread ** rng.random() for _ in range(60)]
     known.learn(sizes[0], first, 0.0)
@@ -83,10 +83,8 @@ SAMPLES = st.lists(st.tuples(st.floats(0.0, 1e12), st.floats(1e-5, 86_400.0)), m
 
 
 @given(SAMPLES, st.floats(0.0, 1e12))
-@example([(0.0, 0.15625), (314083024365.0, 0.125), (206652809.0, 1.0)], 0.0)  # rounding made a variance negative
-def test_nothing_is_predicted_that_is_far_outside_what_was_seen(
-    samples: list[tuple[float, float]], size: float
-) -> None:
+@example([(0.0, 0.15625), (314083024365.0, 0.125), (206652809.0, 1.0)], 0.0)  # rounding once made a variance negative
+def test_predictions_stay_within_four_times_the_observed_range(samples: list[tuple[float, float]], size: float) -> None:
     known = ServiceTime()
     for x, seconds in samples:
         known.learn(x, seconds, 1.0)
@@ -101,9 +99,7 @@ def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Meas
         assert board.predict("edge", "task", "detect", x).mean_s == pytest.approx(0.1 + 0.01 * x, rel=0.15)
 
 
-def test_a_longer_way_to_the_cloud_is_added_to_what_was_learned_on_a_short_one(
-    board: Measurements, clock: Clock
-) -> None:
+def test_increased_round_trip_is_added_to_the_learned_service_time(board: Measurements, clock: Clock) -> None:
     board.add("cloud", remote=True)
     for _ in range(20):
         board.observe("cloud", LinkSample(rtt_s=0.01))
@@ -115,7 +111,7 @@ def test_a_longer_way_to_the_cloud_is_added_to_what_was_learned_on_a_short_one(
     assert board.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.32, rel=0.15)
 
 
-def test_a_throttled_backend_is_noticed_in_every_class_at_once(board: Measurements, clock: Clock) -> None:
+def test_slowdown_of_a_backend_applies_to_all_its_classes(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
     for _ in range(50):
         board.learn("edge", "task", "other", 10.0, 1.0)
@@ -126,7 +122,7 @@ def test_a_throttled_backend_is_noticed_in_every_class_at_once(board: Measuremen
     assert board.predict("edge", "task", "other", 10.0).mean_s == pytest.approx(1.0, rel=0.15)
 
 
-def test_one_straggler_is_no_change_point_and_no_spread(board: Measurements, clock: Clock) -> None:
+def test_one_outlier_barely_changes_mean_and_p95(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50, noise=0.05)
     before = board.predict("edge", "task", "detect", 50.0)
     board.learn("edge", "task", "detect", 50.0, 60.0)
@@ -135,20 +131,20 @@ def test_one_straggler_is_no_change_point_and_no_spread(board: Measurements, clo
     assert after.p95_s < before.p95_s * 1.6
 
 
-def test_the_95th_percentile_is_about_where_it_should_be(board: Measurements, clock: Clock) -> None:
+def test_p95_matches_the_noise_of_the_samples(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 200, noise=0.3)
     estimate = board.predict("edge", "task", "detect", 50.0)
     assert estimate.p95_s / estimate.mean_s == pytest.approx(math.exp(1.645 * 0.3), rel=0.25)
 
 
-def test_a_time_out_teaches_that_it_takes_longer(board: Measurements, clock: Clock) -> None:
+def test_timeout_raises_the_prediction(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 20)
     before = board.predict("edge", "task", "detect", 50.0).mean_s
     board.timed_out("edge", "task", "detect", 50.0, 10.0)
     assert board.predict("edge", "task", "detect", 50.0).mean_s > before
 
 
-def test_a_time_out_sooner_than_expected_teaches_nothing(board: Measurements, clock: Clock) -> None:
+def test_timeout_shorter_than_the_prediction_is_ignored(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 20)
     before = board.predict("edge", "task", "detect", 50.0)
     board.timed_out("edge", "task", "detect", 50.0, 0.01)
@@ -163,7 +159,7 @@ def test_impossible_durations_are_ignored(board: Measurements, seconds: float) -
 
 
 @given(st.lists(st.tuples(ANY_FLOAT, ANY_FLOAT, ANY_FLOAT), max_size=40), ANY_FLOAT)
-def test_predictions_stay_positive_and_finite_whatever_comes(
+def test_predictions_stay_positive_and_finite_for_any_samples(
     samples: list[tuple[float, float, float]], asked: float
 ) -> None:
     clock = Clock()
@@ -171,14 +167,14 @@ def test_predictions_stay_positive_and_finite_whatever_comes(
     board.add("b", remote=False)
     for x, seconds, step in samples:
         board.learn("b", "task", "m", x, seconds)
-        clock.now += step if abs(step) < 1e6 else 0.0  # clocks that jump, both ways
+        clock.now += step if abs(step) < 1e6 else 0.0  # the clock may jump in both directions
     estimate = board.predict("b", "task", "m", asked)
     assert 0.0 < estimate.mean_s < math.inf
     assert estimate.mean_s <= estimate.p95_s < math.inf
     assert 0.0 < estimate.optimism <= 1.0
 
 
-def test_what_was_learned_survives_a_restart(board: Measurements, clock: Clock) -> None:
+def test_learned_service_times_survive_a_restart(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
     again = Measurements(clock)
     again.restore(board.save({"edge": "h"}), {"edge": "h"})
@@ -188,7 +184,7 @@ def test_what_was_learned_survives_a_restart(board: Measurements, clock: Clock) 
     assert now.samples == then.samples
 
 
-def test_other_settings_forget_what_was_learned(board: Measurements, clock: Clock) -> None:
+def test_changed_settings_discard_learned_service_times(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
     again = Measurements(clock)
     again.restore(board.save({"edge": "h"}), {"edge": "other"})
@@ -196,7 +192,7 @@ def test_other_settings_forget_what_was_learned(board: Measurements, clock: Cloc
     assert again.predict("edge", "task", "detect", 50.0).samples == 0
 
 
-def test_a_remote_backend_that_is_restored_is_a_remote_one(clock: Clock) -> None:
+def test_restored_remote_backend_keeps_the_remote_prior(clock: Clock) -> None:
     before, again = Measurements(clock), Measurements(clock)
     before.add("cloud", remote=True)
     before.learn("cloud", "task", "detect", 5.0, 1.0)
@@ -206,9 +202,7 @@ def test_a_remote_backend_that_is_restored_is_a_remote_one(clock: Clock) -> None
     assert again.predict("cloud", "task", "never seen", 5.0).mean_s == PRIOR_CLOUD_S
 
 
-def test_what_was_learned_of_a_backend_that_does_not_open_this_time_is_kept_for_the_next(
-    board: Measurements, clock: Clock
-) -> None:
+def test_learned_service_times_are_kept_for_a_backend_that_does_not_open(board: Measurements, clock: Clock) -> None:
     learn_line(board, clock, 50)
     saved, again = board.save({"edge": "h"}), Measurements(clock)
     again.restore(saved, {"edge": "h"})
@@ -217,7 +211,7 @@ def test_what_was_learned_of_a_backend_that_does_not_open_this_time_is_kept_for_
     assert again.save({}) == {}
 
 
-def test_to_look_at_a_backend_that_is_not_there_does_not_make_it(clock: Clock) -> None:
+def test_reading_an_unknown_backend_does_not_create_it(clock: Clock) -> None:
     board = Measurements(clock)
     board.link("nobody")
     board.carrier_lost("nobody")
@@ -235,7 +229,7 @@ DAMAGED = st.recursive(
 
 
 @given(DAMAGED)
-def test_damaged_state_is_skipped(damaged: object) -> None:
+def test_damaged_saved_state_is_skipped(damaged: object) -> None:
     board = Measurements(Clock())
     for saved in (damaged, {"edge": damaged}, {"edge": {"settings": "h", "classes": damaged, "uplink": damaged}}):
         board.restore(saved, {"edge": "h"})
@@ -243,7 +237,7 @@ def test_damaged_state_is_skipped(damaged: object) -> None:
     assert board.predict("edge", "task", "m", 1.0).mean_s > 0.0
 
 
-def test_a_loser_gets_the_benefit_of_the_doubt_only_after_many_decisions_and_minutes(
+def test_optimism_grows_only_after_many_decisions_and_minutes_without_selection(
     board: Measurements, clock: Clock
 ) -> None:
     board.add("slow", remote=False)
@@ -259,7 +253,7 @@ def test_a_loser_gets_the_benefit_of_the_doubt_only_after_many_decisions_and_min
     assert board.predict("slow", "task", "m", 1.0).optimism == 1.0
 
 
-def test_drift_returns_to_nothing() -> None:
+def test_drift_decays_to_one_over_time() -> None:
     drift = Drift(0.004)
     for at in range(20):
         drift.learn(0.6, 0.01, float(at))
@@ -267,7 +261,7 @@ def test_drift_returns_to_nothing() -> None:
     assert drift.slowdown(1000.0) == pytest.approx(1.0, rel=0.01)
 
 
-def test_equal_sizes_for_ever_leave_the_line_sane() -> None:
+def test_regression_stays_stable_when_all_sizes_are_equal() -> None:
     known = ServiceTime()
     for at in range(5000):
         known.learn(10.0, 0.5, float(at))

@@ -1,4 +1,4 @@
-"""`Task.argument`: a member of the body, or the client's mistake by name."""
+"""`Task.argument`: a member of the body, or TaskInvalid with its name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BODY = {"text": "hello", "count": 3, "share": 0.5, "whole": 2, "is_loud": True, 
     ("name", "of", "value"),
     [("text", str, "hello"), ("count", int, 3), ("share", float, 0.5), ("is_loud", bool, True), ("list", list, [1])],
 )
-def test_a_member_of_the_right_type_is_given(name: str, of: type[Any], value: Any) -> None:
+def test_member_of_the_right_type_is_returned(name: str, of: type[Any], value: Any) -> None:
     assert a_task("say", BODY).argument(name, of) == value
 
 
-def test_a_whole_number_is_a_number() -> None:
+def test_integer_is_accepted_as_float() -> None:
     assert a_task("say", BODY).argument("whole", float) == 2.0
 
 
@@ -37,13 +37,13 @@ def test_a_whole_number_is_a_number() -> None:
         ("text", list, "a list"),
     ],
 )
-def test_anything_else_is_the_clients_mistake_and_names_the_argument(name: str, of: type[Any], told: str) -> None:
+def test_missing_or_wrong_argument_raises_task_invalid_with_its_name(name: str, of: type[Any], told: str) -> None:
     with pytest.raises(TaskInvalid, match=told) as caught:
         a_task("say", BODY).argument(name, of)
     assert caught.value.param == name
 
 
 @pytest.mark.parametrize("body", [None, [], "text", 5])
-def test_a_body_that_is_no_object_has_no_arguments(body: Any) -> None:
+def test_body_that_is_not_an_object_has_no_arguments(body: Any) -> None:
     with pytest.raises(TaskInvalid, match="`say` needs `text`"):
         a_task("say", body).argument("text", str)

@@ -1,4 +1,4 @@
-"""Sockets that are bound: what stands in the place of a Unix socket goes only where it is a socket nobody uses."""
+"""Binding of Unix sockets: only an unused socket file is replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def a_link_to_a_file(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [a_file, a_link_to_a_file, Path.mkdir])
-def test_what_is_no_socket_is_left_alone_and_told(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_path_that_is_not_a_socket_is_kept_and_reported(make: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     make(path)
     with pytest.raises(OSError, match=r"^GATEWAY_LISTEN: .* unix:.*: there is something that is no socket"):
@@ -30,7 +30,7 @@ def test_what_is_no_socket_is_left_alone_and_told(make: Callable[[Path], None], 
     assert path.is_dir() or path.read_text() == "precious"
 
 
-def test_the_socket_of_a_gateway_that_is_gone_gives_way(tmp_path: Path) -> None:
+def test_stale_socket_file_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(path))
@@ -38,7 +38,7 @@ def test_the_socket_of_a_gateway_that_is_gone_gives_way(tmp_path: Path) -> None:
         assert name_of(bound) == f"unix:{path}"
 
 
-def test_a_socket_somebody_listens_at_is_taken(tmp_path: Path) -> None:
+def test_socket_with_an_active_listener_is_in_use(tmp_path: Path) -> None:
     path = tmp_path / "http.sock"
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(str(path))

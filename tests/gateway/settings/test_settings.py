@@ -1,4 +1,4 @@
-"""The configuration that holds: values of every shape, where each came from, environment files and secrets."""
+"""Effective configuration: values, their origins, environment files and secrets."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from support.configurations import (
 
 pytestmark = pytest.mark.usefixtures("test_plugins")
 
-# ── what holds ───────────────────────────────────────────────────────────────────────────────────
+# ── effective values ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_backend_is_enough_and_the_rest_has_the_defaults_of_the_contract() -> None:
+def test_one_backend_suffices_and_other_settings_have_documented_defaults() -> None:
     settings = load(SHOUT).settings
     assert settings.listen == (TcpListener("127.0.0.1", 8080),)
     assert settings.admin_listen == TcpListener("127.0.0.1", 8081)
@@ -39,13 +39,13 @@ def test_one_backend_is_enough_and_the_rest_has_the_defaults_of_the_contract() -
     assert (settings.log.format, settings.log.level) == ("auto", "info")
 
 
-def test_the_policy_has_the_defaults_of_the_room_that_decides() -> None:
+def test_policy_settings_have_the_defaults_of_the_policy() -> None:
     assert Policy().model_dump(exclude={"probe_s"}) == {
         field.name: getattr(Weights(), field.name) for field in fields(Weights)
     }
 
 
-def test_values_of_every_shape_are_read() -> None:
+def test_values_of_every_form_are_parsed() -> None:
     loaded = load(
         SHOUT
         | {
@@ -76,7 +76,7 @@ def test_allowed_hosts_may_be_written_with_a_port_and_without_brackets(text: str
 
 
 @pytest.mark.parametrize("text", ["[::1]:80", "[2001:db8::1]:80, 127.0.0.1:80", '["[::1]:80"]'])
-def test_an_address_in_brackets_is_no_json(text: str) -> None:
+def test_address_in_brackets_is_not_parsed_as_json(text: str) -> None:
     listen = load(SHOUT | {"GATEWAY_LISTEN": text, "GATEWAY_ALLOW_UNAUTHENTICATED": "1"}).settings.listen
     assert isinstance(listen[0], TcpListener)
     assert listen[0].host.endswith("::1")
@@ -87,18 +87,18 @@ def test_settings_cannot_be_changed() -> None:
         load(SHOUT).settings.deadline_s = 1.0  # type: ignore[misc]
 
 
-def test_making_settings_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constructing_settings_does_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_DEADLINE_S", "7")
     assert Settings().deadline_s == 300
     assert load(SHOUT).settings.deadline_s == 300
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_BACKENDS__GPU_BOX__PLUGIN", "gateway_backends__Gpu_Box__plugin"])
-def test_a_backends_name_is_lower_cased(name: str) -> None:
+def test_backend_name_is_lower_cased(name: str) -> None:
     assert list(load({name: "shout"}).backends) == ["gpu_box"]
 
 
-def test_a_backends_settings_are_its_plugins_own() -> None:
+def test_backend_settings_are_of_its_plugins_class() -> None:
     settings = settings_of(
         load(
             {
@@ -118,20 +118,20 @@ def test_a_backends_settings_are_its_plugins_own() -> None:
     assert (settings.models, settings.tasks, settings.slots) == ({"m": "m"}, {"Add": "/add"}, 4)
 
 
-def test_a_plugins_own_groups_are_read_as_json_and_one_by_one() -> None:
+def test_setting_groups_of_a_plugin_are_read_as_json_and_by_variable() -> None:
     group = {"GATEWAY_BACKENDS__R__RETRY": '{"times": 1}', "GATEWAY_BACKENDS__R__RETRY__PAUSES_S": "[0.5, 2]"}
     settings = settings_of(load(REMOTE | group), "r")
     assert isinstance(settings, RemoteSettings)
     assert settings.retry == Retry(times=1, pauses_s=[0.5, 2])
 
 
-def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
+def test_text_that_looks_like_a_number_stays_text() -> None:
     settings = settings_of(load(REMOTE | {"GATEWAY_BACKENDS__R__API_KEY": "12345"}), "r")
     assert isinstance(settings, RemoteSettings)
     assert settings.api_key == SecretStr("12345")
 
 
-def test_a_plugin_may_be_named_by_module_and_attribute() -> None:
+def test_plugin_may_be_named_by_module_and_attribute() -> None:
     backend = load({"GATEWAY_BACKENDS__E__PLUGIN": "support.configurations:Shout"}).backends["e"]
     assert (backend.cls, backend.plugin) == (Shout, "support.configurations:Shout")
     assert settings_of(load(SHOUT), "e").plugin == "shout"
@@ -152,13 +152,13 @@ ONE = '{"plugin": "remote", "url": "https://a.example", "slots": 3, "models": {"
         },
     ],
 )
-def test_json_is_accepted_for_groups_and_one_variable_wins_over_its_group(environ: dict[str, str]) -> None:
+def test_json_is_accepted_for_groups_and_a_variable_overrides_its_group(environ: dict[str, str]) -> None:
     settings = settings_of(load(environ), "r")
     assert isinstance(settings, RemoteSettings)
     assert (settings.url, settings.slots, settings.models) == ("https://a.example", 3, {"A": "b"})
 
 
-def test_the_policy_may_be_one_json_object() -> None:
+def test_policy_may_be_one_json_object() -> None:
     policy = load(SHOUT | {"GATEWAY_POLICY": '{"usd": 2, "routes": {"m": "e"}}', "GATEWAY_POLICY__USD": "3"})
     assert (policy.settings.policy.usd, policy.settings.policy.routes) == (3, {"m": "e"})
 
@@ -185,11 +185,11 @@ def test_an_empty_value_counts_as_unset(name: str) -> None:
         "PATH",
     ],
 )
-def test_what_docker_kubernetes_and_cgi_inject_is_ignored(name: str) -> None:
+def test_variables_injected_by_docker_kubernetes_and_cgi_are_ignored(name: str) -> None:
     assert name not in load(SHOUT | {name: "tcp://10.0.0.1:80"}).origins
 
 
-# ── where the state goes ─────────────────────────────────────────────────────────────────────────
+# ── state directory ──────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_docker_kubernetes_and_cgi_inject_is_ignored(name: str) -> None:
         ({"HOME": "/h"}, "/h/.local/state/edge-gateway"),
     ],
 )
-def test_the_state_directory_is_systemds_else_the_users(environ: dict[str, str], expected: str) -> None:
+def test_state_directory_is_that_of_systemd_else_of_the_user(environ: dict[str, str], expected: str) -> None:
     assert load(SHOUT | environ).settings.state_dir == Path(expected)
 
 
@@ -214,7 +214,7 @@ def test_the_state_directory_may_be_in_the_home_directory() -> None:
 # ── origins ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_environment_wins_over_the_file_and_each_value_knows_its_origin(tmp_path: Path) -> None:
+def test_environment_overrides_the_file_and_each_value_has_its_origin(tmp_path: Path) -> None:
     path = env_file(tmp_path, "GATEWAY_STALL_S=5\n\nGATEWAY_DEADLINE_S=9\nGATEWAY_POLICY__USD=1\n")
     loaded = load(SHOUT | {"GATEWAY_STALL_S": "6", "GATEWAY_POLICY": '{"usd": 2}'}, path)
     assert (loaded.settings.stall_s, loaded.settings.deadline_s, loaded.settings.policy.usd) == (6, 9, 2)
@@ -226,7 +226,7 @@ def test_the_environment_wins_over_the_file_and_each_value_knows_its_origin(tmp_
     assert loaded.origins["GATEWAY_BACKENDS__E__SUFFIX"] == "default"
 
 
-def test_every_setting_has_an_origin_a_description_and_no_other_place() -> None:
+def test_every_setting_has_an_origin_a_description_and_a_unit() -> None:
     leaves = list(leaves_of(Settings, "GATEWAY_"))
     assert {leaf.variable for leaf in leaves} <= load(SHOUT).origins.keys()
     assert [leaf.variable for leaf in leaves if not leaf.field.description] == []
@@ -237,7 +237,7 @@ def test_every_setting_has_an_origin_a_description_and_no_other_place() -> None:
 # ── the environment file ─────────────────────────────────────────────────────────────────────────
 
 
-def test_the_file_is_read_as_systemd_would_read_it(tmp_path: Path) -> None:
+def test_environment_file_is_read_like_systemd_reads_it(tmp_path: Path) -> None:
     text = """\ufeff# a comment
 ; another one
   ; and one further in
@@ -257,26 +257,26 @@ PYTHONUNBUFFERED=1
 
 
 @pytest.mark.parametrize("line", ["GATEWAY_STALL_S", "just words", "GATEWAY_STALL_S='5"])
-def test_a_line_that_is_none_is_told_with_its_number(tmp_path: Path, line: str) -> None:
+def test_malformed_line_is_reported_with_its_number(tmp_path: Path, line: str) -> None:
     path = env_file(tmp_path, f"# one\n\n\n{line}\n")
     assert only(SHOUT, path).startswith(f"--env-file: {path}, line 4 is not NAME=value. Fix: write NAME=value")
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_environment_file_is_reported(tmp_path: Path) -> None:
     assert "absent.env cannot be read: no such file or directory" in only(SHOUT, tmp_path / "absent.env")
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_binary_environment_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "binary"
     path.write_bytes(b"\xff\xfe\x00")
     assert "it is not UTF-8 text" in only(SHOUT, path)
 
 
-def test_a_misspelt_prefix_in_our_own_file_is_told(tmp_path: Path) -> None:
+def test_misspelt_prefix_in_the_environment_file_is_reported(tmp_path: Path) -> None:
     assert "did you mean GATEWAY_LISTEN?" in only(SHOUT, env_file(tmp_path, "GATWAY_LISTEN=127.0.0.1:1\n"))
 
 
-def test_a_semicolon_begins_a_comment_but_not_within_a_quoted_value(tmp_path: Path) -> None:
+def test_semicolon_starts_a_comment_except_within_a_quoted_value(tmp_path: Path) -> None:
     text = """\
 ; GATEWAY_BACKENDS__E__SUFFIX="never
 
@@ -307,7 +307,7 @@ def key_of(loaded: Loaded) -> str | None:
     return settings.api_key.get_secret_value() if settings.api_key else None
 
 
-def test_a_secret_is_taken_from_credentials_else_its_file_else_the_variable(tmp_path: Path) -> None:
+def test_secret_is_read_from_credentials_then_its_file_then_the_variable(tmp_path: Path) -> None:
     (tmp_path / KEY).write_text("from-credentials\n")
     file = tmp_path / "key"
     file.write_text("from-file\r\n")
@@ -334,19 +334,19 @@ def test_a_secret_is_taken_from_credentials_else_its_file_else_the_variable(tmp_
         ("GATEWAY_POLICY", "is no setting (credential "),
     ],
 )
-def test_a_credential_that_would_be_ignored_is_told_like_a_variable(tmp_path: Path, name: str, words: str) -> None:
+def test_unknown_credential_is_reported_like_a_variable(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / name).write_text("x")
     (tmp_path / "another-services").write_text("x")
     assert words in only(REMOTE | {"CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
-def test_a_credential_may_be_a_file_that_a_setting_of_its_name_points_to(tmp_path: Path) -> None:
+def test_credential_may_be_the_file_named_by_the_setting_of_the_same_name(tmp_path: Path) -> None:
     name = "GATEWAY_BACKENDS__R__CA_FILE"
     (tmp_path / name).write_text("x")
     assert load(REMOTE | {name: str(tmp_path / name), "CREDENTIALS_DIRECTORY": str(tmp_path)})
 
 
-def test_a_setting_that_ends_in_file_is_not_taken_for_a_secrets_file(tmp_path: Path) -> None:
+def test_setting_that_ends_in_file_is_not_taken_for_a_secret_file(tmp_path: Path) -> None:
     settings = settings_of(
         load(REMOTE | {"GATEWAY_BACKENDS__R__TOKEN_FILE": "/t", "GATEWAY_BACKENDS__R__CA_FILE": "/c"}), "r"
     )
@@ -355,7 +355,7 @@ def test_a_setting_that_ends_in_file_is_not_taken_for_a_secrets_file(tmp_path: P
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "no such file"), (b"\n", "empty"), (b"\xff", "no text")])
-def test_a_secrets_file_that_cannot_be_read_is_told(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_unreadable_secret_file_is_reported(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "key"
     if content is not None:
         file.write_bytes(content)
@@ -364,12 +364,12 @@ def test_a_secrets_file_that_cannot_be_read_is_told(tmp_path: Path, content: byt
     assert words in told
 
 
-def test_no_message_repeats_a_secret() -> None:
+def test_error_message_does_not_contain_the_secret() -> None:
     told = only(REMOTE | {KEY: "zq"})
     assert "too short" in told
     assert "zq" not in told
 
 
-def test_no_message_repeats_a_password_in_a_url() -> None:
+def test_error_message_does_not_contain_a_password_in_a_url() -> None:
     told = only(SHOUT | {"GATEWAY_BACKENDS__E__PORT": "https://user:sesame@host"})
     assert "sesame" not in told

@@ -1,4 +1,4 @@
-"""The settings of the MQTT door: what holds, and every way to be wrong."""
+"""Settings of the MQTT transport: defaults, valid values and errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def mqtt(**settings: str) -> dict[str, str]:
     return SHOUT | {f"GATEWAY_MQTT__{name}": value for name, value in settings.items()}
 
 
-def test_without_a_url_there_is_no_broker() -> None:
+def test_broker_is_not_configured_without_a_url() -> None:
     settings = load(SHOUT).settings.mqtt
     assert settings.url is None
     assert (settings.group, settings.prefix, settings.telemetry_s) == ("edge-gateway", "edge-gateway", 30.0)
@@ -36,7 +36,7 @@ def test_without_a_url_there_is_no_broker() -> None:
         ("mqtts://[::1]:7", MqttUrl("::1", 7, True)),
     ],
 )
-def test_a_broker_is_named_by_its_url(text: str, url: MqttUrl) -> None:
+def test_broker_url_is_parsed(text: str, url: MqttUrl) -> None:
     assert parse_mqtt_url(text) == url
     assert parse_mqtt_url(str(url)) == url
 
@@ -44,7 +44,7 @@ def test_a_broker_is_named_by_its_url(text: str, url: MqttUrl) -> None:
 @pytest.mark.parametrize(
     ("text", "is_local"), [("mqtt://localhost", True), ("mqtt://[::1]", True), ("mqtt://b", False)]
 )
-def test_a_broker_may_be_on_this_machine(text: str, is_local: bool) -> None:
+def test_loopback_broker_is_local(text: str, is_local: bool) -> None:
     assert parse_mqtt_url(text).is_local is is_local
 
 
@@ -71,14 +71,14 @@ def test_a_broker_may_be_on_this_machine(text: str, is_local: bool) -> None:
         ({"URL": "mqtt://broker", "KEY": "mqtt"}, "no such API key"),
     ],
 )
-def test_what_is_wrong_is_told(settings: dict[str, str], said: str) -> None:
+def test_invalid_mqtt_settings_are_reported_without_secrets(settings: dict[str, str], said: str) -> None:
     told = only(mqtt(**settings))
     assert told.startswith("GATEWAY_MQTT")
     assert said in told
     assert "secret" not in told
 
 
-def test_where_there_are_keys_one_of_them_is_named(tmp_path: Path) -> None:
+def test_mqtt_key_is_required_and_checked_when_keys_are_configured(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     write_keys(file, {"devices": Key(sha256=hash_of("x"))})
     with_keys = mqtt(URL="mqtt://broker") | {"GATEWAY_KEYS_FILE": str(file)}
@@ -87,7 +87,7 @@ def test_where_there_are_keys_one_of_them_is_named(tmp_path: Path) -> None:
     assert load(with_keys | {"GATEWAY_MQTT__KEY": "devices"}).settings.mqtt.key == "devices"
 
 
-def test_the_password_may_stand_in_a_file_and_is_never_shown(tmp_path: Path) -> None:
+def test_password_may_be_read_from_a_file_and_is_never_shown(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("a secret\n")
     loaded = load(mqtt(URL="mqtt://broker", USERNAME="us", PASSWORD_FILE=str(file)))

@@ -1,4 +1,4 @@
-"""Configurations wrong in every way: each is told with its variable, what is wrong and a fix, all at once."""
+"""Invalid configurations: all problems, each with its variable, reason and fix."""
 
 from __future__ import annotations
 
@@ -40,27 +40,27 @@ pytestmark = pytest.mark.usefixtures("test_plugins")
         ("GATEWAY_MQTT__URI", "GATEWAY_MQTT__URL"),
     ],
 )
-def test_an_unknown_variable_is_told_with_the_nearest_known_one(name: str, meant: str) -> None:
+def test_unknown_variable_error_names_the_nearest_known_variable(name: str, meant: str) -> None:
     assert only(SHOUT | {name: "1"}) == f"{name}: is no setting. Fix: did you mean {meant}?"
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_FOO", "GATEWAY_X", "GATEWAY_9876543210", "GATEWAY_BACKENDS__E__X"])
-def test_of_one_like_no_other_it_is_not_said_that_the_nearest_was_meant(name: str) -> None:
+def test_unknown_variable_unlike_any_other_is_to_be_removed(name: str) -> None:
     told = only(SHOUT | {name: "1"})
     assert f"{name}: is no setting. Fix: remove it (the nearest there is: GATEWAY_" in told
     assert "`edge-gateway config --env` lists all" in told
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_BACKENDS__R__PORT", "GATEWAY_BACKENDS__R__SERVICE_HOST"])
-def test_a_backends_variable_never_passes_for_an_injected_one(name: str) -> None:
+def test_backend_variable_is_never_taken_for_an_injected_variable(name: str) -> None:
     assert name in wrong(REMOTE | {name: "1"})
 
 
-def test_a_single_underscore_after_a_backends_name_is_explained() -> None:
+def test_single_underscore_after_a_backend_name_is_explained() -> None:
     assert "did you mean GATEWAY_BACKENDS__CLOUD__URL?" in only(SHOUT | {"GATEWAY_BACKENDS__CLOUD_URL": "https://x"})
 
 
-def test_one_name_in_two_spellings_is_told() -> None:
+def test_variable_set_in_two_spellings_is_reported() -> None:
     assert "is also set as" in only(SHOUT | {"GATEWAY_STALL_S": "1", "gateway_stall_s": "2"})
 
 
@@ -123,41 +123,41 @@ def test_one_name_in_two_spellings_is_told() -> None:
         ("GATEWAY_BACKENDS__E__PLUGIN", "zzzzzz", "`edge-gateway plugins list`"),
     ],
 )  # fmt: skip
-def test_a_wrong_value_is_told_with_what_is_wrong_and_a_fix(name: str, value: str, words: str) -> None:
+def test_invalid_value_is_reported_with_the_reason_and_a_fix(name: str, value: str, words: str) -> None:
     told = only(SHOUT | {name: value})
     assert told.startswith(f"{name}: ")
     assert words in told
     assert ". Fix: " in told
 
 
-def test_no_backend_at_all_is_told_with_an_example_to_copy() -> None:
+def test_missing_backends_are_reported_with_an_example() -> None:
     told = only({})
     assert told.startswith("GATEWAY_BACKENDS__<NAME>__PLUGIN: no backend is configured")
     assert "GATEWAY_BACKENDS__CLOUD__URL=https://api.example.com" in told
 
 
-def test_a_backend_without_a_plugin_is_told_which_there_are() -> None:
+def test_backend_without_a_plugin_is_reported_with_the_installed_plugins() -> None:
     told = only(SHOUT | {"GATEWAY_BACKENDS__X__URL": "https://x"})
     assert told.startswith("GATEWAY_BACKENDS__X__PLUGIN: is not set")
     assert "shout" in told
 
 
-def test_a_setting_that_is_needed_is_told_with_an_example() -> None:
+def test_missing_required_setting_is_reported_with_an_example() -> None:
     told = only({"GATEWAY_BACKENDS__R__PLUGIN": "remote"})
     assert told.startswith("GATEWAY_BACKENDS__R__URL: is not set, and has no default")
     assert "GATEWAY_BACKENDS__R__URL=https://api.example (base URL)" in told
 
 
 @pytest.mark.parametrize("name", ["NONE", "AUTO", "A-", "Ü", "ß", "caf\udcc3\udc89"])
-def test_a_name_no_backend_can_have_is_told(name: str) -> None:
+def test_invalid_backend_name_is_reported(name: str) -> None:
     assert "use letters, digits" in only({f"GATEWAY_BACKENDS__{name}__PLUGIN": "shout"})
 
 
-def test_a_name_no_backend_can_have_is_told_in_a_map_too() -> None:
+def test_invalid_backend_name_in_a_json_map_is_reported() -> None:
     assert "use letters, digits" in only({"GATEWAY_BACKENDS": '{"e": {"plugin": "shout"}, "ß": {"plugin": "shout"}}'})
 
 
-def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = env_file(tmp_path, "GATEWAY_STALL=1\nrubbish\n")
     found = wrong(
         {
@@ -183,26 +183,26 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_open_to_all_is_not_held_against_a_listener_when_the_permission_itself_is_misspelt() -> None:
+def test_public_listener_is_not_reported_when_the_permission_is_invalid() -> None:
     told = only(SHOUT | {"GATEWAY_LISTEN": "0.0.0.0:80", "GATEWAY_ALLOW_UNAUTHENTICATED": "yess"})
     assert told.startswith("GATEWAY_ALLOW_UNAUTHENTICATED")
 
 
-def test_open_to_all_is_possible_when_it_is_meant() -> None:
+def test_public_listener_without_keys_is_accepted_with_explicit_permission() -> None:
     assert load(SHOUT | {"GATEWAY_LISTEN": "0.0.0.0:80", "GATEWAY_ALLOW_UNAUTHENTICATED": "true"}).backends
 
 
-# ── what only our own plugins can know ───────────────────────────────────────────────────────────
+# ── checks by the plugins of this project ────────────────────────────────────────────────────────
 
 
-def test_an_http_backend_said_to_be_on_this_site_cannot_have_a_public_address() -> None:
+def test_edge_http_backend_with_a_public_address_is_refused() -> None:
     upstream = '{"plugin": "gateway_http:Http", "site": "edge", "url": "http://8.8.8.8/v1"}'
     told = only({"GATEWAY_BACKENDS__BOX": upstream})
     assert told.startswith("GATEWAY_BACKENDS__BOX: ")
     assert "8.8.8.8 is not a loopback or private address" in told
 
 
-def test_a_hybrid_backend_that_names_no_other_backend_is_told_which_there_are() -> None:
+def test_hybrid_backend_naming_an_unknown_backend_is_reported_with_the_known() -> None:
     both = '{"plugin": "gateway_hybrid:Hybrid", "edge": "e", "cloud": "clowd", "tasks": "shout"}'
     told = only(SHOUT | {"GATEWAY_BACKENDS__BOTH": both})
     assert told.startswith("GATEWAY_BACKENDS__BOTH__CLOUD: there is no other backend 'clowd'; there are: e")
@@ -211,7 +211,7 @@ def test_a_hybrid_backend_that_names_no_other_backend_is_told_which_there_are() 
 # ── broken plugins ───────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_broken_plugin_is_left_out_by_name_while_others_serve() -> None:
+def test_broken_plugin_is_excluded_by_name_while_others_serve() -> None:
     loaded = load(SHOUT | {"GATEWAY_BACKENDS__W__PLUGIN": "rotten", "GATEWAY_BACKENDS__W__ANYTHING": "1"})
     assert loaded.backends["e"].broken is None
     assert "rotten_wood" in (loaded.backends["w"].broken or "")

@@ -1,4 +1,7 @@
-"""What is shown of settings: what holds, without secrets; an environment file that loads again; the page in docs/."""
+"""Reports of settings.
+
+The effective values without secrets, the generated environment file, which loads again, and the page in docs/.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +32,11 @@ def plugins(test_plugins: Path) -> Plugins:  # noqa: F811
     return {name: find_plugin(name) for name in ("shout", "remote")}
 
 
-# ── what holds now ───────────────────────────────────────────────────────────────────────────────
+# ── effective settings ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.usefixtures("test_plugins")
-def test_every_setting_is_shown_with_its_origin_and_no_secret(tmp_path: Path) -> None:
+def test_every_setting_is_shown_with_its_origin_and_secrets_are_masked(tmp_path: Path) -> None:
     path = env_file(tmp_path, "GATEWAY_STALL_S=5\n")
     secret = {"GATEWAY_BACKENDS__R__API_KEY": "sesame"}
     in_url = {"GATEWAY_BACKENDS__R__URL": "https://user:abracadabra@host/v1"}
@@ -48,7 +51,7 @@ def test_every_setting_is_shown_with_its_origin_and_no_secret(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("test_plugins")
-def test_what_is_shown_loads_again_to_the_same(tmp_path: Path) -> None:
+def test_shown_settings_load_again_to_the_same_values(tmp_path: Path) -> None:
     chosen = SHOUT | {
         "GATEWAY_LISTEN": "[::1]:0,unix:/run/a b.sock",
         "GATEWAY_ALLOWED_ORIGINS": "https://a.example,https://b.example",
@@ -64,7 +67,7 @@ def test_what_is_shown_loads_again_to_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("test_plugins")
-def test_a_backend_that_is_left_out_is_shown_with_why() -> None:
+def test_excluded_backend_is_shown_with_the_reason() -> None:
     shown = list(show_settings(load(SHOUT | {"GATEWAY_BACKENDS__W__PLUGIN": "rotten"})))
     assert re.match(r"GATEWAY_BACKENDS__W__PLUGIN=rotten +# left out: .*rotten_wood", shown[-1])
 
@@ -76,19 +79,19 @@ def uncommented(text: str) -> str:
     return re.sub(r"(?m)^#(?=GATEWAY_)", "", text)
 
 
-def test_the_generated_file_is_a_configuration_that_holds_the_defaults(tmp_path: Path, plugins: Plugins) -> None:
+def test_generated_file_loads_with_the_defaults(tmp_path: Path, plugins: Plugins) -> None:
     loaded = load({}, env_file(tmp_path, render_env(plugins)))
     assert loaded.settings == load(REMOTE).settings
     assert len(loaded.backends) == 1
 
 
-def test_the_generated_file_loads_with_every_line_switched_on(tmp_path: Path, plugins: Plugins) -> None:
+def test_generated_file_loads_with_every_line_uncommented(tmp_path: Path, plugins: Plugins) -> None:
     loaded = load({}, env_file(tmp_path, uncommented(render_env(plugins))))
     assert loaded.settings.model_copy(update={"mqtt": Mqtt()}) == load(REMOTE).settings
     assert loaded.backends.keys() == {"shout", "remote"}
 
 
-def test_the_generated_file_names_every_setting_there_is(plugins: Plugins) -> None:
+def test_generated_file_contains_every_setting(plugins: Plugins) -> None:
     text = render_env(plugins)
     expected = [leaf.variable for leaf in leaves_of(Settings, "GATEWAY_")]
     for name, cls in plugins.items():
@@ -97,13 +100,13 @@ def test_the_generated_file_names_every_setting_there_is(plugins: Plugins) -> No
 
 
 def by_module(text: str, plugins: Plugins) -> str:
-    """The same file where plugins are named by module, as it would load where nothing is installed."""
+    """Name plugins by module, so that the file loads without installed plugins."""
     for name, cls in plugins.items():
         text = text.replace(f"__PLUGIN={name}\n", f"__PLUGIN={cls.__module__}:{cls.__qualname__}\n")
     return text
 
 
-def test_the_generated_file_of_our_own_plugins_loads_with_every_line_switched_on(tmp_path: Path) -> None:
+def test_generated_file_of_our_plugins_loads_with_every_line_uncommented(tmp_path: Path) -> None:
     own = declared_plugins(ROOT)
     text = by_module(render_env(own), own)
     assert load({}, env_file(tmp_path, text)).backends.keys() == {"edge"}
@@ -130,7 +133,7 @@ def test_the_generated_file_of_our_own_plugins_loads_with_every_line_switched_on
         (Path("/x"), "/x"),
     ],
 )
-def test_a_value_is_written_as_it_would_be_set(value: object, text: str) -> None:
+def test_value_is_rendered_in_the_form_that_sets_it(value: object, text: str) -> None:
     assert render(value) == text
 
 
@@ -142,13 +145,13 @@ def test_user_and_password_of_a_url_are_concealed() -> None:
 @example("\\'")
 @example("$HOME ${x} #")
 @example("\\n\nb")
-def test_any_quoted_text_is_read_back_as_it_was(text: str) -> None:
+def test_any_quoted_text_is_read_back_unchanged(text: str) -> None:
 
     assert dotenv_values(stream=StringIO(f"A={quote(text)}\n"), interpolate=False) == {"A": text}
 
 
 @given(st.dictionaries(st.sampled_from(["GATEWAY_A", "gateway_b", "GATEWAY_C__D", "PATH"]), st.text()))
-def test_reading_variables_never_fails_and_never_invents(environ: dict[str, str]) -> None:
+def test_reading_variables_returns_exactly_the_set_variables(environ: dict[str, str]) -> None:
     variables, problems = read_variables(environ, None, (), ())
     assert {name: v.text for name, v in variables.items()} == {
         name.upper(): text for name, text in environ.items() if text and name != "PATH"
@@ -159,7 +162,7 @@ def test_reading_variables_never_fails_and_never_invents(environ: dict[str, str]
 # ── docs/configuration.md ────────────────────────────────────────────────────────────────────────
 
 
-def test_the_page_about_configuration_is_what_the_settings_say() -> None:
+def test_configuration_page_matches_the_settings() -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
     assert page == render_docs(declared_plugins(ROOT)), (
         "docs/configuration.md is out of date; at the root of the checkout: "
@@ -168,7 +171,7 @@ def test_the_page_about_configuration_is_what_the_settings_say() -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_the_examples_of_the_page_load(tmp_path: Path, number: int) -> None:
+def test_examples_of_the_configuration_page_load(tmp_path: Path, number: int) -> None:
     blocks = re.findall(r"(?:^    GATEWAY_\S.*\n)+", (ROOT / "docs" / "configuration.md").read_text(), re.M)
     (tmp_path / "key").write_text("sk-example\n")
     text = re.sub(r"(?m)^    ", "", blocks[number]).replace("/run/secrets/openai", str(tmp_path / "key"))

@@ -1,4 +1,4 @@
-"""Lines of the log: their priority where the journal reads them, plain JSON everywhere else."""
+"""Log lines: with a priority prefix for the systemd journal, plain JSON elsewhere."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def as_before() -> Iterator[None]:
     structlog.configure(**configured)
 
 
-def heard(writing: int, reading: int) -> list[bytes]:
-    """What comes out of the other end when one line of each level is logged."""
+def lines_read(writing: int, reading: int) -> list[bytes]:
+    """Log one line per level to `writing` and return the lines read from `reading`."""
     with open(writing, "wb", buffering=0) as stream:
         configure("json", "debug", stream)
         for level in LEVELS:
@@ -36,17 +36,17 @@ def heard(writing: int, reading: int) -> list[bytes]:
         return lines.readlines()
 
 
-def test_to_the_journal_each_line_says_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_to_the_journal_begin_with_their_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = socket.socketpair()
     found = os.fstat(writing.fileno())
     monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
-    lines = heard(writing.detach(), reading.detach())
+    lines = lines_read(writing.detach(), reading.detach())
     assert [line[:3] for line in lines] == [b"<7>", b"<6>", b"<4>", b"<3>"]
     assert [json.loads(line[3:])["level"] for line in lines] == list(LEVELS)
 
 
 @pytest.mark.parametrize("form", ["auto", "console"])
-def test_a_process_tells_the_journal_by_its_standard_error(form: str) -> None:
+def test_journal_is_detected_from_the_standard_error_of_a_process(form: str) -> None:
     code = f"from gateway.telemetry import configure, log; configure({form!r}); log.warning('test.said')"
     reading, writing = os.pipe()
     found = os.fstat(writing)
@@ -59,16 +59,18 @@ def test_a_process_tells_the_journal_by_its_standard_error(form: str) -> None:
 
 
 @pytest.mark.parametrize("named", [None, "", "1:2", "x"])
-def test_elsewhere_a_line_is_plain_json(named: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_plain_json_when_the_stream_is_not_the_journal(
+    named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
     if named is not None:
         monkeypatch.setenv("JOURNAL_STREAM", named)
     reading, writing = os.pipe()
-    lines = heard(writing, reading)
+    lines = lines_read(writing, reading)
     assert [json.loads(line)["level"] for line in lines] == list(LEVELS)
 
 
-def test_a_stream_that_is_no_file_is_not_the_journals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_without_a_file_descriptor_is_not_the_journal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")
     stream = io.BytesIO()
     configure("json", "info", stream)

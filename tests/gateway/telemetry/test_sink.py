@@ -1,4 +1,4 @@
-"""The sink: whatever becomes of standard error, nobody waits for it and nobody falls over it."""
+"""Log sink: a blocked, closed or full standard error neither blocks nor raises."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def nothing_dropped(count: int) -> None:
 
 
 def read_all(fd: int, sink: Sink) -> list[bytes]:
-    """All lines there are, the sink writing on as there is room."""
+    """Read all lines, flushing the sink whenever the stream is drained."""
     os.set_blocking(fd, False)
     data = bytearray()
     while True:
@@ -61,7 +61,7 @@ def read_all(fd: int, sink: Sink) -> list[bytes]:
         sink.flush()
 
 
-def test_what_nobody_reads_waits_and_comes_whole_and_in_order_once_somebody_does(pair: Pair) -> None:
+def test_unread_lines_are_buffered_and_written_in_order_when_reading_resumes(pair: Pair) -> None:
     reading, writing = pair
     sent = [b"%d %s" % (number, LINE) for number in range(900)]
     with sink_of(writing) as sink:
@@ -70,7 +70,7 @@ def test_what_nobody_reads_waits_and_comes_whole_and_in_order_once_somebody_does
         assert read_all(reading, sink) == sent
 
 
-def test_what_is_too_much_is_counted_and_told_where_the_gap_ends(pair: Pair) -> None:
+def test_overflowing_lines_are_dropped_counted_and_reported_after_the_gap(pair: Pair) -> None:
     reading, writing = pair
     told: list[int] = []
 
@@ -89,14 +89,14 @@ def test_what_is_too_much_is_counted_and_told_where_the_gap_ends(pair: Pair) -> 
     assert [sent - len(lines[:-1])] == told == [metrics.LOG_DROPPED.values[()] - before]
 
 
-def test_others_who_share_the_stream_find_it_as_it_was(pair: Pair) -> None:
+def test_sink_leaves_the_flags_of_a_shared_stream_unchanged(pair: Pair) -> None:
     flags = fcntl.fcntl(pair[1], fcntl.F_GETFL)
     with sink_of(pair[1]) as sink:
         sink.msg(LINE)
         assert fcntl.fcntl(pair[1], fcntl.F_GETFL) == flags
 
 
-def test_a_reader_that_is_gone_is_no_error() -> None:
+def test_closed_reader_does_not_raise() -> None:
     reading, writing = os.pipe()
     with sink_of(writing) as sink:
         os.close(reading)
@@ -105,13 +105,13 @@ def test_a_reader_that_is_gone_is_no_error() -> None:
     os.close(writing)
 
 
-def test_a_full_disk_is_no_error_and_a_line_begun_is_ended_once_there_is_room(
+def test_full_disk_does_not_raise_and_partial_lines_are_completed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = [500]
 
     def write(fd: int, data: bytes) -> int:
-        """write(2) on a disk that has so many bytes left."""
+        """write(2) on a disk with `left[0]` free bytes."""
         if not left[0]:
             raise OSError(28, "No space left on device")
         size, left[0] = min(len(data), left[0]), max(0, left[0] - len(data))
@@ -127,8 +127,8 @@ def test_a_full_disk_is_no_error_and_a_line_begun_is_ended_once_there_is_room(
     assert (tmp_path / "log").read_bytes().splitlines() == [b"%d %s" % (number, LINE) for number in range(3)]
 
 
-def test_who_logs_while_a_line_is_being_written_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The collector may run a `__del__` at any instant, and that may log."""
+def test_line_logged_during_a_write_is_written_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may run a `__del__` that logs at any point."""
 
     def write(fd: int, data: bytes) -> int:
         if data.startswith(b"first"):
@@ -142,7 +142,7 @@ def test_who_logs_while_a_line_is_being_written_is_heard(tmp_path: Path, monkeyp
     assert (tmp_path / "log").read_bytes() == b"first\nsecond\n"
 
 
-def test_lines_of_many_threads_come_whole(tmp_path: Path) -> None:
+def test_lines_of_many_threads_are_not_interleaved(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file, sink_of(file.fileno()) as sink:
 
         def say(who: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from gateway.testing import FakeClock
 
 
-async def test_sleepers_go_on_in_order_each_at_its_own_instant() -> None:
+async def test_fake_clock_wakes_sleepers_in_order_at_their_own_times() -> None:
     clock, woken = FakeClock(0.0), list[tuple[str, float]]()
 
     async def sleeper(name: str, *pauses_s: float) -> None:
@@ -23,7 +23,7 @@ async def test_sleepers_go_on_in_order_each_at_its_own_instant() -> None:
     await asyncio.gather(*jobs)
 
 
-async def test_a_cancelled_sleeper_disturbs_nobody() -> None:
+async def test_cancelled_sleeper_does_not_affect_other_sleepers() -> None:
     clock = FakeClock(0.0)
     gone, stays = asyncio.create_task(clock.sleep(1)), asyncio.create_task(clock.sleep(1))
     await clock.settle()
@@ -33,7 +33,7 @@ async def test_a_cancelled_sleeper_disturbs_nobody() -> None:
     assert stays.done()
 
 
-def test_time_does_not_go_back() -> None:
+def test_moving_the_fake_clock_backwards_raises() -> None:
     clock = FakeClock(5.0)
     clock.move(0.25)
     assert clock() == 5.25

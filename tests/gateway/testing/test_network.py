@@ -8,7 +8,7 @@ import pytest
 from gateway.testing import FAULTS, FakeNetwork
 
 
-async def test_it_answers_as_told_and_keeps_what_it_was_asked() -> None:
+async def test_fake_network_returns_configured_responses_and_records_requests() -> None:
     async with FakeNetwork() as network, aiohttp.ClientSession() as http:
         network.answer("/read", json={"text": "hello"}, headers={"x-id": "7"})
         async with http.post(f"{network.url}/read?page=1", json={"a": 1}) as answer:
@@ -22,7 +22,7 @@ async def test_it_answers_as_told_and_keeps_what_it_was_asked() -> None:
     assert network.requests[0].json == {"a": 1}
 
 
-async def test_it_streams_events() -> None:
+async def test_fake_network_streams_events() -> None:
     async with FakeNetwork() as network, aiohttp.ClientSession() as http:
         network.answer("/stream", events=["one", "[DONE]"])
         async with http.get(f"{network.url}/stream") as answer:
@@ -31,7 +31,7 @@ async def test_it_streams_events() -> None:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_each_fault_is_noticed_and_passes(fault: str) -> None:
+async def test_fake_network_fault_fails_requests_and_ends_with_its_block(fault: str) -> None:
     async with FakeNetwork() as network, aiohttp.ClientSession() as http:
         network.answer("/read", json=1)
         with network.failing(fault), pytest.raises((aiohttp.ClientError, TimeoutError, ValueError)):
@@ -41,7 +41,7 @@ async def test_each_fault_is_noticed_and_passes(fault: str) -> None:
             assert await answer.json() == 1
 
 
-def test_an_unknown_fault_is_told_with_those_there_are() -> None:
+def test_unknown_fault_error_lists_the_known_faults() -> None:
     with (
         pytest.raises(ValueError, match="no fault is called 'rain'; there are: refused, cut"),
         FakeNetwork().failing("rain"),

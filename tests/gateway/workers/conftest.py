@@ -20,7 +20,7 @@ async def tool() -> AsyncIterator[WorkerBackend]:
 def leaves_no_process() -> Iterator[None]:
     before = children()
     yield
-    for pid in children() - before:  # an orphan's orphan may have become ours: the kit makes this process a reaper
+    for pid in children() - before:  # the kit makes this process a subreaper, so orphans of orphans end up here
         if state_of(pid) == "Z":
             os.waitpid(pid, os.WNOHANG)
     assert children() == before

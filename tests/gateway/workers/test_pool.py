@@ -1,4 +1,4 @@
-"""Starting, backing off, stopping, and what is left then: nothing."""
+"""Worker pool: start, back-off, health checks, output, stop, and absence of leaks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gateway.plugin import (
 )
 from gateway.workers import WorkerBackend
 from gateway.workers.process import Process
-from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Patient, Quick
+from support.worker_backends import Broken, CrashesLoading, HealthFromFile, Quick, RaisesOnStart, StartsWhenFileExists
 from support.workers import (
     a_task,
     answer,
@@ -30,7 +30,7 @@ from support.workers import (
     of,
     pids,
     state_of,
-    until,
+    wait_until,
 )
 
 
@@ -38,11 +38,11 @@ from support.workers import (
     ("cls", "why", "words"),
     [
         (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL", ""),
-        (Faulty, "worker_backends:Faulty` raised KeyError$", "'weights'"),
+        (RaisesOnStart, "worker_backends:RaisesOnStart` raised KeyError$", "'weights'"),
         (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$", "its last words: "),
     ],
 )
-async def test_a_backend_that_cannot_start_says_why_and_leaves_nothing(
+async def test_failed_start_reports_the_reason_and_leaks_no_descriptors(
     cls: type[Backend[Any]], why: str, words: str
 ) -> None:
     before = set(os.listdir("/proc/self/fd"))
@@ -52,10 +52,10 @@ async def test_a_backend_that_cannot_start_says_why_and_leaves_nothing(
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-async def test_starts_that_fail_back_off_and_recover(tmp_path: Path) -> None:
+async def test_failing_starts_back_off_and_recover(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.touch()
-    async with of(OnceBroken, broken_until=allowed) as backend:
+    async with of(StartsWhenFileExists, broken_until=allowed) as backend:
         allowed.unlink()
         with pytest.raises(BackendUnavailable):
             await answer(backend, a_task("die"))
@@ -70,10 +70,10 @@ async def test_starts_that_fail_back_off_and_recover(tmp_path: Path) -> None:
         assert await backend.health() is None
 
 
-async def test_an_idle_worker_is_asked_how_its_backend_is(tmp_path: Path) -> None:
+async def test_health_check_runs_in_an_idle_worker(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.touch()
-    async with of(Patient, broken_until=pulse) as backend:
+    async with of(HealthFromFile, broken_until=pulse) as backend:
         assert await backend.health() is None
         pulse.write_text("the lamp is out")
         assert await backend.health() == "the lamp is out"
@@ -84,27 +84,27 @@ async def test_an_idle_worker_is_asked_how_its_backend_is(tmp_path: Path) -> Non
         assert not events(backend, "worker.died")
 
 
-async def test_a_busy_pool_is_well_and_not_disturbed(tmp_path: Path) -> None:
+async def test_busy_pool_is_healthy_without_a_health_check(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("the lamp is out")
-    async with of(Patient, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
+    async with of(HealthFromFile, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
         assert await backend.health() is None
 
 
-async def test_work_does_not_wait_for_the_answer_to_a_health_check(tmp_path: Path) -> None:
+async def test_work_is_not_delayed_by_a_running_health_check(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("wait")
-    async with of(Patient, broken_until=pulse) as backend:
+    async with of(HealthFromFile, broken_until=pulse) as backend:
         asked = asyncio.ensure_future(backend.health())
         await asyncio.sleep(0)
         assert await answer(backend, a_task("echo")) == pids(backend)[0]
         assert await asked is None
-        with pytest.raises(TimeoutError):  # who asks decides how long to wait for it
+        with pytest.raises(TimeoutError):  # the caller sets the timeout of a health check
             await asyncio.wait_for(backend.health(), 0.01)
         assert await answer(backend, a_task("echo")) == pids(backend)[0]
 
 
-async def test_a_stopped_backend_leaves_no_process_and_refuses() -> None:
+async def test_stopped_backend_leaves_no_process_and_refuses_tasks() -> None:
     async with of(Quick, slots=2) as backend:
         await logged(backend, "worker.ready", 2)
         started = pids(backend)
@@ -113,24 +113,24 @@ async def test_a_stopped_backend_leaves_no_process_and_refuses() -> None:
         await answer(backend, a_task("echo"))
 
 
-async def test_stopping_while_workers_still_start_leaves_nothing() -> None:
+async def test_stop_while_workers_are_starting_leaves_no_process() -> None:
     before = children()
     async with of(Quick, slots=3):
         assert children() != before
     assert children() == before
 
 
-async def test_cancelling_the_start_leaves_nothing() -> None:
+async def test_cancelled_start_leaks_no_descriptors() -> None:
     before, unstarted = set(os.listdir("/proc/self/fd")), children()
     start = asyncio.create_task(of(Quick, slots=2).__aenter__())
-    await until(lambda: children() != unstarted)
+    await wait_until(lambda: children() != unstarted)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
     assert set(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_worker_that_computes_is_killed_two_seconds_after_it_was_asked_to_stop(tool: WorkerBackend) -> None:
+async def test_busy_worker_is_killed_two_seconds_after_the_stop_request(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("block", {"seconds": 60})) as (pid, job):
         began = time.monotonic()
         await tool.__aexit__(None, None, None)
@@ -140,14 +140,14 @@ async def test_a_worker_that_computes_is_killed_two_seconds_after_it_was_asked_t
             await job
 
 
-async def test_output_is_logged_by_the_line_and_cut(tool: WorkerBackend) -> None:
+async def test_worker_output_is_logged_by_line_and_truncated(tool: WorkerBackend) -> None:
     await answer(tool, a_task("talk"))
     one, two = await logged(tool, "worker.output", 2)
     assert one == {"pid": pids(tool)[0], "line": "to standard output", "suppressed": 0}
     assert two["line"] == "x" * 500
 
 
-async def test_what_is_printed_without_end_is_cut_and_counted(tool: WorkerBackend) -> None:
+async def test_endless_output_is_truncated_and_suppressed_lines_counted(tool: WorkerBackend) -> None:
     process = tool._slots[0].process
     assert process is not None
     pipe = process._output
@@ -166,7 +166,7 @@ async def test_what_is_printed_without_end_is_cut_and_counted(tool: WorkerBacken
     assert (four["line"], four["suppressed"]) == ("four", 2)
 
 
-async def test_what_a_plugin_logs_in_a_worker_reaches_the_log(tool: WorkerBackend) -> None:
+async def test_log_events_of_a_plugin_in_a_worker_reach_the_log(tool: WorkerBackend) -> None:
     await answer(tool, a_task("talk"))
     (line,) = events(tool, "tool.talked")
     assert line == {"where": "PosixPath('/here')", "count": 1}
@@ -184,15 +184,15 @@ async def test_a_thousand_tasks_leak_neither_descriptors_nor_processes() -> None
         assert len(asyncio.all_tasks()) < 10
 
 
-async def test_a_worker_whose_gateway_dies_exits_by_itself(tmp_path: Path) -> None:
+async def test_worker_exits_when_its_gateway_dies(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys, time\n"
         "from gateway.plugin import Task\n"
         "from gateway.workers import WorkerBackend\n"
-        "from support.services import KeptServices\n"
+        "from support.recording_services import RecordingServices\n"
         "from support.worker_backends import Tool, ToolSettings\n"
         "async def main():\n"
-        "    async with WorkerBackend(Tool, ToolSettings(), KeptServices(), slots=1) as b:\n"
+        "    async with WorkerBackend(Tool, ToolSettings(), RecordingServices(), slots=1) as b:\n"
         "        t = Task(kind='task', name='block', deadline=time.monotonic() + 60, body=b'{\"seconds\":60}')\n"
         "        async for part in b.run(t):\n"
         "            print(part.data, flush=True)\n"
@@ -206,10 +206,10 @@ async def test_a_worker_whose_gateway_dies_exits_by_itself(tmp_path: Path) -> No
     pid = int(await gateway.stdout.readline())
     gateway.kill()
     await gateway.communicate()
-    await until(lambda: is_gone(pid) or state_of(pid) == "Z")
+    await wait_until(lambda: is_gone(pid) or state_of(pid) == "Z")
 
 
-async def test_a_start_that_fails_in_a_way_nobody_expected_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_start_that_fails_with_an_unexpected_exception_can_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     spawn, failed = Process._spawn, asyncio.Event()
 
     async def fail_once(self: Process) -> None:

@@ -1,4 +1,4 @@
-"""How workers end: crashes, deadlines, cancellations; on real processes."""
+"""How workers end: crashes, deadlines and cancellations, on real processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from gateway.plugin import (
     Part,
 )
 from gateway.workers import WorkerBackend
-from support.worker_backends import Quick, Stubborn, Tool
+from support.worker_backends import DelaysCancel, Quick, Tool
 from support.workers import (
     a_task,
     answer,
@@ -27,13 +28,13 @@ from support.workers import (
     of,
     pids,
     state_of,
-    until,
+    wait_until,
 )
 
 # ── crashes ──────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_worker_killed_mid_task_is_told_of_and_replaced_without_a_pause(tool: WorkerBackend) -> None:
+async def test_worker_killed_during_a_task_is_reported_and_replaced_at_once(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("wait")) as (pid, job):
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(BackendUnavailable, match=rf"worker {pid} of backend `here` was killed by signal 9"):
@@ -46,14 +47,14 @@ async def test_a_worker_killed_mid_task_is_told_of_and_replaced_without_a_pause(
     assert tool.workers[0]["restarts"] == 1
 
 
-async def test_nobody_else_notices_a_crash() -> None:
+async def test_crash_of_one_worker_does_not_affect_other_workers() -> None:
     async with of(Tool, slots=2) as backend, begun(backend, a_task("block", {"seconds": 0.3})) as (_, other):
         with pytest.raises(BackendUnavailable, match="SIGSEGV"):
             await items(backend, a_task("segfault"))
         assert await other == [Part("done")]
 
 
-async def test_a_segfault_leaves_its_traceback_in_the_log(tool: WorkerBackend) -> None:
+async def test_segfault_traceback_is_logged(tool: WorkerBackend) -> None:
     with pytest.raises(BackendUnavailable, match="was killed by signal 11"):
         await items(tool, a_task("segfault"))
     said = "\n".join(line["line"] for line in events(tool, "worker.output"))
@@ -61,12 +62,12 @@ async def test_a_segfault_leaves_its_traceback_in_the_log(tool: WorkerBackend) -
     assert "in segfault" in said
 
 
-async def test_a_process_that_exits_is_told_with_its_status(tool: WorkerBackend) -> None:
+async def test_exit_of_a_worker_is_reported_with_its_status(tool: WorkerBackend) -> None:
     with pytest.raises(BackendUnavailable, match="exited with status 3"):
         await items(tool, a_task("exit_now"))
 
 
-async def test_an_idle_worker_that_dies_is_replaced_unasked() -> None:
+async def test_idle_worker_that_dies_is_replaced() -> None:
     async with of(Quick) as backend:
         (pid,) = pids(backend)
         os.kill(pid, signal.SIGKILL)
@@ -75,10 +76,10 @@ async def test_an_idle_worker_that_dies_is_replaced_unasked() -> None:
         assert pids(backend) != [pid]
 
 
-# ── the deadline, and clients that hang up ───────────────────────────────────────────────────────
+# ── deadlines and client disconnects ─────────────────────────────────────────────────────────────
 
 
-async def test_a_task_is_killed_at_its_deadline_and_its_worker_replaced(tool: WorkerBackend) -> None:
+async def test_blocking_task_is_killed_at_its_deadline_and_its_worker_replaced(tool: WorkerBackend) -> None:
     (pid,) = pids(tool)
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="`block`"):
@@ -93,36 +94,36 @@ async def test_an_endless_stream_ends_at_its_deadline(tool: WorkerBackend) -> No
         await items(tool, a_task("endless", within_s=0.2))
 
 
-async def test_a_kill_takes_the_workers_children_along(tool: WorkerBackend) -> None:
+async def test_killing_a_worker_also_kills_its_child_processes(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("spawn", within_s=0.5)) as (child, job):
         with pytest.raises(DeadlineExceeded):
             await job
-        await until(lambda: state_of(child) == "Z")
+        await wait_until(lambda: state_of(child) == "Z")
 
 
-async def test_a_cancelled_stream_stops_at_its_next_part_and_the_worker_is_kept(tool: WorkerBackend) -> None:
+async def test_closed_stream_stops_at_its_next_part_and_keeps_the_worker(tool: WorkerBackend) -> None:
     stream = tool.run(a_task("endless"))
     await anext(stream)
     began = time.monotonic()
     await stream.aclose()
-    assert time.monotonic() - began < 2  # and not the 20 s until its deadline
+    assert time.monotonic() - began < 2  # rather than the 20 s until its deadline
     assert await answer(tool, a_task("pid")) == pids(tool)[0]
     assert tool.workers[0]["restarts"] == 0
 
 
-async def test_a_task_that_is_cancelled_before_its_first_step_frees_the_worker_at_once(tool: WorkerBackend) -> None:
+async def test_task_cancelled_before_its_first_step_frees_the_worker_at_once(tool: WorkerBackend) -> None:
     job = asyncio.create_task(items(tool, a_task("wait")))
-    while tool.workers[0]["state"] != "busy":  # noqa: ASYNC110 - not a moment later
+    while tool.workers[0]["state"] != "busy":  # noqa: ASYNC110 - must cancel in the very next loop iteration
         await asyncio.sleep(0)
-    job.cancel()  # so the order to cancel travels with the order to work
+    job.cancel()  # so that the cancel frame travels with the start frame
     began = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
         await job
-    assert time.monotonic() - began < 2  # and not the 20 s until its deadline
+    assert time.monotonic() - began < 2  # rather than the 20 s until its deadline
     assert tool.workers[0]["restarts"] == 0
 
 
-async def test_cancelling_returns_only_when_the_worker_is_idle_again(tool: WorkerBackend) -> None:
+async def test_cancellation_returns_only_when_the_worker_is_idle_again(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("block", {"seconds": 0.3})) as (pid, job):
         began = time.monotonic()
         job.cancel()
@@ -133,11 +134,12 @@ async def test_cancelling_returns_only_when_the_worker_is_idle_again(tool: Worke
         assert await answer(tool, a_task("pid")) == pid
 
 
-async def test_a_cancelled_task_that_does_not_end_is_killed_at_the_deadline() -> None:
-    async with of(Stubborn) as backend:
+async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    async with of(DelaysCancel) as backend:
         (pid,) = pids(backend)
-        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=0.4)))
-        await until(lambda: backend.workers[0]["state"] == "busy")
+        asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
+        job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=1.0)))
+        await wait_until((tmp_path / "begun").exists)  # a task that is cancelled before its first step ends at once
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
@@ -147,19 +149,20 @@ async def test_a_cancelled_task_that_does_not_end_is_killed_at_the_deadline() ->
         )
 
 
-async def test_a_cancelled_stream_that_does_not_end_is_killed_long_before_its_deadline() -> None:
-    async with of(Stubborn) as backend:
+async def test_cancelled_stream_that_does_not_end_is_killed_after_the_drain_timeout(tmp_path: Path) -> None:
+    async with of(DelaysCancel) as backend:
         backend.drain_s = lambda: 0.2
         (pid,) = pids(backend)
-        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=86_400)))
-        await until(lambda: backend.workers[0]["state"] == "busy")
+        asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
+        job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=86_400)))
+        await wait_until((tmp_path / "begun").exists)
         job.cancel()
         await asyncio.wait([job], timeout=10)
         assert job.done()
         assert is_gone(pid)
 
 
-async def test_a_second_cancellation_leaves_at_once_and_the_draining_goes_on(tool: WorkerBackend) -> None:
+async def test_second_cancellation_returns_at_once_while_the_worker_keeps_draining(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("block", {"seconds": 0.3})) as (pid, job):
         job.cancel()
         await asyncio.sleep(0)
@@ -169,7 +172,7 @@ async def test_a_second_cancellation_leaves_at_once_and_the_draining_goes_on(too
         assert await answer(tool, a_task("pid")) == pid
 
 
-async def test_a_worker_that_dies_while_it_is_drained_is_replaced(tool: WorkerBackend) -> None:
+async def test_worker_that_dies_while_draining_is_replaced(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("block", {"seconds": 5})) as (pid, job):
         job.cancel()
         await asyncio.sleep(0)
@@ -179,7 +182,7 @@ async def test_a_worker_that_dies_while_it_is_drained_is_replaced(tool: WorkerBa
     assert await answer(tool, a_task("pid")) != pid
 
 
-async def test_who_waits_for_a_worker_waits_no_longer_than_its_deadline(tool: WorkerBackend) -> None:
+async def test_task_waits_for_a_free_worker_only_until_its_deadline(tool: WorkerBackend) -> None:
     async with begun(tool, a_task("wait")):
         with pytest.raises(DeadlineExceeded, match="no worker of backend `here` was free"):
             await answer(tool, a_task("pid", within_s=0.05))

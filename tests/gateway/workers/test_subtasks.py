@@ -1,4 +1,7 @@
-"""Subtasks out of a worker: served by the gateway, on their parent's terms, and over with it."""
+"""Subtasks sent from a worker.
+
+The gateway serves them under the limits of the parent task and cancels them with it.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from gateway.plugin.errors import PluginRaised
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
 from gateway.workers.main import MAX_SUBTASKS
-from support.services import KeptServices
-from support.worker_backends import Sends
+from support.recording_services import RecordingServices
+from support.worker_backends import Dispatches
 from support.workers import a_task, answer, pids
 
 Serve = Callable[[Task], Awaitable[Result]]
 
 
-class Serving(KeptServices):
-    """Services that have subtasks served by `serve`, and keep them."""
+class Serving(RecordingServices):
+    """Services that dispatch subtasks to `serve` and record them."""
 
     def __init__(self, serve: Serve) -> None:
         super().__init__()
@@ -37,7 +40,7 @@ class Serving(KeptServices):
 @asynccontextmanager
 async def sending(serve: Serve) -> AsyncIterator[tuple[WorkerBackend, Serving]]:
     services = Serving(serve)
-    async with WorkerBackend(Sends, Sends.Settings(), services, slots=1) as backend:
+    async with WorkerBackend(Dispatches, Dispatches.Settings(), services, slots=1) as backend:
         yield backend, services
 
 
@@ -46,7 +49,7 @@ async def echoes(task: Task) -> Result:
 
 
 class Silence:
-    """Serves nothing; says when it was asked, and when nobody waits any more."""
+    """A service that never answers: sets `asked` when called, `over` when cancelled."""
 
     def __init__(self) -> None:
         self.asked, self.over = asyncio.Event(), asyncio.Event()
@@ -60,7 +63,7 @@ class Silence:
         raise AssertionError
 
 
-async def test_a_part_of_a_task_is_served_and_its_answer_comes_back_whole() -> None:
+async def test_subtask_is_served_and_its_result_returns_with_all_fields() -> None:
     async def serve(task: Task) -> Result:
         return Result(json={"result": task.json}, backend="there", site="cloud", confidence=0.5)
 
@@ -74,7 +77,7 @@ async def test_a_part_of_a_task_is_served_and_its_answer_comes_back_whole() -> N
     assert not part.may_leave
 
 
-async def test_a_form_is_dispatched_with_its_body() -> None:
+async def test_form_subtask_is_dispatched_with_its_body() -> None:
     form = {"fields": {"model": "m"}, "files": {"file": Upload(b"sound")}, "content_type": "multipart/form-data"}
     parent = a_task("m", **form).replace(kind="chat", body=b"as it came")
 
@@ -85,7 +88,7 @@ async def test_a_form_is_dispatched_with_its_body() -> None:
         assert await answer(backend, parent) == ["as it came", "sound"]
 
 
-async def test_many_are_served_at_once_but_not_all() -> None:
+async def test_concurrent_subtasks_are_limited() -> None:
     at_once = most = 0
 
     async def serve(task: Task) -> Result:
@@ -111,7 +114,7 @@ async def test_many_are_served_at_once_but_not_all() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_what_a_part_ended_in_is_raised_in_the_worker(error: Exception, met: list[Any]) -> None:
+async def test_subtask_error_is_raised_in_the_worker(error: Exception, met: list[Any]) -> None:
     async def serve(task: Task) -> Result:
         raise error
 
@@ -119,7 +122,7 @@ async def test_what_a_part_ended_in_is_raised_in_the_worker(error: Exception, me
         assert await answer(backend, a_task("again")) == met
 
 
-async def test_an_answer_that_is_too_long_for_the_wire_is_an_error_and_the_worker_lives(
+async def test_subtask_result_too_long_for_a_frame_raises_and_keeps_the_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with sending(echoes) as (backend, services):
@@ -132,7 +135,7 @@ async def test_an_answer_that_is_too_long_for_the_wire_is_an_error_and_the_worke
         assert pids(backend) == before
 
 
-async def test_who_is_cancelled_cancels_its_parts() -> None:
+async def test_cancelled_task_cancels_its_subtasks() -> None:
     silence = Silence()
     async with sending(silence) as (backend, _):
         job = asyncio.create_task(answer(backend, a_task("whole")))
@@ -145,7 +148,7 @@ async def test_who_is_cancelled_cancels_its_parts() -> None:
 
 
 @pytest.mark.parametrize(("name", "said"), [("gives_up", "gave up"), ("leaves", "left")])
-async def test_a_part_that_nobody_waits_for_is_cancelled(name: str, said: str) -> None:
+async def test_abandoned_subtask_is_cancelled(name: str, said: str) -> None:
     silence = Silence()
     async with sending(silence) as (backend, _):
         assert await answer(backend, a_task(name)) == said
@@ -153,7 +156,7 @@ async def test_a_part_that_nobody_waits_for_is_cancelled(name: str, said: str) -
             await silence.over.wait()
 
 
-async def test_a_worker_that_dies_cancels_its_parts() -> None:
+async def test_death_of_a_worker_cancels_its_subtasks() -> None:
     silence = Silence()
     async with sending(silence) as (backend, _):
         job = asyncio.create_task(answer(backend, a_task("whole")))
@@ -166,7 +169,7 @@ async def test_a_worker_that_dies_cancels_its_parts() -> None:
             await job
 
 
-async def test_what_is_no_part_of_the_task_at_hand_is_refused() -> None:
+async def test_dispatch_outside_the_current_task_is_refused() -> None:
     async with sending(echoes) as (backend, services):
         with pytest.raises(GatewayError, match="parts of the task it works on"):
             await answer(backend, a_task("strays"))

@@ -1,4 +1,4 @@
-"""Frames and settings, by value."""
+"""Encoding of frames, errors and settings between gateway and worker."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gateway.plugin import (
 )
 from gateway.plugin.errors import PluginRaised
 from gateway.workers import WorkerBackend, wire
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 from support.worker_backends import Tool, ToolSettings
 from support.workers import (
     of,
 )
 
 
-def test_frames_come_out_whole_however_the_bytes_are_cut() -> None:
+def test_frames_are_decoded_for_any_chunking_of_the_bytes() -> None:
     frames: list[Any] = [wire.Cancel(), wire.Start("a:b", {"x": 1}, "here"), wire.Cancel()]
     data = b"".join(wire.encode(frame) for frame in frames)
     for step in range(1, len(data) + 1):
@@ -34,7 +34,7 @@ def test_frames_come_out_whole_however_the_bytes_are_cut() -> None:
         assert got == frames
 
 
-def test_a_class_that_cannot_be_imported_is_refused_with_the_reason() -> None:
+def test_class_that_cannot_be_imported_is_refused_with_the_reason() -> None:
     class Inner(Backend[BackendSettings]):
         async def run(self, task: Task) -> Result:
             return Result()
@@ -43,7 +43,7 @@ def test_a_class_that_cannot_be_imported_is_refused_with_the_reason() -> None:
         of(Inner)
 
 
-def test_an_error_arrives_as_it_was() -> None:
+def test_gateway_error_is_decoded_with_all_its_fields() -> None:
     sent = BackendUnavailable(
         "no", code="upstream_auth", param="p", status=401, retry_after_s=2.0, began=False, again=False, detail="d"
     )
@@ -51,15 +51,15 @@ def test_an_error_arrives_as_it_was() -> None:
     assert (type(got), vars(got), str(got)) == (BackendUnavailable, vars(sent), "no")
 
 
-def test_what_is_no_error_of_ours_arrives_as_what_another_may_be_asked() -> None:
+def test_foreign_exception_is_decoded_as_plugin_raised() -> None:
     got = wire.error_of(wire.frame_error(LookupError("bug"), "`x`"))
     assert isinstance(got, PluginRaised)
     assert (got.message, got.detail, got.code) == ("`x` raised LookupError", "", "plugin_error")
     assert (got.raised, got.words, got.began, got.again) == ("LookupError", "bug", True, False)
 
 
-def test_settings_are_plain_before_they_travel() -> None:
+def test_settings_are_converted_to_plain_values_for_the_wire() -> None:
     settings = ToolSettings(folder=Path("/models"), password="x", tasks=["a"])  # type: ignore[arg-type]
-    backend = WorkerBackend(Tool, settings, KeptServices(), slots=1)
+    backend = WorkerBackend(Tool, settings, RecordingServices(), slots=1)
     assert backend._start.settings["folder"] == "/models"
     assert ToolSettings.model_validate(backend._start.settings) == settings

@@ -1,4 +1,4 @@
-"""Host names: how a header is read, and by which names this host may be called, now and when its addresses change."""
+"""Parsing of the Host header, and the names of this host as addresses change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateway.ingress.http.hosts import host_of, own_hosts
 from gateway.plugin import GatewayError
 from support.documents import ROOT
 
-# A network of its own: what this host is called before it has addresses, and when it has two of each family.
+# In a separate network namespace: the names of this host before and after it gets addresses of both families.
 ADDRESSES_COME = """
 import json, subprocess
 from gateway.ingress.http.hosts import own_hosts
@@ -36,26 +36,26 @@ print(json.dumps(sorted(own_hosts(["0.0.0.0"]) - before)))
         (" 10.0.0.1 ", "10.0.0.1"),
     ],
 )
-def test_a_host_header_is_read(header: str, name: str) -> None:
+def test_host_header_is_normalised(header: str, name: str) -> None:
     assert host_of(header) == name
 
 
 @pytest.mark.parametrize(
     "header", ["", ":80", "a:b", "a:65536", "a:123456", "[1.2.3.4]", "[::1", "::1", "a b", "[::]x"]
 )
-def test_what_is_no_host_is_refused(header: str) -> None:
+def test_invalid_host_header_is_refused(header: str) -> None:
     with pytest.raises(GatewayError, match="is not a host name"):
         host_of(header)
 
 
-def test_bound_to_some_addresses_it_goes_by_those_and_by_its_names() -> None:
+def test_own_hosts_of_specific_listeners_are_their_addresses_and_local_names() -> None:
     hosts = own_hosts(["192.0.2.1", "2001:DB8:0::1", "fe80::1%eth0"])
     assert {"localhost", "127.0.0.1", "[::1]", "192.0.2.1", "[2001:db8::1]", "[fe80::1]"} <= hosts
     assert hosts - own_hosts([]) == {"192.0.2.1", "[2001:db8::1]", "[fe80::1]"}
 
 
 @pytest.mark.net
-def test_bound_to_all_it_goes_by_every_address_of_every_interface_also_those_that_come_later() -> None:
+def test_own_hosts_of_wildcard_listeners_include_addresses_added_later() -> None:
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     command = ["unshare", "--net", sys.executable, "-c", ADDRESSES_COME]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=30, check=True)

@@ -1,4 +1,4 @@
-"""What a connection is given at its beginning, and at its end where there are too many."""
+"""Socket options of new connections, and the 503 response for excess connections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def _goodbye() -> tuple[asyncio.BaseTransport, socket.socket]:
     return transport, far
 
 
-async def test_of_those_who_are_too_many_only_some_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_a_limited_number_of_excess_connections_get_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "MAX_GOODBYES", 2)
     loop = asyncio.get_running_loop()
     held = [await _goodbye() for _ in range(3)]
@@ -30,11 +30,11 @@ async def test_of_those_who_are_too_many_only_some_are_told_so(monkeypatch: pyte
         far.close()
     await asyncio.sleep(0)
     async with asyncio.timeout(5):
-        while Goodbye.now:  # noqa: ASYNC110 - the transports say it when they have closed
+        while Goodbye.now:  # noqa: ASYNC110 - transports remove themselves when closed
             await asyncio.sleep(0)
 
 
-async def test_the_kernel_lets_go_of_who_takes_nothing_and_holds_little_for_them() -> None:
+async def test_kernel_timeout_and_unsent_limit_are_set_for_stalled_clients() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         client = socket.create_connection(listener.getsockname())
         sock, _ = listener.accept()

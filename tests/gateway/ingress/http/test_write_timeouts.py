@@ -1,4 +1,4 @@
-"""How long clients may not read: a crowd has less time, and making it so is paid once."""
+"""Write timeouts of stalled clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gateway.ingress.http import response
 from gateway.ingress.http.response import WriteTimeouts
 
 
-async def test_a_crowd_is_shortened_once_however_many_come_after(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_write_timeouts_are_shortened_once_when_many_clients_stall(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "MANY", 3)
     shortened = 0
     patience = WriteTimeouts()

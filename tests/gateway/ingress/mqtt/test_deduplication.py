@@ -1,4 +1,4 @@
-"""What counts as asked before, and how much of it is kept."""
+"""Detection of repeated requests, and limits of the stored responses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def answered(memory: RequestHistory, message: Message, size: int = 0, *, invites
     memory.end(identity, exchange, is_answered=True)
 
 
-def test_who_joined_is_acknowledged_but_for_those_whose_connection_was_lost() -> None:
+def test_joined_deliveries_are_acknowledged_unless_their_connection_was_lost() -> None:
     exchange, settled, lost = PendingRequest(), list[str](), asyncio.Event()
     exchange.join(Delivery(request(), lambda: settled.append("old"), lost))
     lost.set()
@@ -69,27 +69,27 @@ def memory(clock: FakeClock) -> RequestHistory:
         call("1"),
     ],
 )
-def test_what_differs_in_anything_is_another_request(memory: RequestHistory, other: Message) -> None:
+def test_message_that_differs_in_any_field_is_another_request(memory: RequestHistory, other: Message) -> None:
     answered(memory, request())
     assert known(memory, request(mid=2)) is not None
     assert known(memory, other) is None
 
 
-def test_a_call_repeats_the_one_of_the_same_id_and_body(memory: RequestHistory) -> None:
+def test_call_with_the_same_id_and_body_is_a_repeat(memory: RequestHistory) -> None:
     answered(memory, call("1"))
     assert known(memory, call("1")) is not None
     assert known(memory, call("2")) is None
     assert known(memory, call("1", b"2")) is None
 
 
-def test_without_correlation_data_only_the_broker_repeats(memory: RequestHistory) -> None:
+def test_message_without_correlation_data_repeats_only_as_a_broker_redelivery(memory: RequestHistory) -> None:
     answered(memory, request(correlation=None, mid=7))
     assert known(memory, request(correlation=None, mid=7)) is None
     assert known(memory, request(correlation=None, mid=8, is_again=True)) is None
     assert known(memory, request(correlation=None, mid=7, is_again=True)) is not None
 
 
-def test_a_request_that_runs_is_joined_and_one_given_up_is_forgotten(memory: RequestHistory) -> None:
+def test_running_request_is_joined_and_an_abandoned_request_is_forgotten(memory: RequestHistory) -> None:
     identity = identity_of(request(), TOPICS.read(request()))
     exchange = memory.begin(identity)
     assert known(memory, request()) is exchange
@@ -98,7 +98,7 @@ def test_a_request_that_runs_is_joined_and_one_given_up_is_forgotten(memory: Req
     assert known(memory, request()) is None
 
 
-def test_who_was_told_to_come_again_is_run_and_the_brokers_own_repeat_is_not(memory: RequestHistory) -> None:
+def test_client_retry_after_a_retry_later_response_is_run_but_redelivery_is_not(memory: RequestHistory) -> None:
     answered(memory, request(mid=7), invites_again=True)
     assert known(memory, request(mid=7, is_again=True)) is not None
     assert known(memory, request(mid=8)) is None
@@ -109,7 +109,7 @@ def test_who_was_told_to_come_again_is_run_and_the_brokers_own_repeat_is_not(mem
     assert known(memory, request(mid=10)) is exchange
 
 
-def test_an_answer_is_kept_as_long_as_the_broker_keeps_the_session(memory: RequestHistory, clock: FakeClock) -> None:
+def test_response_is_stored_as_long_as_the_broker_keeps_the_session(memory: RequestHistory, clock: FakeClock) -> None:
     answered(memory, request())
     clock.move(rules.KEEP_S - 1)
     assert known(memory, request()) is not None
@@ -117,7 +117,7 @@ def test_an_answer_is_kept_as_long_as_the_broker_keeps_the_session(memory: Reque
     assert known(memory, request()) is None
 
 
-def test_the_oldest_answers_make_room_for_new_ones(memory: RequestHistory) -> None:
+def test_oldest_responses_are_evicted_when_the_byte_limit_is_reached(memory: RequestHistory) -> None:
     third = rules.KEEP_BYTES // 3
     for name in (b"a", b"b", b"c"):
         answered(memory, request(name), third)
@@ -126,21 +126,21 @@ def test_the_oldest_answers_make_room_for_new_ones(memory: RequestHistory) -> No
     assert known(memory, request(b"c")) is not None
 
 
-def test_the_number_of_answers_is_bounded_too(memory: RequestHistory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_stored_responses_is_bounded(memory: RequestHistory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "KEEP_ANSWERS", 10)
     for n in range(20):
         answered(memory, request(str(n).encode()))
     assert [n for n in range(20) if known(memory, request(str(n).encode()))] == list(range(10, 20))
 
 
-def test_an_answer_larger_than_the_memory_is_not_kept(memory: RequestHistory) -> None:
+def test_response_larger_than_the_byte_limit_is_not_stored(memory: RequestHistory) -> None:
     answered(memory, request(b"small"))
     answered(memory, request(), rules.KEEP_BYTES)
     assert known(memory, request()) is None
     assert known(memory, request(b"small")) is not None
 
 
-def test_an_answer_given_again_is_counted_once(memory: RequestHistory) -> None:
+def test_response_to_the_same_request_counts_once_towards_the_limit(memory: RequestHistory) -> None:
     for _ in range(10):
         answered(memory, request(), rules.KEEP_BYTES // 4)
     answered(memory, request(b"other"), rules.KEEP_BYTES // 4)

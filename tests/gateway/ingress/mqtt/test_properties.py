@@ -1,4 +1,4 @@
-"""Messages as requests, publications as packets, pauses between tries."""
+"""Messages as requests, publications as packets, reconnect back-off."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def message(**more: object) -> Message:
     return Message(**told)  # type: ignore[arg-type]
 
 
-def test_of_a_request_s_user_properties_only_the_contract_s_headers_count() -> None:
+def test_only_documented_headers_are_read_from_user_properties() -> None:
     user = (("X-Gateway-Locality", "edge-only"), ("traceparent", "t"), ("authorization", "Bearer x"), ("cookie", "c"))
     headers = headers_of(message(user=user, content_type="application/json"))
     assert headers == {"x-gateway-locality": "edge-only", "traceparent": "t", "content-type": "application/json"}
@@ -33,36 +33,36 @@ def test_of_a_request_s_user_properties_only_the_contract_s_headers_count() -> N
         ("1_0", 2, "1_0"),
     ],
 )
-def test_a_message_s_expiry_is_a_deadline(asked: str | None, expiry_s: int | None, deadline_ms: str) -> None:
+def test_message_expiry_becomes_a_deadline(asked: str | None, expiry_s: int | None, deadline_ms: str) -> None:
     user = (("x-gateway-deadline-ms", asked),) if asked else ()
     assert headers_of(message(user=user, expiry_s=expiry_s))["x-gateway-deadline-ms"] == deadline_ms
 
 
 @pytest.mark.parametrize("waited_s", [0.9996, 1.0, 1.5])
-def test_what_is_left_of_a_message_s_life_is_never_nothing_which_would_be_no_deadline(waited_s: float) -> None:
+def test_deadline_from_message_expiry_is_at_least_one_millisecond(waited_s: float) -> None:
     assert headers_of(message(expiry_s=1), waited_s)["x-gateway-deadline-ms"] == "1"
 
 
-def test_a_body_larger_than_the_limit_is_refused_with_it() -> None:
+def test_body_larger_than_the_limit_is_refused_with_the_limit() -> None:
     assert body_of(message(), 4, is_too_many=False) == b"body"
     with pytest.raises(GatewayError, match="larger than 3 bytes") as caught:
         body_of(message(), 3, is_too_many=False)
     assert caught.value.code == "body_too_large"
 
 
-def test_too_many_at_once_are_told_when_to_come_again() -> None:
+def test_excess_concurrent_requests_are_refused_with_retry_after() -> None:
     with pytest.raises(GatewayError) as caught:
         body_of(message(), 4, is_too_many=True)
     assert (caught.value.code, caught.value.retry_after_s) == ("overloaded", 1.0)
 
 
-def test_a_topic_that_is_not_utf_8_is_empty() -> None:
+def test_topic_that_is_not_utf_8_is_read_as_empty() -> None:
     got = MQTTMessage(mid=3, topic=b"edge-gateway/req/\xff")
     got.properties = None
     assert message_of(got).topic == ""
 
 
-def test_a_publication_says_what_it_was_given() -> None:
+def test_publication_properties_contain_its_fields() -> None:
     it = Publication(
         topic="t", payload=b"", correlation=b"\0\1", content_type="text/plain", user=(("a", "1"), ("b", "2"))
     )
@@ -74,11 +74,11 @@ def test_a_publication_says_what_it_was_given() -> None:
 
 
 @pytest.mark.parametrize(("text", "cleaned"), [("a\0b", "ab"), ("\ud800", "?"), ("é" * 40_000, "é" * 32_767)])
-def test_any_text_can_stand_in_a_property(text: str, cleaned: str) -> None:
+def test_clean_text_makes_any_text_a_valid_property(text: str, cleaned: str) -> None:
     assert clean_text(text) == cleaned
 
 
-def test_pauses_double_up_to_the_most_and_begin_anew_after_a_good_connection() -> None:
+def test_backoff_doubles_up_to_the_maximum_and_resets_after_a_good_connection() -> None:
     backoff = Backoff(uniform=lambda low, high: high)
     assert [backoff.next(0.0) for _ in range(8)] == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert backoff.next(GOOD_AFTER_S) == 0.5

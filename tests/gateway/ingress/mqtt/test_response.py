@@ -1,4 +1,4 @@
-"""Answers as messages: whole, in parts, collected, aborted."""
+"""Responses as MQTT messages: whole, in parts, collected, aborted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "x-
 
 
 class Post:
-    """Takes publications; each waits until the broker's way is open."""
+    """Collects publications; `send` blocks while `is_open` is not set."""
 
     def __init__(self) -> None:
         self.sent: list[Publication] = []
@@ -41,7 +41,7 @@ def reply_to(post: Post, *, in_parts: bool = True, answer_to: str | None = "r", 
     return MqttResponseWriter(message, Address(target="/", answer_to=answer_to, in_parts=in_parts), post.send)
 
 
-async def test_a_whole_answer_is_one_message_with_its_status_and_headers() -> None:
+async def test_whole_response_is_one_message_with_status_and_headers() -> None:
     post = Post()
     await reply_to(post, qos=0).whole(200, {"Content-Type": "application/json", "x-request-id": "7"}, b"{}")
     (it,) = post.sent
@@ -50,7 +50,7 @@ async def test_a_whole_answer_is_one_message_with_its_status_and_headers() -> No
     assert it.user == (("status", "200"), ("x-request-id", "7"))
 
 
-async def test_the_parts_of_a_stream_are_numbered_and_only_the_last_is_final() -> None:
+async def test_stream_parts_are_numbered_and_only_the_last_is_final() -> None:
     post = Post()
     reply = reply_to(post)
     await reply.begin(200, HEADERS)
@@ -69,7 +69,7 @@ async def test_the_parts_of_a_stream_are_numbered_and_only_the_last_is_final() -
     assert "cache-control" not in {name.lower() for name, _ in post.sent[0].user}
 
 
-async def test_what_comes_while_a_part_is_on_its_way_goes_into_the_next() -> None:
+async def test_data_written_while_a_part_is_in_flight_is_merged_into_the_next() -> None:
     post = Post()
     reply = reply_to(post)
     post.is_open.clear()
@@ -84,7 +84,7 @@ async def test_what_comes_while_a_part_is_on_its_way_goes_into_the_next() -> Non
     assert post.said("final") == [None, "true"]
 
 
-async def test_a_stream_waits_for_a_broker_that_takes_nothing() -> None:
+async def test_stream_write_blocks_while_the_broker_accepts_nothing() -> None:
     post = Post()
     reply = reply_to(post)
     post.is_open.clear()
@@ -100,7 +100,7 @@ async def test_a_stream_waits_for_a_broker_that_takes_nothing() -> None:
     assert sum(len(it.payload) for it in post.sent) == rules.ROOM_BYTES + 2
 
 
-async def test_a_stream_the_broker_refuses_ends_in_that() -> None:
+async def test_stream_write_raises_when_the_broker_refuses_a_part() -> None:
     post = Post()
     post.refuses_over = 0
     reply = reply_to(post)
@@ -110,7 +110,7 @@ async def test_a_stream_the_broker_refuses_ends_in_that() -> None:
         await reply.write(b"x" * (rules.ROOM_BYTES + 1))
 
 
-async def test_an_aborted_stream_says_so_in_its_last_part() -> None:
+async def test_aborted_stream_marks_its_last_part_as_aborted() -> None:
     post = Post()
     reply = reply_to(post)
     await reply.begin(200, HEADERS)
@@ -121,7 +121,7 @@ async def test_an_aborted_stream_says_so_in_its_last_part() -> None:
     assert b"".join(it.payload for it in post.sent) == b"aerror"
 
 
-async def test_where_no_parts_may_come_a_stream_is_one_message_at_its_end() -> None:
+async def test_stream_without_parts_is_one_message_at_its_end() -> None:
     post = Post()
     reply = reply_to(post, in_parts=False)
     await reply.begin(200, HEADERS)
@@ -133,7 +133,7 @@ async def test_where_no_parts_may_come_a_stream_is_one_message_at_its_end() -> N
     assert post.said("seq") == [None]
 
 
-async def test_where_no_parts_may_come_an_aborted_stream_is_its_error_alone() -> None:
+async def test_aborted_stream_without_parts_sends_only_its_error() -> None:
     post = Post()
     reply = reply_to(post, in_parts=False)
     await reply.begin(200, HEADERS)
@@ -142,7 +142,7 @@ async def test_where_no_parts_may_come_an_aborted_stream_is_its_error_alone() ->
     assert [it.payload for it in post.sent] == [b"error"]
 
 
-async def test_a_stream_that_fits_into_no_message_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_stream_without_parts_fails_when_it_exceeds_the_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "MAX_COLLECTED_BYTES", 10)
     reply = reply_to(Post(), in_parts=False)
     await reply.begin(200, HEADERS)
@@ -150,7 +150,7 @@ async def test_a_stream_that_fits_into_no_message_fails(monkeypatch: pytest.Monk
         await reply.write(b"x" * 11)
 
 
-async def test_an_answer_the_broker_will_not_take_becomes_an_error_it_takes() -> None:
+async def test_response_refused_by_the_broker_is_replaced_by_an_error_message() -> None:
     post = Post()
     post.refuses_over = 1000
     with pytest.raises(PublishRefused):
@@ -161,7 +161,7 @@ async def test_an_answer_the_broker_will_not_take_becomes_an_error_it_takes() ->
 
 
 @pytest.mark.parametrize("in_parts", [True, False])
-async def test_nothing_is_sent_where_nobody_wants_the_answer(in_parts: bool) -> None:
+async def test_no_message_is_sent_without_a_response_topic(in_parts: bool) -> None:
     post = Post()
     await reply_to(post, answer_to=None).whole(200, HEADERS, b"{}")
     reply = reply_to(post, answer_to=None, in_parts=in_parts)

@@ -1,4 +1,4 @@
-"""What a topic asks for, and where answers may go."""
+"""Request topics, and the response topics that are allowed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def message(topic: str, response_topic: str | None = "a/b") -> Message:
     return Message(topic=topic, payload=b"", qos=1, mid=1, response_topic=response_topic)
 
 
-def test_a_gateway_is_known_by_its_host() -> None:
+def test_client_id_and_topics_contain_the_host_name() -> None:
     assert OURS.client_id == "edge-gateway-box"
     assert OURS.status == "edge-gateway/status/box"
     assert OURS.telemetry == "edge-gateway/telemetry/box"
@@ -24,34 +24,34 @@ def test_a_gateway_is_known_by_its_host() -> None:
     assert site.client_id == "edge-gateway-box"
 
 
-def test_the_rest_of_a_request_topic_is_the_path() -> None:
+def test_request_topic_after_the_prefix_is_the_path() -> None:
     address = OURS.read(message("edge-gateway/req/v1/tasks/add"))
     assert (address.target, address.answer_to, address.in_parts) == ("/v1/tasks/add", "a/b", True)
 
 
-def test_a_call_says_who_asks_and_which_of_its_calls_it_is() -> None:
+def test_call_topic_contains_client_and_call_id() -> None:
     address = OURS.read(message("edge-gateway/call/lamp/42/v1/tasks/add", None))
     assert (address.target, address.answer_to) == ("/v1/tasks/add", "edge-gateway/reply/lamp/42")
     assert not address.in_parts
 
 
-def test_a_request_without_a_response_topic_wants_no_answer() -> None:
+def test_request_without_a_response_topic_has_no_reply_address() -> None:
     assert OURS.read(message("edge-gateway/req/v1/tasks/add", None)).answer_to is None
 
 
 @pytest.mark.parametrize("topic", ["edge-gateway/req", "edge-gateway/req/", "edge-gateway/call/lamp/42"])
-def test_a_topic_without_a_path_asks_for_what_is_not_there(topic: str) -> None:
+def test_topic_without_a_path_targets_the_root(topic: str) -> None:
     assert OURS.read(message(topic)).target == "/"
 
 
 @pytest.mark.parametrize("topic", ["", "else/req/v1", "edge-gateway/status/box", "edge-gateway", "edge-gateway/"])
-def test_a_topic_that_is_not_ours_is_rejected(topic: str) -> None:
+def test_topic_outside_the_prefix_is_rejected(topic: str) -> None:
     with pytest.raises(Rejected, match="topic"):
         OURS.read(message(topic))
 
 
 @pytest.mark.parametrize("rest", ["", "/", "lamp", "lamp/", "/42/v1/tasks/add", "lamp//v1/tasks/add"])
-def test_a_call_nobody_could_be_answered_on_is_rejected(rest: str) -> None:
+def test_call_topic_without_client_or_id_is_rejected(rest: str) -> None:
     with pytest.raises(Rejected, match="CLIENT/ID"):
         OURS.read(message(f"edge-gateway/call/{rest}", None))
 
@@ -73,11 +73,11 @@ def test_a_call_nobody_could_be_answered_on_is_rejected(rest: str) -> None:
         ("x" * 65_536, "no topic"),
     ],
 )
-def test_an_answer_never_goes_where_it_would_do_harm(response_topic: str, why: str) -> None:
+def test_response_topic_that_is_reserved_or_invalid_is_rejected(response_topic: str, why: str) -> None:
     with pytest.raises(Rejected, match=why):
         OURS.read(message("edge-gateway/req/v1/tasks/add", response_topic))
 
 
 @pytest.mark.parametrize("response_topic", ["edge-gateway/reply/a", "edge-gateway/requests", "edge-gateway-2/req", "x"])
-def test_any_other_response_topic_is_good(response_topic: str) -> None:
+def test_other_response_topics_are_accepted(response_topic: str) -> None:
     assert OURS.read(message("edge-gateway/req/v1/tasks/add", response_topic)).answer_to == response_topic

@@ -1,4 +1,7 @@
-"""The parts that lean on aiohttp's insides and the kernel's: these fail when a release moves them."""
+"""Code that depends on internals of aiohttp and the kernel.
+
+These tests fail when a release changes them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from support.upstream import Upstream, answer
 GOOD = {"choices": [{"message": {}}]}
 
 
-async def test_every_connection_is_a_wire_with_our_options_that_counts_its_requests() -> None:
+async def test_every_connection_is_a_wire_with_socket_options_and_request_count() -> None:
     async with Upstream(answer(json={})) as upstream:
         connector = Connector(socket_factory=socket_factory(only_private=True))
         async with aiohttp.ClientSession(connector=connector, response_class=Response) as session:
@@ -47,7 +50,7 @@ async def test_aiohttp_runs_on_its_c_parser() -> None:
 
 
 class Slow(AbstractResolver):
-    """A name server that answers when told to."""
+    """A name server that answers when `answer` is set."""
 
     def __init__(self) -> None:
         self.lookups = 0
@@ -65,7 +68,7 @@ class Slow(AbstractResolver):
         pass
 
 
-async def test_one_lookup_serves_all_who_wait_and_its_answer_outlives_the_name_server(
+async def test_concurrent_lookups_are_shared_and_stale_answers_serve_when_dns_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = Slow()
@@ -85,7 +88,7 @@ async def test_one_lookup_serves_all_who_wait_and_its_answer_outlives_the_name_s
         await resolver.resolve("other", 80)
 
 
-async def test_a_silent_name_server_is_asked_once_and_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_name_server_is_queried_once_and_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway_http.transport.session.RESOLVE_S", 0.01)
     slow = Slow()
     resolver = Resolver(slow)
@@ -96,7 +99,7 @@ async def test_a_silent_name_server_is_asked_once_and_waited_for_briefly(monkeyp
     await resolver.close()
 
 
-async def test_connections_are_kept_up_to_the_slots_and_reused() -> None:
+async def test_connections_are_pooled_up_to_the_slots_and_reused() -> None:
     async with Upstream(answer(json=GOOD)) as upstream, opened(upstream.url, slots=4) as (backend, _):
         for _ in range(3):
             await asyncio.gather(*(result(backend, chat()) for _ in range(4)))
