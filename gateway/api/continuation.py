@@ -234,8 +234,8 @@ def _is_reasoning(choice: ChunkChoice) -> bool:
     return bool(members) and members <= _REASONING
 
 
-def _differs(how: str) -> BackendUnavailable:
-    message = f"its answer {how}, so it cannot go on with the one that broke off"
+def _differs(problem: str) -> BackendUnavailable:
+    message = f"its response {problem}, so it cannot continue the interrupted one"
     return BackendUnavailable(message, code="upstream_bad_response", again=False)
 
 
@@ -293,7 +293,7 @@ class Overlap:
         Raises as `new` does.
         """
         if self.is_waited_for:
-            raise _differs("begins with something else than text")
+            raise _differs("begins with something other than text")
         return self._release(self._held)
 
     def _release(self, text: str) -> str:
