@@ -19,11 +19,13 @@ from typing import Any, cast
 import msgspec
 
 from gateway.admit import ANONYMOUS, Caller, Gate
-from gateway.api import answers, openapi, tasks
-from gateway.api.continuation import continuation
-from gateway.api.parse import ParsedRequest, parse_request
-from gateway.api.render import ResponseRenderer, has_content, streamed, wants_whole
+from gateway.api import openapi, tasks
+from gateway.api.models import model, models_list
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import parse_request
+from gateway.api.render import ResponseRenderer
 from gateway.api.routes import Match, match
+from gateway.api.stream_encoder import UNANSWERED
 from gateway.dispatch import Answer, Dispatcher, ResponseSpec, cancel_and_close
 from gateway.ingress.auth import authenticate, check_route, credentials_in
 from gateway.ingress.load_shedding import LoadShedding
@@ -236,37 +238,38 @@ class _RequestCycle:
         models = {name: backend for name, backend in registry.names().items() if allows("models", name)}
         name = matched.params.get("id")
         if name is None:
-            return answers.models_list(models.items())
+            return models_list(models.items())
         if name not in models:
             self.caller.check("models", name)
             registry.offer("chat", name)  # raises GatewayError: 404 with the nearest name, or 503 while one is loading
-        return answers.model(name, models.get(name, "edge-gateway"))
+        return model(name, models.get(name, "edge-gateway"))
 
     # ── requests for a backend ───────────────────────────────────────────────────────────────────
 
     async def _dispatch(self, task: Task, parsed: ParsedRequest) -> None:
-        request_id = self.record.request_id
+        operation, request_id = parsed.operation, self.record.request_id
         if parsed.stream:
-            self.response.expect_stream(streamed(parsed, request_id=request_id))
+            self.response.expect_stream(UNANSWERED)
         headers = self.request.headers
         expected = ResponseSpec(
             limits=stream_limits_of(headers, self.handler.limits.stream_limits),
-            is_content=lambda part: has_content(parsed, part),
+            is_content=operation.has_content,
             client_deadline="x-gateway-deadline-ms" in headers,
             has_own_limits=has_own_limits(headers, self.handler.limits),
-            quiet_s=HEARTBEAT_S if parsed.stream or parsed.kind in ("task", "other") else None,
-            said=continuation(parsed) if parsed.stream else None,
+            quiet_s=HEARTBEAT_S if parsed.stream or operation.may_stream_unrequested else None,
+            said=operation.continuation(parsed) if parsed.stream else None,
             renderer=partial(ResponseRenderer, parsed, request_id),
-            gathers=partial(wants_whole, parsed, takes_pieces=self.request.takes_pieces),
+            gathers=partial(operation.collects, parsed, takes_pieces=self.request.takes_pieces),
         )
         dispatching = self.handler.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._with_heartbeats(dispatching) if parsed.stream else dispatching)
         self.watch.enter("write")
         result = answer.result
-        if result is not None and (not parsed.stream or result.status >= 400 or parsed.kind == "other"):
+        if result is not None and (not parsed.stream or result.status >= 400 or operation.is_relayed):
             await self.response.send_result(result)
         else:
-            await self.response.relay(streamed(parsed, request_id=request_id, served_as=answer.served_as), answer)
+            encoder = operation.encode_stream(parsed, request_id=request_id, served_as=answer.served_as)
+            await self.response.relay(encoder, answer)
 
     async def _with_heartbeats(self, dispatching: Awaitable[Answer]) -> Answer:
         """Wait for the answer; send the client a heartbeat every HEARTBEAT_S."""

@@ -26,8 +26,8 @@ from typing import Literal
 import msgspec
 
 from gateway.api.errors import envelope, error_headers, status_of
-from gateway.api.render import StreamEncoder
-from gateway.api.sse import encode_json
+from gateway.api.response_json import encode_json
+from gateway.api.stream_encoder import StreamEncoder
 from gateway.dispatch import IDLE, Answer
 from gateway.ingress.transport import ResponseWriter
 from gateway.plugin import DeadlineExceeded, GatewayError, Result, TaskRefused
@@ -169,7 +169,7 @@ class Response:
 
     async def _relay_parts(self, encoder: StreamEncoder, answer: Answer) -> None:
         assert answer.parts is not None
-        self._record.is_stream |= encoder.draft.kind == "other"  # predictions and samples use its first content
+        self._record.is_stream |= encoder.is_relayed  # predictions and samples use its first content
         self._watch.enter(_work_term(answer))
         async with aclosing(answer.parts) as parts:
             async for part in parts:

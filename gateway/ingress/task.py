@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
-from gateway.api.parse import ParsedRequest
+from gateway.api.operation import ParsedRequest
 from gateway.dispatch import Limits
 from gateway.plugin import Task, TaskInvalid
 from gateway.registry import AUTO
@@ -44,7 +44,7 @@ def build_task(
         passed_on.pop("traceparent", None)
     whole_s = STREAM_DEADLINE_S if parsed.stream else min(limits.deadline_s, _read_timeout_s(headers) * ANSWER_SHARE)
     client_s = _client_deadline_s(headers)
-    may_stream = parsed.kind in ("task", "other") and not parsed.stream  # known when the backend answers
+    may_stream = parsed.operation.may_stream_unrequested and not parsed.stream  # known when the backend answers
     return Task(
         id=request_id,
         kind=parsed.kind,

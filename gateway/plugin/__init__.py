@@ -16,6 +16,7 @@ Times are float seconds, instants are on the system's monotonic clock (`time.mon
 
 from gateway.plugin.backend import MODEL_KINDS, Backend
 from gateway.plugin.checks import Upload
+from gateway.plugin.chunks import PlainChoice, PlainChunk
 from gateway.plugin.errors import (
     BackendFailed,
     BackendUnavailable,
@@ -50,6 +51,8 @@ __all__ = [
     "Log",
     "NotServed",
     "Part",
+    "PlainChoice",
+    "PlainChunk",
     "Result",
     "Services",
     "Site",

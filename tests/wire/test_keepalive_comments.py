@@ -10,7 +10,7 @@ from contextlib import suppress
 import aiohttp
 import pytest
 
-from gateway.api.sse import HEARTBEAT
+from gateway.api.sse_framing import HEARTBEAT
 from gateway.ingress import handler
 from gateway.ingress.http.response import HttpResponseWriter
 from gateway.testing import running_gateway

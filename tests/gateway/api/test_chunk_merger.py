@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from gateway.api.answers import chat_answer
-from gateway.api.merge_chunks import MAX_PLACES, ChunkMerger
-from gateway.api.sse import Stamp, encode_json
+from gateway.api.chat import CHAT
+from gateway.api.chunk_merger import MAX_PLACES, ChunkMerger
+from gateway.api.response_json import ResponseContext, encode_json
 from gateway.plugin import BackendUnavailable
 
-STAMP = Stamp(request_id="r", model="m", served_as="m")
+CONTEXT = ResponseContext(request_id="r", model="m", served_as="m")
 
 Delta = dict[str, Any]
 
@@ -25,10 +25,10 @@ def delta_events(*deltas: Delta) -> list[bytes]:
 
 
 def merged(events: Iterable[bytes]) -> dict[str, Any]:
-    merger = ChunkMerger(STAMP, "chat")
+    merger = ChunkMerger(CONTEXT, CHAT)
     for data in events:
         merger.add(data)
-    return json.loads(encode_json(chat_answer(STAMP, merger.answer())))
+    return json.loads(encode_json(CHAT.answer(CONTEXT, merger.answer())))
 
 
 def message(*deltas: Delta) -> dict[str, Any]:
@@ -122,14 +122,14 @@ FLOODS: dict[str, Callable[[int], Delta]] = {
 
 @pytest.mark.parametrize("name", FLOODS)
 def test_response_with_too_many_pieces_is_refused(name: str) -> None:
-    with pytest.raises(BackendUnavailable, match="more pieces"):
+    with pytest.raises(BackendUnavailable, match="more than 8192"):
         message(*map(FLOODS[name], range(MAX_PLACES + 1)))
 
 
 def test_too_many_choices_and_too_many_list_entries_are_refused() -> None:
-    with pytest.raises(BackendUnavailable, match="more pieces"):
+    with pytest.raises(BackendUnavailable, match="more than 8192"):
         merged(encode_json({"choices": [{"index": i, "delta": {}}]}) for i in range(MAX_PLACES + 1))
-    with pytest.raises(BackendUnavailable, match="more pieces"):
+    with pytest.raises(BackendUnavailable, match="more than 8192"):
         message({"tool_calls": [{"index": i} for i in range(MAX_PLACES + 1)]})
 
 
@@ -151,7 +151,7 @@ def test_merging_takes_linear_time(name: str) -> None:
 
 def cpu_s(deltas: list[Delta]) -> float:
     events = delta_events(*deltas)
-    merger, start = ChunkMerger(STAMP, "chat"), time.process_time()
+    merger, start = ChunkMerger(CONTEXT, CHAT), time.process_time()
     for data in events:
         merger.add(data)
     encode_json(merger.answer())

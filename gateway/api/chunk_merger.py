@@ -1,9 +1,11 @@
-"""Chunks of one answer, put together: what `chunks_of` takes apart is the answer again.
+"""Merge the chunks of a stream into one whole response.
 
-A delta grows what is there: texts are joined, lists of numbered entries (tool calls) grow entry by entry, other lists
-get longer, and what names a thing is said once and stands. All that is said is kept as the JSON it came as. So a chunk
-costs what it is long, whatever came before it; nothing is left to encode at the end; and an answer in a million
-pieces takes no more memory than its text. What must be walked through at the end is counted.
+This reverses `ChunkFormat.chunks_of`.
+
+Each delta extends the response: texts are joined, numbered entries of a list (tool calls) are extended entry by entry,
+other lists are appended to, and an identifying member such as `id` or `name` is set, not extended. All values stay the
+JSON they came as. So a chunk costs time by its own length only, nothing is left to encode at the end, and a response of
+a million chunks takes no more memory than its text. The members and entries visited at the end are counted and limited.
 """
 
 from __future__ import annotations
@@ -12,19 +14,17 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.chunks import Shape, broken_off, reason_to_finish
-from gateway.api.sse import Stamp, decode_object
+from gateway.api.chunks import ChunkFormat, Members, finish_reason, stream_error
+from gateway.api.response_json import ResponseContext, decode_object
 
-MAX_PLACES = 8192  # members and numbered entries of one answer: no answer that is meant has more
-MAX_LEVELS = 6  # a call's arguments are at the fourth; what is deeper does not grow, the last word stands
+MAX_PLACES = 8192  # members and numbered entries of one response; more is taken for an attack
+MAX_LEVELS = 6  # a call's arguments are at the fourth; a deeper member is replaced by its last value
 
-# A server that repeats these in every chunk means the same thing again, not more of it.
-_SAID_ONCE = frozenset(
+# Members that identify: a server that repeats them in every chunk does not extend them.
+_IDENTIFYING = frozenset(
     {"content_filter_results", "finish_reason", "id", "index", "name", "prompt_filter_results", "role", "type"}
 )
 _NO_ID = (b"null", b'""')
-
-Members = dict[str, msgspec.Raw]
 
 
 class _Numbered(msgspec.Struct):
@@ -44,7 +44,7 @@ _ENTRIES = msgspec.json.Decoder(list[Members])
 
 
 class _Text:
-    """A text that grows: what stands between its quotes."""
+    """A growing text: the bytes between its quotes."""
 
     def __init__(self) -> None:
         self._inside = bytearray()
@@ -57,7 +57,7 @@ class _Text:
 
 
 class _List:
-    """A list that grows: by numbered entries, each of which grows, and by others, which stay as they are."""
+    """A growing list: numbered entries grow, other entries are only appended."""
 
     def __init__(self) -> None:
         self._pieces: list[bytearray | dict[str, Any]] = []
@@ -81,7 +81,7 @@ class _List:
             self._pieces.append(bytearray(inside))
 
     def entry(self, number: int, new: Members) -> dict[str, Any]:
-        """The one that this is more of, or a new one."""
+        """Return the entry that `new` extends, or an empty entry."""
         known = self._by_index.get(number)
         if known is None or _is_another(known, new):
             known = self._by_index[number] = {}
@@ -94,20 +94,23 @@ class _List:
 
 
 class ChunkMerger:
-    """Puts chunks together as they come, in time and memory linear in them."""
+    """Merges chunks as they come, in time and memory linear in their size."""
 
-    def __init__(self, stamp: Stamp, shape: Shape) -> None:
-        self._stamp, self._shape = stamp, shape
+    def __init__(self, context: ResponseContext, chunk_format: ChunkFormat) -> None:
+        self._context, self._uses_deltas = context, chunk_format.uses_deltas
         self._rest: dict[str, Any] = {}
         self._choices: dict[int, dict[str, Any]] = {}
         self._places = 0
 
     def add(self, data: bytes) -> None:
-        """The next chunk. Raises BackendUnavailable on an error event, ValueError for what cannot be read."""
-        data.decode()  # raw members may be no UTF-8
-        members = decode_object(data, self._stamp)
+        """Add a chunk.
+
+        Raises BackendUnavailable on an error event, ValueError for a chunk that cannot be read.
+        """
+        data.decode()  # msgspec does not check the encoding of raw members
+        members = decode_object(data, self._context)
         if error := msgspec.json.decode(members.pop("error", b"null")):
-            raise broken_off(self._stamp, {"error": error})
+            raise stream_error(self._context, {"error": error})
         choices = _CHOICES.decode(members.pop("choices", b"null"))
         if choices is None:
             members = {name: raw for name, raw in members.items() if name == "usage"}
@@ -117,10 +120,10 @@ class ChunkMerger:
         self._grow(self._rest, members, levels=0)
 
     def answer(self) -> dict[str, Any]:
-        """All of it as one."""
-        choices = [_whole(self._choices[index], self._shape) for index in sorted(self._choices)]
-        told = {name: value for name, value in self._rest.items() if value is not None and name != "object"}
-        return told | {"choices": choices}
+        """Return the whole response."""
+        choices = [_whole_choice(self._choices[index], self._uses_deltas) for index in sorted(self._choices)]
+        rest = {name: value for name, value in self._rest.items() if value is not None and name != "object"}
+        return rest | {"choices": choices}
 
     def _grow(self, whole: dict[str, Any], delta: Members, levels: int) -> None:
         self._count(sum(name not in whole for name in delta))
@@ -128,21 +131,21 @@ class ChunkMerger:
             kind = bytes(memoryview(raw)[:1])
             if kind == b"n":
                 whole.setdefault(name, None)
-            elif not levels or name in _SAID_ONCE or kind not in b'"[{':
+            elif not levels or name in _IDENTIFYING or kind not in b'"[{':
                 whole[name] = raw.copy()
             elif kind == b"{":
-                self._grow(_held(whole, name, dict), _MEMBERS.decode(raw), levels - 1)
+                self._grow(_growing(whole, name, dict), _MEMBERS.decode(raw), levels - 1)
             elif kind == b"[":
-                self._lengthen(_held(whole, name, _List), raw, levels - 1)
+                self._lengthen(_growing(whole, name, _List), raw, levels - 1)
             else:
-                _held(whole, name, _Text).add(raw)
+                _growing(whole, name, _Text).add(raw)
 
     def _lengthen(self, whole: _List, raw: msgspec.Raw, levels: int) -> None:
         numbers = _numbers_in(raw)
         if numbers is None:
             whole.extend(raw)
             return
-        self._check(len(numbers))  # before so many are looked at
+        self._check(len(numbers))  # before so many are decoded
         for number, entry in zip(numbers, _ENTRIES.decode(raw), strict=True):
             known = whole.entry(number, entry)
             if not known:
@@ -155,19 +158,22 @@ class ChunkMerger:
 
     def _check(self, places: int) -> None:
         if places > MAX_PLACES:
-            raise self._stamp.failure("sent an answer in more pieces than any that is meant has")
+            raise self._context.failure(f"sent a response of more than {MAX_PLACES} members")
 
 
-def _held(whole: dict[str, Any], name: str, kind: type[Any]) -> Any:
-    """What grows under this name; from nothing, where something else stands."""
-    held = whole.get(name)
-    if not isinstance(held, kind):
-        held = whole[name] = kind()
-    return held
+def _growing(whole: dict[str, Any], name: str, kind: type[Any]) -> Any:
+    """Return the growing value under this name.
+
+    Replaces a value of another type by an empty value.
+    """
+    value = whole.get(name)
+    if not isinstance(value, kind):
+        value = whole[name] = kind()
+    return value
 
 
 def _numbers_in(entries: msgspec.Raw) -> list[int] | None:
-    """The `index` of each entry; None where there is one without."""
+    """Return the `index` of each entry; None if an entry has none."""
     if b'"index"' not in bytes(entries):
         return None
     try:
@@ -177,7 +183,7 @@ def _numbers_in(entries: msgspec.Raw) -> list[int] | None:
 
 
 def _is_another(known: dict[str, Any], new: Members) -> bool:
-    """Whether a new entry has an old one's number: another id, and not only more of the same call's arguments."""
+    """Whether `new` is another entry, with its own id and name, under a used number."""
     old_id, new_id = bytes(known.get("id") or b"null"), bytes(new.get("id", b"null"))
     if old_id in _NO_ID or new_id in (*_NO_ID, old_id):
         return False
@@ -185,20 +191,20 @@ def _is_another(known: dict[str, Any], new: Members) -> bool:
     return function is None or bool(function.name)
 
 
-def _whole(choice: dict[str, Any], shape: Shape) -> dict[str, Any]:
+def _whole_choice(choice: dict[str, Any], uses_deltas: bool) -> dict[str, Any]:
     whole = {"logprobs": None, **choice, "finish_reason": choice.get("finish_reason") or "stop"}
-    if shape == "chat":
-        said = whole.pop("delta", None) or {}
-        calls = said.get("tool_calls")
+    if uses_deltas:
+        delta = whole.pop("delta", None) or {}
+        calls = delta.get("tool_calls")
         if isinstance(calls, _List):
             calls.unnumber()
-        whole["message"] = {"role": "assistant", "content": None, "refusal": None, **said}
-        whole["finish_reason"] = choice.get("finish_reason") or reason_to_finish(bool(calls))
+        whole["message"] = {"role": "assistant", "content": None, "refusal": None, **delta}
+        whole["finish_reason"] = choice.get("finish_reason") or finish_reason(bool(calls))
     return {name: _raw(value) for name, value in whole.items()}
 
 
 def _raw(value: Any) -> Any:
-    """What grew, as it is now: copied once, because it may be long."""
+    """Return a growing value as JSON; a text is copied once, because it may be long."""
     if isinstance(value, dict):
         return {name: _raw(inner) for name, inner in value.items()}
     return value.raw() if isinstance(value, _Text | _List) else value
