@@ -35,7 +35,7 @@ async def round_trips(broker: Broker, *, qos: int, no_delay: bool, count: int) -
 
     def adjust(service: Service) -> None:
         assert service.mqtt is not None
-        service.mqtt.broker = replace(service.mqtt.broker, no_delay=no_delay)
+        service.mqtt.session.broker = replace(service.mqtt.session.broker, no_delay=no_delay)
 
     async with running_gateway(adjust=adjust, **ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")

@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from gateway.plugin import Backend
-from gateway.plugin.checks import names_of
+from gateway.plugin.checks import parse_names
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
-from gateway.testing.bench import KitServices, hand_back
+from gateway.testing.fake_services import FakeServices, echo_subtask
 
 COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
 
@@ -96,7 +96,7 @@ def _unused_row(plugin: str, origin: Mapping[str, str]) -> Row:
 def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
     """What it says before it is started; the class alone is asked where settings are missing."""
     try:
-        asked = cls(cls.Settings.model_validate(settings), KitServices("listed", hand_back))
+        asked = cls(cls.Settings.model_validate(settings), FakeServices("listed", echo_subtask))
         return _names(asked.models, asked.tasks)
     except Exception:
         return _names(cls.models, cls.tasks)
@@ -104,8 +104,8 @@ def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
 
 def _names(models: Any, tasks: Any) -> str:
     parts = [
-        f"{what} {', '.join(names_of(names))}" if names is not None else f"{what} known once it runs"
+        f"{what} {', '.join(parse_names(names))}" if names is not None else f"{what} known once it runs"
         for what, names in (("models", models), ("tasks", tasks))
-        if names is None or names_of(names)
+        if names is None or parse_names(names)
     ]
     return "; ".join(parts) or "-"

@@ -26,7 +26,7 @@ from gateway.plugin import (
     Task,
     TaskInvalid,
 )
-from gateway.plugin.errors import PluginRaised, is_told_to_stop
+from gateway.plugin.errors import PluginRaised, is_own_cancellation
 from gateway.registry import ManagedBackend, ServingBackends
 from gateway.telemetry import exception_fields, log, metrics
 from gateway.timing import Watch
@@ -78,7 +78,7 @@ class Attempt:
             await self._produce(self.member)
             await self._put(self, End)
         except BaseException as exc:
-            if self._is_stopped and is_told_to_stop(exc):
+            if self._is_stopped and is_own_cancellation(exc):
                 raise
             _carry_on()
             error = self._translated(exc)

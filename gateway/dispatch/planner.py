@@ -13,7 +13,7 @@ from gateway.dispatch.eligibility import is_edge_only
 from gateway.lanes import Scheduler, Work
 from gateway.measure.measurements import Measurements
 from gateway.plugin import Backend, BackendUnavailable, GatewayError, Kind, Task
-from gateway.plugin.errors import PLUGIN_FAULTS
+from gateway.plugin.errors import PLUGIN_EXCEPTIONS
 from gateway.policy import Candidate, Decision, Policy, Query, cost_s
 from gateway.registry import AUTO, ManagedBackend, Registry, ServingBackends
 
@@ -259,5 +259,5 @@ def _explained(candidate: Candidate, query: Query, policy: Policy) -> dict[str, 
 def _size(member: ManagedBackend, task: Task) -> float:
     try:
         return float(member.backend.size(task)) if member.backend else 0.0
-    except PLUGIN_FAULTS:  # as above
+    except PLUGIN_EXCEPTIONS:  # as above
         return float(len(task.body))

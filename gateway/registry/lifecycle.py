@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from gateway.measure.measurements import Measurements
 from gateway.plugin import LinkSample
-from gateway.plugin.errors import is_told_to_stop
+from gateway.plugin.errors import is_own_cancellation
 from gateway.registry.managed_backend import ManagedBackend, public_error
 from gateway.telemetry import log, log_exceptions, log_task_failure
 
@@ -96,13 +96,13 @@ class BackendLifecycle:
             self._measurements.add(managed.name, remote=managed.is_remote)
             await managed.backend.__aenter__()
         except BaseException as exc:
-            if managed.stop_requested.is_set() and is_told_to_stop(exc):
+            if managed.stop_requested.is_set() and is_own_cancellation(exc):
                 managed.transition("open_cancelled")  # requested by us, so not a failure
                 raise
             managed.fail(exc)
             log.error("backend.failed_to_open", backend=managed.name, plugin=managed.plugin, error=managed.cause)
             on_change(managed)
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
             return False
         if not managed.stop_requested.is_set():  # it may have been set while the plugin opened
@@ -152,7 +152,7 @@ class BackendLifecycle:
             self._measurements.observe(managed.name, LinkSample(failed=error))
             return error
         except BaseException as exc:
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
             return f"its health check raised {public_error(exc)}"
         return None if fault is None else str(fault)
@@ -164,5 +164,5 @@ class BackendLifecycle:
             await managed.backend.__aexit__(None, None, None)
         except BaseException as exc:
             log.error("backend.close_failed", backend=managed.name, error=public_error(exc))
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise

@@ -20,8 +20,8 @@ from gateway.health.breaker import Breaker
 from gateway.health.missing_endpoints import MissingEndpoints
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
-from gateway.plugin.checks import names_of
-from gateway.plugin.errors import words_of
+from gateway.plugin.checks import parse_names
+from gateway.plugin.errors import message_of
 from gateway.telemetry import log
 from gateway.workers import WorkerBackend
 
@@ -88,7 +88,7 @@ class ManagedBackend:
         """It does not serve because `exc` was raised while it opened."""
         self.transition("open_failed")
         self.error = public_error(exc)
-        text = exc.detail if isinstance(exc, GatewayError) else words_of(exc)
+        text = exc.detail if isinstance(exc, GatewayError) else message_of(exc)
         self.cause = self.cause or (f"{self.error}: {text}" if text else self.error)
 
     # ── where it works ───────────────────────────────────────────────────────────────────────────
@@ -241,7 +241,7 @@ def public_error(exc: BaseException) -> str:
 
 def _names(declared: Any) -> Mapping[str, str] | None:
     """Declared names as a map; None while unknown. Raises TypeError if they are neither a map nor a list of names."""
-    names = names_of(declared)
+    names = parse_names(declared)
     if names is not None and not isinstance(names, Mapping):
         raise TypeError(f"{type(names).__name__} is not a list of names")
     return names

@@ -12,7 +12,7 @@ from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
 from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendSettings, Services
-from gateway.plugin.errors import words_of
+from gateway.plugin.errors import message_of
 from gateway.registry.lifecycle import BackendLifecycle, OnChange
 from gateway.registry.loader import BackendConfig, build_backend, fingerprint
 from gateway.registry.lookup import Catalog
@@ -55,7 +55,7 @@ class Registry(Catalog):
             try:
                 backend = build_backend(config.cls, settings, self._services_for(config.name), self._drain_s)
             except BaseException as exc:  # synchronous, so every exception comes from the plugin
-                error, cause = public_error(exc), f"{type(exc).__name__}: {words_of(exc)}"
+                error, cause = public_error(exc), f"{type(exc).__name__}: {message_of(exc)}"
         return ManagedBackend(
             name=config.name,
             plugin=config.plugin,

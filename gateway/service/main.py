@@ -15,7 +15,7 @@ from gateway import exception_hooks
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import KeysInvalid
 from gateway.plugin import GatewayError
-from gateway.plugin.errors import is_told_to_stop
+from gateway.plugin.errors import is_own_cancellation
 from gateway.service import event_loop, systemd
 from gateway.service.service import Service
 from gateway.settings import Loaded, SettingsError, load
@@ -93,7 +93,7 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
         try:
             await reload(service, env_file)
         except BaseException as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise  # with no word to systemd, which has heard that we stop
             found = exception_fields(exc)
             log.error("service.reload_failed", problems=[f"{found['error']} at {found['where']}"])
@@ -122,7 +122,7 @@ async def _revoked(service: Service) -> list[str]:
         there_are = await asyncio.get_running_loop().run_in_executor(_reader, read_keys, file)
     except KeysInvalid:  # that is among the problems
         return []
-    gone = service.gate.keep(there_are)
+    gone = service.gate.revoke_all_but(there_are)
     return [f"revoked nevertheless: {', '.join(gone)}"] if gone else []
 
 

@@ -19,6 +19,7 @@ from gateway.admit import Gate, Key
 from gateway.dispatch import BackendServices, Dispatcher
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.server import check_parser
+from gateway.ingress.load_shedding import LoadShedding
 from gateway.lanes import Scheduler
 from gateway.measure.device_load import LoadSampler
 from gateway.measure.measurements import LinkChange, Measurements
@@ -71,12 +72,15 @@ class Service:
         )
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
         self._join()
-        self.door = RequestHandler(self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate)
+        self.shedding = LoadShedding()
+        self.handler = RequestHandler(
+            self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate, self.shedding
+        )
         self.is_ready = False
-        self.mqtt = mqtt_door(self.door, settings.mqtt)
-        self.listeners = Listeners(self.door, self.gate, tls_of(settings.tls))
+        self.mqtt = mqtt_door(self.handler, settings.mqtt)
+        self.listeners = Listeners(self.handler, self.gate, tls_of(settings.tls))
         self._bound_by = settings
-        self.relief = MemoryGuard(self.door, MemoryGauge())
+        self.relief = MemoryGuard(self.shedding, MemoryGauge())
         self._stalls = LoopWatchdog(self.registry.backend_by_package)
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
@@ -181,7 +185,7 @@ class Service:
         self.gate.replace(loaded.keys)
         self.policy, self.board.probe_s = policy_of(settings), settings.policy.probe_s
         self.lanes.obey(self.policy)
-        self.door.rules = rules_of(settings)
+        self.handler.set_limits(rules_of(settings))
         self.listeners.allow(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         self.registry.reload(loaded.backends, self._backends)

@@ -18,7 +18,7 @@ from gateway.admit import Key, KeysInvalid
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import may_administer
 from gateway.plugin import Backend, BackendSettings
-from gateway.plugin.errors import PLUGIN_FAULTS
+from gateway.plugin.errors import PLUGIN_EXCEPTIONS
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
 from gateway.settings.model import fill, groups_of, leaves_of
 from gateway.settings.problems import Problem, SettingsError, nearest
@@ -275,7 +275,7 @@ class _BackendReader:
         context = {"name": self._name, "backends": self._names}
         try:
             settings, wrong = fill(model, self._prefix, variables, context)
-        except PLUGIN_FAULTS as exc:  # a validator of the plugin's
+        except PLUGIN_EXCEPTIONS as exc:  # a validator of the plugin's
             settings, wrong = None, [Problem(self._prefix.rstrip("_"), _of_plugin(exc), "repair the plugin's Settings")]
         self.problems += unreadable + wrong
         self.origins |= {leaf.variable: _origin(variables, leaf.variable) for leaf in leaves}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from gateway import plugin
+from gateway.plugin import checks, result, task
 from gateway.plugin.errors import frames_of
 from gateway.telemetry.logs import RateLimitedEvent
 
@@ -17,8 +16,8 @@ T = TypeVar("T")
 _bugs = RateLimitedEvent("service.unhandled", per_s=1.0, burst=10)
 _python_warnings = RateLimitedEvent("library.logged", per_s=1.0, burst=5)
 
-# Frames of generated code and of gateway.plugin, which checks values. The fault is in their caller.
-_CHECKING_CODE = ("<string>:", os.path.join(os.path.dirname(plugin.__file__), ""))
+# Code that checks values of a plugin, generated code (`<string>`) included. The fault is in its caller.
+_CHECKING_FILES = frozenset({"<string>", checks.__file__, result.__file__, task.__file__})
 
 
 def exception_fields(exc: BaseException | None) -> dict[str, str | None]:
@@ -26,7 +25,7 @@ def exception_fields(exc: BaseException | None) -> dict[str, str | None]:
     if exc is None:
         return {"error": None, "where": None}
     places = [each.rpartition(" ")[0] for each in frames_of(exc)]
-    places = [place for place in places if not place.startswith(_CHECKING_CODE)]
+    places = [place for place in places if place.rpartition(":")[0] not in _CHECKING_FILES]
     return {"error": type(exc).__name__, "where": places[-1] if places else None}
 
 
@@ -48,15 +47,15 @@ def log_exceptions(what: str) -> Iterator[None]:
         log_bug(what, exc)
 
 
-def log_task_failure(task: asyncio.Task[T]) -> asyncio.Task[T]:
+def log_task_failure(running: asyncio.Task[T]) -> asyncio.Task[T]:
     """Log the exception, if any, in which a task without an awaiting caller ends. Returns the task."""
-    task.add_done_callback(_on_task_done)
-    return task
+    running.add_done_callback(_on_task_done)
+    return running
 
 
-def _on_task_done(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and (exc := task.exception()) is not None:
-        log_bug(f"the task `{task.get_name()}` has ended", exc)
+def _on_task_done(ended: asyncio.Task[Any]) -> None:
+    if not ended.cancelled() and (exc := ended.exception()) is not None:
+        log_bug(f"the task `{ended.get_name()}` has ended", exc)
 
 
 def log_python_warning(place: str, category: str) -> None:

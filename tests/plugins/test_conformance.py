@@ -11,8 +11,8 @@ import pytest
 
 from gateway.plugin import Backend, Isolation, Task, Upload
 from gateway.testing import FakeNetwork, a_task, check_backend
-from gateway.testing.asking import a_model_task, a_sound, again
-from gateway.testing.bench import Answer, Bench
+from gateway.testing.harness import Answer, BackendHarness
+from gateway.testing.requests import model_task, repeat, sample_wav
 from gateway_echo import Echo
 from gateway_http import Http
 from gateway_hybrid import Hybrid
@@ -32,7 +32,7 @@ async def test_local_plugins_pass_the_conformance_kit_in_either_isolation(
 
 async def test_speech_plugin_passes_the_conformance_kit() -> None:
     pytest.importorskip("pocketsphinx")
-    upload = Upload(a_sound(0.1), "a.wav", "audio/wav")
+    upload = Upload(sample_wav(0.1), "a.wav", "audio/wav")
     task = Task(kind="transcription", name="pocketsphinx", deadline=0, fields={}, files={"file": upload})
     await check_backend(Speech, settings={"slots": 1}, tasks=[task])
 
@@ -57,17 +57,17 @@ async def test_hybrid_plugin_passes_the_conformance_kit() -> None:
 
 
 async def answers(cls: type[Backend[Any]], isolation: Isolation, tasks: list[Task]) -> list[Answer]:
-    bench = Bench(cls, cls.Settings.model_validate({"isolation": isolation}), tasks)
-    async with bench.opened() as backend:
-        found = [await bench.ask(backend, again(task)) for task in tasks]
-    await bench.close()
+    harness = BackendHarness(cls, cls.Settings.model_validate({"isolation": isolation}), tasks)
+    async with harness.started_backend() as backend:
+        found = [await harness.run(backend, repeat(task)) for task in tasks]
+    await harness.close()
     return found
 
 
 @pytest.mark.parametrize(
     ("cls", "tasks"),
     [
-        (Echo, [a_task("echo", {"a": [1]}), a_model_task("chat", "echo"), a_model_task("embeddings", "echo")]),
+        (Echo, [a_task("echo", {"a": [1]}), model_task("chat", "echo"), model_task("embeddings", "echo")]),
         (Local, [a_task("add", {"a": 10, "b": 20}), a_task("count", {"n": 3}), a_task("squares", {"items": [2]})]),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ingress.mqtt import presence
+from gateway.ingress.mqtt import session
 from gateway.service import Service
 from gateway.settings import load
 from gateway.telemetry import configure
@@ -103,7 +103,7 @@ async def test_unreadable_state_file_is_discarded_and_the_gateway_serves(tmp_pat
 async def test_mqtt_reconnects_and_logs_after_a_bug_in_its_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(presence, "telemetry", breaking(1, presence.telemetry))
+    monkeypatch.setattr(session, "telemetry_message", breaking(1, session.telemetry_message))
     async with (
         running_broker() as broker,
         running_gateway(**COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway,

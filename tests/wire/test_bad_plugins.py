@@ -186,8 +186,8 @@ WRONG = [
     ({"content_type": "a\r\nx-in: b"}, "`content_type` holds a control character"),
     ({"headers": {"x": 5}}, "`headers` maps str to int"),
     ({"headers": ["x"]}, "`headers` is list"),
-    ({"headers": {"x": "a\r\nx-in: b"}}, "`headers` holds what cannot be a header"),
-    ({"headers": {"x y": "a"}}, "`headers` holds what cannot be a header"),
+    ({"headers": {"x": "a\r\nx-in: b"}}, "`headers` holds an invalid header"),
+    ({"headers": {"x y": "a"}}, "`headers` holds an invalid header"),
     ({"confidence": "high"}, "`confidence` is str"),
     ({"own": "cancellation"}, "raised CancelledError"),
 ]

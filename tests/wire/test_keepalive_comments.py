@@ -10,7 +10,7 @@ from contextlib import suppress
 import aiohttp
 import pytest
 
-from gateway.api.sse import HEARTBEAT
+from gateway.api.sse_framing import HEARTBEAT
 from gateway.ingress import handler
 from gateway.ingress.http.response import HttpResponseWriter
 from gateway.testing import running_gateway
@@ -130,7 +130,7 @@ async def test_whole_response_after_a_heartbeat_becomes_an_error_in_the_stream(m
         heard.set()
         events, is_whole = await all_events(reader)
     assert not is_whole
-    assert "application/json, which is no stream" in json.loads(events[-1][6:])["error"]["message"]
+    assert "application/json, not a stream" in json.loads(events[-1][6:])["error"]["message"]
 
 
 async def test_time_spent_writing_heartbeats_counts_as_client_write_time(

@@ -118,16 +118,16 @@ async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: 
 
 
 async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_read(desk: RunningGateway) -> None:
-    desk.service.door.room.measured(4 * 1_000_000)
+    desk.service.shedding.bodies.set_free_memory(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
         first.write(post("/v1/tasks/say", b"", length=900_000))  # announced by Content-Length but not sent yet
-        await wait_until(lambda: desk.service.door.room.promised == 900_000)
+        await wait_until(lambda: desk.service.shedding.bodies.announced_bytes == 900_000)
         refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"] == "2"
         assert (await answered(desk.url, SAY)).status == 200
     await desk.line(outcome="cancelled")
-    assert desk.service.door.room.promised == 0
+    assert desk.service.shedding.bodies.announced_bytes == 0
 
 
 async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(
@@ -152,7 +152,7 @@ async def test_request_predicted_to_exceed_its_deadline_is_504_before_it_starts(
     before = metrics.SHED.values.get(("deadline",), 0)
     for _ in range(3):  # explain does not count as shed load
         with pytest.raises(DeadlineExceeded, match="too long"):
-            desk.service.door.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
+            desk.service.handler.explain("/v1/tasks/say", {"x-gateway-deadline-ms": "500"}, b"1")
     assert metrics.SHED.values.get(("deadline",), 0) == before
     answer = await answered(desk.url, post("/v1/tasks/say", b"1", "x-gateway-deadline-ms: 500"))
     assert (answer.status, answer.json["error"]["code"]) == (504, "deadline_exceeded")

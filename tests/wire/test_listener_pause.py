@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gateway.ingress.http.listener import Site
+from gateway.ingress.http.listener import HttpListener
 from gateway.testing import RunningGateway, running_gateway
 from support.raw import answered, post
 from support.wiring import STUB
@@ -31,7 +31,7 @@ class Gauge:
         return 1 << 30
 
 
-def site_of(gateway: RunningGateway) -> Site:
+def site_of(gateway: RunningGateway) -> HttpListener:
     return gateway.service.listeners.sites[0]
 
 

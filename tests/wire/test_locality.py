@@ -17,7 +17,7 @@ from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.api.routes import match
 from gateway.dispatch.eligibility import is_edge_only
-from gateway.ingress.auth import places_of
+from gateway.ingress.task import entry_points_of
 from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
@@ -245,7 +245,7 @@ TOPIC = "edge-gateway/req/v1/chat/completions"
 def test_edge_only_rule_matches_a_topic_as_routed_and_as_written(target: str) -> None:
     found = match("POST", target)
     topic = f"edge-gateway/req{target}"
-    places = places_of(found.path, target, topic)
+    places = entry_points_of(found.path, target, topic)
     assert is_edge_only((TOPIC,), (), places)
     assert is_edge_only(("edge-gateway/req/v1/chat/*",), (), places)
     assert is_edge_only((topic,), (), places)

@@ -15,7 +15,7 @@ import pytest
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import Key, hash_of
 from gateway.ingress.mqtt.connection import Delivery
-from gateway.ingress.mqtt.properties import Message
+from gateway.ingress.mqtt.messages import Message
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import PASSWORDS, Broker, running_broker
 from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
@@ -253,7 +253,7 @@ async def test_expired_request_is_dropped_and_logged(gateway: RunningGateway) ->
     settled: list[bool] = []
     message = Message(topic="edge-gateway/req/v1/tasks/tally", payload=b'{"id":"a"}', qos=1, mid=1, expiry_s=0)
     assert gateway.service.mqtt is not None
-    gateway.service.mqtt._take(Delivery(message, lambda: settled.append(True), asyncio.Event()))
+    gateway.service.mqtt._on_message(Delivery(message, lambda: settled.append(True), asyncio.Event()))
     assert (await gateway.line("mqtt.expired"))["topic"] == message.topic
     assert settled == [True]
     assert CountingBackend.runs["a"] == 0
@@ -354,7 +354,7 @@ async def test_each_device_receives_its_own_responses_on_a_broker_with_acls() ->
 async def test_retained_status_is_online_while_serving_and_offline_after_the_stop(broker: Broker) -> None:
     async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
-        host = gateway.service.mqtt.topics.host  # type: ignore[union-attr]
+        host = gateway.service.mqtt.session.topics.host  # type: ignore[union-attr]
         async with device(broker.port, "edge-gateway/status/+") as watcher:
             (status,) = await watcher.wait_until(lambda heard: len(heard) == 1)
         assert (status.topic, status.payload, status.is_retained) == (f"edge-gateway/status/{host}", b"online", True)

@@ -21,7 +21,7 @@ import aiomqtt
 import pytest
 
 from gateway.ingress.mqtt import connection
-from gateway.ingress.mqtt.backoff import Backoff
+from gateway.ingress.mqtt.session import Backoff
 from gateway.service import Service
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import Broker
@@ -47,7 +47,7 @@ async def proxy(broker: Broker) -> AsyncIterator[Proxy]:
 
 def with_short_backoff(service: Service) -> None:
     assert service.mqtt is not None
-    service.mqtt.backoff = Backoff(first_s=0.02, max_s=0.1)
+    service.mqtt.session.backoff = Backoff(first_s=0.02, max_s=0.1)
 
 
 @asynccontextmanager
@@ -171,9 +171,9 @@ async def test_gateway_stopping_while_disconnected_still_publishes_its_response(
         assert mqtt is not None
         await client.send("/v1/tasks/hold", {"id": "a"}, b"a")
         await CountingBackend.held.wait()
-        mqtt.backoff = Backoff(first_s=0.2, max_s=0.2)
+        mqtt.session.backoff = Backoff(first_s=0.2, max_s=0.2)
         proxy.cut()
-        await wait_until(lambda: mqtt._connection is None)
+        await wait_until(lambda: not mqtt.session.is_connected)
         stopping = asyncio.create_task(mqtt.stop(20.0))
         await asyncio.sleep(0)
         CountingBackend.open.set()
@@ -287,7 +287,7 @@ def with_host(host: str) -> Any:
     def adjust(service: Service) -> None:
         with_short_backoff(service)
         assert service.mqtt is not None
-        service.mqtt.topics = replace(service.mqtt.topics, host=host)
+        service.mqtt.session.topics = replace(service.mqtt.session.topics, host=host)
 
     return adjust
 

@@ -9,7 +9,7 @@ import aiomqtt
 import pytest
 
 from gateway.ingress.mqtt.connection import Connection, PublishRefused
-from gateway.ingress.mqtt.properties import Publication
+from gateway.ingress.mqtt.messages import Publication
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import Broker
 from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
@@ -93,7 +93,7 @@ async def test_repeated_request_is_run_if_a_bug_prevented_the_first_response(
         raise KeyError("a bug")
 
     with monkeypatch.context() as patched:
-        patched.setattr(gateway.service.door, "serve", broken)
+        patched.setattr(gateway.service.handler, "serve", broken)
         await lamp.send("/v1/tasks/tally", {"id": "a"})
         await gateway.lines.wait("mqtt.broke")
     assert (await lamp.ask("/v1/tasks/tally", {"id": "a"})).json == {"result": 1}

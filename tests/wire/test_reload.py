@@ -253,7 +253,7 @@ async def test_setting_that_needs_a_restart_is_reported_and_not_applied() -> Non
         assert await reload(gateway, **STUB, **new) == ["GATEWAY_LISTEN", "GATEWAY_STATE_DIR"]
         assert await status(gateway) == 200
         assert str(gateway.service.settings.state_dir) != "/nowhere"
-        assert gateway.service.door.rules.deadline_s == 7
+        assert gateway.service.handler.limits.deadline_s == 7
 
 
 async def test_invalid_settings_are_reported_by_variable_and_change_nothing(

@@ -12,11 +12,11 @@ text). So every stream has a proper end here, and a stream without it is a failu
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from gateway.plugin import BackendUnavailable, SseEvent
+from gateway.plugin import BackendUnavailable, PlainChunk, SseEvent
 
 from .upstream_errors import (
     NULL,
@@ -63,34 +63,8 @@ class _Chunk(ErrorFields):
     response: msgspec.Raw = NULL
 
 
-class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
-    role: str | None = None
-    content: str | None = None
-    refusal: None = None
-
-
-class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
-    index: int = 0
-    delta: _PlainDelta = msgspec.field(default_factory=_PlainDelta)
-    finish_reason: str | None = None
-    logprobs: None = None
-    text: str | None = None
-
-
-class _PlainChunk(msgspec.Struct):
-    """What nearly every chunk is, read in one go: a text, and no sign of an error."""
-
-    choices: list[_PlainChoice]
-    object: Literal["chat.completion.chunk", "text_completion"]
-    error: None = None
-    error_code: None = None
-    detail: None = None
-    message: None = None
-    type: None = None
-
-
 PLAIN_BYTES = 64 << 10  # what is larger is looked at without being built
-_PLAIN = msgspec.json.Decoder(_PlainChunk)
+_PLAIN = msgspec.json.Decoder(PlainChunk)
 
 
 class _FailedResponse(msgspec.Struct):

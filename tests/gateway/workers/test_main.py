@@ -153,7 +153,7 @@ async def test_exception_type_is_reported_to_the_client_and_traceback_logged(too
     with pytest.raises(PluginRaised) as caught:
         await answer(tool, task)
     assert (caught.value.message, caught.value.detail) == ("`divide` raised ZeroDivisionError", "")
-    assert (caught.value.code, caught.value.words) == ("plugin_error", "division by zero")
+    assert (caught.value.code, caught.value.text) == ("plugin_error", "division by zero")
     (line,) = events(tool, "worker.raised")
     assert line["request_id"] == task.id
     assert line["traceback"].splitlines()[-1].partition("worker_backends.py:")[2].endswith(" divide")

@@ -39,7 +39,11 @@ from support.workers import (
     [
         (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL", ""),
         (RaisesOnStart, "worker_backends:RaisesOnStart` raised KeyError$", "'weights'"),
-        (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$", "its last words: "),
+        (
+            CrashesLoading,
+            r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$",
+            "its last line of output: ",
+        ),
     ],
 )
 async def test_failed_start_reports_the_reason_and_leaks_no_descriptors(
@@ -156,10 +160,10 @@ async def test_endless_output_is_truncated_and_suppressed_lines_counted(tool: Wo
     for _ in range(100):
         pipe.data_received(b"=" * 65_536)
     assert len(pipe._line) <= 4 * 500
-    process._bucket._left = 2.5
+    process._bucket._tokens = 2.5
     process._bucket._per_s = 0.0
     pipe.data_received(b"\none\n\ntwo\nthree\n")
-    process._bucket._left = 1.0
+    process._bucket._tokens = 1.0
     pipe.data_received(b"four\n")
     *_, last, four = events(tool, "worker.output")
     assert last["line"] == "one"

@@ -16,6 +16,7 @@ from gateway.plugin import (
     Part,
 )
 from gateway.workers import WorkerBackend
+from gateway.workers.process import TRANSITIONS
 from support.worker_backends import DelaysCancel, Quick, Tool
 from support.workers import (
     a_task,
@@ -186,3 +187,20 @@ async def test_task_waits_for_a_free_worker_only_until_its_deadline(tool: Worker
     async with begun(tool, a_task("wait")):
         with pytest.raises(DeadlineExceeded, match="no worker of backend `here` was free"):
             await answer(tool, a_task("pid", within_s=0.05))
+
+
+# ── states ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_state_table_leads_from_every_state_to_gone_and_never_back() -> None:
+    assert all(target in TRANSITIONS for row in TRANSITIONS.values() for target in row.values())
+    assert all(row["exited"] == "gone" for state, row in TRANSITIONS.items() if state != "gone")
+    assert set(TRANSITIONS["gone"].values()) == {"gone"}
+
+
+async def test_event_that_the_state_table_does_not_hold_raises(tool: WorkerBackend) -> None:
+    process = tool._slots[0].process
+    assert process is not None
+    with pytest.raises(KeyError):
+        process._transition("task_ended")  # no task was sent
+    assert process.state == "idle"

@@ -16,7 +16,7 @@ from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Resu
 from gateway.plugin.errors import PluginRaised
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
-from gateway.workers.main import MAX_SUBTASKS
+from gateway.workers.subtasks import MAX_SUBTASKS
 from support.recording_services import RecordingServices
 from support.worker_backends import Dispatches
 from support.workers import a_task, answer, pids
@@ -127,7 +127,7 @@ async def test_subtask_result_too_long_for_a_frame_raises_and_keeps_the_worker(
 ) -> None:
     async with sending(echoes) as (backend, services):
         before = pids(backend)
-        monkeypatch.setattr("gateway.workers.wire.MAX_FRAME_BYTES", 1000)
+        monkeypatch.setattr("gateway.workers.frame_channel.MAX_FRAME_BYTES", 1000)
         services.serve = lambda task: echoes(task.replace(body=b'"%s"' % (b"x" * 2000)))
         kind, message, *_ = await answer(backend, a_task("again"))
         assert kind == "BackendFailed"
