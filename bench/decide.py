@@ -2,7 +2,7 @@
 
     ./run bench decide [--json FILE]
 
-A decision is `Scheduler.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
+A decision is `Selector.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
 (an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
 """
 
@@ -39,14 +39,26 @@ def work(number: int, allowed: tuple[str, ...] = NAMES) -> Work:
         sizes=dict.fromkeys(NAMES, size),
         body_bytes=int(size),
         allowed=allowed,
-        start=lambda backend: None,
     )
+
+
+class Ignored:
+    """The owner of work that never runs."""
+
+    def on_granted(self, backend: str) -> None: ...
+
+    def on_moved(self, before: str, after: str) -> None: ...
+
+    def on_dropped(self, backend: str) -> None: ...
+
+    def on_stalled(self, backend: str) -> bool:
+        return False
 
 
 def lanes_in_use(requests: int) -> Scheduler:
     """Lanes with a learned class, every slot of the box taken, and `requests` lined up where they like."""
     board = Measurements(time.monotonic)
-    lanes = Scheduler(board, Policy(), time.monotonic)
+    lanes = Scheduler(board, Policy(), time.monotonic, lambda name: None)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
     lanes.add("cloud", site="cloud", slots=16, queue=4096, remote=True, usd=0.001)
     lanes.add("other", site="cloud", slots=16, queue=4096, remote=True)
@@ -55,7 +67,7 @@ def lanes_in_use(requests: int) -> Scheduler:
             board.learn(name, "task", "detect", work(number).size(name), seconds * (0.9 + 0.2 * (number % 7) / 6))
     for number in range(requests):
         each = work(number)
-        lanes.submit(each, lanes.choose(each, QUERY, ALL).order[0])
+        lanes.submit(each, lanes.selector.choose(each, QUERY, ALL).order[0], Ignored())
     return lanes
 
 
@@ -77,8 +89,8 @@ def decisions_us(requests: int) -> list[float]:
     """Choosing among three."""
     lanes = lanes_in_use(requests)
     works = [work(number) for number in range(DECISIONS)]
-    timed_us(lambda number: lanes.choose(works[number], QUERY, ALL), WARM_UP)
-    return timed_us(lambda number: lanes.choose(works[number], QUERY, ALL), DECISIONS)
+    timed_us(lambda number: lanes.selector.choose(works[number], QUERY, ALL), WARM_UP)
+    return timed_us(lambda number: lanes.selector.choose(works[number], QUERY, ALL), DECISIONS)
 
 
 def passes_us(requests: int) -> list[float]:

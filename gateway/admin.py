@@ -100,8 +100,8 @@ class Admin:
 
 def status(dispatcher: Dispatcher, is_ready: bool) -> dict[str, Any]:
     """Everything known of backends, breakers, lanes, link, load and learned models."""
-    measured = dispatcher.board.status()
-    lanes = dispatcher.lanes.status()
+    measured = dispatcher.measurements.status()
+    lanes = dispatcher.scheduler.status()
     members = dispatcher.registry.members.values()
     return {
         "version": __version__,
@@ -135,15 +135,15 @@ def _member_status(member: ManagedBackend) -> dict[str, Any]:
 
 def refresh_gauges(dispatcher: Dispatcher) -> None:
     """Bring the gauges up to date; they are only read when somebody asks."""
-    waiting, busy = dispatcher.lanes.waiting(), dispatcher.lanes.busy()
+    waiting, busy = dispatcher.scheduler.waiting(), dispatcher.scheduler.busy()
     metrics.forget_backends_but(dispatcher.registry.members)
     for name, member in dispatcher.registry.members.items():
-        link = dispatcher.board.link(name)
+        link = dispatcher.measurements.link(name)
         metrics.LANE_WAITING.set(waiting.get(name, 0), backend=name)
         metrics.LANE_BUSY.set(busy.get(name, 0), backend=name)
         metrics.BREAKER.set(BREAKER_LEVELS[member.breaker.state], backend=name)
         metrics.RTT.set(link.rtt.value, backend=name)
         metrics.LINK_RATE.set(link.uplink_bytes_per_s.value, backend=name, direction="up")
         metrics.LINK_RATE.set(link.downlink_bytes_per_s.value, backend=name, direction="down")
-    for resource, value in dispatcher.board.load().items():
+    for resource, value in dispatcher.measurements.load().items():
         metrics.LOAD.set(value, resource=resource)

@@ -2,10 +2,12 @@
 
 Nothing of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
 and learn from nothing but what a live gateway could see. O3 is the same lanes with the truth in place of every
-prediction: what late binding, shortest-first and rescue would come to with perfect knowledge (greedily).
+prediction: the result of moves, shortest-first order and hedges with perfect (greedy) knowledge.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 from gateway.lanes import Scheduler, Work, forecast, work
 from gateway.lanes.forecast import Forecast
@@ -38,7 +40,14 @@ class Attempt:
         self.timer: Timer | None = None
         self.work = run.new_work(self, allowed)
 
-    def start(self, backend: str) -> None:
+    def on_moved(self, before: str, after: str) -> None: ...
+
+    def on_dropped(self, backend: str) -> None: ...
+
+    def on_stalled(self, backend: str) -> bool:
+        return self.original is None and self.run.hedge(self, backend)
+
+    def on_granted(self, backend: str) -> None:
         self.where = backend
         run = self.run
         if backend == "edge":
@@ -53,14 +62,14 @@ class Attempt:
             run.board.observe(
                 "cloud", LinkSample(upload_bytes=self.request.body_bytes, upload_s=run.sim.now - self.job.began)
             )
-            run.lanes.sent(self.work, "cloud")
+            run.lanes.on_uploaded(self.work, "cloud")
 
     def _done(self) -> None:
         assert self.where is not None
         run = self.run
         if self.where == "cloud":
             run.board.observe("cloud", LinkSample(rtt_s=run.cloud.link.rtt_s(run.sim.now)))
-        run.lanes.answered(self.work, self.where)
+        run.lanes.on_answered(self.work, self.where)
         run.finished(self)
 
     def _time_out(self) -> None:
@@ -77,9 +86,9 @@ class Attempt:
             if self.job.state != "done":
                 (self.run.edge if self.where == "edge" else self.run.cloud).cancel(self.job)
             if gave_up:
-                self.run.lanes.gave_up(self.work, self.where)
+                self.run.lanes.on_timeout(self.work, self.where)
             where, self.where = self.where, None
-            self.run.lanes.done(self.work, where)
+            self.run.lanes.on_finished(self.work, where)
 
 
 class Gateway:
@@ -106,7 +115,7 @@ class Gateway:
         self.sim.at(0.0, self._watch_link)
 
     def _new_lanes(self) -> Scheduler:
-        return Scheduler(self.board, self.policy, self.sim.clock)
+        return Scheduler(self.board, self.policy, self.sim.clock, lambda name: None)
 
     def run(self) -> Record:
         self.sim.run(lambda: len(self.record.latencies) == self._wanted)
@@ -117,7 +126,6 @@ class Gateway:
 
     def new_work(self, attempt: Attempt, allowed: tuple[str, ...]) -> Work:
         request = attempt.request
-        rescuable = len(allowed) > 1 and attempt.original is None
         return Work(
             id=str(request.id),
             kind=request.kind,
@@ -126,22 +134,22 @@ class Gateway:
             sizes={"edge": request.size, "cloud": request.size},
             body_bytes=request.body_bytes,
             allowed=allowed,
-            start=attempt.start,
-            duplicate=(lambda backend: self._duplicate(attempt, backend)) if rescuable else None,
         )
 
     def _arrive(self, request: Request) -> None:
         attempt = Attempt(self, request, ("edge", "cloud"), None)
         self.attempts[request.id] = [attempt]
         with Stopwatch(self.record.decisions_us):
-            decision = self.lanes.choose(attempt.work, Query(request.kind, request.kind), {"edge": None, "cloud": None})
-        self.lanes.submit(attempt.work, decision.order[0])
+            decision = self.lanes.selector.choose(
+                attempt.work, Query(request.kind, request.kind), {"edge": None, "cloud": None}
+            )
+        self.lanes.submit(attempt.work, decision.order[0], attempt)
 
-    def _duplicate(self, attempt: Attempt, backend: str) -> bool:
+    def hedge(self, attempt: Attempt, backend: str) -> bool:
         second = Attempt(self, attempt.request, (backend,), attempt)
         self.attempts[attempt.request.id].append(second)
         self.record.duplicates += 1
-        self.lanes.submit(second.work, backend)
+        self.lanes.submit(second.work, backend, second)
         return True
 
     def timed_out(self, attempt: Attempt) -> None:
@@ -150,7 +158,7 @@ class Gateway:
             others.remove(attempt)
             return
         attempt.work.allowed = ("edge",)
-        self.lanes.submit(attempt.work, "edge")
+        self.lanes.submit(attempt.work, "edge", attempt)
 
     def finished(self, winner: Attempt) -> None:
         assert winner.where is not None
@@ -197,7 +205,7 @@ class Gateway:
 
 
 class LateOracle(Gateway):
-    """O3: the same lanes, told the truth: what each request takes at either site, and the link's future."""
+    """O3: the same lanes with exact knowledge: the time of each request at either site, and the link's future."""
 
     name = "O3 late-binding oracle"
 
@@ -207,23 +215,26 @@ class LateOracle(Gateway):
         super().__init__(requests, link, throttle)
 
     def _new_lanes(self) -> Scheduler:
-        truth = _Truth(self.board, {}, self.sim.clock)
-        truth.requests, truth.cloud, truth.throttle = self._requests, self.cloud, self._throttle
+        def exact(board: Measurements, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> Forecast:
+            return _ExactForecast(board, lanes, clock, self._requests, self.cloud, self._throttle)
 
-        class Knowing(Scheduler):
-            def _new_forecast(self) -> Forecast:
-                truth._lanes = self._lanes
-                return truth
-
-        return Knowing(self.board, self.policy, self.sim.clock)
+        return Scheduler(self.board, self.policy, self.sim.clock, lambda name: None, exact)
 
 
-class _Truth(Forecast):
-    """Every prediction exact, but for what others will do."""
+class _ExactForecast(Forecast):
+    """Exact predictions, except for the effect of later requests."""
 
-    requests: dict[str, Request]
-    cloud: Cloud
-    throttle: Throttle
+    def __init__(
+        self,
+        board: Measurements,
+        lanes: Mapping[str, Lane],
+        clock: Callable[[], float],
+        requests: dict[str, Request],
+        cloud: Cloud,
+        throttle: Throttle,
+    ) -> None:
+        super().__init__(board, lanes, clock)
+        self.requests, self.cloud, self.throttle = requests, cloud, throttle
 
     def service(self, work: Work, name: str) -> Estimate:
         request, now = self.requests[work.id], self._clock()

@@ -17,7 +17,7 @@ from gateway.api.chunks import Chunk, Shape, chunk_of, chunks_of
 from gateway.api.logprobs import first_offset, of_the_rest
 from gateway.api.parse import ParsedRequest
 from gateway.api.sse import Stamp, encode_json, events_of
-from gateway.dispatch import Continuation, How
+from gateway.dispatch import Continuation, ResumeMode
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
 MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
@@ -113,7 +113,7 @@ class ChatContinuation:
 
     # ── what the client has ──────────────────────────────────────────────────────────────────────
 
-    def heard(self, part: Part) -> None:
+    def record(self, part: Part) -> None:
         """Note a part that goes to the client as it is."""
         try:
             if part.raw is None:
@@ -177,7 +177,7 @@ class ChatContinuation:
 
     # ── who goes on ──────────────────────────────────────────────────────────────────────────────
 
-    def resumed(self, task: Task, how: How) -> Task | None:
+    def resumed(self, task: Task, how: ResumeMode) -> Task | None:
         """The task with the text so far in it, or as it was; None where it cannot be done that way."""
         if not self._is_plain:
             return None
@@ -326,7 +326,7 @@ class Overlap:
     servers begin with the turn they were given. What could be either is held back until it is known.
     """
 
-    def __init__(self, old: str, *, how: How) -> None:
+    def __init__(self, old: str, *, how: ResumeMode) -> None:
         self._old = old if how == "restart" or len(old) >= REPEATED_CHARS else ""
         self._must = how == "restart"
         self._held = ""

@@ -90,7 +90,7 @@ class RequestHandler:
     def keeps(self, draft: ParsedRequest, target: str, topic: str | None = None) -> bool:
         """Whether the operator keeps on the site what the draft asks for, or what comes in where it did."""
         places = places_of(draft.path, target, topic)
-        return self.dispatcher.planner.keeps(draft.kind, draft.name or AUTO, places)
+        return self.dispatcher.planner.locality.is_edge_only(draft.kind, draft.name or AUTO, places)
 
     def give_up(self) -> None:
         """The gateway stops: answer what is open, and whatever comes now, that it will not be done.
@@ -199,7 +199,8 @@ class _RequestCycle:
         headers = self.incoming.headers
         task = build_task(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
         stays = self.door.keeps(draft, self.incoming.target, self.incoming.topic)
-        task = task.replace(may_leave=self.caller.may_leave and not stays)
+        if stays or not self.caller.may_leave:
+            task = task.replace(may_leave=False)
         if "traceparent" in task.headers:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
         await self._dispatch(task, draft)
@@ -266,10 +267,10 @@ class _RequestCycle:
             is_content=lambda part: has_content(draft, part),
             client_deadline="x-gateway-deadline-ms" in headers,
             has_own_limits=has_own_limits(headers, self.door.rules),
-            quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
-            said=continuation(draft) if draft.stream else None,
+            heartbeat_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
+            continuation=continuation(draft) if draft.stream else None,
             renderer=partial(ResponseRenderer, draft, self.record.request_id),
-            gathers=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
+            collects=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
         )
         asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._patiently(asked) if draft.stream else asked)

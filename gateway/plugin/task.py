@@ -34,6 +34,13 @@ class Terms(Protocol):
     divides work enters `split` and `aggregate`, and leaves while its subtasks keep their own accounts.
     """
 
+    def uploaded(self) -> None:
+        """Report that the request's last byte has been sent, so that the next large upload may start.
+
+        Optional and idempotent. A backend that does not call it keeps its upload permit until `run` ends. In a worker
+        process it has no effect.
+        """
+
     def enter(self, term: str, at: float | None = None) -> float:
         """Charge `term` from now (or from the earlier instant `at`, in seconds) on; return that instant."""
         ...
@@ -59,6 +66,8 @@ class _NoTerms:
 
     def leave(self) -> float:
         return 0.0
+
+    def uploaded(self) -> None: ...
 
     def divide(self, term: str, seconds: float, *, into: str) -> None: ...
 

@@ -90,6 +90,7 @@ class Http(Backend[HttpSettings]):
         try:
             with self._translated(deadline):
                 if is_relayed:
+                    task.terms.uploaded()
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
                     async with aclosing(relay(task, exchange) if is_stream else in_pieces(task, exchange)) as items:
                         async for item in items:

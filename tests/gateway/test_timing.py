@@ -141,8 +141,8 @@ def test_parallel_work_is_counted_once_by_term_and_its_overlap_is_what_was_saved
     two.stop()
     clock.now += 0.1
     one.stop()
-    one.did("edge", 4)
-    two.did("cloud", 6)
+    one.add_items("edge", 4)
+    two.add_items("cloud", 6)
     account = watch.close()
     assert (account.total_us, account.overlap_us, account.path) == (400_000, 300_000, "parallel")
     found = rates(account, 10)
@@ -174,8 +174,7 @@ def test_a_wait_is_divided_between_the_network_at_both_ends_and_the_cloud() -> N
 def test_a_wait_that_ended_without_an_answer_is_estimated_as_any_other() -> None:
     clock = Clock()
     watch = Watch(clock)
-    lost, won = watch.fork(), watch.fork()
-    lost.rtt_s = won.rtt_s = 0.04
+    lost, _ = watch.fork(rtt_s=0.04), watch.fork(rtt_s=0.04)
     lost.enter("upload")
     clock.now += 0.1
     lost.enter("cloud")
@@ -189,9 +188,8 @@ def test_a_wait_that_ended_without_an_answer_is_estimated_as_any_other() -> None
 def test_what_the_cloud_claimed_is_not_overruled_by_who_heard_nothing() -> None:
     clock = Clock()
     watch = Watch(clock)
-    won, lost = watch.fork(), watch.fork()
+    won, lost = watch.fork(rtt_s=0.04), watch.fork(rtt_s=0.04)
     for each in (won, lost):
-        each.rtt_s = 0.04
         each.enter("cloud")
         clock.now += 0.1
         each.leave()

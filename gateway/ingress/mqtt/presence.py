@@ -25,7 +25,7 @@ def telemetry(topics: Topics, dispatcher: Dispatcher, *, is_ready: bool) -> Publ
         "host": topics.host,
         "version": __version__,
         "ready": is_ready,
-        "load": dispatcher.board.load(),
+        "load": dispatcher.measurements.load(),
         "backends": {name: _backend(dispatcher, name) for name in dispatcher.registry.members},
     }
     body = msgspec.json.encode(said)
@@ -33,8 +33,8 @@ def telemetry(topics: Topics, dispatcher: Dispatcher, *, is_ready: bool) -> Publ
 
 
 def _backend(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
-    member, view = dispatcher.registry.members[name], dispatcher.board.link(name)
-    lane = dispatcher.lanes.status().get(name, {})
+    member, view = dispatcher.registry.members[name], dispatcher.measurements.link(name)
+    lane = dispatcher.scheduler.status().get(name, {})
     return {
         "site": member.site,
         "state": member.state,

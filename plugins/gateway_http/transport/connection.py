@@ -213,6 +213,7 @@ class StampedBody(aiohttp.Payload):
         self.ended_at = time.monotonic()
         if not self.over:
             self._terms.enter("cloud", at=self.ended_at)
+            self._terms.uploaded()
 
     def answered(self, first_byte_at: float) -> float:
         """The answer has begun, and the account is no longer ours; return when the upload was over, for it."""

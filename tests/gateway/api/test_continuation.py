@@ -45,7 +45,7 @@ def heard(*parts: Part, kind: Any = "chat") -> ChatContinuation:
     said = continuation(draft(kind))
     assert isinstance(said, ChatContinuation)
     for part in parts:
-        said.heard(part)
+        said.record(part)
     return said
 
 
@@ -268,7 +268,7 @@ def test_a_chunk_that_cannot_be_read_is_a_failure_of_who_sent_it(data: bytes) ->
 def test_it_is_complete_when_every_choice_has_said_why_it_ended() -> None:
     said = heard(raw("one"), raw("eins", index=1), raw(finish_reason="stop"))
     assert not said.is_complete
-    said.heard(raw(index=1, finish_reason="length"))
+    said.record(raw(index=1, finish_reason="length"))
     assert said.is_complete
 
 
@@ -347,7 +347,7 @@ def test_a_long_answer_in_tiny_pieces_takes_little_memory() -> None:
     try:
         piece = raw("長")
         for _ in range(50_000):
-            said.heard(piece)
+            said.record(piece)
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -12,7 +12,7 @@ def test_second_tries_are_never_more_than_a_fifth_of_the_requests_and_a_burst(ev
     requests = taken = 0
     for event in events:
         if event == "request":
-            budget.note_request()
+            budget.on_request()
             requests += 1
         else:
             taken += budget.take()
@@ -24,5 +24,5 @@ def test_an_empty_budget_fills_again_with_the_requests_that_come() -> None:
     while budget.take():
         pass
     for _ in range(round(1 / TOKENS_PER_REQUEST) + 1):
-        budget.note_request()
+        budget.on_request()
     assert [budget.take(), budget.take()] == [True, False]

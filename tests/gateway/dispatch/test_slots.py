@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch import Answer, BackendServices, Dispatcher, Limits, ResponseSpec
+from gateway.dispatch import Answer, BackendServices, Dispatcher, Eligibility, Limits, ResponseSpec
 from gateway.lanes import Scheduler
 from gateway.measure.board import Measurements
 from gateway.plugin import (
@@ -120,7 +120,6 @@ class House:
 
     def __init__(self, here: Any, there: Any) -> None:
         self.board = Measurements(asyncio.get_running_loop().time)
-        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time)
         kinds = {
             "here": type("Here", (_Scripted,), {"script": staticmethod(here)}),
             "there": type("There", (_Scripted,), {"script": staticmethod(there), "remote": True}),
@@ -128,7 +127,11 @@ class House:
         configs = [
             BackendConfig(name=name, plugin=name, cls=cls, settings=BackendSettings()) for name, cls in kinds.items()
         ]
-        self.registry = Registry(configs, lambda name: BackendServices(name, self.board, None), self.board)  # type: ignore[arg-type]
+        self.registry = Registry(
+            configs, lambda name: BackendServices(name, self.board, None, lambda: None), self.board
+        )  # type: ignore[arg-type]
+        why_excluded = Eligibility(self.registry, self.board).why_unavailable
+        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time, why_excluded)
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
 
     async def open(self) -> House:
@@ -196,8 +199,7 @@ async def test_a_second_attempt_may_be_made_at_any_turn(second: Any) -> None:
         await _turns(rescued)
         for run in [run for lane in house.lanes._lanes.values() for run in lane.runs.values()]:
             for other in run.work.allowed[1:]:
-                assert run.work.duplicate is not None
-                run.work.duplicate(other)
+                run.owner.on_stalled(other)
         await _turns(gone)
         await _gone(asked)
         await house.settles()
