@@ -2,7 +2,7 @@
 
     ./run bench decide [--json FILE]
 
-A decision is `Selector.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
+A decision is `Selector.choose`: three candidates predicted from measurements and lanes, then ordered. The lanes are in use
 (an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
 """
 

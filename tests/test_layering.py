@@ -5,12 +5,15 @@ A module belongs to the layer of its top-level package or file: `gateway/measure
 floor do not import each other. An import inside a function or under `TYPE_CHECKING` counts like any other, because the
 rule limits knowledge, not load time. Import cycles are not allowed, inside a layer either. A plugin imports
 `gateway.plugin` and no other module of the gateway.
+
+Callbacks are dependencies too, which imports do not show. So gateway/ does not assign a function, a bound method, a
+lambda or a `partial` to an attribute of another object: an object gets what it calls in its constructor.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "gateway"
 PLUGIN_API = "gateway.plugin"
 ANYTHING = 99
+
+CALLBACK_ATTRIBUTES = ("_paho",)  # library objects that take their callbacks as attributes
 
 FLOORS = {
     "__init__": -1,  # imported by every module, so it imports none of ours
@@ -100,7 +105,7 @@ def imports(root: Path) -> list[Import]:
 
 
 def imported_names(node: ast.AST, importer: str, is_package: bool) -> Iterator[str]:
-    """What one statement asks for, as absolute dotted names; `from a import b` asks for a.b."""
+    """The absolute dotted names that one statement imports; `from a import b` imports a.b."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -113,7 +118,7 @@ def imported_names(node: ast.AST, importer: str, is_package: bool) -> Iterator[s
 
 
 def nearest(name: str, known: Mapping[str, Path]) -> str | None:
-    """The module that holds this name: itself, else the closest parent there is; None when it is not ours."""
+    """The module that holds this name: itself or the closest existing parent; None if it is not ours."""
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name or None
@@ -122,10 +127,10 @@ def nearest(name: str, known: Mapping[str, Path]) -> str | None:
 # --- the rules ----------------------------------------------------------------------------------------------
 
 
-def room_of(module: str) -> str:
-    """The room's name; for one that is not in the table, the top-level module's."""
+def layer_of(module: str) -> str:
+    """The name of the layer; for a module that is not in the table, its top-level name."""
     name = "__init__" if module == PACKAGE else module.split(".")[1]
-    candidates = [room for room in FLOORS if name == room or name.startswith(f"{room}_")]
+    candidates = [layer for layer in FLOORS if name == layer or name.startswith(f"{layer}_")]
     return max(candidates, key=len, default=name)
 
 
@@ -142,10 +147,10 @@ def complaints(root: Path) -> list[str]:
 
 
 def complaint_about_module(module: str, path: Path) -> str | None:
-    if not is_gateway(module) or room_of(module) in FLOORS:
+    if not is_gateway(module) or layer_of(module) in FLOORS:
         return None
     return (
-        f"{path}:1: {module} is in no room. Put it into one ({', '.join(FLOORS)}), name it after one "
+        f"{path}:1: {module} is in no layer. Move it into one ({', '.join(FLOORS)}), name it after one "
         f"(workers_main belongs to workers), or give it a floor: FLOORS in tests/test_layering.py, "
         f"and docs/architecture.md"
     )
@@ -173,7 +178,7 @@ def complaint_about_plugin(found: Import) -> str | None:
 
 
 def complaint_about_floors(found: Import) -> str | None:
-    above, below = room_of(found.importer), room_of(found.imported)
+    above, below = layer_of(found.importer), layer_of(found.imported)
     if above == below or above not in FLOORS or below not in FLOORS or FLOORS[below] < FLOORS[above]:
         return None
     return (
@@ -182,34 +187,114 @@ def complaint_about_floors(found: Import) -> str | None:
     )
 
 
+# --- callbacks assigned into other objects ------------------------------------------------------------------
+
+
+def late_callbacks(root: Path) -> list[str]:
+    """One complaint for each callable in gateway/ that is assigned to an attribute of another object."""
+    trees = {path: ast.parse(path.read_text(), filename=str(path)) for path in our_modules(root).values()}
+    methods = method_names(trees.values())
+    return [
+        f"{path.relative_to(root)}:{line}: `{text}` puts a callback into another object. "
+        f"Pass it to the constructor, or pass the object that is to be called"
+        for path, tree in trees.items()
+        if path.is_relative_to(root / PACKAGE)
+        for line, text in assigned_callables(tree, methods)
+    ]
+
+
+def method_names(trees: Iterable[ast.Module]) -> set[str]:
+    """Names of methods, but not those that any class also uses for data or a property."""
+    methods, data = set(), set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
+                    is_property = any("property" in ast.unparse(each) for each in member.decorator_list)
+                    (data if is_property else methods).add(member.name)
+                elif isinstance(member, ast.AnnAssign) and isinstance(member.target, ast.Name):
+                    data.add(member.target.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
+            data.add(node.attr)
+    return methods - data
+
+
+def assigned_callables(tree: ast.Module, methods: set[str]) -> Iterator[tuple[int, str]]:
+    """Line and text of each assignment of a callable to an attribute of an object other than self or cls."""
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    imported = {alias.asname or alias.name.partition(".")[0]
+                for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
+    for node in ast.walk(tree):
+        for target, value in attribute_assignments(node):
+            names = ast.unparse(target).split(".")
+            is_foreign = names[0] in imported or names[-1] in CALLBACK_ATTRIBUTES  # `sys.excepthook = …`
+            if not is_own(target) and not is_foreign and is_callable(value, functions, methods):
+                yield node.lineno, ast.unparse(node)
+
+
+def attribute_assignments(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """(object, value) of each assignment to an attribute in one statement, `setattr` included."""
+    pairs: list[tuple[ast.expr, ast.expr]] = []
+    if isinstance(node, ast.Assign):
+        pairs = [(target, node.value) for target in node.targets]
+    elif isinstance(node, ast.AnnAssign) and node.value is not None:
+        pairs = [(node.target, node.value)]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setattr":
+        yield node.args[0], node.args[2]
+    for target, value in pairs:  # grows: `a.x, b.y = f, g` is two assignments
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            pairs.extend(zip(target.elts, value.elts, strict=False))
+        elif isinstance(target, ast.Attribute):
+            yield target.value, value
+
+
+def is_own(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("self", "cls")
+
+
+def is_callable(value: ast.expr, functions: set[str], methods: set[str]) -> bool:
+    """Whether an expression is callable by its form: lambda, function, bound method, or a `partial`."""
+    if isinstance(value, ast.IfExp):
+        return any(is_callable(each, functions, methods) for each in (value.body, value.orelse))
+    if isinstance(value, ast.BoolOp):
+        return any(is_callable(each, functions, methods) for each in value.values)
+    if isinstance(value, ast.Call):
+        return ast.unparse(value.func) in ("partial", "functools.partial")
+    if isinstance(value, ast.Name):
+        return value.id in functions
+    return isinstance(value, ast.Lambda) or (isinstance(value, ast.Attribute) and value.attr in methods)
+
+
 def cycles(found: list[Import]) -> list[str]:
     """One complaint for each group of modules that import each other in a ring."""
     edges: dict[str, dict[str, Import]] = {}
     for each in found:
         edges.setdefault(each.importer, {}).setdefault(each.imported, each)
-    told: set[str] = set()
+    reported: set[str] = set()
     complaints = []
     for module in sorted(edges):
-        ring = [] if module in told else ring_through(module, edges)
+        ring = [] if module in reported else ring_through(module, edges)
         if ring:
-            told.update(each.importer for each in ring)
-            way = " → ".join([each.importer for each in ring] + [module])
+            reported.update(each.importer for each in ring)
+            steps = " → ".join([each.importer for each in ring] + [module])
             places = ", ".join(map(str, ring))
-            complaints.append(f"{ring[0]}: import cycle {way} ({places}). Move what they share to a module below them")
+            complaints.append(
+                f"{ring[0]}: import cycle {steps} ({places}). Move what they share to a module below them"
+            )
     return complaints
 
 
 def ring_through(start: str, edges: Mapping[str, Mapping[str, Import]]) -> list[Import]:
-    """The shortest way from a module back to itself; empty when there is none."""
-    ways: list[list[Import]] = [[each] for each in edges.get(start, {}).values()]
+    """The shortest ring of imports from a module back to itself, or an empty list."""
+    paths: list[list[Import]] = [[each] for each in edges.get(start, {}).values()]
     seen = {start}
-    for way in ways:  # grows while we walk it: breadth first
-        here = way[-1].imported
+    for path in paths:  # grows while we walk it: breadth first
+        here = path[-1].imported
         if here == start:
-            return way
+            return path
         if here not in seen:
             seen.add(here)
-            ways.extend([*way, each] for each in edges.get(here, {}).values())
+            paths.extend([*path, each] for each in edges.get(here, {}).values())
     return []
 
 
@@ -218,6 +303,11 @@ def ring_through(start: str, edges: Mapping[str, Mapping[str, Import]]) -> list[
 
 def test_imports_go_down_only() -> None:
     found = complaints(ROOT)
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_callback_is_assigned_into_another_object() -> None:
+    found = late_callbacks(ROOT)
     assert not found, "\n" + "\n".join(found)
 
 
@@ -241,8 +331,8 @@ def only(found: list[str]) -> str:
     return found[0]
 
 
-def floor(room: str) -> str:
-    return f"{room} (floor {FLOORS[room]})"
+def floor(layer: str) -> str:
+    return f"{layer} (floor {FLOORS[layer]})"
 
 
 @pytest.mark.parametrize(
@@ -297,7 +387,7 @@ def test_nobody_imports_the_testing_equipment(tmp_path: Path) -> None:
 
 def test_a_module_in_no_room_is_told_where_to_go(tmp_path: Path) -> None:
     complaint = only(complaints(tree(tmp_path, {"gateway/helpers.py": ""})))
-    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers is in no room. Put it into one")
+    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers is in no layer. Move it into one")
 
 
 def test_the_gateway_does_not_import_a_plugin(tmp_path: Path) -> None:
@@ -335,3 +425,79 @@ def test_a_submodule_that_imports_its_own_package_is_a_cycle(tmp_path: Path) -> 
         "gateway/health/breaker.py": "from gateway.health import LIMIT",
     }
     assert "import cycle" in only(complaints(tree(tmp_path, files)))
+
+
+CALLBACK_MODULE = """import sys
+import functools
+from functools import partial
+
+def later(): ...
+
+class Owner:
+    ready: bool
+
+    def grant(self): ...
+
+    @property
+    def name(self): ...
+
+    def wire(self, work):
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "work.start = lambda: None",
+        "work.start = later",
+        "work.start = self.grant",
+        "work.owner.start = self.grant",
+        "self.work.start = self.grant",
+        "work.start: object = self.grant",
+        "work.start = other.grant",
+        "work.start = partial(print, 1)",
+        "work.start = functools.partial(print, 1)",
+        "work.start = self.grant if work else None",
+        "work.start = work.start or later",
+        "work.begun, work.start = True, self.grant",
+        "first = work.start = later",
+        "setattr(work, 'start', self.grant)",
+    ],
+)
+def test_callback_assigned_into_another_object_is_reported_with_its_line(tmp_path: Path, text: str) -> None:
+    root = tree(tmp_path, {"gateway/dispatch.py": CALLBACK_MODULE.format(text)})
+    line = CALLBACK_MODULE.splitlines().index("        {}") + 1
+    assert only(late_callbacks(root)).startswith(f"gateway/dispatch.py:{line}: `")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "self.start = self.grant",
+        "cls.start = later",
+        "start = self.grant",
+        "work.start = self.grant()",
+        "work.ready = self.ready",
+        "work.name = self.name",
+        "work.start = 1",
+        "sys.excepthook = later",
+        "self._paho.on_message = later",
+        "setattr(self, 'start', later)",
+    ],
+)
+def test_other_assignments_are_not_reported(tmp_path: Path, text: str) -> None:
+    assert late_callbacks(tree(tmp_path, {"gateway/dispatch.py": CALLBACK_MODULE.format(text)})) == []
+
+
+def test_method_of_another_module_is_recognised_as_a_callback(tmp_path: Path) -> None:
+    files = {
+        "gateway/lanes.py": "class Work:\n    def grant(self): ...",
+        "gateway/dispatch.py": "def wire(work, attempt):\n    work.start = attempt.grant",
+    }
+    assert only(late_callbacks(tree(tmp_path, files))).startswith("gateway/dispatch.py:2: ")
+
+
+def test_callbacks_in_plugins_are_not_reported(tmp_path: Path) -> None:
+    files = {"plugins/gateway_echo/__init__.py": CALLBACK_MODULE.format("work.start = self.grant")}
+    assert late_callbacks(tree(tmp_path, files)) == []

@@ -54,7 +54,7 @@ class AttemptListener(Protocol):
 
 
 class AttemptTerms(Watch):
-    """The account that a backend writes, whose `uploaded` gives the upload permit back to the lanes."""
+    """The account that a backend writes; its `uploaded` gives the upload permit back to the lanes."""
 
     __slots__ = ("_on_uploaded",)
 

@@ -25,7 +25,7 @@ Spawn = Callable[[Attempt], asyncio.Task[None]]
 
 @dataclass(slots=True, kw_only=True)
 class Answer:
-    """The response to a task: a whole `result`, or `parts`, whose first content has arrived. Close it after use.
+    """The response to a task: a whole `result`, or `parts` from the first content on. Close it after use.
 
     served_as: the backend's own name for the model or task.
     """

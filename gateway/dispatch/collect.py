@@ -64,7 +64,7 @@ def size_of(part: Part) -> int:
 
 
 def wrong_type(value: Any) -> TypeError:
-    """Return the error for a plugin whose `run` returned or yielded a wrong type."""
+    """Return the error for a wrong type that a plugin's `run` returned or yielded."""
     return TypeError(f"run gave {type(value).__name__}, which is neither Result nor Part")
 
 

@@ -192,7 +192,7 @@ class Dispatcher:
         return bool(self._attempts)
 
     def stuck(self) -> list[str]:
-        """Return the backends whose attempts still run."""
+        """Return the backends with attempts that still run."""
         return sorted({attempt.member.name for attempt in self._attempts.values() if attempt.member is not None})
 
     async def close(self) -> None:

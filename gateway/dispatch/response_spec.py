@@ -80,7 +80,7 @@ class ResponseSpec:
     has_own_limits: the client set a deadline, or waits for less time than the operator allows. A timeout then does not
     show that a backend is slow.
     heartbeat_s: an IDLE part is due after this many seconds without content; None: never.
-    continuation: what the client has received of a stream, so that a broken stream can be continued.
+    continuation: the record of a stream, with which another backend can continue it after a failure.
     renderer(backend, name): makes the renderer for the response of that backend, which calls the model or task `name`.
     collects: whether a response that begins with this part is collected into a whole one.
     """

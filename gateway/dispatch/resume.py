@@ -4,7 +4,7 @@ Each backend is tried at most once per mode, in this order:
 
     prefill    a backend that declares it gets the text so far as the assistant's turn, and generates the rest
     restart    a backend gets the original task, and the client gets the part of its output that follows the text so
-               far; a backend whose output differs cannot be used
+               far; a backend with a different output cannot be used
 
 If no backend can continue, the failure stands: the client gets an error event and an aborted connection. How to read a
 response, and how to make a task that continues it, depends on the format: it is passed in as a `Continuation`.

@@ -85,7 +85,7 @@ class RetryBudget:
         self._tokens = min(self._tokens + TOKENS_PER_REQUEST, BURST_TOKENS)
 
     def take(self) -> bool:
-        """Take a token for one retry; return False if there is none."""
+        """Take a token for one retry; return False if the bucket is empty."""
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0

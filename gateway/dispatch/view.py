@@ -36,7 +36,7 @@ class BackendView:
         return candidate.wait_s + candidate.upload_s + candidate.p95_s if candidate else None
 
     def slots(self, backend: str) -> int:
-        """Return how many tasks `backend` processes at once; 0 if there is no such backend."""
+        """Return how many tasks `backend` processes at once; 0 for an unknown name."""
         member = self._registry.members.get(backend)
         return member.slots if member else 0
 

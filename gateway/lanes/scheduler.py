@@ -85,7 +85,7 @@ class Scheduler:
     def hand_over(self, lane: Lane, *, same_work: bool) -> None:
         """Move the queue of a retired lane to the new lane of its name.
 
-        The queue is dropped if there is no such lane, or if its backend does not do the same work.
+        Without such a lane, or if its backend does not do the same work, the queue is dropped.
         """
         to = self._lanes.get(lane.name) if same_work else None
         if to is None:

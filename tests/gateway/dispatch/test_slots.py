@@ -22,6 +22,7 @@ from gateway.plugin import (
     Part,
     Result,
     Task,
+    Terms,
 )
 from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
@@ -39,8 +40,10 @@ class _Scripted(Backend[BackendSettings]):
     tasks = ("t",)
     repeatable = True
     script: Callable[[], Any]
+    terms: Terms  # of its last task
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        type(self).terms = task.terms
         async for item in type(self).script():
             yield item
 
@@ -120,7 +123,7 @@ class House:
 
     def __init__(self, here: Any, there: Any) -> None:
         self.board = Measurements(asyncio.get_running_loop().time)
-        kinds = {
+        self.kinds = kinds = {
             "here": type("Here", (_Scripted,), {"script": staticmethod(here)}),
             "there": type("There", (_Scripted,), {"script": staticmethod(there), "remote": True}),
         }
@@ -203,6 +206,21 @@ async def test_a_second_attempt_may_be_made_at_any_turn(second: Any) -> None:
         await _turns(gone)
         await _gone(asked)
         await house.settles()
+
+
+async def test_upload_permit_is_returned_by_uploaded_and_not_by_the_account_of_time() -> None:
+    house = await House(is_silent, is_silent).open()
+    asked = house.ask(pin="there", body=bytes(BIG))
+    await until(lambda: hasattr(house.kinds["there"], "terms"))
+    terms = house.kinds["there"].terms
+    terms.enter("upload")
+    terms.enter("cloud")
+    assert house.lanes.status()["there"]["uploading"] == 1
+    for _ in range(2):
+        terms.uploaded()
+        assert house.lanes.status()["there"]["uploading"] == 0
+    await _gone(asked)
+    await house.settles()
 
 
 async def test_a_backend_may_be_cancelled_before_its_first_step() -> None:
