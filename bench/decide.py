@@ -1,9 +1,10 @@
-"""What a decision costs, and a re-bind pass over long lines, in microseconds of one core.
+"""Measures a decision, and a rebalancing pass over long queues, in microseconds of one core.
 
     ./run bench decide [--json FILE]
 
-A decision is `Selector.choose`: three candidates predicted from measurements and lanes, then ordered. The lanes are in use
-(an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
+A decision is `Selector.choose`: three candidates are predicted from measurements and lanes, then ordered. The lanes
+have work (an edge box with two running and some queued, two clouds with running uploads). Every decision has another
+size.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Ignored:
 
 
 def lanes_in_use(requests: int) -> Scheduler:
-    """Lanes with a learned class, every slot of the box taken, and `requests` lined up where they like."""
+    """Lanes with a learned class, every slot of the box taken, and `requests` queued where the policy sends them."""
     board = Measurements(time.monotonic)
     lanes = Scheduler(board, Policy(), time.monotonic, lambda name: None)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
@@ -72,7 +73,7 @@ def lanes_in_use(requests: int) -> Scheduler:
 
 
 def timed_us(action: Callable[[int], object], times: int) -> list[float]:
-    """Each call's microseconds, sorted; the collector stays out of it, as it is no part of a decision."""
+    """Microseconds of each call, sorted; without garbage collection, which is not part of a decision."""
     found = []
     gc.disable()
     try:
@@ -86,7 +87,7 @@ def timed_us(action: Callable[[int], object], times: int) -> list[float]:
 
 
 def decisions_us(requests: int) -> list[float]:
-    """Choosing among three."""
+    """Decisions among three backends."""
     lanes = lanes_in_use(requests)
     works = [work(number) for number in range(DECISIONS)]
     timed_us(lambda number: lanes.selector.choose(works[number], QUERY, ALL), WARM_UP)
@@ -94,7 +95,7 @@ def decisions_us(requests: int) -> list[float]:
 
 
 def passes_us(requests: int) -> list[float]:
-    """Passes over the lines; the first ones move some, the others find that nobody gains."""
+    """Passes over the queues; the first passes move some work, later ones find nothing to gain."""
     lanes = lanes_in_use(requests)
     return timed_us(lambda number: lanes.tick(), PASSES)
 

@@ -1,8 +1,8 @@
-"""The gateway's own measure, decide and lanes in the simulated world; dispatch is the few lines that join them.
+"""The gateway's own measurements, policy and lanes in the simulated world; this module replaces dispatch.
 
-Nothing of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
-and learn from nothing but what a live gateway could see. O3 is the same lanes with the truth in place of every
-prediction: the result of moves, shortest-first order and hedges with perfect (greedy) knowledge.
+No part of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
+and learn only from observations that a live gateway could make. O3 is the same lanes with exact values in place of
+every prediction: the result of moves, shortest-first order and hedges with perfect (greedy) knowledge.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PINNED = {"edge": "edge", "cloud": "cloud"}
 
 
 class Attempt:
-    """One attempt at a request: a Work in the lanes, then a Job in the world."""
+    """One attempt at a request: a Work in the lanes, then a Job in the world. Implements `gateway.lanes.WorkOwner`."""
 
     def __init__(self, run: Gateway, request: Request, allowed: tuple[str, ...], original: Attempt | None) -> None:
         self.run, self.request = run, request
@@ -78,7 +78,7 @@ class Attempt:
         run.timed_out(self)
 
     def stop(self, *, gave_up: bool = False) -> None:
-        """Leave wherever it is: the line, the wire, the slot."""
+        """Leave the queue, the network or the slot."""
         if self.timer is not None:
             self.timer.cancel()
         self.run.lanes.withdraw(self.work)
@@ -92,7 +92,7 @@ class Attempt:
 
 
 class Gateway:
-    """One run: the gateway's modules, and the world they act in."""
+    """One run: the gateway's modules, and the simulated world around them."""
 
     name = "edge-gateway"
 
@@ -122,7 +122,7 @@ class Gateway:
         self.record.moves = self.lanes.moves
         return self.record
 
-    # ── a request's life ─────────────────────────────────────────────────────────────────────────
+    # ── requests ─────────────────────────────────────────────────────────────────────────
 
     def new_work(self, attempt: Attempt, allowed: tuple[str, ...]) -> Work:
         request = attempt.request
@@ -167,7 +167,7 @@ class Gateway:
         for attempt in self.attempts.pop(winner.request.id):
             attempt.stop()
 
-    # ── around it ────────────────────────────────────────────────────────────────────────────────
+    # ── timers and links ────────────────────────────────────────────────────────────────────────────────
 
     def _tick(self) -> None:
         self.lanes.tick()
@@ -252,8 +252,8 @@ class _ExactForecast(Forecast):
 
 
 def leave_out(part: str) -> Policy:
-    """The gateway without one of its parts, from here on in this process; the policy to run it with."""
-    if part == "order":  # so much aging that arrival alone counts
+    """Switch off one part of the gateway for the rest of this process; return the policy to run with."""
+    if part == "order":  # with so much aging, only the arrival counts
         work.AGING = forecast.AGING = 1e6
     elif part == "drift":
         service_time.Drift.learn = lambda self, log_ratio, variance, now: None  # type: ignore[method-assign]

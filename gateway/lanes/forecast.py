@@ -52,7 +52,7 @@ class Forecast:
         )  # fmt: skip
 
     def _upload(self, lane: Lane, nbytes: int, ahead: int, now: float) -> tuple[float, float]:
-        """Return the seconds until the last of `nbytes` has left, and how many of them these bytes take themselves."""
+        """Return the seconds until the last of `nbytes` has left, and the share of these bytes in them."""
         rate = self._measurements.uplink_bytes_per_s(lane.name)
         own_s = nbytes / rate
         ahead_s = lane.unsent_s(rate, now) if lane.runs else 0.0
@@ -71,17 +71,14 @@ class Forecast:
         the link: a second upload at the same time does not slow it down.
         """
         rtt_s = self._measurements.rtt_s(lane.name)
-        return (
-            2
-            if rtt_s and nbytes < WINDOW_LIMITED_RTTS * rtt_s * self._measurements.uplink_bytes_per_s(lane.name)
-            else 1
-        )
+        if not rtt_s:
+            return 1
+        return 2 if nbytes < WINDOW_LIMITED_RTTS * rtt_s * self._measurements.uplink_bytes_per_s(lane.name) else 1
 
     def service(self, work: Work, name: str) -> Estimate:
         """Return the service time at `name`: its plugin's estimate, the learned one, or a guess."""
-        learned = self._measurements.predict(
-            name, work.kind, work.models.get(name, work.name), work.sizes.get(name, 0.0)
-        )
+        model, size = work.models.get(name, work.name), work.sizes.get(name, 0.0)
+        learned = self._measurements.predict(name, work.kind, model, size)
         if work.estimates and name in work.estimates:
             mean_s = max(work.estimates[name], 0.0)
             return Estimate(mean_s, max(learned.p95_s, mean_s), max(learned.samples, 1), hold=learned.hold)

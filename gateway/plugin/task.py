@@ -32,6 +32,8 @@ class Terms(Protocol):
     A backend that computes need not touch it: the gateway charges `edge` while `run` works. One that
     talks over a network enters `connect`, `upload`, `cloud` and `download` as they happen; one that
     divides work enters `split` and `aggregate`, and leaves while its subtasks keep their own accounts.
+    One that uploads calls `uploaded` after the last byte; without that call the request keeps its upload
+    permit until `run` ends.
     """
 
     def uploaded(self) -> None:
