@@ -105,8 +105,8 @@ class Admin:
 
 def status(dispatcher: Dispatcher, is_ready: bool) -> dict[str, Any]:
     """The state of backends, breakers, lanes, links and load, and the learned models."""
-    measured = dispatcher.board.status()
-    lanes = dispatcher.lanes.status()
+    measured = dispatcher.measurements.status()
+    lanes = dispatcher.scheduler.status()
     return {
         "version": __version__,
         "ready": is_ready,
@@ -139,15 +139,15 @@ def _backend_status(backend: ManagedBackend) -> dict[str, Any]:
 
 def refresh_gauges(dispatcher: Dispatcher) -> None:
     """Update the gauges; called on each read of the metrics, since their values are not pushed."""
-    waiting, busy = dispatcher.lanes.waiting(), dispatcher.lanes.busy()
+    waiting, busy = dispatcher.scheduler.waiting(), dispatcher.scheduler.busy()
     metrics.retain_backends(dispatcher.registry.members)
     for name, backend in dispatcher.registry.members.items():
-        link = dispatcher.board.link(name)
+        link = dispatcher.measurements.link(name)
         metrics.LANE_WAITING.set(waiting.get(name, 0), backend=name)
         metrics.LANE_BUSY.set(busy.get(name, 0), backend=name)
         metrics.BREAKER.set(BREAKER_LEVELS[backend.breaker.state], backend=name)
         metrics.RTT.set(link.rtt.value, backend=name)
         metrics.LINK_RATE.set(link.uplink_bytes_per_s.value, backend=name, direction="up")
         metrics.LINK_RATE.set(link.downlink_bytes_per_s.value, backend=name, direction="down")
-    for resource, value in dispatcher.board.load().items():
+    for resource, value in dispatcher.measurements.load().items():
         metrics.LOAD.set(value, resource=resource)

@@ -17,7 +17,7 @@ from gateway.api.chunks import Chunk, ChunkChoice, ChunkFormat
 from gateway.api.logprobs import first_offset
 from gateway.api.response_json import ResponseContext, encode_json
 from gateway.api.sse_framing import split_events
-from gateway.dispatch import How
+from gateway.dispatch import ResumeMode
 from gateway.plugin import BackendUnavailable, GatewayError, Part, PlainChoice, PlainChunk, Result, Task
 
 MAX_TEXT_CHARS = 1 << 20  # a longer response is not recorded
@@ -67,7 +67,7 @@ class ChatContinuation:
 
     # ── what the client has ──────────────────────────────────────────────────────────────────────
 
-    def heard(self, part: Part) -> None:
+    def record(self, part: Part) -> None:
         """Record a part that goes to the client unchanged."""
         try:
             if part.raw is None:
@@ -132,7 +132,7 @@ class ChatContinuation:
 
     # ── the next backend ─────────────────────────────────────────────────────────────────────────
 
-    def resumed(self, task: Task, how: How) -> Task | None:
+    def resumed(self, task: Task, how: ResumeMode) -> Task | None:
         """Return the task with the text so far, or unchanged for a restart.
 
         None if that is impossible.
@@ -246,7 +246,7 @@ class Overlap:
     repeat the turn they were sent. Text that could be either is held back until that is known.
     """
 
-    def __init__(self, old: str, *, how: How) -> None:
+    def __init__(self, old: str, *, how: ResumeMode) -> None:
         self._old = old if how == "restart" or len(old) >= REPEATED_CHARS else ""
         self._is_required = how == "restart"
         self._held = ""

@@ -80,7 +80,7 @@ class RequestHandler:
     def is_edge_only(self, parsed: ParsedRequest, target: str, topic: str | None = None) -> bool:
         """Whether the operator's rules keep this model, task, path or topic on the site."""
         entry_points = entry_points_of(parsed.path, target, topic)
-        return self.dispatcher.planner.keeps(parsed.kind, parsed.name or AUTO, entry_points)
+        return self.dispatcher.planner.locality.is_edge_only(parsed.kind, parsed.name or AUTO, entry_points)
 
     def stop(self) -> None:
         """Answer every open request, and every later one, with an error: the gateway stops.
@@ -205,8 +205,8 @@ class _RequestCycle:
         task = build_task(
             parsed, request.headers, handler.limits, request_id=self.record.request_id, began=self.watch.began
         )
-        is_edge_only = handler.is_edge_only(parsed, request.target, request.topic)
-        task = task.replace(may_leave=self.caller.may_leave and not is_edge_only)
+        if not self.caller.may_leave or handler.is_edge_only(parsed, request.target, request.topic):
+            task = task.replace(may_leave=False)
         if "traceparent" in task.headers:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
         return task
@@ -258,10 +258,10 @@ class _RequestCycle:
             is_content=operation.has_content,
             client_deadline="x-gateway-deadline-ms" in headers,
             has_own_limits=has_own_limits(headers, self.handler.limits),
-            quiet_s=HEARTBEAT_S if parsed.stream or operation.may_stream_unrequested else None,
-            said=operation.continuation(parsed) if parsed.stream else None,
+            heartbeat_s=HEARTBEAT_S if parsed.stream or operation.may_stream_unrequested else None,
+            continuation=operation.continuation(parsed) if parsed.stream else None,
             renderer=partial(ResponseRenderer, parsed, request_id),
-            gathers=partial(operation.collects, parsed, takes_pieces=self.request.takes_pieces),
+            collects=partial(operation.collects, parsed, takes_pieces=self.request.takes_pieces),
         )
         dispatching = self.handler.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._with_heartbeats(dispatching) if parsed.stream else dispatching)

@@ -31,7 +31,16 @@ class Terms(Protocol):
     uses a network enters `connect`, `upload`, `cloud` and `download` as these phases begin. A backend that divides
     work enters `split` and `aggregate`, and calls `leave` while its subtasks run, because each subtask has an account
     of its own.
+    One that uploads calls `uploaded` after the last byte; without that call the request keeps its upload
+    permit until `run` ends.
     """
+
+    def uploaded(self) -> None:
+        """Report that the request's last byte has been sent, so that the next large upload may start.
+
+        Optional and idempotent. A backend that does not call it keeps its upload permit until `run` ends. In a worker
+        process it has no effect.
+        """
 
     def enter(self, term: str, at: float | None = None) -> float:
         """Charge `term` from now on, or from the earlier instant `at` (seconds); return that instant."""
@@ -58,6 +67,8 @@ class _NoTerms:
 
     def leave(self) -> float:
         return 0.0
+
+    def uploaded(self) -> None: ...
 
     def divide(self, term: str, seconds: float, *, into: str) -> None: ...
 

@@ -16,7 +16,7 @@ from functools import partial
 
 from gateway import __version__
 from gateway.admit import Gate, Key
-from gateway.dispatch import BackendServices, Dispatcher
+from gateway.dispatch import BackendServices, Dispatcher, Eligibility
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.server import check_parser
 from gateway.ingress.load_shedding import LoadShedding
@@ -64,14 +64,14 @@ class Service:
             on_link_change=self._link_changed,
         )
         self.policy = policy_of(settings)
-        self.lanes = Scheduler(self.board, self.policy, time.monotonic)
-        self._backends = Backends(self.lanes, self.board, self._forgotten, lambda: DRAIN_S)
         self._services: dict[str, BackendServices] = {}
         self.registry = Registry(
             backends.values(), self._services_for, self.board, drain_s=lambda: self.settings.deadline_s
         )
+        why_excluded = Eligibility(self.registry, self.board).why_unavailable
+        self.lanes = Scheduler(self.board, self.policy, time.monotonic, why_excluded)
+        self._backends = Backends(self.lanes, self.board, self._forgotten, lambda: DRAIN_S)
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
-        self._join()
         self.shedding = LoadShedding()
         self.handler = RequestHandler(
             self.dispatcher, rules_of(settings), __version__, lambda: self.is_ready, self.gate, self.shedding
@@ -88,13 +88,12 @@ class Service:
         self._learned = Learned(settings.state_dir, self.board, self.registry)
 
     def _services_for(self, name: str) -> BackendServices:
-        services = BackendServices(name, self.board, log.bind(backend=name))
+        services = BackendServices(name, self.board, log.bind(backend=name), self._find_dispatcher)
         self._services[name] = services
         return services
 
-    def _join(self) -> None:
-        for services in self._services.values():
-            services.dispatcher = self.dispatcher
+    def _find_dispatcher(self) -> Dispatcher | None:
+        return getattr(self, "dispatcher", None)  # a plugin's constructor may already use its services
 
     @property
     def bound(self) -> list[str]:
@@ -184,12 +183,11 @@ class Service:
         settings = loaded.settings
         self.gate.replace(loaded.keys)
         self.policy, self.board.probe_s = policy_of(settings), settings.policy.probe_s
-        self.lanes.obey(self.policy)
+        self.lanes.set_policy(self.policy)
         self.handler.set_limits(rules_of(settings))
         self.listeners.allow(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
         self.registry.reload(loaded.backends, self._backends)
-        self._join()  # before they open
 
     # ── what goes on beside requests ─────────────────────────────────────────────────────────────
 

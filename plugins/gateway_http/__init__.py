@@ -95,6 +95,7 @@ class Http(Backend[HttpSettings]):
         try:
             with self._map_exceptions(deadline):
                 if is_relayed:
+                    task.terms.uploaded()
                     task.terms.enter("cloud")  # what it generates is its own time, not the download's
                     relayed: AsyncGenerator[bytes | Part | Result, None] = (
                         relay(operation.stream_state(validator), exchange)

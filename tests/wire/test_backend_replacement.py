@@ -137,10 +137,10 @@ async def test_queued_edge_only_request_stays_when_a_candidate_moves_to_the_clou
         (reader, writer), old = talks[2], members["b"]
         writer.write(walk)
         await wait_until(lambda: lanes._waiting_in)
-        (work,) = lanes._waiting_in
+        ((work, (_, entry)),) = lanes._waiting_in.items()
         assert sorted(work.allowed) == ["a", "b"]
         if not lanes_hear_of_it:
-            monkeypatch.setattr(lanes, "_strike", lambda name: None)
+            monkeypatch.setattr(lanes, "_disallow", lambda name: None)
         await reload(gateway, **both, GATEWAY_BACKENDS__B__SITE="cloud")
         GatedBackend.gates["b"].set()
         await wait_until(lambda: members["b"] is not old and members["b"].state == "serving" and "b" in lanes.busy())
@@ -148,7 +148,7 @@ async def test_queued_edge_only_request_stays_when_a_candidate_moves_to_the_clou
             assert work.allowed == ("a",)
         else:
             lanes.withdraw(work)
-            lanes.submit(work, "b")
+            lanes.submit(work, "b", entry.owner)
             await gateway.line("dispatch.fell_back")
         GatedBackend.gates["a"].set()
         answer = await read_answer(reader)

@@ -60,6 +60,6 @@ async def test_worker_is_freed_when_the_client_leaves_a_stream_past_its_deadline
             (attempt,) = gateway.service.dispatcher._attempts.values()
             while time.monotonic() < attempt.task.deadline:
                 await reader.read(4096)
-        await wait_until(lambda: gateway.service.dispatcher.lanes.busy()["slow"] == 0)
+        await wait_until(lambda: gateway.service.dispatcher.scheduler.busy()["slow"] == 0)
         assert (await answered(gateway.url, post("/v1/tasks/json", b"1"))).json == 1
         assert gateway.lines.of("worker.died") == []

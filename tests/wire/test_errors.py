@@ -122,11 +122,11 @@ CASES = [
     Case("edge-only, with a cloud backend only", post("/v1/tasks/say", b"{}", "x-gateway-locality: edge-only"),
          "no_backend", "far: edge-only", environ=OFF_SITE_STUB),
     Case("the client's deadline", post("/v1/tasks/wait", b"{}", "x-gateway-deadline-ms: 50"), "deadline_exceeded",
-         "nothing came from desk", 1),
-    Case("the operator's deadline", post("/v1/tasks/wait"), "deadline_exceeded", "nothing came from desk", 1,
+         "no response from desk", 1),
+    Case("the operator's deadline", post("/v1/tasks/wait"), "deadline_exceeded", "no response from desk", 1,
          environ=STUB | {"GATEWAY_DEADLINE_S": "0.05"}),
     Case("the read timeout of the client library", post("/v1/tasks/wait", b"", "x-stainless-read-timeout: 0.05"),
-         "deadline_exceeded", "nothing came from desk", 1),
+         "deadline_exceeded", "no response from desk", 1),
 ]  # fmt: skip
 
 TOLD_ELSEWHERE = {

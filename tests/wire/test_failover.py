@@ -52,7 +52,7 @@ async def test_collected_stream_that_stalls_falls_back_to_another_backend() -> N
 
 
 async def test_collected_stream_without_an_end_is_abandoned_at_the_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "MAX_GATHERED_BYTES", 100_000)
+    monkeypatch.setattr(collect, "MAX_COLLECTED_BYTES", 100_000)
     script = endless(ONE.opening(), ONE.events(["word "] * 20))
     async with between(script, SECOND) as (gateway, _, two):
         assert await ask(gateway, stream=False) == TEXT
@@ -66,7 +66,7 @@ async def test_events_without_content_are_buffered_only_up_to_a_limit(
     stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempt, "MAX_EMPTY_BYTES", 50_000)
-    monkeypatch.setattr(collect, "MAX_GATHERED_BYTES", 50_000)
+    monkeypatch.setattr(collect, "MAX_COLLECTED_BYTES", 50_000)
     empty = event(ONE.said(delta={"content": ""})) * 20
     async with between(endless(ONE.opening(), empty), SECOND) as (gateway, *_):
         assert await ask(gateway, stream=stream) == TEXT

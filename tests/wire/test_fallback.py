@@ -13,8 +13,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.dispatch import patience
-from gateway.lanes import Work
+from gateway.dispatch import retry
+from gateway.lanes import Work, WorkOwner
 from gateway.plugin import TERMS, TaskRefused
 from gateway.testing import RunningGateway, running_gateway
 from support.tcp_delay_proxy import DelayProxy
@@ -197,11 +197,11 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
     async with running_gateway(**both) as gateway:
         submit, refused = gateway.service.lanes.submit, list[str]()
 
-        def refuse_once(work: Work, name: str) -> None:
+        def refuse_once(work: Work, name: str, owner: WorkOwner) -> None:
             if not refused:
                 refused.append(name)
                 raise TaskRefused("no place", code=code)
-            submit(work, name)
+            submit(work, name, owner)
 
         monkeypatch.setattr(gateway.service.lanes, "submit", refuse_once)
         status, answered, headers = await call(gateway, "/v1/tasks/say", 1)
@@ -210,8 +210,8 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
 
 
 async def test_hanging_upstream_times_out_early_enough_to_try_the_next_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE", 0.1)
-    monkeypatch.setattr(patience, "PATIENCE_SHARE", 0.01)
+    monkeypatch.setattr(retry, "TIMEOUT_PREDICTIONS", 0.1)
+    monkeypatch.setattr(retry, "TIMEOUT_SHARE", 0.01)
     gone = asyncio.Event()
     async with (
         Upstream(by_path({"/add": stall(gone=gone)})) as bad,

@@ -136,7 +136,7 @@ async def test_final_egress_check_stops_a_task_that_both_filters_missed(
     async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False)) as gateway:
         planner = gateway.service.dispatcher.planner
         query_of = planner._query
-        monkeypatch.setattr(planner, "_refusal", lambda *_: None)  # both filters are broken
+        monkeypatch.setattr(planner.eligibility, "refusal", lambda *_: None)  # both filters are broken
         monkeypatch.setattr(planner, "_query", lambda *args: query_of(*args)._replace(may_leave=True))
         asked = post("/v1/chat/completions", chat("far/bird"), f"x-api-key: egw_home_{SECRET}")
         assert (await answered(gateway.url, asked)).status == 403

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from gateway.dispatch import dispatcher
+from gateway.dispatch import retry
 from gateway.dispatch.retry import BURST_TOKENS
 from gateway.testing import RunningGateway
 from support.chat_upstreams import CHAT, QUESTION, TEXT, ChatUpstream, asked, refuses, talking
@@ -96,8 +96,8 @@ async def test_non_repeatable_task_is_not_retried() -> None:
 
 
 async def test_retries_stay_within_the_retry_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "PAUSE_S", 0.001)
-    monkeypatch.setattr(dispatcher, "PAUSE_MARGIN_S", 0.0)
+    monkeypatch.setattr(retry, "RETRY_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry, "PAUSE_MARGIN_S", 0.0)
     turns = [
         script for _ in range(40) for script in (refuses(500), ChatUpstream(), ChatUpstream())
     ]  # two successes per failure keep the breaker closed

@@ -175,7 +175,7 @@ def telemetry_message(topics: Topics, dispatcher: Dispatcher, *, is_ready: bool)
         "host": topics.host,
         "version": __version__,
         "ready": is_ready,
-        "load": dispatcher.board.load(),
+        "load": dispatcher.measurements.load(),
         "backends": {name: _backend(dispatcher, name) for name in dispatcher.registry.members},
     }
     body = msgspec.json.encode(values)
@@ -183,8 +183,8 @@ def telemetry_message(topics: Topics, dispatcher: Dispatcher, *, is_ready: bool)
 
 
 def _backend(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
-    backend, link = dispatcher.registry.members[name], dispatcher.board.link(name)
-    lane = dispatcher.lanes.status().get(name, {})
+    backend, link = dispatcher.registry.members[name], dispatcher.measurements.link(name)
+    lane = dispatcher.scheduler.status().get(name, {})
     return {
         "site": backend.site,
         "state": backend.state,

@@ -245,6 +245,7 @@ class StampedBody(aiohttp.Payload):
         self.ended_at = time.monotonic()
         if not self.over:
             self._terms.enter("cloud", at=self.ended_at)
+            self._terms.uploaded()
 
     def on_response(self, first_byte_at: float) -> float:
         """Stop charging the terms, and return when the upload ended.

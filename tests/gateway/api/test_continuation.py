@@ -48,7 +48,7 @@ def continuation_after(*parts: Part, kind: Any = "chat") -> ChatContinuation:
     said = OPERATIONS[kind].continuation(draft(kind))
     assert isinstance(said, ChatContinuation)
     for part in parts:
-        said.heard(part)
+        said.record(part)
     return said
 
 
@@ -271,7 +271,7 @@ def test_unreadable_chunk_of_a_continuation_raises(data: bytes) -> None:
 def test_stream_is_complete_when_every_choice_has_a_finish_reason() -> None:
     said = continuation_after(raw("one"), raw("eins", index=1), raw(finish_reason="stop"))
     assert not said.is_complete
-    said.heard(raw(index=1, finish_reason="length"))
+    said.record(raw(index=1, finish_reason="length"))
     assert said.is_complete
 
 
@@ -350,7 +350,7 @@ def test_long_response_in_small_pieces_takes_little_memory() -> None:
     try:
         piece = raw("長")
         for _ in range(50_000):
-            said.heard(piece)
+            said.record(piece)
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch.leaks import LEAKED_S, Leaks
+from gateway.dispatch.leaks import LEAKED_S, LeakDetector
 from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, Task
@@ -62,9 +62,9 @@ async def test_cancelled_attempt_counts_as_leaked_after_its_grace_period(
     attempts: Any = {running: SimpleNamespace(task=Task(kind="task", name="t", deadline=deadline), member=member)}
     await asyncio.sleep(0)
     running.cancel()
-    leaks = Leaks()
+    leaks = LeakDetector()
     for now, leaked in ((0.0, 0), (late_after_s - 0.1, 0), (late_after_s, 1)):
-        leaks.look(attempts, {"b": member}, now)
+        leaks.check(attempts, {"b": member}, now)
         assert member.quarantine.leaked == leaked
     may_end.set()
     await running

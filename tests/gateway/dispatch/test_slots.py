@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch import Answer, BackendServices, Dispatcher, Limits, ResponseSpec
+from gateway.dispatch import Answer, BackendServices, Dispatcher, Eligibility, Limits, ResponseSpec
 from gateway.lanes import Scheduler
 from gateway.measure.measurements import Measurements
 from gateway.plugin import (
@@ -22,6 +22,7 @@ from gateway.plugin import (
     Part,
     Result,
     Task,
+    Terms,
 )
 from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
@@ -39,8 +40,10 @@ class _Scripted(Backend[BackendSettings]):
     tasks = ("t",)
     repeatable = True
     script: Callable[[], Any]
+    terms: Terms  # of its last task
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        type(self).terms = task.terms
         async for item in type(self).script():
             yield item
 
@@ -120,15 +123,18 @@ class House:
 
     def __init__(self, here: Any, there: Any) -> None:
         self.board = Measurements(asyncio.get_running_loop().time)
-        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time)
-        kinds = {
+        self.kinds = kinds = {
             "here": type("Here", (_Scripted,), {"script": staticmethod(here)}),
             "there": type("There", (_Scripted,), {"script": staticmethod(there), "remote": True}),
         }
         configs = [
             BackendConfig(name=name, plugin=name, cls=cls, settings=BackendSettings()) for name, cls in kinds.items()
         ]
-        self.registry = Registry(configs, lambda name: BackendServices(name, self.board, None), self.board)  # type: ignore[arg-type]
+        self.registry = Registry(
+            configs, lambda name: BackendServices(name, self.board, None, lambda: None), self.board
+        )  # type: ignore[arg-type]
+        why_excluded = Eligibility(self.registry, self.board).why_unavailable
+        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time, why_excluded)
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
 
     async def open(self) -> House:
@@ -196,11 +202,25 @@ async def test_slots_are_returned_when_a_hedge_starts_at_any_iteration(second: A
         await _turns(rescued)
         for run in [run for lane in house.lanes._lanes.values() for run in lane.runs.values()]:
             for other in run.work.allowed[1:]:
-                assert run.work.duplicate is not None
-                run.work.duplicate(other)
+                run.owner.on_stalled(other)
         await _turns(gone)
         await _gone(asked)
         await house.settles()
+
+
+async def test_upload_permit_is_returned_by_uploaded_and_not_by_the_account_of_time() -> None:
+    house = await House(is_silent, is_silent).open()
+    asked = house.ask(pin="there", body=bytes(BIG))
+    await wait_until(lambda: hasattr(house.kinds["there"], "terms"))
+    terms = house.kinds["there"].terms
+    terms.enter("upload")
+    terms.enter("cloud")
+    assert house.lanes.status()["there"]["uploading"] == 1
+    for _ in range(2):
+        terms.uploaded()
+        assert house.lanes.status()["there"]["uploading"] == 0
+    await _gone(asked)
+    await house.settles()
 
 
 async def test_slots_are_returned_when_a_backend_is_cancelled_before_its_first_step() -> None:

@@ -18,8 +18,8 @@ def test_work_starts_at_once_on_a_free_slot_and_its_end_is_idempotent() -> None:
     work = house.submit("a", "box")
     assert house.started == [("a", "box")]
     for _ in range(3):
-        house.lanes.answered(work, "box")
-        house.lanes.done(work, "box")
+        house.lanes.on_answered(work, "box")
+        house.lanes.on_finished(work, "box")
         house.lanes.withdraw(work)
     assert house.lanes.busy() == {"box": 0, "cloud": 0}
     assert house.board.predict("box", "task", "add", 1.0).samples == 0  # zero service time gives no sample
@@ -41,13 +41,13 @@ def test_predicted_wait_includes_the_usual_duration_of_running_streams() -> None
     for turn in range(5):
         work = house.submit(f"stream {turn}", "box", **HERE)
         house.now += 0.5
-        house.lanes.answered(work, "box")
+        house.lanes.on_answered(work, "box")
         house.now += 9.5
-        house.lanes.done(work, "box")
+        house.lanes.on_finished(work, "box")
     work = house.submit("now", "box", **HERE)
     house.now += 0.5
-    house.lanes.answered(work, "box")
-    (box,) = house.lanes.candidates(house.work("next"), {"box": None})
+    house.lanes.on_answered(work, "box")
+    (box,) = house.lanes.selector.candidates(house.work("next"), {"box": None})
     assert box.service_s == pytest.approx(0.5, rel=0.2)
     assert box.wait_s == pytest.approx(9.5, rel=0.2)
 
@@ -115,8 +115,8 @@ def test_one_large_upload_runs_at_a_time_and_its_permit_is_freed_before_its_slot
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
     assert house.names_started() == ["first"]
-    house.lanes.sent(first, "cloud")
-    house.lanes.sent(first, "cloud")
+    house.lanes.on_uploaded(first, "cloud")
+    house.lanes.on_uploaded(first, "cloud")
     assert house.names_started() == ["first", "second"]
     assert house.lanes.busy()["cloud"] == 2
 
@@ -143,7 +143,7 @@ def test_failed_upload_frees_its_permit() -> None:
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
-    house.lanes.done(first, "cloud")
+    house.lanes.on_finished(first, "cloud")
     assert house.names_started() == ["first", "second"]
 
 
@@ -151,7 +151,7 @@ def test_failed_upload_frees_its_permit() -> None:
 
 
 def predicted_s(house: LaneFixture, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
-    return house.lanes.candidates(house.work("asked", size, body_bytes), {name: None})[0].t_s
+    return house.lanes.selector.candidates(house.work("asked", size, body_bytes), {name: None})[0].t_s
 
 
 def test_prediction_counts_only_work_ahead_in_the_queue() -> None:
@@ -189,8 +189,8 @@ def test_burst_is_spread_instead_of_herding_onto_the_best_backend() -> None:
     chosen = []
     for number in range(20):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
     assert 1 <= chosen.count("box") <= 6
 
 
@@ -199,8 +199,8 @@ def test_burst_of_an_unmeasured_task_does_not_queue_behind_the_first_trial() -> 
     chosen = []
     for number in range(20):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
         house.now += 0.5
     assert chosen.count("box") <= 4
 
@@ -211,7 +211,7 @@ def test_fast_failures_do_not_lower_the_prediction() -> None:
     for number in range(50):
         work = house.submit(str(number), "cloud", allowed=("cloud",))
         house.now += 0.001
-        house.lanes.done(work, "cloud")  # as for an immediate 503: `answered` is never called
+        house.lanes.on_finished(work, "cloud")  # as for an immediate 503: `answered` is never called
     assert predicted_s(house, "cloud") == pytest.approx(1.0, rel=0.2)
 
 
@@ -221,8 +221,8 @@ def test_timeouts_raise_the_prediction() -> None:
     before = predicted_s(house, "cloud")
     work = house.submit("lost", "cloud", allowed=("cloud",))
     house.now += 30.0
-    house.lanes.gave_up(work, "cloud")
-    house.lanes.done(work, "cloud")
+    house.lanes.on_timeout(work, "cloud")
+    house.lanes.on_finished(work, "cloud")
     assert predicted_s(house, "cloud") > before
 
 
@@ -230,7 +230,7 @@ def test_upload_time_hidden_by_the_socket_buffer_is_not_service_time() -> None:
     house = LaneFixture()
     house.board.observe("cloud", LinkSample(upload_bytes=BIG, upload_s=2.0))
     work = house.submit("small", "cloud", body_bytes=50_000, allowed=("cloud",))
-    house.lanes.sent(work, "cloud")  # the kernel buffered it at once; the link has not sent it
+    house.lanes.on_uploaded(work, "cloud")  # the kernel buffered it at once; the link has not sent it
     house.now += 0.8
     house.finish("small")
     assert house.board.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.3, abs=0.01)
@@ -242,8 +242,8 @@ def test_slower_backend_is_tried_again_occasionally() -> None:
     chosen = []
     for number in range(1200):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
         house.now += 1.0 if chosen[-1] == "box" else 2.0
         house.finish(str(number))
     assert 1 <= chosen.count("cloud") <= 12
@@ -255,8 +255,8 @@ def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
     chosen = []
     for number in range(1200):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
         house.now += 1.0 if chosen[-1] == "box" else 0.5
         house.finish(str(number))
     assert chosen[-100:].count("cloud") >= 95
@@ -265,7 +265,7 @@ def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
 def test_backend_with_a_link_that_is_down_is_excluded() -> None:
     house = LaneFixture()
     house.board.on_carrier_lost("cloud")
-    assert house.lanes.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
+    assert house.lanes.selector.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
         "cloud": "its link is down"
     }
 
@@ -316,11 +316,11 @@ class AnyHistory(RuleBasedStateMachine):
             assert (name, backend) not in self.house.started
 
     @precondition(lambda self: self.running())
-    @rule(data=st.data(), how=st.sampled_from(["sent", "answered", "gave_up", "done", "done", "done"]))
+    @rule(data=st.data(), how=st.sampled_from(["on_uploaded", "on_answered", "on_timeout", *["on_finished"] * 3]))
     def goes_on(self, data: st.DataObject, how: str) -> None:
         name, backend = data.draw(st.sampled_from(self.running()))
         getattr(self.house.lanes, how)(self.house.works[name], backend)
-        if how == "done":
+        if how == "on_finished":
             self.over.add((name, backend))
 
     @precondition(lambda self: self.count)
@@ -337,7 +337,7 @@ class AnyHistory(RuleBasedStateMachine):
     @rule(up=st.booleans(), ill=st.sampled_from([None, "box", "cloud"]))
     def the_world_changes(self, up: bool, ill: str | None) -> None:
         (self.house.board.on_carrier_back if up else self.house.board.on_carrier_lost)("cloud")
-        self.house.lanes.usable = lambda name: "ill" if name == ill else None
+        self.house.why_excluded = lambda name: "ill" if name == ill else None
         self.house.lanes.tick()
 
     @invariant()
@@ -358,7 +358,7 @@ class AnyHistory(RuleBasedStateMachine):
         while self.running():
             name, backend = self.running()[0]
             self.over.add((name, backend))
-            self.house.lanes.done(self.house.works[name], backend)
+            self.house.lanes.on_finished(self.house.works[name], backend)
         status = self.house.lanes.status()
         for lane in status.values():
             assert (lane["busy"], lane["waiting"], lane["uploading"]) == (0, 0, 0)

@@ -48,7 +48,7 @@ def test_whole_queue_moves_when_its_backend_becomes_unusable() -> None:
     house.submit("runs", "box", **HERE)
     for number in range(40):
         house.submit(str(number), "box")
-    house.lanes.usable = lambda name: "it is ill" if name == "box" else None
+    house.why_excluded = lambda name: "it is ill" if name == "box" else None
     house.lanes.tick()
     assert house.lanes.waiting() == {"box": 0, "cloud": 24}
 
@@ -104,7 +104,7 @@ def test_answered_work_is_not_hedged() -> None:
     house = LaneFixture()
     house.teach()
     work = house.submit("streams", "cloud")
-    house.lanes.answered(work, "cloud")
+    house.lanes.on_answered(work, "cloud")
     house.now += 60.0
     house.lanes.tick()
     assert house.doubled == []
@@ -122,12 +122,11 @@ def test_hedging_can_be_turned_off() -> None:
 def test_removed_lane_drops_its_queued_work() -> None:
     house = LaneFixture()
     house.submit("a", "box", **HERE)
-    told: list[str] = []
-    house.submit("b", "box", **HERE, dropped=told.append)
+    house.submit("b", "box", **HERE)
     house.lanes.remove("box")
-    assert told == ["box"]
+    assert [backend for _, backend in house.dropped] == ["box"]
     house.lanes.withdraw(house.works["b"])
-    house.lanes.done(house.works["a"], "box")
+    house.lanes.on_finished(house.works["a"], "box")
     with pytest.raises(TaskRefused):
         house.submit("c", "box", **HERE)
 
@@ -146,12 +145,12 @@ def test_prediction_is_within_fifteen_percent_on_a_steady_link() -> None:
     for number in range(200):
         size = 1.0 + (number * 7 % 13) / 4
         work = house.work(str(number), size, body_bytes=int(80_000 * size), allowed=("cloud",))
-        decision = house.lanes.choose(work, QUERY, {"cloud": None})
-        house.lanes.submit(work, "cloud")
+        decision = house.lanes.selector.choose(work, QUERY, {"cloud": None})
+        house.submit_work(work, "cloud")
         upload_s, service_s = work.body_bytes / 6e5, (0.2 + 0.1 * size) * (1.0 + 0.1 * math.sin(number))
         house.now += upload_s
         house.board.observe("cloud", LinkSample(upload_bytes=work.body_bytes, upload_s=upload_s))
-        house.lanes.sent(work, "cloud")
+        house.lanes.on_uploaded(work, "cloud")
         house.now += service_s
         house.finish(str(number))
         assert decision.predicted_s is not None
@@ -169,7 +168,7 @@ def test_rebalancing_a_thousand_queued_entries_is_fast() -> None:
     took = []
     for _ in range(20):
         began = time.perf_counter()
-        house.lanes.rebind()
+        house.lanes.rebalance()
         took.append(time.perf_counter() - began)
     assert min(took) < 0.005  # bench/decide has the figure; this only catches a pass over the whole queue
 
@@ -206,15 +205,14 @@ def test_retired_lane_frees_slots_without_samples_and_hands_its_queue_over() -> 
 @pytest.mark.parametrize("has_successor", [True, False])
 def test_queue_of_a_retired_lane_is_dropped_without_an_equivalent_successor(has_successor: bool) -> None:
     house = LaneFixture()
-    told: list[str] = []
     house.submit("runs", "box", **HERE)
-    house.submit("waits", "box", **HERE, dropped=told.append)
+    house.submit("waits", "box", **HERE)
     lane = house.lanes.retire("box")
     assert lane is not None
     if has_successor:
         house.lanes.add("box", site="edge", slots=1, queue=1, remote=False)
     house.lanes.hand_over(lane, same_work=not has_successor)
-    assert told == ["box"]
+    assert [backend for _, backend in house.dropped] == ["box"]
     house.lanes.forget(lane)
     house.finish("runs")
     assert house.names_started() == ["runs"]

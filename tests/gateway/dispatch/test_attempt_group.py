@@ -10,11 +10,13 @@ import pytest
 
 from gateway.dispatch import ResponseSpec
 from gateway.dispatch.attempt import Attempt, End, Item
+from gateway.dispatch.attempt_group import AttemptGroup, Spawn
 from gateway.dispatch.planner import Plan
-from gateway.dispatch.race import AttemptGroup
+from gateway.dispatch.retry import DispatchState
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Result, Task, TaskRefused
-from gateway.policy import Decision
+from gateway.policy import Decision, Query
 from gateway.registry import ManagedBackend, ServingBackends
+from gateway.request_log import RequestRecord
 from gateway.timing import Watch
 from support.lane_fixture import LaneFixture
 
@@ -23,24 +25,31 @@ def _race(house: LaneFixture) -> AttemptGroup:
     def spawn(attempt: Attempt) -> asyncio.Task[None]:
         return asyncio.create_task(asyncio.sleep(0))
 
+    return _group(house, spawn)
+
+
+def _group(house: LaneFixture, spawn: Spawn) -> AttemptGroup:
     task = Task(kind="task", name="add", deadline=1e9)
     decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
-    plan = Plan(ServingBackends({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
-    return AttemptGroup(task, plan, ResponseSpec(), Watch(), house.lanes, spawn)
+    serving = ServingBackends({"cloud": "add", "box": "add"}, None)
+    plan = Plan(serving, house.work("stalls"), Query("task", "add"), decision)
+    record = RequestRecord(request_id="r")
+    state = DispatchState(task=task, watch=Watch(), record=record, expected=ResponseSpec(), until=math.inf)
+    return AttemptGroup(state, plan, house.lanes, spawn)
 
 
 async def test_hedge_into_a_full_queue_is_declined_without_raising() -> None:
     house = LaneFixture(queue=1)
     for name in ("runs", "waits"):
-        house.lanes.submit(house.work(name, allowed=("box",)), "box")
+        house.submit(name, "box", allowed=("box",))
     with pytest.raises(TaskRefused):
-        house.lanes.submit(house.work("too many", allowed=("box",)), "box")
+        house.submit("too many", "box", allowed=("box",))
 
     race = _race(house)
     race.start()
-    assert race._rescue("box") is False
+    assert race.on_stalled(next(iter(race.attempts)), "box") is False
     assert len(race.attempts) == 1
-    assert [line._closed for line in race.watch.children] == [
+    assert [line._closed for line in race._state.watch.children] == [
         False,
         True,
     ]  # an open child keeps the watch from being packed
@@ -52,21 +61,21 @@ async def test_hedge_does_not_count_as_a_new_request_in_the_lanes() -> None:
     house = LaneFixture(queue=1)
     race = _race(house)
     race.start()
-    tokens, last = house.lanes._rescuing._tokens, dict(house.lanes._last)
-    assert race._rescue("box") is True
-    assert house.lanes._rescuing._tokens == tokens
-    assert house.lanes._last == last
+    tokens, last = house.lanes._hedger._tokens, dict(house.lanes.selector._last)
+    assert race.on_stalled(next(iter(race.attempts)), "box") is True
+    assert house.lanes._hedger._tokens == tokens
+    assert house.lanes.selector._last == last
     await asyncio.gather(*race.attempts.values())
 
 
 async def test_attempt_refused_by_a_full_queue_closes_its_watch() -> None:
     house = LaneFixture(queue=0)
     for number in range(16):
-        house.lanes.submit(house.work(f"runs {number}", allowed=("cloud",)), "cloud")
+        house.submit(f"runs {number}", "cloud", allowed=("cloud",))
     race = _race(house)
     with pytest.raises(TaskRefused):
         race.start()
-    assert [line._closed for line in race.watch.children] == [True]
+    assert [line._closed for line in race._state.watch.children] == [True]
 
 
 # ── two attempts, one of which gets an error response ────────────────────────────────────────────
@@ -87,12 +96,9 @@ class Rescued:
     def __init__(self) -> None:
         house = LaneFixture()
         self.running: list[asyncio.Task[None]] = []
-        decision = Decision(order=("cloud", "box"), refused={}, reason="fastest", predicted_s=1.0, ranked=())
-        plan = Plan(ServingBackends({"cloud": "add", "box": "add"}, None), house.work("stalls"), decision)
-        task = Task(kind="task", name="add", deadline=math.inf)
-        self.race = AttemptGroup(task, plan, ResponseSpec(), Watch(), house.lanes, self._spawn)
+        self.race = _group(house, self._spawn)
         self.race.start()
-        assert self.race._rescue("box")
+        assert self.race.on_stalled(next(iter(self.race.attempts)), "box")
         self.first, self.second = self.race.attempts
         for attempt, name in ((self.first, "cloud"), (self.second, "box")):
             attempt.member, attempt.is_settled = cast("ManagedBackend", Named(name)), True
@@ -104,11 +110,11 @@ class Rescued:
     async def answer(self, *said: tuple[Attempt, Item], until: float = math.inf) -> tuple[str, Result | None]:
         """Return the winning backend and its result."""
         for attempt, item in said:
-            await self.race._put(attempt, item)
+            await self.race.on_item(attempt, item)
             if isinstance(item, Result):
-                await self.race._put(attempt, End)
+                await self.race.on_item(attempt, End)
         try:
-            answer = await self.race.first(until, lambda: until)
+            answer = await self.race.first_content(until, lambda: until)
             return answer.backend, answer.result
         finally:
             self.race.close()
