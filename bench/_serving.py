@@ -1,4 +1,4 @@
-"""What benchmarks share: a real gateway, in a process of its own, and what the kernel says of it."""
+"""Shared parts of the benchmarks: a gateway process and its resource usage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_S, STOP_S = 30.0, 60.0
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """A gateway that serves. `log` is its standard error, line by line in a file."""
+    """A running gateway. `log` is the file with its standard error."""
 
     pid: int
     port: int
@@ -29,25 +29,27 @@ class Serving:
         return f"http://127.0.0.1:{self.port}"
 
     def resident_mib(self) -> float:
-        """Its memory that is in RAM (VmRSS), without its workers'."""
+        """Resident memory (VmRSS) of the gateway without its workers."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
     def descriptors(self) -> int:
-        """How many it has open."""
+        """The number of open file descriptors."""
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     def cpu_s(self) -> float:
-        """Processor seconds it has used."""
+        """The processor seconds used so far."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
 def gateway(settings: Mapping[str, str], *wrapped: str) -> Iterator[Serving]:
-    """`edge-gateway serve` with these settings by their last name; `wrapped`: a command before it, such as taskset.
+    """Run `edge-gateway serve`; `settings` by their last name.
 
-    It is asked nothing before it is READY. Raises RuntimeError where it does not start.
+    `wrapped`: a prefix command such as taskset.
+
+    Yields after READY. Raises RuntimeError if the gateway does not start.
     """
     with tempfile.TemporaryDirectory() as name, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         folder = Path(name)
@@ -76,22 +78,22 @@ def _await_ready(notify: socket.socket, log: Path) -> None:
         while b"READY=1" not in notify.recv(4096):
             pass
     except TimeoutError:
-        raise RuntimeError(f"the gateway did not start; it said:\n{log.read_text()[-2000:]}") from None
+        raise RuntimeError(f"the gateway did not start; its log ends with:\n{log.read_text()[-2000:]}") from None
 
 
 def program() -> Sequence[str]:
-    """The console script that was installed with this Python, else the module it would call."""
+    """Return the console script installed with this Python, or a call of its module."""
     script = Path(sys.executable).parent / "edge-gateway"
     return [str(script)] if script.exists() else [sys.executable, "-P", "-m", "gateway.cli"]
 
 
 def free_port() -> int:
-    """A port of loopback that nobody has just now."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The value that so many percent of the others do not exceed."""
+    """Return the given percentile of the values."""
     return sorted(values)[int(percent / 100 * (len(values) - 1))]

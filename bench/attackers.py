@@ -1,11 +1,11 @@
-"""Two hundred slow clients at once, and what one ordinary client notices of them; how long they stay.
+"""Slowloris: the effect of 200 slow clients, and the time until they are closed.
 
     ./run bench attackers [--attackers N] [--json FILE]
 
-A third drips a request's head, a third its body, a byte a second each; a third asks for a large answer and reads none.
-Meanwhile a client, a process of its own, asks `echo` again and again, as it did before; its p99 over that of the
-undisturbed time is the figure. An attacker is gone when its connection is, by FIN or by reset. The targets are 1.5
-times, and 25 s after the first byte.
+A third of them sends a request head at one byte per second, a third sends a body so, and a third requests a large
+answer and reads none of it. An ordinary client in its own process sends `echo` requests before and during the attack;
+the figure is the ratio of its p99 latencies. An attacker is gone when its connection has ended, by FIN or reset. The
+targets are a ratio of 1.5, and 25 s after the attacker's first byte.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pathlib import Path
 from _serving import Serving, gateway, percentile
 
 P99_TARGET, GONE_TARGET_S = 1.5, 25.0
-LARGE = 1_000_000  # bytes of an answer nobody reads: more than kernels hold
-PAUSE_S = 0.005  # of the ordinary client between two requests: it is no load itself
+LARGE = 1_000_000  # bytes of an unread answer: more than the kernel buffers hold
+PAUSE_S = 0.005  # between two requests of the ordinary client, so that it adds little load
 PATIENCE_S = 60.0
 ASK = b'POST /v1/tasks/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"a": 12}'
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--attackers", type=int, default=200, help="how many (200)")
-    parser.add_argument("--seconds", type=float, default=25.0, help="of each phase (25)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--attackers", type=int, default=200, help="number of attackers (200)")
+    parser.add_argument("--seconds", type=float, default=25.0, help="duration of each phase (25)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--ordinary", type=int, metavar="PORT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ordinary:
@@ -70,7 +70,7 @@ async def measured(serving: Serving, attackers: int, seconds: float) -> dict[str
 
 
 async def another_process(port: int, seconds: float) -> list[float]:
-    """What `ordinary` finds, undisturbed by what goes on in this process."""
+    """Run `ordinary` in its own process, so that this one does not disturb it."""
     command = (sys.executable, __file__, "--ordinary", str(port), "--seconds", str(seconds))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     out, _ = await process.communicate()
@@ -78,7 +78,7 @@ async def another_process(port: int, seconds: float) -> list[float]:
 
 
 async def ordinary(port: int, seconds: float) -> list[float]:
-    """A client that asks again and again on one connection; how long each answer took."""
+    """Send requests on one connection; returns the seconds of each answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     until, took = time.monotonic() + seconds, []
     while time.monotonic() < until:
@@ -96,21 +96,21 @@ async def ordinary(port: int, seconds: float) -> list[float]:
 
 
 def slow_head() -> Iterator[bytes]:
-    """A head that never ends."""
+    """Send a head without end."""
     yield b"POST /v1/tasks/echo HTTP/1.1\r\nHost: localhost\r\nX-Drip: "
     while True:
         yield b"a"
 
 
 def slow_body() -> Iterator[bytes]:
-    """A body that takes a day."""
+    """Send a body that takes a day."""
     yield b"POST /v1/tasks/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     while True:
         yield b" "
 
 
 def no_reader() -> Iterator[bytes]:
-    """A large answer that is not read."""
+    """Request a large answer and read none of it."""
     yield b"POST /v1/tasks/echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % LARGE
     yield b'"' + b"x" * (LARGE - 2) + b'"'
     while True:
@@ -125,7 +125,7 @@ def kind_of(number: int) -> Callable[[], Iterator[bytes]]:
 
 
 async def attacked(port: int, number: int) -> float:
-    """Attack until the connection is gone; seconds from its first byte."""
+    """Attack until the connection has ended. Returns the seconds since its first byte."""
     loop = asyncio.get_running_loop()
     with socket.socket() as sock:
         sock.setblocking(False)
@@ -144,7 +144,7 @@ async def attacked(port: int, number: int) -> float:
 
 
 def is_gone(sock: socket.socket) -> bool:
-    """Whether the kernel has heard that the other side has closed, or has reset the connection."""
+    """Whether the other side has closed or reset the connection."""
     poll = select.poll()
     poll.register(sock, select.POLLRDHUP)
     return bool(poll.poll(0))

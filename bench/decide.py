@@ -1,9 +1,10 @@
-"""What a decision costs, and a re-bind pass over long lines, in microseconds of one core.
+"""Measures a decision, and a rebalancing pass over long queues, in microseconds of one core.
 
     ./run bench decide [--json FILE]
 
-A decision is `Scheduler.choose`: three candidates forecast from board and lanes, then ordered. The lanes are in use
-(an edge box with two running and some waiting, two clouds with uploads under way); every decision is another size.
+A decision is `Selector.choose`: three candidates are predicted from measurements and lanes, then ordered. The lanes
+have work (an edge box with two running and some queued, two clouds with running uploads). Every decision has another
+size.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gateway.lanes import Scheduler, Work
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.policy import Policy, Query
 
 NAMES = ("box", "cloud", "other")
@@ -39,14 +40,26 @@ def work(number: int, allowed: tuple[str, ...] = NAMES) -> Work:
         sizes=dict.fromkeys(NAMES, size),
         body_bytes=int(size),
         allowed=allowed,
-        start=lambda backend: None,
     )
 
 
+class Ignored:
+    """The owner of work that never runs."""
+
+    def on_granted(self, backend: str) -> None: ...
+
+    def on_moved(self, before: str, after: str) -> None: ...
+
+    def on_dropped(self, backend: str) -> None: ...
+
+    def on_stalled(self, backend: str) -> bool:
+        return False
+
+
 def lanes_in_use(requests: int) -> Scheduler:
-    """Lanes with a learned class, every slot of the box taken, and `requests` lined up where they like."""
+    """Lanes with a learned class, every slot of the box taken, and `requests` queued where the policy sends them."""
     board = Measurements(time.monotonic)
-    lanes = Scheduler(board, Policy(), time.monotonic)
+    lanes = Scheduler(board, Policy(), time.monotonic, lambda name: None)
     lanes.add("box", site="edge", slots=2, queue=4096, remote=False)
     lanes.add("cloud", site="cloud", slots=16, queue=4096, remote=True, usd=0.001)
     lanes.add("other", site="cloud", slots=16, queue=4096, remote=True)
@@ -55,12 +68,12 @@ def lanes_in_use(requests: int) -> Scheduler:
             board.learn(name, "task", "detect", work(number).size(name), seconds * (0.9 + 0.2 * (number % 7) / 6))
     for number in range(requests):
         each = work(number)
-        lanes.submit(each, lanes.choose(each, QUERY, ALL).order[0])
+        lanes.submit(each, lanes.selector.choose(each, QUERY, ALL).order[0], Ignored())
     return lanes
 
 
 def timed_us(action: Callable[[int], object], times: int) -> list[float]:
-    """Each call's microseconds, sorted; the collector stays out of it, as it is no part of a decision."""
+    """Microseconds of each call, sorted; without garbage collection, which is not part of a decision."""
     found = []
     gc.disable()
     try:
@@ -74,15 +87,15 @@ def timed_us(action: Callable[[int], object], times: int) -> list[float]:
 
 
 def decisions_us(requests: int) -> list[float]:
-    """Choosing among three."""
+    """Decisions among three backends."""
     lanes = lanes_in_use(requests)
     works = [work(number) for number in range(DECISIONS)]
-    timed_us(lambda number: lanes.choose(works[number], QUERY, ALL), WARM_UP)
-    return timed_us(lambda number: lanes.choose(works[number], QUERY, ALL), DECISIONS)
+    timed_us(lambda number: lanes.selector.choose(works[number], QUERY, ALL), WARM_UP)
+    return timed_us(lambda number: lanes.selector.choose(works[number], QUERY, ALL), DECISIONS)
 
 
 def passes_us(requests: int) -> list[float]:
-    """Passes over the lines; the first ones move some, the others find that nobody gains."""
+    """Passes over the queues; the first passes move some work, later ones find nothing to gain."""
     lanes = lanes_in_use(requests)
     return timed_us(lambda number: lanes.tick(), PASSES)
 

@@ -1,4 +1,4 @@
-"""The hybrid's three modes, measured: scatter against static splits, cascade on speech, hedge on a heavy tail.
+"""The hybrid's modes: scatter against static splits, cascade, and hedge.
 
     ./run bench hybrid                       everything, about five minutes
     ./run bench hybrid --quick               the same with fewer repetitions
@@ -6,8 +6,8 @@
     ./run bench hybrid --svg FILE            the curves, as docs/hybrid.md shows them
 
 Gateways are real processes. As root the cloud is behind an emulated link between network namespaces, otherwise behind
-a delay proxy. The one simulation says so: there the plugin itself runs, in virtual time, against all static splits.
-Exit status 1 when something is beyond what the project promises.
+a delay proxy. One part is a simulation and labelled so: there the plugin itself runs in virtual time against all static
+splits. The exit status is 1 if a figure is outside the project's bounds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAX_MEDIAN, MAX_P95, MAX_STEADY, MAX_EXTRA = 1.12, 1.4, 1.2, 0.05
 
 
 class Report:
-    """What was measured, and what was beyond its bound."""
+    """The measured figures, and the ones outside their bounds."""
 
     def __init__(self) -> None:
         self.data: dict[str, Any] = {}
@@ -50,7 +50,7 @@ class Report:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as they need."""
+    """Print rows with columns of fitting width."""
     cells = [[_cell(value) for value in row] for row in [headings, *rows]]
     widths = [max(len(row[n]) for row in cells) for n in range(len(headings))]
     for row in cells:
@@ -133,7 +133,7 @@ async def stretches(report: Report, uplinks: Sequence[Uplink], quick: bool) -> N
 
 async def speech(report: Report, quick: bool) -> None:
     if importlib.util.find_spec("pocketsphinx") is None:
-        print("\ncascade: left out, pocketsphinx is not installed")
+        print("\ncascade: skipped, pocketsphinx is not installed")
         return
     utterances = spoken()
     heard = await cascade.listen(utterances[::2] if quick else utterances, THRESHOLD)
@@ -144,7 +144,9 @@ async def speech(report: Report, quick: bool) -> None:
     }
     for name, figures in found.items():
         count = figures["measured"]["utterances"]
-        print(f"\ncascade on speech, {count} utterances, voices {name}: by threshold, from what each side heard")
+        print(
+            f"\ncascade on speech, {count} utterances, voices {name}: by threshold, from the transcripts of each side"
+        )
         columns = ("threshold", "accuracy", "exact", "cloud_share", "mean_s")
         table(columns, [[point[c] for c in columns] for point in figures["curve"]])
         print("  measured at", THRESHOLD, {key: round(value, 3) for key, value in figures["measured"].items()})
@@ -199,10 +201,12 @@ def plots(data: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the plots there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure to this file")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write the plots to this file")
     parser.add_argument("--traces", type=Path, metavar="FOLDER", help="recorded uplinks, mahimahi's format, *.up")
-    parser.add_argument("--only", default="", help="of simulated,steady,outages,stretches,speech,tail; comma separated")
+    parser.add_argument(
+        "--only", default="", help="comma-separated parts of simulated,steady,outages,stretches,speech,tail"
+    )
     args = parser.parse_args(argv)
     made = synthetic()
     traces = [recorded(path) for path in sorted(args.traces.glob("*.up"))] if args.traces else []

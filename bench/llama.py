@@ -1,11 +1,11 @@
-"""A real engine on this machine, llama.cpp's server, asked directly and through the gateway: what the gateway adds.
+"""The latency that the gateway adds to llama.cpp's server on this machine.
 
     ./run bench llama [--requests N] [--json FILE]
     ./run bench llama --url http://127.0.0.1:11434 --model llama3.2:3b      one that runs already, such as Ollama
 
 Without --url it starts llama.cpp's server (the package xllamacpp, which `./run test --clients` installs) with a model
-that counts to twenty, made on the spot; where that is not installed it says so and measures nothing. Both ways are
-asked the same in turn, whole and streamed, and an answer that differs from the direct one fails.
+that counts to twenty, created on each run; if the package is missing, it prints that and measures nothing. Both ways
+receive the same requests in turn, whole and streamed. An answer that differs from the direct one is a failure.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ HERE = Path(__file__).resolve().parent
 PYTHON = HERE.parent / ".venv-clients" / "bin" / "python"
 MODEL = "counting"
 PATIENCE_S = 120.0
-FIRST = 3  # of each way, which do not count
+FIRST = 3  # per way, not counted
 
 
 class Said(NamedTuple):
-    """An answer, how long its first text took, and the whole."""
+    """An answer with the seconds to its first text and to its end."""
 
     text: str
     first_ms: float
@@ -41,10 +41,10 @@ class Said(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=100, help="of each sort and way (100)")
-    parser.add_argument("--url", help="a server that runs already, without /v1")
-    parser.add_argument("--model", default=MODEL, help="what it calls its model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--requests", type=int, default=100, help="requests of each kind and way (100)")
+    parser.add_argument("--url", help="URL of a running server, without /v1")
+    parser.add_argument("--model", default=MODEL, help="the name of its model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     if args.url is None and (missing := why_not()) is not None:
         print(f"not measured: {missing}")
@@ -63,17 +63,19 @@ def main() -> int:
 
 
 def why_not() -> str | None:
-    """What is missing; None where nothing is."""
+    """Return the missing prerequisite, or None."""
     if not PYTHON.exists():
-        return "`./run test --clients` installs the server; or name one that runs with --url"
+        return "`./run test --clients` installs the server; or give the URL of a running one with --url"
     done = subprocess.run([PYTHON, "-c", "import gguf, xllamacpp"], capture_output=True, check=False)
     return (
-        None if done.returncode == 0 else "this machine has no wheel of xllamacpp; name a server that runs with --url"
+        None
+        if done.returncode == 0
+        else "no wheel of xllamacpp for this machine; give the URL of a running server with --url"
     )
 
 
 def compared(ways: dict[str, str], model: str, requests: int) -> dict[str, float]:
-    """Medians of each way, and what the second adds to the first; milliseconds."""
+    """Return the medians of both ways and their difference, in milliseconds."""
     heard: dict[tuple[str, bool], list[Said]] = {}
     for _ in range(requests + FIRST):
         for stream in (False, True):
@@ -110,7 +112,7 @@ def ask(url: str, model: str, stream: bool) -> Said:
 
 
 def texts_of(lines: Iterator[bytes]) -> Iterator[str]:
-    """The texts in a stream of chat chunks."""
+    """Yield the texts in a stream of chat chunks."""
     for line in lines:
         if line.startswith(b"data: {"):
             for choice in json.loads(line[6:])["choices"]:
@@ -120,7 +122,7 @@ def texts_of(lines: Iterator[bytes]) -> Iterator[str]:
 
 @contextmanager
 def llama_server() -> Iterator[str]:
-    """llama.cpp's server with the model that counts; its URL."""
+    """Run llama.cpp's server with the counting model; yields its URL."""
     command = [str(PYTHON), str(HERE / "llama_world" / "server.py")]
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -1,7 +1,9 @@
-"""What a request by MQTT costs: round trips at QoS 1 and 0 with echo, with Nagle's algorithm off and on, on loopback.
+"""The latency of MQTT requests at QoS 1 and 0, with Nagle's algorithm off and on.
+
+The round trips are echo requests on loopback.
 
 ./run bench mqtt                 needs mosquitto
-./run bench mqtt --queued 5000   what 5,000 requests that queued up cost, and in how much memory
+./run bench mqtt --queued 5000   also 5,000 requests queued at the broker: time and memory
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ ECHO = {"GATEWAY_BACKENDS__E__PLUGIN": "echo", "GATEWAY_BACKENDS__E__QUEUE": "10
 
 
 async def round_trips(broker: Broker, *, qos: int, no_delay: bool, count: int) -> dict[str, Any]:
-    """Median and p99 of `count` requests, one after the other."""
+    """Return the median and p99 of `count` sequential requests."""
 
     def adjust(service: Service) -> None:
         assert service.mqtt is not None
-        service.mqtt.broker = replace(service.mqtt.broker, no_delay=no_delay)
+        service.mqtt.session.broker = replace(service.mqtt.session.broker, no_delay=no_delay)
 
     async with running_gateway(adjust=adjust, **ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
@@ -50,7 +52,7 @@ async def one(lamp: Device, n: int, qos: int) -> float:
 
 
 async def backlog(broker: Broker, count: int) -> dict[str, Any]:
-    """Queue `count` requests while no gateway is there, then start one."""
+    """Queue `count` requests at the broker while no gateway runs, then start one."""
     async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
     async with device(broker.port) as lamp:
@@ -58,18 +60,18 @@ async def backlog(broker: Broker, count: int) -> dict[str, Any]:
             await asyncio.gather(*(lamp.send("/v1/tasks/echo", n, str(n).encode()) for n in range(start, start + 200)))
         before, began = rss_mb(), time.perf_counter()
         async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
-            await lamp.until(lambda heard: len(heard) >= count, timeout_s=300)
+            await lamp.wait_until(lambda heard: len(heard) >= count, timeout_s=300)
             took, most = time.perf_counter() - began, waited_most(gateway)
     return {"n": count, "took_s": took, "per_s": count / took, "grew_mb": rss_mb() - before, "active": most}
 
 
 def waited_most(gateway: RunningGateway) -> int:
-    """The most requests that waited for a slot when another was decided."""
+    """Return the maximum number of requests waiting for a slot at a decision."""
     return max(sum(line["queue"].values()) for line in gateway.lines.of("request.finished"))
 
 
 def rss_mb() -> float:
-    """The most this process ever held (gateway, client and their log lines alike)."""
+    """Return the peak memory of this process (gateway, client and their log lines)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

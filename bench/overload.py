@@ -1,11 +1,12 @@
-"""Five times the load it can carry: what is still served, how fast, and how quickly the rest is told to come back.
+"""Load shedding at five times the capacity: goodput, latency and refusals.
 
     ./run bench overload [--seconds N] [--json FILE]
 
-A real `edge-gateway serve` with one backend of known capacity: a local function that takes WORK_S on each of SLOTS
-workers, and QUEUE places to wait. Phase one measures a request alone, phase two the capacity with as many clients as
-slots, phase three offers FACTOR times that, open loop: arrivals do not wait for answers. The targets are the project's
-own: goodput at least 90 % of capacity, admitted p99 at most twice that of a request alone, refusals within 10 ms.
+A real `edge-gateway serve` has one backend of known capacity: a local function that takes WORK_S on each of SLOTS
+workers, with QUEUE places in its queue. Phase one measures a single request, phase two the capacity with as many
+clients as slots. Phase three offers FACTOR times the capacity in an open loop: arrivals do not wait for answers. The
+project's targets: goodput at least 90 % of capacity, admitted p99 at most twice that of a single request, refusals
+within 10 ms.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ CODE = "import time\n\ndef work(seconds: float) -> int:\n    time.sleep(seconds)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of overload (30)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--seconds", type=float, default=30.0, help="duration of the overload (30)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     with working() as serving:
         figures = asyncio.run(measure(serving.url, args.seconds))
@@ -73,7 +74,7 @@ async def ask(http: aiohttp.ClientSession, url: str) -> tuple[int, float]:
 
 
 async def serve_for(http: aiohttp.ClientSession, url: str, *, clients: int, seconds: float) -> list[float]:
-    """So many clients, each asking again when it has its answer."""
+    """Run clients that each send the next request after the answer."""
     until = time.monotonic() + seconds
 
     async def client() -> list[float]:
@@ -88,7 +89,10 @@ async def serve_for(http: aiohttp.ClientSession, url: str, *, clients: int, seco
 async def flood(
     http: aiohttp.ClientSession, url: str, per_s: float, seconds: float
 ) -> tuple[list[float], list[float], int]:
-    """Arrivals at a steady rate, whatever comes of them: seconds of those served, of those refused, and the rest."""
+    """Send requests at a steady rate.
+
+    Returns the seconds of the served and of the refused ones, and the others.
+    """
     asked, count, began = [], int(per_s * seconds), time.monotonic()
     for n in range(count):
         await asyncio.sleep(max(0.0, began + n / per_s - time.monotonic()))
@@ -101,7 +105,7 @@ async def flood(
 
 @contextmanager
 def working() -> Iterator[Serving]:
-    """A gateway with the local function, on so many workers and places."""
+    """Run a gateway with the local function on a number of workers and queue places."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "jobs.py").write_text(CODE)
         backend = {"PLUGIN": "local", "TASKS_DIR": folder, "SLOTS": str(SLOTS), "QUEUE": str(QUEUE)}

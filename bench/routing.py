@@ -1,11 +1,11 @@
-"""Where should a request run? The gateway's own modules against rivals and oracles, in a simulated world.
+"""Routing decisions: the gateway against other policies and oracles, simulated.
 
     ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 1200] [--without PART]
                         [--json FILE] [--plot FILE]
 
-Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers; `Board`, `Lanes`
-and `decide` run here as they run live, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and, if
-it likes, LLM arrivals (`*.csv`: TIMESTAMP,ContextTokens,GeneratedTokens). docs/routing.md tells how to read it.
+Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers. `Board`, `Lanes`
+and `decide` are the production code, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and optionally
+LLM arrivals (`*.csv`: TIMESTAMP,ContextTokens,GeneratedTokens). docs/routing.md explains the output.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from routing_world.world import Throttle  # noqa: E402
 
 from gateway.policy import Policy  # noqa: E402
 
-NEIGHBOUR = ROOT.parent / "shared" / "traces"  # where recorded links lie in our own workshop
+NEIGHBOUR = ROOT.parent / "shared" / "traces"  # default folder of recorded links
 O1 = rivals.OneShotOracle.name
 
 
 def numbers(text: str) -> list[int]:
-    """`1-3,7` as [1, 2, 3, 7]."""
+    """Parse `1-3,7` into [1, 2, 3, 7]."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
@@ -63,7 +63,7 @@ def contestants(seed: int) -> list[rivals.Rival]:
 
 
 def race(requests: list[Request], link: Link, throttle: Throttle, seed: int, policy: Policy) -> dict[str, Record]:
-    """Everybody on one link, with the same requests and the same throttling."""
+    """Run every policy on one link, with the same requests and the same throttling."""
     records = {rival.name: rivals.run_rival(rival, requests, link, throttle) for rival in contestants(seed)}
     for gateway in (Gateway(requests, link, throttle, policy), LateOracle(requests, link, throttle)):
         records[gateway.name] = gateway.run()
@@ -111,7 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=numbers, default=numbers("1-6"))
     parser.add_argument("--load", type=lambda text: [float(part) for part in text.split(",")], default=[0.5, 1.0])
     parser.add_argument("--duration", type=float, default=1200.0, help="seconds of virtual time per run")
-    parser.add_argument("--without", choices=PARTS, help="leave this part of the gateway out")
+    parser.add_argument("--without", choices=PARTS, help="disable this part of the gateway")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="an SVG of the means")
     return parser.parse_args()

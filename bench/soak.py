@@ -1,10 +1,13 @@
-"""Many requests, one in twenty of them faulty: whether memory and descriptors stay where they were.
+"""Leak test: many requests, one in twenty faulty.
+
+It measures the growth of memory and descriptors.
 
     ./run bench soak [--requests N] [--json FILE]
 
-A gateway with an `echo` backend in a process of its own; CLIENTS connections ask it, and in every twentieth request
-one breaks JSON, framing or a connection, sends too much, asks for what is not there, or leaves. Resident memory and
-open descriptors are read after the first fifth, and at the end. The target is 5 MiB of growth over 100,000 requests.
+A gateway with an `echo` backend runs in its own process, and CLIENTS connections send requests. Every twentieth
+request has invalid JSON or framing, breaks its connection, is too large, names an unknown task or model, or is
+abandoned. Resident memory and open descriptors are read after the first fifth, and at the end. The target is at most
+5 MiB of growth over 100,000 requests.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ TARGET_MIB = 5.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=100_000, help="how many (100000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--requests", type=int, default=100_000, help="number of requests (100000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     settings = {"BACKENDS__E__PLUGIN": "echo", "MAX_BODY_BYTES": str(LIMIT), "LOG__LEVEL": "error"}
     with gateway(settings) as serving:
@@ -109,7 +112,7 @@ SPOILT: tuple[Callable[[], bytes], ...] = (
 
 
 async def spoil(port: int) -> None:
-    """One faulty request; half of them do not wait for the answer."""
+    """Send one faulty request; half of them do not wait for the answer."""
     with suppress(OSError, TimeoutError):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(random.choice(SPOILT)())

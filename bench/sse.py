@@ -1,11 +1,11 @@
-"""What relaying a stream adds to each of its events: this gateway, a plain aiohttp relay, nginx.
+"""The latency a relay adds to stream events: this gateway, aiohttp, nginx.
 
     ./run bench sse [--seconds S] [--events-per-s N] [--json FILE]
 
-An upstream says N events a second on each of 1 and of 32 streams, out of step with each other, each with the instant
-it was sent; a client takes the instant it arrives. Both and what is between them are processes of their own on one
-machine, so their monotonic clock is the same. Added is the median of a way less the median of no relay at all. The
-rounds of all ways alternate; the medians are of all rounds.
+An upstream sends N events per second on each of 1 and of 32 streams, at staggered times. Each event carries the time
+it was sent; a client records the time of arrival. Upstream, relay and client are separate processes on one machine,
+so they share the monotonic clock. The added latency is the median of a relay minus the median without a relay. The
+rounds of all relays alternate; the medians cover all rounds.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ ENDING = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each round (4)")
-    parser.add_argument("--events-per-s", type=float, default=25.0, help="on each stream (25)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--seconds", type=float, default=4.0, help="duration of each round (4)")
+    parser.add_argument("--events-per-s", type=float, default=25.0, help="events per second on each stream (25)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.role:
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def measured(seconds: float, events_per_s: float) -> dict[str, dict[str, dict[str, float]]]:
-    """Milliseconds per event, by way and number of streams."""
+    """Return the milliseconds per event, by relay and number of streams."""
     latencies: dict[tuple[str, int], list[float]] = {}
     with ExitStack() as stack:
         upstream = stack.enter_context(role("upstream", str(seconds), str(events_per_s)))
@@ -90,7 +90,7 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
             figures = f"{row['p50_ms']:9.3f}{row['p99_ms']:9.3f}{row['added_p50_ms']:14.3f}{row['events']:8.0f}"
             yield f"{way:16}{streams:>8}{figures}"
     if "nginx" not in found:
-        yield "nginx is not installed: left out"
+        yield "nginx is not installed: skipped"
     added = found["gateway"]["32"]["added_p50_ms"]
     yield f"target: at most {TARGET_MS} ms added at 32 streams; {'met' if added <= TARGET_MS else 'missed'}"
 
@@ -99,7 +99,7 @@ def table(found: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
 
 
 async def listen(port: int, streams: int) -> list[float]:
-    """How long each event took, in milliseconds, over that many streams at once."""
+    """Return the milliseconds of each event, over a number of concurrent streams."""
     return [each for heard in await asyncio.gather(*[one_stream(port) for _ in range(streams)]) for each in heard]
 
 
@@ -116,14 +116,14 @@ async def one_stream(port: int) -> list[float]:
         if found:
             heard.append((time.monotonic_ns() - int(rest[: rest.index(b'"')])) / 1e6)
     writer.close()
-    return heard[1:]  # the first waits for connections to be made
+    return heard[1:]  # the first event waits for the connections
 
 
-# ── the upstream, and the ways to it ─────────────────────────────────────────────────────────────
+# ── the upstream and the relays ──────────────────────────────────────────────────────────────────
 
 
 async def upstream(seconds: str, events_per_s: str) -> None:
-    """Says its port, then events to whoever asks."""
+    """Print the port, then send events to every client."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await reader.readuntil(b"\r\n\r\n"):
@@ -156,7 +156,7 @@ def chunked(data: bytes) -> bytes:
 
 
 async def plain_relay(port: str) -> None:
-    """What one writes in ten lines of aiohttp: bytes as they come, nothing looked at."""
+    """A minimal aiohttp relay: forwards bytes unread."""
     import aiohttp
     from aiohttp import web
 
@@ -186,7 +186,7 @@ ROLES = {"upstream": upstream, "relay": plain_relay}
 
 @contextmanager
 def role(*words: str) -> Iterator[int]:
-    """This file as another process; its port."""
+    """Run this file as another process; yields its port."""
     process = subprocess.Popen([sys.executable, __file__, "--role", *words], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
@@ -198,7 +198,7 @@ def role(*words: str) -> Iterator[int]:
 
 @contextmanager
 def nginx_relay(nginx: str, upstream_port: int) -> Iterator[int]:
-    """nginx before the upstream, once it accepts connections; its port."""
+    """Run nginx in front of the upstream; yields its port when it accepts connections."""
     with tempfile.TemporaryDirectory() as home:
         port = free_port()
         process = subprocess.Popen([nginx, "-p", home, "-c", str(nginx_config(Path(home), port, upstream_port))])

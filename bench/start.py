@@ -1,11 +1,11 @@
-"""How long a gateway takes to start, and what it weighs when idle.
+"""The start time of a gateway, and its memory when idle.
 
     ./run bench start [--runs N] [--json FILE]
 
-Starts real `edge-gateway serve` processes, one after the other, and takes from outside: the time from exec to
-systemd's READY and to the first 200 from /readyz, the processor time spent until then, and, SETTLE_S later, the
-resident and the proportional set size of the gateway and of its workers. Medians of N runs, after one that is not
-counted: it leaves the compiled modules behind, as an installation does.
+It starts real `edge-gateway serve` processes, one after the other, and measures from outside: the time from exec to
+systemd's READY and to the first 200 from /readyz, the processor time until then, and, SETTLE_S later, the resident and
+the proportional set size of the gateway and of its workers. The figures are medians of N runs. A first run is not
+counted: it compiles the modules, as an installation does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from _serving import free_port, program
 READY_TARGET_S, RSS_TARGET_MB = 0.6, 60.0  # for `echo`
 POLL_S = 0.005
 PATIENCE_S = 30.0
-SETTLE_S = 1.0  # workers beyond the first may still be starting when READY is said
+SETTLE_S = 1.0  # workers after the first may still be starting at READY
 NOT_INHERITED = ("GATEWAY_", "PYTHONDONTWRITEBYTECODE")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -44,7 +44,10 @@ SCENARIOS: Mapping[str, Mapping[str, str]] = {
 
 
 class Run(NamedTuple):
-    """One start. Times in seconds since exec, sizes in MB (10^6 bytes); of the workers the sum."""
+    """One start. Times in seconds since exec, sizes in MB (10^6 bytes).
+
+    Worker sizes are summed.
+    """
 
     ready_s: float
     readyz_s: float
@@ -58,8 +61,8 @@ class Run(NamedTuple):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="starts of each kind (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--runs", type=int, default=5, help="starts per configuration (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     args = parser.parse_args()
     print(HEAD, flush=True)
     start(SCENARIOS["echo"])
@@ -81,7 +84,7 @@ def median(runs: Iterable[Run]) -> Run:
 
 
 def start(backends: Mapping[str, str]) -> Run:
-    """Start a gateway, look at it, stop it."""
+    """Start a gateway, measure it, stop it."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(f"{folder}/notify")
         with gateway(backends, Path(folder)) as (process, port, began):
@@ -103,7 +106,7 @@ def start(backends: Mapping[str, str]) -> Run:
 
 @contextmanager
 def gateway(backends: Mapping[str, str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, float]]:
-    """A process that serves, its port, and when it was started."""
+    """Run a gateway process; yields it with its port and start time."""
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
     environ = inherited | {
@@ -126,7 +129,7 @@ def gateway(backends: Mapping[str, str], folder: Path) -> Iterator[tuple[subproc
 def await_ready(
     notify: socket.socket, port: int, began: float, process: subprocess.Popen[bytes]
 ) -> tuple[float, float]:
-    """Seconds to READY, and to a 200 from /readyz."""
+    """Return the seconds to READY, and to a 200 from /readyz."""
     ready_s = readyz_s = None
     while ready_s is None or readyz_s is None:
         if process.poll() is not None or time.monotonic() - began > PATIENCE_S:
@@ -149,7 +152,7 @@ def says_ready(port: int) -> bool:
         connection.close()
 
 
-# ── what /proc tells ─────────────────────────────────────────────────────────────────────────────
+# ── figures from /proc ───────────────────────────────────────────────────────────────────────────
 
 
 def cpu_time_s(pid: int) -> float:

@@ -25,11 +25,15 @@ from gateway.api.errors import ERRORS
 from gateway.api.routes import ROUTES
 from gateway.commands import plugins_new
 from gateway.health import breaker
-from gateway.measure import link
+from gateway.ingress import response_writer
+from gateway.ingress.mqtt import deduplication
+from gateway.measure import link_state
+from gateway.registry import managed_backend
 from gateway.settings.docs import declared_plugins
 from gateway.settings.report import render_env
 from gateway.telemetry.events import COMMON_KEYS, EVENTS, REQUEST_KEYS
 from gateway.telemetry.metrics import REGISTRY
+from gateway.workers import process as worker
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md")
@@ -216,8 +220,12 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "recipe confidence": partial(recipe, "plugins/confidence.py"),
     "recipe split work": partial(recipe, "plugins/split_work.py"),
     "recipe picture": partial(recipe, "picture_to_text/gateway_picture.py"),
-    "link states": partial(transitions, link.TRANSITIONS),
+    "link states": partial(transitions, link_state.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
+    "backend states": partial(transitions, managed_backend.TRANSITIONS),
+    "response states": partial(transitions, response_writer.TRANSITIONS),
+    "mqtt request states": partial(transitions, deduplication.TRANSITIONS),
+    "worker states": partial(transitions, worker.TRANSITIONS),
 }
 
 

@@ -1,6 +1,6 @@
-"""The admin listener: what the gateway knows, for the operator on this host.
+"""The admin listener: status, metrics and routing explanations, for the operator on this host.
 
-No endpoint takes a URL, a command or a template, and none changes or runs anything.
+Endpoints only read. Their input is never used as a URL, a command or a template (SSRF, command and template injection).
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ BREAKER_LEVELS: Mapping[str, int] = {"closed": 0, "half_open": 1, "open": 2}
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
-
 MAX_EXPLAINED_BYTES = 33_554_432
-NO_ORIGINS: frozenset[str] = frozenset()  # a page in a browser has no business here, whoever made it
+NO_ORIGINS: frozenset[str] = frozenset()  # web pages may not use the admin listener (cross-site request)
 
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 
 class Admin:
-    """Answers on the admin listener. gate: where others than this host can reach it, for the keys that have `admin`."""
+    """Serves the admin listener.
 
-    def __init__(self, door: RequestHandler, allowed_hosts: frozenset[str], gate: Gate | None = None) -> None:
-        self._door, self._hosts, self._gate = door, allowed_hosts, gate
+    gate: requires a key that has `admin`; None if only this host can reach the listener.
+    """
+
+    def __init__(self, handler: RequestHandler, allowed_hosts: frozenset[str], gate: Gate | None = None) -> None:
+        self._handler, self._hosts, self._gate = handler, allowed_hosts, gate
         self._pages: Mapping[str, tuple[str, Page]] = {
             "/status": ("GET", self._status),
             "/metrics": ("GET", self._metrics),
@@ -48,16 +50,16 @@ class Admin:
         }
 
     def allow(self, hosts: frozenset[str]) -> None:
-        """Other hosts from now on: addresses come and go."""
+        """Replace the allowed hosts: the addresses of this host change."""
         self._hosts = hosts
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
-        response = await self._answered(request)
+        response = await self._respond(request)
         response.headers.update(SERVER)
         return response
 
-    async def _answered(self, request: web.BaseRequest) -> web.Response:
+    async def _respond(self, request: web.BaseRequest) -> web.Response:
         try:
             check_framing(request)
             check_host(request, self._hosts)
@@ -73,77 +75,79 @@ class Admin:
     def _page(self, request: web.BaseRequest) -> Page:
         method, page = self._pages.get(request.path, ("", None))
         if page is None:
-            raise GatewayError(f"the admin listener has {', '.join(self._pages)}", code="not_found")
+            raise GatewayError(f"the admin listener has only {', '.join(self._pages)}", code="not_found")
         if request.method != method and (request.method, method) != ("HEAD", "GET"):
             allow = ("GET", "HEAD") if method == "GET" else (method,)
             raise MethodNotAllowed(f"{request.path} takes {method}", allow=allow)
         return page
 
     async def _status(self, request: web.BaseRequest) -> web.Response:
-        body = status(self._door.dispatcher, self._door.is_ready())
+        body = status(self._handler.dispatcher, self._handler.is_ready())
         return web.Response(body=_encode(body), content_type="application/json")
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
-        refresh_gauges(self._door.dispatcher)
+        refresh_gauges(self._handler.dispatcher)
         return web.Response(text=metrics.exposition(), content_type="text/plain", charset="utf-8")
 
     async def _explain(self, request: web.BaseRequest) -> web.Response:
         path = request.query.get("path", "")
         if not path.startswith("/"):
-            raise TaskInvalid("say which endpoint: /explain?path=/v1/chat/completions", param="path")
+            raise TaskInvalid("name the endpoint to explain, as in /explain?path=/v1/chat/completions", param="path")
         body = await read_body(
-            request, HttpResponseWriter(request, {}, close_after=False), MAX_EXPLAINED_BYTES, self._door.room
+            request,
+            HttpResponseWriter(request, {}, close_after=False),
+            MAX_EXPLAINED_BYTES,
+            self._handler.shedding.bodies,
         )
-        explained = self._door.explain(path, headers_of(request), body)
-        return web.Response(body=_encode(explained), content_type="application/json")
+        explanation = self._handler.explain(path, headers_of(request), body)
+        return web.Response(body=_encode(explanation), content_type="application/json")
 
 
 def status(dispatcher: Dispatcher, is_ready: bool) -> dict[str, Any]:
-    """Everything known of backends, breakers, lanes, link, load and learned models."""
-    measured = dispatcher.board.status()
-    lanes = dispatcher.lanes.status()
-    members = dispatcher.registry.members.values()
+    """The state of backends, breakers, lanes, links and load, and the learned models."""
+    measured = dispatcher.measurements.status()
+    lanes = dispatcher.scheduler.status()
     return {
         "version": __version__,
         "ready": is_ready,
         "load": measured["load"],
         "backends": {
-            member.name: {
-                **_member_status(member),
-                "lane": lanes.get(member.name),
-                "measured": measured["backends"].get(member.name),
+            name: {
+                **_backend_status(backend),
+                "lane": lanes.get(name),
+                "measured": measured["backends"].get(name),
             }
-            for member in members
+            for name, backend in dispatcher.registry.members.items()
         },
     }
 
 
-def _member_status(member: ManagedBackend) -> dict[str, Any]:
+def _backend_status(backend: ManagedBackend) -> dict[str, Any]:
     return {
-        "plugin": member.plugin,
-        "state": member.state,
-        "error": member.cause or member.error,
-        "unwell": member.unwell,
-        "site": member.site,
-        "slots": member.slots,
-        "workers": member.workers,
-        "models": member.models,
-        "tasks": member.tasks,
-        "breaker": {"state": member.breaker.state, "why": member.breaker.why_open},
+        "plugin": backend.plugin,
+        "state": backend.state,
+        "error": backend.cause or backend.error,
+        "unwell": backend.unhealthy_reason,
+        "site": backend.site,
+        "slots": backend.slots,
+        "workers": backend.workers,
+        "models": backend.models,
+        "tasks": backend.tasks,
+        "breaker": {"state": backend.breaker.state, "why": backend.breaker.why_open},
     }
 
 
 def refresh_gauges(dispatcher: Dispatcher) -> None:
-    """Bring the gauges up to date; they are only read when somebody asks."""
-    waiting, busy = dispatcher.lanes.waiting(), dispatcher.lanes.busy()
-    metrics.forget_backends_but(dispatcher.registry.members)
-    for name, member in dispatcher.registry.members.items():
-        link = dispatcher.board.link(name)
+    """Update the gauges; called on each read of the metrics, since their values are not pushed."""
+    waiting, busy = dispatcher.scheduler.waiting(), dispatcher.scheduler.busy()
+    metrics.retain_backends(dispatcher.registry.members)
+    for name, backend in dispatcher.registry.members.items():
+        link = dispatcher.measurements.link(name)
         metrics.LANE_WAITING.set(waiting.get(name, 0), backend=name)
         metrics.LANE_BUSY.set(busy.get(name, 0), backend=name)
-        metrics.BREAKER.set(BREAKER_LEVELS[member.breaker.state], backend=name)
+        metrics.BREAKER.set(BREAKER_LEVELS[backend.breaker.state], backend=name)
         metrics.RTT.set(link.rtt.value, backend=name)
         metrics.LINK_RATE.set(link.uplink_bytes_per_s.value, backend=name, direction="up")
         metrics.LINK_RATE.set(link.downlink_bytes_per_s.value, backend=name, direction="down")
-    for resource, value in dispatcher.board.load().items():
+    for resource, value in dispatcher.measurements.load().items():
         metrics.LOAD.set(value, resource=resource)

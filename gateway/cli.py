@@ -181,10 +181,10 @@ def _plugins(action: str, args: argparse.Namespace) -> int:
 
 
 def _usable_plugins() -> Mapping[str, type[Backend[Any]]]:
-    from gateway.registry import PluginBroken, find_plugin, installed
+    from gateway.registry import PluginBroken, find_plugin, installed_plugins
 
     found = {}
-    for name in sorted(installed()):
+    for name in sorted(installed_plugins()):
         try:
             found[name] = find_plugin(name)
         except PluginBroken as exc:

@@ -1,7 +1,7 @@
-"""What Python says of its own accord, told to somebody else without exceptions' words, which may quote a request.
+"""Python's last-resort hooks, routed to the gateway's log without exception messages: they may contain request data.
 
-That is what ends a thread, what is raised where nobody can catch it (`__del__`, callbacks of C), warnings, and what
-asyncio finds at its end in a callback or a task.
+The hooks report an exception that ends a thread, an exception that no caller can catch (in `__del__` or in a callback
+from C), a warning, and an unhandled exception in an asyncio callback or task.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-Told = Callable[[str, BaseException | None], None]
-Warned = Callable[[str, str], None]
+OnException = Callable[[str, BaseException | None], None]
+OnWarning = Callable[[str, str], None]
 
 
-def redirect(told: Told, warned: Warned) -> None:
-    """From now on, in the whole process. told(what, exception); warned(place, category)."""
+def install(on_exception: OnException, on_warning: OnWarning) -> None:
+    """Install the hooks for the whole process.
 
-    def thread_ended(args: threading.ExceptHookArgs) -> None:
+    on_exception(what, exception): called for each exception. on_warning(place, category): called for each warning.
+    """
+
+    def on_thread_exception(args: threading.ExceptHookArgs) -> None:
         if not isinstance(args.exc_value, SystemExit):
-            told(f"the thread `{args.thread.name if args.thread else None}` has ended", args.exc_value)
+            on_exception(f"the thread `{args.thread.name if args.thread else None}` has ended", args.exc_value)
 
-    def was_raised(args: sys.UnraisableHookArgs) -> None:
-        told(f"`{getattr(args.object, '__qualname__', type(args.object).__qualname__)}`", args.exc_value)
+    def on_unraisable(args: sys.UnraisableHookArgs) -> None:
+        on_exception(f"`{getattr(args.object, '__qualname__', type(args.object).__qualname__)}`", args.exc_value)
 
-    def warn(
+    def show_warning(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -35,16 +38,16 @@ def redirect(told: Told, warned: Warned) -> None:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        warned(f"{filename}:{lineno}", category.__name__)
+        on_warning(f"{filename}:{lineno}", category.__name__)
 
-    threading.excepthook, sys.unraisablehook, warnings.showwarning = thread_ended, was_raised, warn
+    threading.excepthook, sys.unraisablehook, warnings.showwarning = on_thread_exception, on_unraisable, show_warning
 
 
-def for_loop(told: Told) -> Callable[[AbstractEventLoop, Mapping[str, Any]], None]:
-    """An exception handler for a loop. asyncio's words on a callback show its arguments, so they are not taken."""
+def loop_handler(on_exception: OnException) -> Callable[[AbstractEventLoop, Mapping[str, Any]], None]:
+    """An exception handler for an event loop. It omits asyncio's message on a callback, which has its arguments."""
 
-    def unhandled(_: AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    def on_unhandled(_: AbstractEventLoop, context: Mapping[str, Any]) -> None:
         what = "an exception in a callback" if "handle" in context else str(context.get("message"))
-        told(what, context.get("exception"))
+        on_exception(what, context.get("exception"))
 
-    return unhandled
+    return on_unhandled

@@ -1,7 +1,7 @@
-"""One line for every request: the facts collected on its way, its account of time, and how they are written.
+"""The request log: one line per request, with its facts and its account of time.
 
-A `RequestRecord` is filled in as the request goes; whatever happens, `log_request` writes it once, with all its keys,
-and counts it in the metrics.
+A `RequestRecord` is filled in while the request is served. `log_request` writes it exactly once, with all its keys,
+however the request ends, and counts it in the metrics.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gateway.measure.board import LinkView, Measured
+from gateway.measure.measurements import LinkView, Measured
 from gateway.plugin import TERMS, Kind, Site
 from gateway.telemetry import log, metrics
 from gateway.timing import Account, Watch, rates
@@ -20,7 +20,7 @@ Outcome = Literal["served", "refused", "failed", "timed_out", "cancelled"]
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """What is known of a request so far."""
+    """The facts about a request that are known so far."""
 
     request_id: str
     door: str = "http"
@@ -49,7 +49,7 @@ class RequestRecord:
 
 
 def outcome_of(status: int) -> Outcome:
-    """The outcome a client would call it, seeing `status`."""
+    """Return the outcome that matches a response status."""
     if status < 400:
         return "served"
     if status in (408, 504):
@@ -58,7 +58,7 @@ def outcome_of(status: int) -> Outcome:
 
 
 def log_request(record: RequestRecord, watch: Watch) -> Account:
-    """Close the account, write the line, count it. Call it once, in a `finally`."""
+    """Close the account, write the line and count it. Call it once, in a `finally`."""
     account = watch.close()
     line = _line(record, account, watch.began)
     log.info("subtask.finished" if record.parent_id else "request.finished", **line)
@@ -97,7 +97,7 @@ def _line(record: RequestRecord, account: Account, began: float) -> dict[str, An
 
 
 def term_keys(account: Account) -> dict[str, Any]:
-    """The account by its log keys, milliseconds."""
+    """Return the account by log key, in milliseconds."""
     return {
         **{f"t_{term}_ms": account.terms_us[term] / 1000 for term in TERMS},
         "t_overlap_ms": account.overlap_us / 1000,
@@ -109,7 +109,7 @@ def term_keys(account: Account) -> dict[str, Any]:
 
 
 def server_timing(account: Account) -> str:
-    """The account as a `Server-Timing` header: the terms that occurred, and the total."""
+    """Return the account as a `Server-Timing` header: the terms that occurred, and the total."""
     spent = [f"{term};dur={us / 1000:g}" for term, us in account.terms_us.items() if us]
     if account.overlap_us:
         spent.append(f"overlap;dur={account.overlap_us / 1000:g}")
@@ -132,7 +132,10 @@ def _link_keys(link: LinkView | None) -> dict[str, Any]:
 
 
 def _prediction_error(record: RequestRecord, account: Account, began: float) -> float | None:
-    """Of a request served: from the decision to its last byte, or of a stream to its first content."""
+    """Return the relative error of the predicted time; None if the request was not served, or not predicted.
+
+    The actual time runs from the decision to the last byte; of a stream, to its first content.
+    """
     if record.outcome != "served" or record.predicted_s is None or record.decided_at is None:
         return None
     ended = began + account.total_us / 1e6

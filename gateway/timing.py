@@ -1,15 +1,15 @@
 """The account of time: where each microsecond of a request went, and the rates that follow.
 
-A request's life is a line from its first byte to its last. A `Watch` writes on it: at every instant one
-term is being charged, or none. Work that forks (subtasks, a second attempt) writes on a line of its own,
-laid over the parent's when it ends. At the end a sweep over all intervals gives, for any history:
+A request is a line from its first byte to its last. A `Watch` writes intervals on it: at every instant at most one
+term is charged. Work that forks (subtasks, a hedge) writes on a line of its own, which is laid over the parent's line
+when it ends. At the end a sweep over all intervals gives, for any history:
 
     T_term    = length of the union of the term's intervals
     T_overlap = sum over terms of T_term - length of the union of everything
     T_other   = T_total - length of the union of everything
     T_total   = sum over terms of T_term - T_overlap + T_other        (exact: integer microseconds)
 
-None of them can be negative, because all are lengths of sets on one line. docs/timing.md has worked examples.
+All are lengths of sets on one line, so none can be negative. docs/timing.md has worked examples.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ Path = Literal["serial", "pipelined", "parallel"]
 WIRE_TERMS = frozenset({"connect", "upload", "network", "download"})
 CLOUD_PATH = WIRE_TERMS | {"cloud"}
 
-MAX_INTERVALS = 512  # then they are put together: a stream to a slow reader writes two for each of its parts
+MAX_INTERVALS = 512  # more are merged by term: a stream to a slow reader writes two intervals for each part
 
 Interval = tuple[str, int, int]  # term, start, end; microseconds since the request began
 
 
 class Watch:
-    """Writes one line of intervals. Implements `gateway.plugin.Terms`; forks for work that runs beside it.
+    """Writes one line of intervals. Implements `gateway.plugin.Terms`; forks for parallel work.
 
-    Times given and returned are seconds on `clock`. `on_cloud`, where set, is called when `cloud` is entered,
-    that is, when a request's last byte is on its way. `rtt_s`, where known, is what of the last wait for the cloud
-    is the network's, unless it was said where the cloud's figure came from. After `close` nothing changes any
-    more: a straggler's writing is ignored.
+    Times passed in and returned are seconds on `clock`. After `close` entries are ignored, so a backend that is slow to
+    stop cannot change the account.
+
+    only: charge every interval to this one term (an HTTP service on this site is `edge`, connection time included).
+    rtt_s: the network round trip, 0 if unknown. It is subtracted from the last wait for the cloud, unless the plugin
+    named the source of the cloud's figure. parent: the watch that this one is laid over when the parent closes.
     """
 
     __slots__ = (
@@ -53,7 +55,6 @@ class Watch:
         "children",
         "cloud_source",
         "first_byte_at",
-        "on_cloud",
         "rtt_s",
         "worked",
     )
@@ -64,33 +65,37 @@ class Watch:
         *,
         began: float | None = None,
         only: str | None = None,
+        rtt_s: float = 0.0,
+        parent: Watch | None = None,
     ) -> None:
-        self._clock = clock
-        self.began = clock() if began is None else began
+        self._clock: Callable[[], float] = clock if parent is None else parent._clock
+        self.began = self._clock() if began is None else began
         self._intervals: list[tuple[str, float, float]] = []
         self._pack_at = MAX_INTERVALS
         self._term: str | None = None
         self._since = self.began
-        self._only = only
-        self.on_cloud: Callable[[], None] | None = None
-        self.rtt_s = 0.0
+        self._only: str | None = only or (None if parent is None else parent._only)
+        self.rtt_s = rtt_s
         self._closed = False
         self.children: list[Watch] = []
+        if parent is not None:
+            parent.children.append(self)
         self.cloud_source: CloudSource | None = None
         self.first_byte_at: float | None = None
         self.worked: dict[str, int] = {}
 
     def enter(self, term: str, at: float | None = None) -> float:
-        """Charge `term` from now on, or from `at`, clipped to the last change. Raises KeyError for no term of ours."""
-        if term not in _ORDER:
-            raise KeyError(f"{term!r} is no term of the account: {', '.join(TERMS)}")
-        if term == "cloud" and self.on_cloud is not None:
-            self.on_cloud()
+        """Charge `term` from now, or from `at`, but not before the last change. Raises KeyError for an unknown term."""
+        if term not in _TERMS:
+            raise KeyError(f"unknown term {term!r}; the terms are {', '.join(TERMS)}")
         return self._switch(self._only or term, at)
 
     def leave(self) -> float:
-        """Charge nothing from now on."""
+        """Stop charging; return now, in seconds."""
         return self._switch(None, None)
+
+    def uploaded(self) -> None:
+        """Ignore it: an upload that ended changes no account."""
 
     def _switch(self, term: str | None, at: float | None) -> float:
         now = self._clock() if at is None else at
@@ -106,15 +111,15 @@ class Watch:
         return now
 
     def _pack(self) -> None:
-        """Put together, term by term, what was written since the last fork ended: nothing was laid over it."""
+        """Merge the intervals since the last fork ended, by term. Earlier intervals may overlap a fork's."""
         if any(not child._closed for child in self.children):
             return
-        alone = max((child._latest() for child in self.children), default=self.began)
-        shared = [interval for interval in self._intervals if interval[1] < alone]
+        alone_since = max((child._latest() for child in self.children), default=self.began)
+        shared = [interval for interval in self._intervals if interval[1] < alone_since]
         spent: dict[str, float] = {}
         for term, start, end in self._intervals[len(shared) :]:
             spent[term] = spent.get(term, 0.0) + end - start
-        at = self._intervals[len(shared)][1] if spent else alone
+        at = self._intervals[len(shared)][1] if spent else alone_since
         self._intervals = shared
         for term, seconds in spent.items():
             self._intervals.append((term, at, at + seconds))
@@ -124,31 +129,26 @@ class Watch:
         return max([self._since, *(child._latest() for child in self.children)])
 
     def divide(self, term: str, seconds: float, *, into: str) -> None:
-        """Give `seconds` of the last closed interval of `term` to `into`, half at either end, at most all of it."""
+        """Move `seconds` of the last closed interval of `term` to `into`: half at either end, at most all of it."""
         if self._closed or self._only:
             return
         _divide(self._intervals, term, seconds, into)
 
     def note_cloud_source(self, source: CloudSource) -> None:
-        """Remember where the cloud's figure came from."""
+        """Record the source of the figure for the cloud's own time."""
         if not self._only:
             self.cloud_source = source
 
-    def did(self, site: str, items: int) -> None:
-        """Remember that `items` units of work were done at `site`, for the rates."""
+    def add_items(self, site: str, items: int) -> None:
+        """Record that `site` processed `items` units of work, for the rates."""
         self.worked[site] = self.worked.get(site, 0) + items
 
-    def fork(self, *, only: str | None = None) -> Watch:
-        """A line for work beside this one; it is laid over this line when this one closes.
-
-        only: charge everything to that one term (an HTTP service on this site is `edge`, wire and all).
-        """
-        child = Watch(self._clock, only=only or self._only)
-        self.children.append(child)
-        return child
+    def fork(self, *, only: str | None = None, rtt_s: float = 0.0) -> Watch:
+        """Return a child watch for parallel work; it is laid over this one when this one closes."""
+        return Watch(only=only, rtt_s=rtt_s, parent=self)
 
     def stop(self) -> None:
-        """Take no more entries, here and in what was forked; what is open ends now."""
+        """End the open intervals, and accept no more entries, here and in the children."""
         now = self.leave()
         for child in self.children:
             child._switch(None, now)
@@ -156,7 +156,7 @@ class Watch:
         self._closed = True
 
     def so_far(self) -> Account:
-        """The account as it stands now; nothing is ended."""
+        """Return the account as of now, without ending it."""
         return self._balance(self._since if self._closed else max(self._clock(), self._since))
 
     def close(self) -> Account:
@@ -192,7 +192,7 @@ class Watch:
 
 
 def _divide(spans: list[tuple[str, float, float]], term: str, seconds: float, into: str) -> None:
-    """Of the last span of `term`, give `seconds` to `into`, half at either end, at most all of it."""
+    """Move `seconds` of the last span of `term` to `into`: half at either end, at most all of it."""
     for index in range(len(spans) - 1, -1, -1):
         name, start, end = spans[index]
         if name == term:
@@ -203,12 +203,12 @@ def _divide(spans: list[tuple[str, float, float]], term: str, seconds: float, in
             return
 
 
-_ORDER = {term: index for index, term in enumerate(TERMS)}
+_TERMS = frozenset(TERMS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A balanced account; times in integer microseconds. `worked` maps site to items done there."""
+    """A balanced account; times in integer microseconds. `worked` maps a site to the items it processed."""
 
     terms_us: Mapping[str, int]
     overlap_us: int
@@ -271,18 +271,18 @@ def balance(
 
 
 def rates(account: Account, items: int) -> dict[str, float | str | None]:
-    """Items per second by site, the rate of the whole path, and the textbook's sum, by their log keys.
+    """Return items per second by site, the rate of the whole path, and the textbook's sum, by log key.
 
-    r_total: serial 1/R = sum of 1/R_x; pipelined the smallest; parallel paths add. `r_sum_per_s` is
-    R_cloud + R_network, an index and no rate (docs/timing.md). Unknown is None.
+    r_total: a serial path has 1/R = sum of 1/R_x, a pipelined path the smallest rate, and parallel paths add up.
+    `r_sum_per_s` is R_cloud + R_network, which is an index and not a rate (docs/timing.md). An unknown rate gives None.
     """
     terms = account.terms_us
-    at_edge = account.worked.get("edge", 0) if account.path == "parallel" else items
-    at_cloud = account.worked.get("cloud", 0) if account.path == "parallel" else items
+    edge_items = account.worked.get("edge", 0) if account.path == "parallel" else items
+    cloud_items = account.worked.get("cloud", 0) if account.path == "parallel" else items
     edge, cloud, network = (
-        _rate(at_edge, terms["edge"]),
-        _rate(at_cloud, terms["cloud"]),
-        _rate(at_cloud, terms["network"]),
+        _rate(edge_items, terms["edge"]),
+        _rate(cloud_items, terms["cloud"]),
+        _rate(cloud_items, terms["network"]),
     )
     total: float | None = None
     if account.path == "parallel":

@@ -1,4 +1,4 @@
-"""What is installed on a box: the unit as systemd reads it, and what a real process tells systemd."""
+"""The systemd unit, and the notifications a gateway sends to systemd."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SERVE = [sys.executable, "-P", "-m", "gateway.cli", "serve"]
 
 
 def setting(name: str) -> str:
-    """A setting of the unit's [Service] section that stands there once."""
+    """Return a setting of the unit's [Service] section that occurs once."""
     unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read_string(UNIT.read_text())
@@ -42,7 +42,7 @@ def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs("systemd-analyze")
-def test_systemd_has_no_word_of_complaint_about_the_unit(tmp_path: Path) -> None:
+def test_systemd_analyze_verify_reports_nothing_about_the_unit(tmp_path: Path) -> None:
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/opt/edge-gateway/bin/edge-gateway", sys.executable))
     done = systemd_analyze("verify", str(copy))
@@ -50,22 +50,22 @@ def test_systemd_has_no_word_of_complaint_about_the_unit(tmp_path: Path) -> None
 
 
 @needs("systemd-analyze")
-def test_the_unit_is_exposed_to_little(tmp_path: Path) -> None:
+def test_systemd_exposure_score_of_the_unit_is_low(tmp_path: Path) -> None:
     done = systemd_analyze("security", "--offline=true", "--threshold=14", str(UNIT))
     assert done.returncode == 0, done.stdout[-400:]
 
 
-def test_the_unit_gives_more_time_to_stop_than_the_gateway_takes() -> None:
+def test_unit_stop_timeout_exceeds_the_drain_time() -> None:
     assert float(setting("TimeoutStopSec")) > DRAIN_S
 
 
-def test_the_units_settings_come_by_the_gateways_own_option_and_python_imports_nothing_from_here() -> None:
+def test_unit_passes_the_env_file_option_and_sets_pythonsafepath() -> None:
     assert "EnvironmentFile" not in UNIT.read_text()
     assert setting("ExecStart").endswith(f" serve --env-file /etc/edge-gateway/{ENV_FILE.name}")
     assert setting("Environment") == "PYTHONSAFEPATH=1"
 
 
-def test_the_environment_file_serves_as_it_is() -> None:
+def test_shipped_environment_file_loads_unchanged() -> None:
     loaded = load({}, ENV_FILE)
     assert list(loaded.backends) == ["edge"]
     assert not loaded.broken
@@ -94,14 +94,14 @@ def serving(notify: NotifySocket, folder: Path, *prefix: str) -> Iterator[subpro
 
 @pytest.fixture
 def notify(tmp_path: Path) -> Iterator[NotifySocket]:
-    with NotifySocket(tmp_path / "notify") as heard:
-        yield heard
+    with NotifySocket(tmp_path / "notify") as socket:
+        yield socket
 
 
-def test_systemd_hears_when_the_gateway_serves_where_and_when_it_stops(notify: NotifySocket, tmp_path: Path) -> None:
+def test_gateway_notifies_systemd_of_ready_address_and_stop(notify: NotifySocket, tmp_path: Path) -> None:
     with serving(notify, tmp_path) as process:
         notify.wait_for("READY=1")
-        assert any(re.fullmatch(r"STATUS=serving on 127\.0\.0\.1:\d+", line) for line in notify.said)
+        assert any(re.fullmatch(r"STATUS=serving on 127\.0\.0\.1:\d+", line) for line in notify.received)
         process.send_signal(signal.SIGTERM)
         notify.wait_for("STOPPING=1")
         assert process.wait(20) == 0
@@ -109,9 +109,9 @@ def test_systemd_hears_when_the_gateway_serves_where_and_when_it_stops(notify: N
 
 
 @needs("unshare")
-def test_it_serves_in_a_network_namespace_that_holds_nothing(notify: NotifySocket, tmp_path: Path) -> None:
+def test_gateway_serves_in_an_empty_network_namespace(notify: NotifySocket, tmp_path: Path) -> None:
     apart = [program("unshare"), "--net", *([] if os.geteuid() == 0 else ["--map-root-user"])]
     if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("unshare may not make a network namespace here")
+        pytest.skip("unshare may not create a network namespace here")
     with serving(notify, tmp_path, *apart):
         notify.wait_for("READY=1")

@@ -1,10 +1,12 @@
 """The layers of gateway/: imports go to lower layers only. docs/architecture.md explains the layers.
 
-A module belongs to the layer of its top-level package or file: `gateway/measure/link.py` belongs to *measure*,
+A module belongs to the layer of its top-level package or file: `gateway/measure/link_state.py` belongs to *measure*,
 `gateway/timing.py` to *timing*. A layer imports itself and layers on strictly lower floors. Two layers on the same
 floor do not import each other. An import inside a function or under `TYPE_CHECKING` counts like any other, because the
 rule limits knowledge, not load time. Import cycles are not allowed, inside a layer either. A plugin imports
 `gateway.plugin` and no other module of the gateway.
+
+Callbacks are dependencies too, which imports do not show: see `test_callbacks.py`.
 """
 
 from __future__ import annotations
@@ -100,7 +102,7 @@ def imports(root: Path) -> list[Import]:
 
 
 def imported_names(node: ast.AST, importer: str, is_package: bool) -> Iterator[str]:
-    """What one statement asks for, as absolute dotted names; `from a import b` asks for a.b."""
+    """The absolute dotted names that one statement imports; `from a import b` imports a.b."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -113,7 +115,7 @@ def imported_names(node: ast.AST, importer: str, is_package: bool) -> Iterator[s
 
 
 def nearest(name: str, known: Mapping[str, Path]) -> str | None:
-    """The module that holds this name: itself, else the closest parent there is; None when it is not ours."""
+    """The module that holds this name: itself or the closest existing parent; None if it is not ours."""
     while name and name not in known:
         name = name.rpartition(".")[0]
     return name or None
@@ -122,10 +124,10 @@ def nearest(name: str, known: Mapping[str, Path]) -> str | None:
 # --- the rules ----------------------------------------------------------------------------------------------
 
 
-def room_of(module: str) -> str:
-    """The room's name; for one that is not in the table, the top-level module's."""
+def layer_of(module: str) -> str:
+    """The name of the layer; for a module that is not in the table, its top-level name."""
     name = "__init__" if module == PACKAGE else module.split(".")[1]
-    candidates = [room for room in FLOORS if name == room or name.startswith(f"{room}_")]
+    candidates = [layer for layer in FLOORS if name == layer or name.startswith(f"{layer}_")]
     return max(candidates, key=len, default=name)
 
 
@@ -142,10 +144,10 @@ def complaints(root: Path) -> list[str]:
 
 
 def complaint_about_module(module: str, path: Path) -> str | None:
-    if not is_gateway(module) or room_of(module) in FLOORS:
+    if not is_gateway(module) or layer_of(module) in FLOORS:
         return None
     return (
-        f"{path}:1: {module} is in no room. Put it into one ({', '.join(FLOORS)}), name it after one "
+        f"{path}:1: {module} is in no layer. Move it into one ({', '.join(FLOORS)}), name it after one "
         f"(workers_main belongs to workers), or give it a floor: FLOORS in tests/test_layering.py, "
         f"and docs/architecture.md"
     )
@@ -173,7 +175,7 @@ def complaint_about_plugin(found: Import) -> str | None:
 
 
 def complaint_about_floors(found: Import) -> str | None:
-    above, below = room_of(found.importer), room_of(found.imported)
+    above, below = layer_of(found.importer), layer_of(found.imported)
     if above == below or above not in FLOORS or below not in FLOORS or FLOORS[below] < FLOORS[above]:
         return None
     return (
@@ -187,29 +189,31 @@ def cycles(found: list[Import]) -> list[str]:
     edges: dict[str, dict[str, Import]] = {}
     for each in found:
         edges.setdefault(each.importer, {}).setdefault(each.imported, each)
-    told: set[str] = set()
+    reported: set[str] = set()
     complaints = []
     for module in sorted(edges):
-        ring = [] if module in told else ring_through(module, edges)
+        ring = [] if module in reported else ring_through(module, edges)
         if ring:
-            told.update(each.importer for each in ring)
-            way = " → ".join([each.importer for each in ring] + [module])
+            reported.update(each.importer for each in ring)
+            steps = " → ".join([each.importer for each in ring] + [module])
             places = ", ".join(map(str, ring))
-            complaints.append(f"{ring[0]}: import cycle {way} ({places}). Move what they share to a module below them")
+            complaints.append(
+                f"{ring[0]}: import cycle {steps} ({places}). Move what they share to a module below them"
+            )
     return complaints
 
 
 def ring_through(start: str, edges: Mapping[str, Mapping[str, Import]]) -> list[Import]:
-    """The shortest way from a module back to itself; empty when there is none."""
-    ways: list[list[Import]] = [[each] for each in edges.get(start, {}).values()]
+    """The shortest ring of imports from a module back to itself, or an empty list."""
+    paths: list[list[Import]] = [[each] for each in edges.get(start, {}).values()]
     seen = {start}
-    for way in ways:  # grows while we walk it: breadth first
-        here = way[-1].imported
+    for path in paths:  # grows while we walk it: breadth first
+        here = path[-1].imported
         if here == start:
-            return way
+            return path
         if here not in seen:
             seen.add(here)
-            ways.extend([*way, each] for each in edges.get(here, {}).values())
+            paths.extend([*path, each] for each in edges.get(here, {}).values())
     return []
 
 
@@ -241,8 +245,8 @@ def only(found: list[str]) -> str:
     return found[0]
 
 
-def floor(room: str) -> str:
-    return f"{room} (floor {FLOORS[room]})"
+def floor(layer: str) -> str:
+    return f"{layer} (floor {FLOORS[layer]})"
 
 
 @pytest.mark.parametrize(
@@ -297,7 +301,7 @@ def test_nobody_imports_the_testing_equipment(tmp_path: Path) -> None:
 
 def test_a_module_in_no_room_is_told_where_to_go(tmp_path: Path) -> None:
     complaint = only(complaints(tree(tmp_path, {"gateway/helpers.py": ""})))
-    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers is in no room. Put it into one")
+    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers is in no layer. Move it into one")
 
 
 def test_the_gateway_does_not_import_a_plugin(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""./run from the outside: what it does before it installs anything, and once all is installed."""
+"""The ./run script as a subprocess, before and after installation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def executable(path: Path, text: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of what ./run reads, with a blank in its path, nothing installed."""
+    """A copy of the files ./run reads, with a space in its path and nothing installed."""
     root = tmp_path / "a checkout"
     root.mkdir()
     for name in ("run", "pyproject.toml"):
@@ -42,7 +42,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> dict[str, str]:
-    """An environment whose PATH holds the tools ./run uses, and no Python."""
+    """An environment with a PATH of the tools ./run uses, without Python."""
     for tool in TOOLS:
         found = shutil.which(tool)
         if found:
@@ -53,7 +53,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def installed(checkout: Path) -> Path:
-    """A checkout that looks installed: its programs say what they were called with."""
+    """A checkout that looks installed: its programs print their arguments."""
     bin_ = checkout / ".venv" / "bin"
     executable(bin_ / "python", 'printf "python %s\\n" "$@"')
     executable(bin_ / "edge-gateway", 'pwd; printf "%s\\n" "PYTHONPATH=${PYTHONPATH:-}" "$@"')
@@ -84,34 +84,34 @@ def test_help_names_every_command_and_installs_nothing(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
-def test_an_unknown_benchmark_is_answered_with_those_there_are(checkout: Path) -> None:
+def test_unknown_benchmark_lists_the_available_ones(checkout: Path) -> None:
     executable(checkout / "bench" / "decide.py", "")
     executable(checkout / "bench" / "_shared.py", "")
     result = run(checkout / "run", "bench", "decode", cwd=checkout)
     assert result.stderr == "run: no benchmark 'decode'; the benchmarks are: decide\n"
 
 
-def test_without_any_python_the_apt_line_is_printed(checkout: Path, bare: dict[str, str]) -> None:
+def test_apt_command_is_printed_without_python(checkout: Path, bare: dict[str, str]) -> None:
     result = run(checkout / "run", "version", cwd=checkout, env=bare)
     assert result.returncode == 2
     assert APT_LINE in result.stderr
 
 
-def test_without_venv_and_pip_the_apt_line_is_printed(checkout: Path, bare: dict[str, str]) -> None:
+def test_apt_command_is_printed_without_venv_and_pip(checkout: Path, bare: dict[str, str]) -> None:
     executable(Path(bare["PATH"]) / "python3", 'case "$*" in *ensurepip* | *pip*) exit 1 ;; esac')
     result = run(checkout / "run", "version", cwd=checkout, env=bare)
     assert result.returncode == 2
     assert APT_LINE in result.stderr
 
 
-def test_an_old_python_is_named_with_the_way_out(checkout: Path, bare: dict[str, str]) -> None:
+def test_old_python_is_reported_with_the_python_variable(checkout: Path, bare: dict[str, str]) -> None:
     executable(Path(bare["PATH"]) / "python3", '[ "$1" = --version ] && echo "Python 3.9.2" || exit 1')
     result = run(checkout / "run", "version", cwd=checkout, env=bare)
     assert result.returncode == 2
     assert "needs Python 3.11 or newer, found Python 3.9.2; PYTHON=" in result.stderr
 
 
-def test_where_the_venv_module_is_missing_uv_comes_by_pip(checkout: Path, bare: dict[str, str]) -> None:
+def test_uv_is_installed_by_pip_when_the_venv_module_is_missing(checkout: Path, bare: dict[str, str]) -> None:
     calls = checkout / "calls"
     executable(
         Path(bare["PATH"]) / "python3",
@@ -120,13 +120,13 @@ def test_where_the_venv_module_is_missing_uv_comes_by_pip(checkout: Path, bare: 
         f'>"{checkout}/.uv/bin/uv"; "{shutil.which("chmod")}" +x "{checkout}/.uv/bin/uv" ;; esac',
     )
     result = run(checkout / "run", "version", cwd=checkout, env=bare)
-    assert result.returncode == 7, result.stderr  # the made-up uv refuses: what counts is how it was called
-    said = calls.read_text()
-    assert f"--require-hashes --only-binary :all: -r {checkout}/requirements/uv.txt" in said
-    assert "uv venv --quiet --python" in said
+    assert result.returncode == 7, result.stderr  # the fake uv exits with 7; the test checks its arguments
+    logged = calls.read_text()
+    assert f"--require-hashes --only-binary :all: -r {checkout}/requirements/uv.txt" in logged
+    assert "uv venv --quiet --python" in logged
 
 
-def test_a_failed_install_leaves_no_stamp(checkout: Path, bare: dict[str, str]) -> None:
+def test_failed_install_leaves_no_stamp(checkout: Path, bare: dict[str, str]) -> None:
     executable(checkout / "failing", "exit 1")
     copy = f'"{shutil.which("cp")}" "{checkout}/failing"'
     executable(
@@ -139,7 +139,7 @@ def test_a_failed_install_leaves_no_stamp(checkout: Path, bare: dict[str, str]) 
     assert not list((checkout / ".venv").glob(".stamp-*"))
 
 
-def test_once_installed_arguments_go_to_the_gateway_unchanged_from_the_callers_directory(
+def test_arguments_and_working_directory_reach_the_gateway_unchanged(
     installed: Path, tmp_path: Path, bare: dict[str, str]
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -156,13 +156,13 @@ def test_once_installed_arguments_go_to_the_gateway_unchanged_from_the_callers_d
     ]
 
 
-def test_a_relative_call_finds_its_own_checkout(installed: Path, bare: dict[str, str]) -> None:
+def test_relative_call_finds_the_checkout(installed: Path, bare: dict[str, str]) -> None:
     result = run(Path(f"./{installed.name}/run"), "version", cwd=installed.parent, env=bare)
     assert result.stdout.splitlines()[-1] == "version"
 
 
 @pytest.mark.parametrize("target", ["{checkout}/run", "./a checkout/run"])
-def test_called_by_a_link_it_finds_its_own_checkout(
+def test_call_through_a_symlink_finds_the_checkout(
     installed: Path, tmp_path: Path, bare: dict[str, str], target: str
 ) -> None:
     link = tmp_path / "linked"
@@ -173,25 +173,26 @@ def test_called_by_a_link_it_finds_its_own_checkout(
 
 
 @pytest.mark.parametrize("name", ["GATEWAY_BACKENDS__CAFÉ__PLUGIN", "GATEWAY_BACKENDS__GPU-BOX__PLUGIN"])
-def test_a_variable_the_shell_would_drop_is_told(installed: Path, name: str) -> None:
+def test_variable_name_the_shell_drops_is_reported(installed: Path, name: str) -> None:
     result = run(installed / "run", "check", cwd=installed, env={**os.environ, name: "a=b", "GATEWAY_A": "é"})
     assert (result.returncode, result.stdout) == (78, "")
     assert f"run: not a valid variable name: {name} ; use letters, digits and underscores" in result.stderr
 
 
-def test_a_pythonpath_may_add_modules_but_not_replace_ours(installed: Path, bare: dict[str, str]) -> None:
+def test_pythonpath_may_add_modules_but_not_shadow_the_gateway(installed: Path, bare: dict[str, str]) -> None:
     result = run(installed / "run", "version", cwd=installed, env={**bare, "PYTHONPATH": "theirs"})
     site_packages = installed / ".venv" / "lib" / "python3.11" / "site-packages"
     assert f"PYTHONPATH={installed}:{installed}/plugins:{site_packages}:theirs" in result.stdout
 
 
-def test_tests_run_with_the_venvs_python_and_the_callers_arguments(installed: Path, bare: dict[str, str]) -> None:
+def test_tests_run_with_the_venv_python_and_the_given_arguments(installed: Path, bare: dict[str, str]) -> None:
     result = run(installed / "run", "test", "-k", "a b", cwd=installed, env=bare)
-    assert result.stdout.splitlines() == ["python -m", "python pytest", "python -k", "python a b"]
+    parallel = ["python -n", "python auto", "python --dist", "python worksteal"]
+    assert result.stdout.splitlines() == ["python -m", "python pytest", *parallel, "python -k", "python a b"]
 
 
 @pytest.mark.parametrize("changed", ["pyproject.toml", "requirements/speech.txt", "requirements/build.txt"])
-def test_a_changed_requirement_is_installed_before_anything_runs(
+def test_changed_requirement_is_installed_before_the_command_runs(
     installed: Path, bare: dict[str, str], changed: str
 ) -> None:
     with (installed / changed).open("a") as file:
@@ -200,7 +201,7 @@ def test_a_changed_requirement_is_installed_before_anything_runs(
     assert "run: installing requirements/speech.txt into .venv" in result.stderr
 
 
-def test_every_benchmark_runs_and_their_numbers_land_in_one_file(installed: Path, bare: dict[str, str]) -> None:
+def test_bench_runs_every_benchmark_and_passes_the_json_file(installed: Path, bare: dict[str, str]) -> None:
     executable(installed / "bench" / "one.py", "")
     executable(installed / "bench" / "two.py", "")
     result = run(installed / "run", "bench", cwd=installed, env=bare)

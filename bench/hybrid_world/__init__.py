@@ -1,1 +1,1 @@
-"""The parts of `./run bench hybrid`: uplinks, a simulated world, real processes, speech, tails, a plot."""
+"""The parts of `./run bench hybrid`."""

@@ -1,4 +1,7 @@
-"""Cascade on speech: a grammar at the edge, free English in the cloud; accuracy, cloud share, latency by threshold."""
+"""Cascade on speech: a grammar at the edge, free English in the cloud.
+
+It gives accuracy, cloud share and latency by threshold.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ RTT_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One utterance at both sides, and by the cascade. Seconds; errors in words."""
+    """The results of one utterance at both sides and by the cascade.
+
+    Times are in seconds, errors in words.
+    """
 
     utterance: Utterance
     edge_s: float
@@ -36,7 +42,10 @@ class Heard:
 
 
 async def listen(utterances: Sequence[Utterance], threshold: float) -> list[Heard]:
-    """Each by the edge, by the cloud, and by the cascade at `threshold`, with real processes."""
+    """Transcribe each at the edge, in the cloud, and by the cascade.
+
+    `threshold` is the cascade's; all processes are real.
+    """
     speech = {"SPEECH__PLUGIN": "speech", "SPEECH__SLOTS": "1"}
     edge = {
         **speech,
@@ -89,7 +98,7 @@ async def _ask(both: Pair, model: str, utterance: Utterance) -> tuple[float, str
 
 
 def point(heard: Sequence[Heard], threshold: float) -> dict[str, float]:
-    """What the cascade would have done at a threshold, from what each side did."""
+    """Compute the cascade at a threshold from the results of each side."""
     sure = [each.confidence >= threshold for each in heard]
     wrong = [each.edge_errors if ok else each.cloud_errors for each, ok in zip(heard, sure, strict=True)]
     took = [each.edge_s + (0.0 if ok else each.cloud_s) for each, ok in zip(heard, sure, strict=True)]
@@ -103,12 +112,12 @@ def point(heard: Sequence[Heard], threshold: float) -> dict[str, float]:
 
 
 def curve(heard: Sequence[Heard]) -> list[dict[str, float]]:
-    """A point for each threshold, and one above all."""
+    """Return a point for each threshold, and one above all of them."""
     return [point(heard, threshold) for threshold in (*THRESHOLDS, 1.01)]
 
 
 def measured(heard: Sequence[Heard]) -> dict[str, float]:
-    """What the cascade did."""
+    """Return the measured figures of the cascade."""
     wrong = [each.cascade_errors for each in heard]
     return {
         "utterances": len(heard),
@@ -124,6 +133,6 @@ def measured(heard: Sequence[Heard]) -> dict[str, float]:
 
 
 def _accuracy(heard: Sequence[Heard], wrong: Sequence[int]) -> float:
-    """The share of words heard right."""
+    """Return the share of correct words."""
     words = sum(each.words for each in heard)
     return max(0.0, 1 - sum(wrong) / words)

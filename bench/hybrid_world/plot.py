@@ -22,7 +22,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """A frame: what is on its axes, how far they go, and the lines in it."""
+    """A plot: its axis labels, their ranges and its lines."""
 
     title: str
     x: str
@@ -33,7 +33,7 @@ class Plot:
 
 
 def svg(plots: Sequence[Plot]) -> str:
-    """The plots beside each other."""
+    """Return the plots side by side."""
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH * len(plots)} {HEIGHT}" role="img">',
         '<rect width="100%" height="100%" fill="white"/>',

@@ -1,7 +1,7 @@
-"""Two gateways as processes, a link between them, and a client's clock.
+"""Two gateway processes, a link between them, and a client that measures time.
 
 As root the cloud lives in a network namespace behind tests/support/netlink_emulator.py; otherwise behind the demo's
-delay proxy, whose rate is changed every 100 ms where a recording is played.
+delay proxy; for recorded links its rate changes every 100 ms.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Wan(Protocol):
 
 
 class Namespaces:
-    """Real packets, a real TCP; needs root."""
+    """Network namespaces with real packets and TCP; needs root."""
 
     kind = "network namespaces, emulated link"
 
@@ -78,7 +78,7 @@ class Namespaces:
 
 
 class Proxied:
-    """A proxy in this process; needs nothing."""
+    """A delay proxy in this process; needs no privileges."""
 
     kind = "delay proxy"
 
@@ -120,13 +120,13 @@ class Proxied:
 
 @asynccontextmanager
 async def wan(cloud_port: int, folder: Path) -> AsyncIterator[Wan]:
-    """The best link this user can have."""
+    """Return the most realistic link available to this user."""
     if os.geteuid() == 0:
         with contextlib.ExitStack() as stack:
             try:
                 net = stack.enter_context(Emulator({"wan": ("host", NAMESPACE)}, {"wan": "delay=5ms"}))
             except (RuntimeError, OSError) as exc:
-                print(f"no namespaces ({exc}); a delay proxy instead", file=sys.stderr)
+                print(f"no namespaces ({exc}); using a delay proxy", file=sys.stderr)
             else:
                 yield Namespaces(net, folder)
                 return
@@ -135,13 +135,16 @@ async def wan(cloud_port: int, folder: Path) -> AsyncIterator[Wan]:
 
 
 class Pair:
-    """An edge and a cloud that run, and a client of the edge."""
+    """A running edge and cloud gateway, and a client of the edge."""
 
     def __init__(self, base: str, admin: str, way: Wan, http: aiohttp.ClientSession, log: Path) -> None:
         self.base, self.admin, self.wan, self.http, self._log = base, admin, way, http, log
 
     async def task(self, name: str, body: Any, **headers: str) -> tuple[float, Any, Mapping[str, str]]:
-        """Seconds it took, the answer, its headers. Raises AssertionError for anything but 200."""
+        """Return the seconds taken, the answer and its headers.
+
+        Raises AssertionError for any status but 200.
+        """
         began = time.monotonic()
         sent = {key.replace("_", "-"): value for key, value in headers.items()}
         async with self.http.post(f"{self.base}/v1/tasks/{name}", json=body, headers=sent) as answer:
@@ -151,19 +154,22 @@ class Pair:
         return took_s, value["result"], answer.headers
 
     async def explain(self, path: str, body: Any) -> Any:
-        """What the gateway would decide."""
+        """Return the decision of the gateway for a request."""
         async with self.http.post(f"{self.admin}/explain", params={"path": path}, json=body) as answer:
             return await answer.json()
 
     def lines(self, event: str) -> list[Mapping[str, Any]]:
-        """The edge's log lines of one event so far."""
+        """Return the edge's log lines of one event so far."""
         found = (msgspec.json.decode(line) for line in self._log.read_bytes().splitlines() if line.startswith(b"{"))
         return [line for line in found if line.get("event") == event]
 
 
 @asynccontextmanager
 async def pair(edge: Mapping[str, str], cloud: Mapping[str, str]) -> AsyncIterator[Pair]:
-    """Both gateways; `edge` and `cloud` are variables without `GATEWAY_BACKENDS__`, {link} the cloud's address."""
+    """Run both gateways.
+
+    `edge` and `cloud` are variables without `GATEWAY_BACKENDS__`, {link} the cloud's address.
+    """
     with tempfile.TemporaryDirectory(prefix="edge-gateway-bench-") as name:
         folder = Path(name)
         edge_port, edge_admin, cloud_port, cloud_admin = choose_ports(0, 4)
@@ -228,12 +234,12 @@ async def _ready(url: str) -> None:
 
 
 def local(name: str, tasks: str, slots: int = 1) -> dict[str, str]:
-    """A `local` backend with these tasks of the benchmark."""
+    """Return the variables of a `local` backend with these tasks of the benchmark."""
     return {f"{name}__PLUGIN": "local", f"{name}__TASKS": tasks, f"{name}__SLOTS": str(slots)}
 
 
 def scatter_pair() -> tuple[dict[str, str], dict[str, str]]:
-    """Edge and cloud that do one item at a time each, and a hybrid over both."""
+    """Run a hybrid over an edge and a cloud that process one item at a time."""
     edge = {
         **local("LOCAL", '{"slow": "hybrid_world.tasks:at_edge"}'),
         "CLOUD__PLUGIN": "http",
@@ -249,21 +255,24 @@ def scatter_pair() -> tuple[dict[str, str], dict[str, str]]:
 
 
 def items_of(count: int, item_bytes: int = 0) -> list[Any]:
-    """Numbered items, as large as asked for."""
+    """Return numbered items of the given size."""
     return [f"{n}:".ljust(item_bytes, "x") if item_bytes else n for n in range(count)]
 
 
 def check_order(values: Sequence[int], count: int) -> tuple[int, int]:
-    """How many items were lost, and how many are not where they belong."""
+    """Return the number of lost items and of items out of order."""
     lost = count - len(set(values) & {-n for n in range(count)})
     return lost, sum(value != -n for n, value in enumerate(values))
 
 
-# ── what is measured ─────────────────────────────────────────────────────────────────────────────
+# ── measurements ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def steady_pair(items: int = 60, edge_s: float = 0.04, cloud_s: float = 0.02, batches: int = 5) -> dict[str, Any]:
-    """The policy's own choice for a class it has learned, against the ideal of both without any overhead."""
+    """Measure the policy's choice for a learned class against the ideal.
+
+    The ideal is both sides without overhead.
+    """
     async with pair(*scatter_pair()) as both:
         await both.wan.steady(0.01)
         body = {"edge_s": edge_s, "cloud_s": cloud_s}
@@ -290,7 +299,7 @@ async def steady_pair(items: int = 60, edge_s: float = 0.04, cloud_s: float = 0.
 
 
 async def through_outages(items: int = 10_000, edge_s: float = 0.002, cloud_s: float = 0.001) -> dict[str, Any]:
-    """One batch while the link goes away again and again."""
+    """Run one batch while the link fails repeatedly."""
     async with pair(*scatter_pair()) as both:
         await both.wan.steady(0.03, 50)
         body = {"items": items_of(items, 200), "edge_s": edge_s, "cloud_s": cloud_s}
@@ -320,7 +329,7 @@ async def through_outages(items: int = 10_000, edge_s: float = 0.002, cloud_s: f
 
 
 async def over_uplinks(uplinks: Sequence[Uplink], batches: int, seed: int = 3) -> list[dict[str, Any]]:
-    """Scatter and five static splits, each over the same stretch of the same uplink."""
+    """Run scatter and five static splits over the same section of an uplink."""
     from random import Random
 
     rng, out = Random(seed), []

@@ -1,8 +1,10 @@
-"""Scatter against every static split, in virtual time: the plugin itself runs, its two sides are made up.
+"""Scatter against every static split: the real plugin with simulated sides.
 
-The edge has slots that each do one item at a time; the cloud is an uplink that sends one group after the other, a
+It runs in virtual time.
+
+The edge has slots that each process one item at a time. The cloud is an uplink that sends one group after the other, a
 round trip, and servers. A static split gives the first m items to the cloud and the others to the edge; the best of
-all N + 1 is found by trying each, knowing what the link will do. Both are charged the same service times.
+all N + 1 is found by trying each with full knowledge of the link. Both use the same service times.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from gateway_hybrid import Hybrid, HybridSettings
 from hybrid_world.uplinks import Uplink
 from support.virtual_time import virtual_time
 
-CALL_S = 0.004  # what handing over one group costs at either side
+CALL_S = 0.004  # overhead per group at either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,10 @@ class Batch:
 
 
 def batches(uplink: Uplink, count: int, seed: int) -> list[Batch]:
-    """Batches of which both sides could do a useful part, at any instant of the uplink."""
+    """Return batches of which both sides can do a useful part.
+
+    They start at random instants of the uplink.
+    """
     rng = random.Random(f"{uplink.name} {seed}")
     return [
         Batch(
@@ -59,7 +64,7 @@ def batches(uplink: Uplink, count: int, seed: int) -> list[Batch]:
 
 
 def static_s(batch: Batch, to_cloud: int) -> float:
-    """Seconds in which both are done, if the cloud gets so many items, all at once."""
+    """Return the seconds until both sides finish, with one group for the cloud."""
     at_edge = batch.items - to_cloud
     edge_s = -(-at_edge // batch.edge_slots) * batch.edge_item_s + CALL_S if at_edge else 0.0
     return max(edge_s, _cloud_s(batch, to_cloud) if to_cloud else 0.0)
@@ -75,11 +80,14 @@ def _cloud_s(batch: Batch, items: int) -> float:
     return last + batch.uplink.rtt_s + CALL_S
 
 
-# ── the plugin, in a world where nothing is real but its decisions ───────────────────────────────
+# ── the plugin with simulated sides ──────────────────────────────────────────────────────────────
 
 
 class World:
-    """Services and view of the plugin. What it predicts is wrong by up to a third, as what is learned is."""
+    """Services and view of the plugin.
+
+    Predictions are wrong by up to a third, as learned ones are.
+    """
 
     name = "hybrid"
 
@@ -90,7 +98,7 @@ class World:
         self._offset_s = 0.0
 
     def begins_at(self, start_s: float) -> None:
-        """Now is `start_s` on the uplink's clock, and nothing is under way."""
+        """Reset the world to `start_s` on the uplink's clock, with no item in flight."""
         self._offset_s = start_s - asyncio.get_running_loop().time()
         self._wire = asyncio.Lock()
         self._servers = asyncio.Semaphore(self.batch.cloud_servers)
@@ -146,7 +154,7 @@ class _Silence:
 
 
 async def _scattered_s(batch: Batch, seed: int) -> float:
-    """The second batch of its class is timed: the gateway has seen one at another instant."""
+    """Time the second batch of a class, so that the gateway has measured one before."""
     settings = HybridSettings.model_validate({"edge": "edge", "cloud": "cloud", "tasks": ["f"]})
     clock, elapsed_s = asyncio.get_running_loop().time, 0.0
     world = World(batch, seed)
@@ -167,7 +175,7 @@ async def _whole(hybrid: Hybrid, count: int) -> None:
 
 
 def scattered_s(batch: Batch, seed: int = 0) -> float:
-    """Seconds the plugin takes for it."""
+    """Return the seconds the plugin takes for a batch."""
     with virtual_time() as runner:
         return runner.run(_scattered_s(batch, seed))
 
@@ -188,24 +196,27 @@ class Outcome:
 
     @property
     def both_useful(self) -> bool:
-        """Whether the best split is clearly better than either side."""
+        """Whether the best split is clearly better than either side alone."""
         return self.best_s < 0.9 * min(self.edge_s, self.cloud_s)
 
 
 def compare(batch: Batch, seed: int = 0) -> Outcome:
-    """Scatter and all static splits on one batch."""
+    """Run scatter and all static splits on one batch."""
     static = [static_s(batch, m) for m in range(batch.items + 1)]
     return Outcome(batch.uplink.name, scattered_s(batch, seed), min(static), static[0], static[-1])
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Of a sorted copy, the value that `share` of them do not exceed."""
+    """Return the quantile `share` of the values."""
     ranked = sorted(values)
     return ranked[min(int(share * len(ranked)), len(ranked) - 1)]
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Ratios to the best static split, and how often it was beaten by a side alone though both were useful."""
+    """Return ratios to the best static split.
+
+    Also return how often one side alone was faster although both were useful.
+    """
     ratios = [each.ratio for each in outcomes]
     useful = [each for each in outcomes if each.both_useful]
     lost = [each for each in useful if each.scatter_s >= min(each.edge_s, each.cloud_s)]

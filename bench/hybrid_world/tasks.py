@@ -1,4 +1,7 @@
-"""What the gateways of the benchmark run. Each item takes the time that is asked for, at whichever site it is."""
+"""The tasks of the benchmark's gateways.
+
+Each item takes the requested time at either site.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import time
 
 
 def at_edge(items: list, edge_s: float = 0.0, cloud_s: float = 0.0) -> list:
-    """One item after the other, at the edge's speed; the answer tells the items apart."""
+    """Process one item after the other at the edge's speed.
+
+    The answer identifies the items.
+    """
     return [_number(item, edge_s) for item in items]
 
 
 def at_cloud(items: list, edge_s: float = 0.0, cloud_s: float = 0.0) -> list:
-    """The same at the cloud's."""
+    """Process one item after the other at the cloud's speed."""
     return [_number(item, cloud_s) for item in items]
 
 
@@ -22,7 +28,7 @@ def _number(item: int | str, seconds: float) -> int:
 
 
 def tail(seconds: float = 0.02, share: float = 0.03, slow: float = 40.0) -> float:
-    """Takes about `seconds`; a share of the calls, by bad luck, so many times longer."""
+    """Take about `seconds`; a random share of the calls takes a multiple of it."""
     takes_s = seconds * random.uniform(0.8, 1.2) * (slow * random.uniform(0.5, 1.0) if random.random() < share else 1.0)
     time.sleep(takes_s)
     return takes_s

@@ -1,6 +1,6 @@
-"""Uplinks as functions of time: when so many bytes, handed over at an instant, have left.
+"""Uplinks as functions of time: bytes handed over, and when they are sent.
 
-Recorded ones are mahimahi traces (each line the millisecond at which 1500 bytes may leave; the file repeats);
+Recorded ones are mahimahi traces (each line is the millisecond at which 1500 bytes may be sent; the file repeats);
 synthetic ones are seeded. Both are kept as bytes per 100 ms.
 """
 
@@ -19,7 +19,7 @@ MBIT = 1e6 / 8
 
 
 class Uplink:
-    """A rate for each 100 ms, repeating. `rtt_s`: of the way, queues apart."""
+    """A repeating rate per 100 ms. `rtt_s`: round trip without queueing."""
 
     def __init__(self, name: str, rates: Sequence[float], rtt_s: float) -> None:
         self.name, self.rates, self.rtt_s = name, rates, rtt_s
@@ -27,13 +27,13 @@ class Uplink:
         self.period_s = len(rates) * STEP_S
 
     def sent_by(self, at_s: float) -> float:
-        """Bytes it could have carried since 0."""
+        """Return the bytes the link can carry since 0."""
         rounds, rest_s = divmod(at_s, self.period_s)
         step = min(int(rest_s / STEP_S), len(self.rates) - 1)
         return rounds * self._sent[-1] + self._sent[step] + (rest_s - step * STEP_S) * self.rates[step]
 
     def finish_s(self, start_s: float, nbytes: float) -> float:
-        """When bytes handed over to an idle link at `start_s` have left."""
+        """Return the instant at which bytes are sent on an idle link from `start_s`."""
         rounds, goal = divmod(self.sent_by(start_s) + nbytes, self._sent[-1])
         step = max(bisect_left(self._sent, goal) - 1, 0)
         rate = self.rates[step]
@@ -41,12 +41,12 @@ class Uplink:
         return max(start_s, rounds * self.period_s + step * STEP_S + within_s)
 
     def mean(self, start_s: float, end_s: float) -> float:
-        """Bytes per second between two instants."""
+        """Return the bytes per second between two instants."""
         return (self.sent_by(end_s) - self.sent_by(start_s)) / (end_s - start_s)
 
 
 def recorded(path: Path, rtt_s: float = 0.06) -> Uplink:
-    """A mahimahi trace."""
+    """Load a mahimahi trace."""
     instants = [int(line) for line in path.read_text().split()]
     rates = [0.0] * (instants[-1] // 100 + 1)
     for ms in instants:
@@ -55,12 +55,15 @@ def recorded(path: Path, rtt_s: float = 0.06) -> Uplink:
 
 
 def steady(mbit: float = 8.0) -> Uplink:
-    """Always the same."""
+    """A constant rate."""
     return Uplink("steady", [mbit * MBIT] * 600, 0.03)
 
 
 def fading(seed: int) -> Uplink:
-    """A logarithm that wanders and returns (Ornstein-Uhlenbeck), as under way in a city; fades below a tenth."""
+    """A logarithmic Ornstein-Uhlenbeck rate, with fades below a tenth.
+
+    It models a drive in a city.
+    """
     rng, log_rate, rates = random.Random(seed), 0.0, []
     for _ in range(6000):
         log_rate += -0.02 * log_rate + 0.25 * rng.gauss(0, 1)
@@ -69,7 +72,7 @@ def fading(seed: int) -> Uplink:
 
 
 def broken(seed: int) -> Uplink:
-    """Good for some ten seconds, gone for one to four, again and again."""
+    """A link that is up for about ten seconds, then down for one to four, repeatedly."""
     rng, rates = random.Random(seed), []
     while len(rates) < 6000:
         rates += [8 * MBIT] * round(rng.expovariate(1 / 8) * 10 + 5)
@@ -78,12 +81,15 @@ def broken(seed: int) -> Uplink:
 
 
 def synthetic() -> list[Uplink]:
-    """One of each kind."""
+    """Return one uplink of each kind."""
     return [steady(), fading(7), broken(11)]
 
 
 def trace_of(uplink: Uplink, start_s: float, seconds: float) -> str:
-    """A stretch of it as a mahimahi trace, for a link that plays one. It ends with a chance to send, as it must."""
+    """Return a section as a mahimahi trace for link emulation.
+
+    It ends with a send opportunity, as the format requires.
+    """
     lines, carried = [], 0.0
     for ms in range(1, int(seconds * 1000) + 1):
         carried += uplink.sent_by(start_s + ms / 1000) - uplink.sent_by(start_s + (ms - 1) / 1000)

@@ -1,10 +1,9 @@
-"""The labelled speech: commands that the edge's grammar knows, and sentences that it does not.
+"""Labelled speech: commands inside the edge's grammar, and sentences outside it.
 
-    python bench/hybrid_world/utterances.py      makes speech/*.wav anew, with flite 2.2
+    python bench/hybrid_world/utterances.py      recreates speech/*.wav with flite 2.2
 
-The fourteen recordings that are kept, `VOICE-words_of_it.wav`, are of 8 bit and 16 kHz, to be small. Where flite is
-installed, all sentences by all voices are made when the benchmark runs: two voices to choose the threshold by, two to
-see what that is worth.
+The repository has fourteen recordings, `VOICE-words_of_it.wav`, of 8 bit and 16 kHz to keep them small. If flite is
+installed, the benchmark creates all sentences by all voices: two voices to choose the threshold, two to validate it.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ KEPT = [("rms", text) for text in COMMANDS[:3]] + [("slt", text) for text in COM
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A recording and what is said in it."""
+    """A recording and its text."""
 
     voice: str
     text: str
@@ -49,7 +48,7 @@ class Utterance:
 
 
 def kept() -> list[Utterance]:
-    """The recordings in the repository."""
+    """Return the recordings in the repository."""
     out = []
     for path in sorted(FOLDER.glob("*.wav")):
         voice, _, words = path.stem.partition("-")
@@ -58,7 +57,10 @@ def kept() -> list[Utterance]:
 
 
 def spoken() -> list[Utterance]:
-    """Every sentence by every voice, where flite is installed; else those that are kept."""
+    """Return every sentence by every voice if flite is installed.
+
+    Otherwise return the recordings in the repository.
+    """
     if shutil.which("flite") is None:
         return kept()
     return [Utterance(voice, text, _say(voice, text)) for voice, text in _all()]
@@ -77,7 +79,7 @@ def _say(voice: str, text: str) -> bytes:
 
 
 def _in_8_bits(data: bytes) -> bytes:
-    """The same sound in half the bytes."""
+    """Convert the sound to 8 bit, half the size."""
     with wave.open(io.BytesIO(data)) as file:
         rate_hz, frames = file.getframerate(), file.readframes(file.getnframes())
     out = io.BytesIO()
@@ -90,7 +92,7 @@ def _in_8_bits(data: bytes) -> bytes:
 
 
 def errors(said: str, heard: str) -> int:
-    """Words that would have to be changed (Levenshtein)."""
+    """Return the word errors (Levenshtein distance)."""
     left, right = said.split(), heard.split()
     row = list(range(len(right) + 1))
     for i, word in enumerate(left, 1):

@@ -1,11 +1,11 @@
-"""A model file made here, small enough to be made anew each time, whose answers are known: it counts to twenty.
+"""Create a small model file with known answers: the model counts to twenty.
 
     python counting_model.py FILE.gguf        needs `gguf` (and with it numpy)
 
-It is a whole LLaMA, and an engine computes it like any other; only its weights are chosen instead of learned. Each
-token's embedding is a unit vector of its own, attention and feed-forward add nothing, and the output matrix maps each
-token to the one that follows it: `one`, ` two`, ` three`, to ` twenty`, then the end. So an answer that is handed over
-half-way is seen to go on where it broke off. ` tick` and ` tock` follow each other for ever.
+It is a complete LLaMA model that any engine can run; only its weights are chosen instead of learned. Each token's
+embedding is a distinct unit vector, attention and feed-forward add zero, and the output matrix maps each token to its
+successor: `one`, ` two`, ` three`, up to ` twenty`, then the end. So a test can check that a resumed answer continues
+where the first one broke off. ` tick` and ` tock` alternate without end.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ TEMPLATE = (
 
 
 def follows() -> dict[str, str]:
-    """Token → the one after it; all others are followed by the end."""
+    """Return the successor of each token; tokens not listed are followed by the end."""
     chain = [ASSISTANT, *WORDS[: len(NUMBERS)], END]
     return dict(pairwise(chain)) | {" tick": " tock", " tock": " tick"}
 
 
 def weights() -> dict[str, np.ndarray]:
-    """Name → float32, in the order in which they are written."""
+    """Return name → float32 array, in file order."""
     embedding = np.zeros((len(TOKENS), WIDTH), np.float32)
     output = np.zeros((len(TOKENS), WIDTH), np.float32)
     after = follows()

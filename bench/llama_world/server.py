@@ -1,4 +1,6 @@
-"""llama.cpp's own server with the model that counts, on a port of its choice, which it prints. Ends with its input.
+"""Run llama.cpp's server with the counting model and print its URL.
+
+Ends at the end of its input.
 
 python server.py        needs `xllamacpp` (llama.cpp with its server, as wheels) and `gguf`
 """

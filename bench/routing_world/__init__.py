@@ -1,1 +1,1 @@
-"""The world of bench/routing.py: links, arrivals, an edge box, a cloud, and those who choose between them."""
+"""The simulated world of bench/routing.py: links, arrivals, sites, policies."""

@@ -1,8 +1,8 @@
-"""What arrives: bursty vision, LLM requests as a coding assistant makes them, speech clips. Seeded.
+"""Seeded arrivals: bursty vision, LLM requests of an assistant, speech clips.
 
-LLM sizes and gaps come from a recorded trace where there is one (Azure, TIMESTAMP,ContextTokens,GeneratedTokens),
-thinned to 15 %; else from lognormals fitted to it, arriving in clusters with the same coefficient of variation.
-Arrivals are open-loop: nobody waits for an answer before asking again. `load` scales every rate.
+LLM sizes and gaps come from a recorded trace if one is available (Azure, TIMESTAMP,ContextTokens,GeneratedTokens),
+thinned to 15 %; otherwise from lognormals fitted to it, in clusters with the same coefficient of variation. Arrivals
+are open-loop: clients do not wait for answers. `load` scales every rate.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ LLM_SHARE = 0.15
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request, and the truth about it that only the world and the oracles know."""
+    """One request, with the true figures that only the world and the oracles know."""
 
     id: int
     at: float
     kind: str
     size: float  # the feature a gateway can see: bytes, prompt tokens, audio seconds
     body_bytes: int
-    tokens: int  # completion tokens, 1 where there are none
-    edge_s: float  # at an edge that is not throttled
+    tokens: int  # completion tokens, 1 for other kinds
+    edge_s: float  # at the unthrottled edge
     cloud_s: float  # stragglers included
 
     @property
@@ -37,7 +37,7 @@ class Request:
 
 
 def arrivals(seed: int, duration_s: float, load: float, trace: Path | None) -> list[Request]:
-    """Everything that arrives in one run, in order."""
+    """Return all arrivals of one run, in order."""
     rng = random.Random(f"arrivals/{seed}/{load}")
     raw = [("vision", t, 0, 0) for t in _bursts(rng, duration_s, load)]
     raw += [("chat", t, prompt, tokens) for t, prompt, tokens in _llm(rng, duration_s, load, trace)]
@@ -55,7 +55,10 @@ def _poisson(rng: random.Random, rate: float, duration_s: float) -> list[float]:
 
 
 def _bursts(rng: random.Random, duration_s: float, load: float) -> list[float]:
-    """A camera behind a motion detector: 4 frames/s while something moves (10 s), 0.3/s else (20 s)."""
+    """A camera behind a motion detector.
+
+    It sends 4 frames/s during motion (10 s), 0.3/s otherwise (20 s).
+    """
     times: list[float] = []
     t, busy = 0.0, False
     while t < duration_s:

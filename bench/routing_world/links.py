@@ -1,8 +1,8 @@
-"""Uplinks as cumulative curves: how many bytes have left by an instant, and when so many will have.
+"""Uplinks as cumulative curves of the bytes sent by an instant.
 
 Recorded links come from mahimahi traces (one line per 1500-byte packet, the millisecond it may leave; the file
-loops). Synthetic ones are seeded: a rate whose logarithm is an Ornstein-Uhlenbeck process, with fades, outages
-and changes of network laid over it. Every link covers the whole run in steps of 20 ms.
+loops). Synthetic ones are seeded: the logarithm of the rate is an Ornstein-Uhlenbeck process, combined with fades,
+outages and changes of network. Every link covers the whole run in steps of 20 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ MBIT = 1e6 / 8
 
 @dataclass
 class Link:
-    """One link over one run. `carrier`: instants at which the kernel reports the network lost or back."""
+    """One link over one run.
+
+    `carrier`: instants at which the kernel reports the network lost or back.
+    """
 
     name: str
     rates: list[float]  # bytes per second, one per step
@@ -35,14 +38,14 @@ class Link:
         self._after = max(self._total[-1] / self._end_s, 1e4)  # past the end the link runs at its mean
 
     def sent_by(self, t: float) -> float:
-        """Bytes the link could have carried from 0 to `t`."""
+        """Return the bytes the link can carry from 0 to `t`."""
         if t >= self._end_s:
             return self._total[-1] + (t - self._end_s) * self._after
         step = int(t / STEP_S)
         return self._total[step] + (t - step * STEP_S) * self.rates[step]
 
     def finish(self, start: float, nbytes: float) -> float:
-        """When `nbytes` handed over at `start` have left."""
+        """Return the instant at which `nbytes` handed over at `start` are sent."""
         goal = self.sent_by(start) + nbytes
         if goal > self._total[-1]:
             return max(start, self._end_s) + (goal - max(self._total[-1], self.sent_by(start))) / self._after
@@ -54,12 +57,12 @@ class Link:
         return max(start, step * STEP_S + within)
 
     def rtt_s(self, t: float) -> float:
-        """The round trip of a small packet at `t`, queues apart."""
+        """Return the round trip of a small packet at `t`, without queueing."""
         return self.rtts[min(int(t), len(self.rtts) - 1)]
 
 
 def recorded(path: Path, seed: int, duration_s: float, rtt_s: float) -> Link:
-    """A mahimahi trace, entered at a place the seed chooses."""
+    """Load a mahimahi trace, starting at an offset chosen by the seed."""
     stamps = [int(line) for line in path.read_text().split()]
     period = stamps[-1] / 1e3
     steps = max(int(period / STEP_S), 1)
@@ -128,7 +131,10 @@ def outage(seed: int, duration_s: float) -> Link:
 
 
 def handover(seed: int, duration_s: float) -> Link:
-    """Wi-Fi, LTE, a tenth of the time nothing, UMTS, Wi-Fi; the kernel reports each change."""
+    """Wi-Fi, LTE, no network for a tenth of the time, UMTS, Wi-Fi.
+
+    The kernel reports each change.
+    """
     rng = random.Random(f"handover/{seed}")
     cuts = [duration_s * part for part in (0.25, 0.45, 0.55, 0.8)]
     parts = [
@@ -157,5 +163,8 @@ SYNTHETIC: dict[str, Callable[[int, float], Link]] = {
 
 
 def rtt_of(name: str) -> float:
-    """A plausible round trip for a recorded network, from its name; recordings hold no round trips."""
+    """Return a plausible round trip for a recorded network by its name.
+
+    Recordings contain none.
+    """
     return 0.12 if "umts" in name.lower() or "3g" in name.lower() else 0.06

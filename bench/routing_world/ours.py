@@ -1,17 +1,19 @@
-"""The gateway's own measure, decide and lanes in the simulated world; dispatch is the few lines that join them.
+"""The gateway's own measurements, policy and lanes in the simulated world; this module replaces dispatch.
 
-Nothing of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
-and learn from nothing but what a live gateway could see. O3 is the same lanes with the truth in place of every
-prediction: what late binding, shortest-first and rescue would come to with perfect knowledge (greedily).
+No part of the policy is copied: `Measurements`, `Scheduler` and `decide` run here as they run live, on a virtual clock,
+and learn only from observations that a live gateway could make. O3 is the same lanes with exact values in place of
+every prediction: the result of moves, shortest-first order and hedges with perfect (greedy) knowledge.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 from gateway.lanes import Scheduler, Work, forecast, work
 from gateway.lanes.forecast import Forecast
 from gateway.lanes.lane import Lane
 from gateway.measure import service_time
-from gateway.measure.board import Estimate, Measurements
+from gateway.measure.measurements import Estimate, Measurements
 from gateway.plugin import LinkSample
 from gateway.policy import Policy, Query
 
@@ -28,7 +30,7 @@ PINNED = {"edge": "edge", "cloud": "cloud"}
 
 
 class Attempt:
-    """One attempt at a request: a Work in the lanes, then a Job in the world."""
+    """One attempt at a request: a Work in the lanes, then a Job in the world. Implements `gateway.lanes.WorkOwner`."""
 
     def __init__(self, run: Gateway, request: Request, allowed: tuple[str, ...], original: Attempt | None) -> None:
         self.run, self.request = run, request
@@ -38,7 +40,14 @@ class Attempt:
         self.timer: Timer | None = None
         self.work = run.new_work(self, allowed)
 
-    def start(self, backend: str) -> None:
+    def on_moved(self, before: str, after: str) -> None: ...
+
+    def on_dropped(self, backend: str) -> None: ...
+
+    def on_stalled(self, backend: str) -> bool:
+        return self.original is None and self.run.hedge(self, backend)
+
+    def on_granted(self, backend: str) -> None:
         self.where = backend
         run = self.run
         if backend == "edge":
@@ -53,14 +62,14 @@ class Attempt:
             run.board.observe(
                 "cloud", LinkSample(upload_bytes=self.request.body_bytes, upload_s=run.sim.now - self.job.began)
             )
-            run.lanes.sent(self.work, "cloud")
+            run.lanes.on_uploaded(self.work, "cloud")
 
     def _done(self) -> None:
         assert self.where is not None
         run = self.run
         if self.where == "cloud":
             run.board.observe("cloud", LinkSample(rtt_s=run.cloud.link.rtt_s(run.sim.now)))
-        run.lanes.answered(self.work, self.where)
+        run.lanes.on_answered(self.work, self.where)
         run.finished(self)
 
     def _time_out(self) -> None:
@@ -69,7 +78,7 @@ class Attempt:
         run.timed_out(self)
 
     def stop(self, *, gave_up: bool = False) -> None:
-        """Leave wherever it is: the line, the wire, the slot."""
+        """Leave the queue, the network or the slot."""
         if self.timer is not None:
             self.timer.cancel()
         self.run.lanes.withdraw(self.work)
@@ -77,13 +86,13 @@ class Attempt:
             if self.job.state != "done":
                 (self.run.edge if self.where == "edge" else self.run.cloud).cancel(self.job)
             if gave_up:
-                self.run.lanes.gave_up(self.work, self.where)
+                self.run.lanes.on_timeout(self.work, self.where)
             where, self.where = self.where, None
-            self.run.lanes.done(self.work, where)
+            self.run.lanes.on_finished(self.work, where)
 
 
 class Gateway:
-    """One run: the gateway's modules, and the world they act in."""
+    """One run: the gateway's modules, and the simulated world around them."""
 
     name = "edge-gateway"
 
@@ -91,7 +100,7 @@ class Gateway:
         self.sim = Simulator()
         self.edge, self.cloud = Edge(self.sim, throttle), Cloud(self.sim, link)
         self.policy = policy or Policy()
-        self.board = Measurements(self.sim.clock, on_link=lambda name, change: self._link_changed())
+        self.board = Measurements(self.sim.clock, on_link_change=lambda name, change: self._link_changed())
         self.lanes = self._new_lanes()
         self.lanes.add("edge", site="edge", slots=EDGE_SLOTS, queue=1_000_000, remote=False)
         self.lanes.add("cloud", site="cloud", slots=64, queue=1_000_000, remote=True)
@@ -106,18 +115,17 @@ class Gateway:
         self.sim.at(0.0, self._watch_link)
 
     def _new_lanes(self) -> Scheduler:
-        return Scheduler(self.board, self.policy, self.sim.clock)
+        return Scheduler(self.board, self.policy, self.sim.clock, lambda name: None)
 
     def run(self) -> Record:
         self.sim.run(lambda: len(self.record.latencies) == self._wanted)
         self.record.moves = self.lanes.moves
         return self.record
 
-    # ── a request's life ─────────────────────────────────────────────────────────────────────────
+    # ── requests ─────────────────────────────────────────────────────────────────────────
 
     def new_work(self, attempt: Attempt, allowed: tuple[str, ...]) -> Work:
         request = attempt.request
-        rescuable = len(allowed) > 1 and attempt.original is None
         return Work(
             id=str(request.id),
             kind=request.kind,
@@ -126,22 +134,22 @@ class Gateway:
             sizes={"edge": request.size, "cloud": request.size},
             body_bytes=request.body_bytes,
             allowed=allowed,
-            start=attempt.start,
-            duplicate=(lambda backend: self._duplicate(attempt, backend)) if rescuable else None,
         )
 
     def _arrive(self, request: Request) -> None:
         attempt = Attempt(self, request, ("edge", "cloud"), None)
         self.attempts[request.id] = [attempt]
         with Stopwatch(self.record.decisions_us):
-            decision = self.lanes.choose(attempt.work, Query(request.kind, request.kind), {"edge": None, "cloud": None})
-        self.lanes.submit(attempt.work, decision.order[0])
+            decision = self.lanes.selector.choose(
+                attempt.work, Query(request.kind, request.kind), {"edge": None, "cloud": None}
+            )
+        self.lanes.submit(attempt.work, decision.order[0], attempt)
 
-    def _duplicate(self, attempt: Attempt, backend: str) -> bool:
+    def hedge(self, attempt: Attempt, backend: str) -> bool:
         second = Attempt(self, attempt.request, (backend,), attempt)
         self.attempts[attempt.request.id].append(second)
         self.record.duplicates += 1
-        self.lanes.submit(second.work, backend)
+        self.lanes.submit(second.work, backend, second)
         return True
 
     def timed_out(self, attempt: Attempt) -> None:
@@ -150,7 +158,7 @@ class Gateway:
             others.remove(attempt)
             return
         attempt.work.allowed = ("edge",)
-        self.lanes.submit(attempt.work, "edge")
+        self.lanes.submit(attempt.work, "edge", attempt)
 
     def finished(self, winner: Attempt) -> None:
         assert winner.where is not None
@@ -159,7 +167,7 @@ class Gateway:
         for attempt in self.attempts.pop(winner.request.id):
             attempt.stop()
 
-    # ── around it ────────────────────────────────────────────────────────────────────────────────
+    # ── timers and links ────────────────────────────────────────────────────────────────────────────────
 
     def _tick(self) -> None:
         self.lanes.tick()
@@ -170,16 +178,16 @@ class Gateway:
 
     def _carrier(self, event: str) -> None:
         if event == "lost":
-            self.board.carrier_lost("cloud")
+            self.board.on_carrier_lost("cloud")
         else:
-            self.board.carrier_back("cloud")
+            self.board.on_carrier_back("cloud")
 
     def _watch_link(self) -> None:
         due_s = self.board.probe_due_s("cloud")
         if due_s > 1e-3:
             self.sim.at(self.sim.now + min(due_s, 1.0), self._watch_link)
             return
-        self.board.probe_sent("cloud")
+        self.board.on_probe_sent("cloud")
         timeout_s = self.board.probe_timeout_s("cloud")
 
         def answered(rtt_s: float) -> None:
@@ -197,7 +205,7 @@ class Gateway:
 
 
 class LateOracle(Gateway):
-    """O3: the same lanes, told the truth: what each request takes at either site, and the link's future."""
+    """O3: the same lanes with exact knowledge: the time of each request at either site, and the link's future."""
 
     name = "O3 late-binding oracle"
 
@@ -207,23 +215,26 @@ class LateOracle(Gateway):
         super().__init__(requests, link, throttle)
 
     def _new_lanes(self) -> Scheduler:
-        truth = _Truth(self.board, {}, self.sim.clock)
-        truth.requests, truth.cloud, truth.throttle = self._requests, self.cloud, self._throttle
+        def exact(board: Measurements, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> Forecast:
+            return _ExactForecast(board, lanes, clock, self._requests, self.cloud, self._throttle)
 
-        class Knowing(Scheduler):
-            def _new_forecast(self) -> Forecast:
-                truth._lanes = self._lanes
-                return truth
-
-        return Knowing(self.board, self.policy, self.sim.clock)
+        return Scheduler(self.board, self.policy, self.sim.clock, lambda name: None, exact)
 
 
-class _Truth(Forecast):
-    """Every prediction exact, but for what others will do."""
+class _ExactForecast(Forecast):
+    """Exact predictions, except for the effect of later requests."""
 
-    requests: dict[str, Request]
-    cloud: Cloud
-    throttle: Throttle
+    def __init__(
+        self,
+        board: Measurements,
+        lanes: Mapping[str, Lane],
+        clock: Callable[[], float],
+        requests: dict[str, Request],
+        cloud: Cloud,
+        throttle: Throttle,
+    ) -> None:
+        super().__init__(board, lanes, clock)
+        self.requests, self.cloud, self.throttle = requests, cloud, throttle
 
     def service(self, work: Work, name: str) -> Estimate:
         request, now = self.requests[work.id], self._clock()
@@ -241,8 +252,8 @@ class _Truth(Forecast):
 
 
 def leave_out(part: str) -> Policy:
-    """The gateway without one of its parts, from here on in this process; the policy to run it with."""
-    if part == "order":  # so much aging that arrival alone counts
+    """Switch off one part of the gateway for the rest of this process; return the policy to run with."""
+    if part == "order":  # with so much aging, only the arrival counts
         work.AGING = forecast.AGING = 1e6
     elif part == "drift":
         service_time.Drift.learn = lambda self, log_ratio, variance, now: None  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""What one run of one policy came to."""
+"""The record of one run of one policy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from .arrivals import Request
 
 @dataclass
 class Record:
-    """Latencies by request id, in seconds; where each was answered; what the policy cost."""
+    """Latencies by request id, in seconds.
+
+    Also the site of each answer and the cost of the policy.
+    """
 
     policy: str
     latencies: dict[int, float] = field(default_factory=dict)

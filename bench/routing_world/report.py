@@ -1,4 +1,7 @@
-"""Tables and figures out of runs: ratios to O1 as geometric means over links and seeds."""
+"""Tables and figures of runs.
+
+Ratios to O1 are geometric means over links and seeds.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from .record import Record
 
 
 class Run(NamedTuple):
-    """One policy's run, beside O1's on the same link, seed and load."""
+    """One policy's run, with O1's on the same link, seed and load."""
 
     link: str
     seed: int
@@ -24,7 +27,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def ratio(runs: Sequence[Run], figure: Callable[[Record], float]) -> float:
-    """The geometric mean of a figure over O1's."""
+    """Return the geometric mean of a figure over O1's."""
     return geometric_mean(figure(run.record) / figure(run.oracle) for run in runs)
 
 
@@ -34,7 +37,7 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 
 def summary(runs: Sequence[Run]) -> dict[str, float]:
-    """The figures of one policy over all its runs."""
+    """Return the figures of one policy over all its runs."""
     requests = sum(len(run.record.latencies) for run in runs)
     decisions = [us for run in runs for us in run.record.decisions_us]
     return {
@@ -67,7 +70,7 @@ COLUMNS = (
 
 
 def table(summaries: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """One line per policy, best first."""
+    """Return one line per policy, best first."""
     lines = [f"{'policy':24}" + "".join(f"{title:>{_width(form) + 1}}" for title, _, form in COLUMNS)]
     for name, figures in sorted(summaries.items(), key=lambda item: item[1]["mean_ratio"]):
         lines.append(f"{name:24}" + "".join(f" {figures[key]:{form}}" for _, key, form in COLUMNS))
@@ -79,7 +82,7 @@ def _width(form: str) -> int:
 
 
 def by_link(runs: Mapping[str, Sequence[Run]], names: Iterable[str]) -> list[str]:
-    """Mean and p99 over O1, link by link, for some policies."""
+    """Return mean and p99 over O1 per link, for some policies."""
     names = list(names)
     lines = [
         f"{'link':24}" + "".join(f"{name:>26}" for name in names),
@@ -99,7 +102,7 @@ P99_TARGET, LATE_TARGET_POINTS, TWICE_TARGET_PERCENT = 1.10, 1.0, 2.0
 
 
 def verdicts(load: float, summaries: Mapping[str, Mapping[str, float]], ours: str) -> list[tuple[str, bool]]:
-    """The goals, and whether they were reached."""
+    """Return the goals, each with whether it was reached."""
     mine = summaries[ours]
     rivals = [f["mean_ratio"] for name, f in summaries.items() if name != ours and not name.startswith("O")]
     goals: list[tuple[str, bool]] = []
@@ -114,7 +117,10 @@ def verdicts(load: float, summaries: Mapping[str, Mapping[str, float]], ours: st
 
 
 def plot(results: Mapping[float, Mapping[str, Mapping[str, float]]]) -> str:
-    """An SVG: mean/O1 of every policy as bars on a logarithmic axis, one colour per load."""
+    """An SVG: mean/O1 of every policy as bars on a logarithmic axis.
+
+    Each load has its own colour.
+    """
     loads = sorted(results)
     names = sorted(results[loads[-1]], key=lambda name: results[loads[-1]][name]["mean_ratio"])
     colours = ("#7aa6c2", "#1f4e79", "#0b2239")

@@ -1,8 +1,8 @@
-"""Those who choose once and stick to it: load balancers as people use them, and the clairvoyant O1.
+"""Policies that choose once per request: load balancers, and the oracle O1.
 
-Every rival lives in the same world: a first attempt that is not answered in 10 s is cancelled and goes to the
-other site, where it stays. O1 knows the truth (service times, throttling, the link's future) and picks what
-finishes first; it is greedy, one request at a time, and no optimum over all.
+Every rival runs in the same world: a first attempt without an answer in 10 s is cancelled and moves to the other
+site, where it stays. O1 knows service times, throttling and the future of the link, and picks the site that
+finishes first. It is greedy, one request at a time, and not optimal over all requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SITES = ("edge", "cloud")
 
 
 class Rival(ABC):
-    """Chooses a site for each request; hears how each attempt ended."""
+    """Chooses a site for each request and receives the outcome of each attempt."""
 
     name = "rival"
     edge_timeout = True
@@ -34,17 +34,17 @@ class Rival(ABC):
 
     @abstractmethod
     def pick(self, request: Request, now: float, edge: Edge, cloud: Cloud) -> str:
-        """The site for a request that comes `now`."""
+        """Return the site for a request that arrives at `now`."""
 
     def finished(self, request: Request, site: str, seconds: float, now: float) -> None:  # noqa: B027  most do not listen
-        """Hears how an attempt ended."""
+        """Receive the outcome of an attempt."""
 
     def timed_out(self, request: Request, site: str, now: float) -> None:  # noqa: B027
-        """Hears that one was given up."""
+        """Receive the time-out of an attempt."""
 
 
 class Always(Rival):
-    """One site for everything."""
+    """Always the same site."""
 
     def __init__(self, seed: int, site: str) -> None:
         self.name = f"always-{site}"
@@ -56,7 +56,7 @@ class Always(Rival):
 
 
 class Random(Rival):
-    """A coin."""
+    """A random site."""
 
     name = "random"
 
@@ -65,7 +65,7 @@ class Random(Rival):
 
 
 class LeastRequest(Rival):
-    """Whoever has fewer requests in hand."""
+    """The site with fewer requests in flight."""
 
     name = "least-request"
 
@@ -76,7 +76,10 @@ class LeastRequest(Rival):
 
 
 class PeakEwma(Rival):
-    """finagle's PeakEwma, one per class: a peak resets, then it decays over 10 s; times pending + 1."""
+    """finagle's PeakEwma, one per class: a peak resets, then it decays over 10 s.
+
+    The cost is the average times (pending + 1).
+    """
 
     name = "peak-ewma/class"
     TAU_S = 10.0
@@ -105,7 +108,10 @@ class PeakEwma(Rival):
 
 
 class LowestLatency(Rival):
-    """LiteLLM 1.109 latency-based-routing: mean of the last ten seconds-per-token; a time-out counts 1000 s."""
+    """LiteLLM 1.109 latency-based-routing: mean of the last ten seconds-per-token.
+
+    A time-out counts 1000 s.
+    """
 
     name = "litellm-lowest-latency"
 
@@ -133,7 +139,7 @@ class LowestLatency(Rival):
 
 
 class RttThreshold(Rival):
-    """Cloud while its round trip is under 100 ms, else edge; probed each second."""
+    """Cloud while its round trip is under 100 ms, else edge; probed every second."""
 
     name = "rtt-threshold"
 
@@ -142,7 +148,7 @@ class RttThreshold(Rival):
 
 
 class OneShotOracle(Rival):
-    """O1: knows everything, chooses once, greedily."""
+    """O1: complete knowledge, one greedy choice per request."""
 
     name = "O1 one-shot oracle"
     edge_timeout = False
@@ -155,7 +161,7 @@ class OneShotOracle(Rival):
 
 
 class _Attempt:
-    """One request's way through a rival's hands."""
+    """One request under a rival policy."""
 
     def __init__(self, run: _Run, request: Request) -> None:
         self.run, self.request = run, request
@@ -216,5 +222,5 @@ class _Run:
 
 
 def run_rival(rival: Rival, requests: list[Request], link: Link, throttle: Throttle) -> Record:
-    """One run of one rival."""
+    """Run one rival policy."""
     return _Run(rival, requests, link, throttle).record

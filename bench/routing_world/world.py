@@ -1,8 +1,10 @@
-"""An event loop on virtual time, an edge box that throttles, an uplink, and a cloud behind it.
+"""An event loop on virtual time, an edge box, an uplink and a cloud.
 
-Edge: two slots, first come first served for whoever does not queue himself; speed drops by 1.8 at random (60 s
-fast, 30 s slow in the mean). Uplink: one FIFO of bytes that drains along a link's curve; a cancelled transfer
-gives up what it had not sent. Cloud: serves everything at once, a propagation delay away.
+The edge box throttles at random.
+
+Edge: two slots, first come first served for policies without a queue of their own; speed drops by a factor of 1.8 at
+random (60 s fast, 30 s slow in the mean). Uplink: one FIFO of bytes that drains along a link's curve; a cancelled
+transfer discards its unsent bytes. Cloud: serves everything concurrently, after a propagation delay.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ Done = Callable[[], None]
 
 
 class Timer:
-    """Something that will happen, unless it is cancelled."""
+    """A scheduled callback that can be cancelled."""
 
     __slots__ = ("action", "at")
 
@@ -35,7 +37,7 @@ class Timer:
 
 
 class Simulator:
-    """A clock and what is due on it."""
+    """A virtual clock with its scheduled callbacks."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -52,7 +54,7 @@ class Simulator:
         return timer
 
     def run(self, finished: Callable[[], bool]) -> None:
-        """Until nothing is due, or `finished` says so."""
+        """Run until the schedule is empty or `finished` returns true."""
         while self._due and not finished():
             when, _, timer = heappop(self._due)
             if timer.action is not None:
@@ -61,7 +63,10 @@ class Simulator:
 
 
 class Throttle:
-    """The edge's speed over a run: seconds of work done by an instant, and when work will be done."""
+    """The edge's speed over a run: work done by an instant, and its end time.
+
+    All times are in seconds.
+    """
 
     def __init__(self, seed: int, duration_s: float) -> None:
         rng = random.Random(f"throttle/{seed}")
@@ -83,7 +88,7 @@ class Throttle:
 
 
 class Job:
-    """One attempt at one request, anywhere; `cancel` stops it, and it then never reports."""
+    """One attempt at a request on either site; a cancelled attempt never reports."""
 
     __slots__ = ("began", "bytes_left", "done", "request", "sent", "state", "timer")
 
@@ -98,7 +103,7 @@ class Job:
 
 
 class Edge:
-    """The box on this site."""
+    """The edge box."""
 
     def __init__(self, sim: Simulator, throttle: Throttle) -> None:
         self.sim, self.throttle = sim, throttle
@@ -135,7 +140,7 @@ class Edge:
         job.state = "cancelled"
 
     def finish_of(self, request: Request) -> float:
-        """When `request` would be done if it joined the line now: the truth."""
+        """Return the true end time of `request` if it joined the queue now."""
         free = sorted([0.0] * (EDGE_SLOTS - len(self.running)) + [job.timer.at for job in self.running if job.timer])
         for job in (*self.line, None):
             start = max(free[0], self.sim.now)
@@ -147,11 +152,14 @@ class Edge:
 
 
 class Cloud:
-    """The uplink and what lies behind it. `sent` is called when the last byte's acknowledgement is back."""
+    """The uplink and the cloud behind it.
+
+    `sent` is called when the last byte is acknowledged.
+    """
 
     def __init__(self, sim: Simulator, link: Link) -> None:
         self.sim, self.link = sim, link
-        self.line: deque[Job] = deque()  # the first one is being sent
+        self.line: deque[Job] = deque()  # the first one is in transmission
         self._head_since = 0.0
         self._head_timer: Timer | None = None
 
@@ -195,20 +203,20 @@ class Cloud:
         job.state = "cancelled"
 
     def unsent_bytes(self) -> float:
-        """What is handed over and not yet sent: the truth."""
+        """The true number of bytes queued and not yet sent."""
         if not self.line:
             return 0.0
         moved = self.link.sent_by(self.sim.now) - self.link.sent_by(self._head_since)
         return max(self.line[0].bytes_left - moved, 0.0) + sum(job.bytes_left for job in list(self.line)[1:])
 
     def finish_of(self, request: Request, bytes_ahead: float | None = None) -> float:
-        """When `request` would be answered if it were sent now: the truth."""
+        """Return the true time of the answer if `request` were sent now."""
         ahead = self.unsent_bytes() if bytes_ahead is None else bytes_ahead
         sent = self.link.finish(self.sim.now, ahead + request.body_bytes)
         return sent + self.link.rtt_s(sent) + request.cloud_s
 
     def probe(self, answered: Callable[[float], None]) -> Timer:
-        """A small packet, which passes the line by; `answered` gets its round trip."""
+        """Send a small packet that bypasses the queue; `answered` receives its round trip."""
         began = self.sim.now
         back = self.link.finish(began, 100.0) + self.link.rtt_s(began)
         return self.sim.at(back, lambda: answered(self.sim.now - began))

@@ -1,9 +1,9 @@
-"""Who asks, and whether they may: API keys, what each allows, how often and how much at once.
+"""API keys, authorization and rate limits: which caller may use which model or task, and how often.
 
-Pure: keys come in as values, time from clocks that are handed in. `gateway.admit.keyfile` alone touches a disk.
+No I/O: keys are passed in as values, clocks as functions. Only `gateway.admit.keyfile` touches a disk.
 """
 
-from gateway.admit.gate import ANYBODY, Caller, Gate
+from gateway.admit.gate import ANONYMOUS, Caller, Gate
 from gateway.admit.keys import Key, KeysInvalid, parse_keys
 
-__all__ = ["ANYBODY", "Caller", "Gate", "Key", "KeysInvalid", "parse_keys"]
+__all__ = ["ANONYMOUS", "Caller", "Gate", "Key", "KeysInvalid", "parse_keys"]

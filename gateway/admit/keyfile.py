@@ -1,4 +1,4 @@
-"""The keys file on disk: read whole, written whole, changed by one at a time; a new one its owner alone may read."""
+"""The keys file on disk: read and replaced as a whole, with a lock for changes. A new file has mode 0600."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gateway.admit.keys import Key, KeysInvalid, parse_keys, render_keys
 
 
 def read_keys(path: Path) -> dict[str, Key]:
-    """The keys in the file, by id. Raises KeysInvalid, also where it cannot be read or anybody may write to it."""
+    """Read the keys, by id. Raises KeysInvalid if the file is invalid, unreadable or writable by every user."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & stat.S_IWOTH:
-                raise KeysInvalid(f"{path} may be written by anybody; chmod 600 it")
+                raise KeysInvalid(f"{path} is writable by every user; run `chmod 600` on it")
             data = file.read()
     except OSError as exc:
         raise KeysInvalid(f"{path} cannot be read: {(exc.strerror or str(exc)).lower()}") from None
@@ -29,24 +29,26 @@ def read_keys(path: Path) -> dict[str, Key]:
 
 
 @contextmanager
-def changing_keys(path: Path, *, may_be_new: bool = False) -> Iterator[dict[str, Key]]:
-    """The keys in the file, written back when the block ends well; who else would change them waits until then.
+def editing_keys(path: Path, *, may_be_new: bool = False) -> Iterator[dict[str, Key]]:
+    """Yield the keys; write them back if the block raises no exception. Other writers wait until it ends.
 
-    may_be_new: there need not be a file yet. Raises KeysInvalid.
+    may_be_new: the file need not exist. Raises KeysInvalid.
     """
-    with _alone_in(path.resolve().parent):
+    with _lock(path.resolve().parent):
         keys = {} if may_be_new and not path.exists() else read_keys(path)
         yield keys
         write_keys(path, keys)
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """The lock is the folder's: the file is replaced at each change, and a file to be locked would stay behind."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Lock the folder: each change replaces the file, and a separate lock file would remain on the disk."""
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as exc:
-        raise KeysInvalid(f"{folder} is no folder to keep keys in: {(exc.strerror or str(exc)).lower()}") from None
+        raise KeysInvalid(
+            f"{folder} cannot be used as the folder of a keys file: {(exc.strerror or str(exc)).lower()}"
+        ) from None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
@@ -55,39 +57,39 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def write_keys(path: Path, keys: Mapping[str, Key]) -> None:
-    """Write beside it, then rename: a reader, or a power cut, finds the old file or the new.
+    """Replace the file: write a new file beside it, then rename, so that a power cut leaves the old file or the new.
 
-    Who may read it stays as it was, and a symbolic link stays one: what it points to is written. Raises KeysInvalid.
+    Owner and mode are preserved. For a symbolic link, its target is replaced. Raises KeysInvalid.
     """
     data = render_keys(keys)
-    parse_keys(data)  # what nobody could read again is not written
+    parse_keys(data)  # refuse to write an invalid file
     path = path.resolve()
-    fd, fresh = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
+    fd, new_file = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # 0600
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)
             file.flush()
-            _keep_access(path, file.fileno())
+            _preserve_access(path, file.fileno())
             os.fsync(file.fileno())
-        os.replace(fresh, path)
+        os.replace(new_file, path)
     except BaseException:
-        os.unlink(fresh)
+        os.unlink(new_file)
         raise
 
 
-def _keep_access(path: Path, fd: int) -> None:
-    """The service must be able to read afterwards what root, or another of its group, edits."""
+def _preserve_access(path: Path, fd: int) -> None:
+    """Preserve owner and mode: the service must be able to read a file that root or a member of its group edited."""
     exists = path.exists()
-    was = os.stat(path if exists else path.parent)
+    before = os.stat(path if exists else path.parent)
     is_root = os.geteuid() == 0
     if is_root:
-        os.fchown(fd, was.st_uid, was.st_gid)
+        os.fchown(fd, before.st_uid, before.st_gid)
     if exists:
-        os.fchmod(fd, stat.S_IMODE(was.st_mode) if is_root or _give_to_group(fd, was.st_gid) else 0o600)
+        os.fchmod(fd, stat.S_IMODE(before.st_mode) if is_root or _set_group(fd, before.st_gid) else 0o600)
 
 
-def _give_to_group(fd: int, group: int) -> bool:
-    """Whether it could be done; rights of a group must not go to another."""
+def _set_group(fd: int, group: int) -> bool:
+    """Set the file's group; False if that is not permitted. The rights of one group must not pass to another."""
     try:
         os.fchown(fd, -1, group)
     except PermissionError:

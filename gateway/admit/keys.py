@@ -1,7 +1,7 @@
-"""API keys as values: how one is written, what it allows, and the file that holds them.
+"""API keys: their text form, their limits, and the format of the keys file.
 
-A key is `egw_<id>_<secret>`. The file holds the SHA-256 of the secret and never the secret: 43 random
-characters of 62 are 256 bits, so a slow hash would protect nothing more.
+A key is `egw_<id>_<secret>`. The file contains the SHA-256 of the secret, never the secret itself. The secret has 43
+random characters of 62, which is 256 bits, so a slow hash would add no protection.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from gateway.plugin import Kind
 SECRET_CHARS = 43  # of 62 kinds: 256 bits
 ID = re.compile(r"[A-Za-z0-9-]{1,40}")
 
-_WRITTEN = re.compile(rf"egw_({ID.pattern})_([A-Za-z0-9]{{{SECRET_CHARS}}})")
+_KEY = re.compile(rf"egw_({ID.pattern})_([A-Za-z0-9]{{{SECRET_CHARS}}})")
 _ALPHABET = string.ascii_letters + string.digits
-_NOBODYS = "0" * 64  # no secret has this hash, as far as anybody knows
+_UNUSED_SHA256 = "0" * 64  # no secret with this hash is known
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
@@ -33,16 +33,16 @@ Names = tuple[str, ...]
 
 
 class KeysInvalid(ValueError):
-    """The keys file cannot be used; the message says why, and quotes nothing that is in it."""
+    """The keys file is invalid. The message gives the reason and quotes nothing of the file: it may be secret."""
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one key allows. None: no limit of its own.
+    """The limits of one key. None: no limit beyond those for all requests.
 
-    sha256: of the secret, hexadecimal. models, tasks: names as clients write them; `*` at the end stands for any
-    rest, and `auto` and `backend/model` are names too. burst: requests that may come at once. expires: with its time
-    zone. allow_cloud: whether what it asks for may leave the site. admin: may read the admin listener. certificate:
-    the name in a client certificate that is as good as the secret.
+    sha256: of the secret, hexadecimal. models, tasks: names as clients write them. `*` at the end matches any rest;
+    `auto` and `backend/model` are names too. burst: requests that may arrive at once. expires: with its time zone.
+    allow_cloud: requests may leave the site. admin: may read the admin listener. certificate: the name in a client
+    certificate that replaces the secret.
     """
 
     sha256: Sha256
@@ -59,11 +59,11 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     created: datetime | None = None
 
     def has_expired(self, now_s: float) -> bool:
-        """Whether its time was over, `now_s` seconds after 1970."""
+        """Whether the key has expired. now_s: seconds since 1970."""
         return self.expires is not None and self.expires.timestamp() <= now_s
 
     def allows(self, kind: Kind, name: str) -> bool:
-        """Whether it may ask for the task, or the model, of this name."""
+        """Whether the key may be used for the task or model of this name."""
         return matches(self.tasks if kind == "task" else self.models, name)
 
 
@@ -71,66 +71,64 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     keys: dict[str, Key]
 
 
-class Written(NamedTuple):
-    """A key as a client sends it, taken apart."""
+class KeyParts(NamedTuple):
+    """The parts of a key's text."""
 
     id: str
     secret: str
 
 
 def matches(names: Names | None, name: str) -> bool:
-    """Whether a list of names, some ending in `*`, has this one; no list has all."""
+    """Whether `name` matches a list of names, some of which end in `*`. None matches every name."""
     if names is None:
         return True
     return any(name.startswith(each[:-1]) if each.endswith("*") else name == each for each in names)
 
 
 def may_administer(keys: Iterable[Key], now_s: float) -> bool:
-    """Whether any of them may still read the admin listener."""
+    """Whether at least one key can read the admin listener."""
     return any(key.admin and not key.has_expired(now_s) for key in keys)
 
 
 def new_secret() -> str:
-    """A fresh secret."""
     return "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_CHARS))
 
 
 def hash_of(secret: str) -> str:
-    """What the file holds of a secret."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def written(text: str) -> Written | None:
-    """A key taken apart; None where this is none."""
-    found = _WRITTEN.fullmatch(text)
-    return Written(found[1], found[2]) if found else None
+def parse_key(text: str) -> KeyParts | None:
+    """Split a key's text into its parts; None if the text is not a key."""
+    found = _KEY.fullmatch(text)
+    return KeyParts(found[1], found[2]) if found else None
 
 
-def is_right(key: Key | None, secret: str) -> bool:
-    """Whether this is the key's secret, in the same time whether there is such a key or not."""
-    expected = key.sha256 if key is not None else _NOBODYS
+def is_secret_of(key: Key | None, secret: str) -> bool:
+    """Whether the key has this secret. Takes as long without a key, so that ids stay secret (timing attack)."""
+    expected = key.sha256 if key is not None else _UNUSED_SHA256
     return hmac.compare_digest(hash_of(secret), expected) and key is not None
 
 
 def parse_keys(data: bytes) -> dict[str, Key]:
-    """The keys in a file, by id. Raises KeysInvalid."""
+    """Parse a keys file: keys by id. Raises KeysInvalid."""
     try:
         keys = msgspec.json.decode(data, type=_File).keys
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise KeysInvalid(f"it is no keys file: {exc}") from None
+        raise KeysInvalid(f"not a valid keys file: {exc}") from None
     for name in keys:
         if not ID.fullmatch(name):
-            raise KeysInvalid("a key's id is one to forty letters, digits and hyphens")
+            raise KeysInvalid("a key's id must have 1 to 40 letters, digits and hyphens")
     certificates = [key.certificate for key in keys.values() if key.certificate is not None]
     if len(set(certificates)) < len(certificates):
-        raise KeysInvalid("two keys have the same certificate; whose rules would hold?")
+        raise KeysInvalid("two keys have the same certificate; give each key its own")
     return keys
 
 
 def render_keys(keys: Mapping[str, Key]) -> bytes:
-    """The file that holds these keys. Raises KeysInvalid where a name is no text."""
+    """The content of a keys file. Raises KeysInvalid for a name that is not valid UTF-8."""
     plain: Any = {"keys": dict(sorted(keys.items()))}
     try:
         return msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
     except UnicodeEncodeError:
-        raise KeysInvalid("a name in it is not UTF-8") from None
+        raise KeysInvalid("a model or task name is not valid UTF-8") from None

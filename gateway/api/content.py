@@ -1,4 +1,9 @@
-"""What counts as content: what a client waits for, and what commits an answer to the backend that sent it."""
+"""Decide whether an event is content.
+
+A client waits for content, and the first content commits a response to its backend.
+
+A role, a heartbeat, an error event, an event that cannot be read, and `[DONE]` are not content; a finish reason is.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.parse import ParsedRequest
-from gateway.api.sse import encode_json, events_of
-from gateway.plugin import Kind, Part
+from gateway.api.response_json import encode_json
 
-# Events that say a stream has begun, or is alive; nothing is lost if another backend starts over after them.
+# Events that a stream begins with or keeps alive with. Another backend may start over after them without loss.
 _NO_CONTENT_TYPES = frozenset(
     {
         "content_block_start", "message_start", "ping", "response.content_part.added", "response.created",
@@ -25,8 +28,8 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
     def has_content(self) -> bool:
-        said = (bytes(raw) for name, raw in (self.delta or {}).items() if name != "role")
-        return bool(self.text or self.finish_reason) or any(raw not in _NOTHING for raw in said)
+        members = (bytes(raw) for name, raw in (self.delta or {}).items() if name != "role")
+        return bool(self.text or self.finish_reason) or any(raw not in _EMPTY for raw in members)
 
 
 class _Event(msgspec.Struct):
@@ -43,35 +46,15 @@ class _Event(msgspec.Struct):
 
 
 _NO_ERROR = frozenset({b"null", b'""', b"false", b"{}"})
-_NOTHING = frozenset({b"null", b'""', b"[]", b"{}"})
+_EMPTY = frozenset({b"null", b'""', b"[]", b"{}"})
 _EVENT = msgspec.json.Decoder(_Event)
 
 
-def has_content(draft: ParsedRequest, part: Part) -> bool:
-    """Whether this part is content: what a client waits for, and what commits the answer to its backend.
+def event_has_content(data: bytes, *, in_choices: bool) -> bool:
+    """Whether an event's data is content.
 
-    A role, a heartbeat, an error event, an event nobody can read, `[DONE]` are none; why it ended is.
+    in_choices: only an event with `choices` can be.
     """
-    if draft.kind == "task":
-        return part.raw is None or any(data.strip() != b"[DONE]" for _, data in events_of(part.raw))
-    if part.content_type is not None:
-        return bool(part.data)
-    if part.raw is None:
-        return _says_something(draft.kind, part.data)
-    in_choices = draft.kind in ("chat", "completion")
-    return any(_is_content(data, in_choices=in_choices) for _, data in events_of(part.raw))
-
-
-def _says_something(kind: Kind, value: Any) -> bool:
-    if isinstance(value, dict) and not value.keys() & {"choices", "error"}:
-        if value.keys() == {"usage"}:
-            return False
-        if kind in ("chat", "completion"):  # a delta, or a choice
-            value = {"choices": [{"delta": value} if kind == "chat" else value]}
-    return bool(value) and _is_content(encode_json(value), in_choices=False)
-
-
-def _is_content(data: bytes, *, in_choices: bool) -> bool:
     if data[:1] != b"{":
         return not in_choices and data.strip() != b"[DONE]"
     try:
@@ -79,3 +62,10 @@ def _is_content(data: bytes, *, in_choices: bool) -> bool:
         return event.has_content() and not (in_choices and event.choices is None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
+
+
+def value_has_content(value: Any) -> bool:
+    """Whether a value that a backend yielded is content. Usage alone is not."""
+    if isinstance(value, dict) and value.keys() == {"usage"}:
+        return False
+    return bool(value) and event_has_content(encode_json(value), in_choices=False)

@@ -1,8 +1,9 @@
-"""A conversation or a continued text that broke off: what the client has of it, and how another backend goes on.
+"""Continue a broken-off chat or text completion on another backend.
 
-The client must not notice: the rest comes under the first backend's id and model, no text comes twice, no role
-is said again, and usage is told once, by whoever finished. Only one choice of plain text can go on so; tool
-calls, several choices, and reasoning that the client has seen, cannot.
+`ChatContinuation` records the response as the client has it, and changes the request and the next backend's stream so
+that the client notices nothing: the rest comes under the first backend's id and model, no text is repeated, the role is
+sent once, and the last backend reports usage. Only a single choice of plain text can be continued: not tool calls, not
+several choices, and not reasoning that the client has received.
 """
 
 from __future__ import annotations
@@ -12,95 +13,48 @@ from typing import Any
 
 import msgspec
 
-from gateway.api.answers import chat_answer, completion_answer
-from gateway.api.chunks import Chunk, Shape, chunk_of, chunks_of
-from gateway.api.logprobs import first_offset, of_the_rest
-from gateway.api.parse import ParsedRequest
-from gateway.api.sse import Stamp, encode_json, events_of
-from gateway.dispatch import Continuation, How
-from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
+from gateway.api.chunks import Chunk, ChunkChoice, ChunkFormat
+from gateway.api.logprobs import first_offset
+from gateway.api.response_json import ResponseContext, encode_json
+from gateway.api.sse_framing import split_events
+from gateway.dispatch import ResumeMode
+from gateway.plugin import BackendUnavailable, GatewayError, Part, PlainChoice, PlainChunk, Result, Task
 
-MAX_TEXT_CHARS = 1 << 20  # of longer answers nothing is kept
-MAX_NOTED_BYTES = 65_536  # with events larger than that nobody goes on
-REPEATED_CHARS = 6  # a continuation that begins with at least so much of what was said is a repetition
+MAX_TEXT_CHARS = 1 << 20  # a longer response is not recorded
+MAX_EVENT_BYTES = 65_536  # a response with a larger event is not continued
+REPEATED_CHARS = 6  # a continuation that begins with at least so much of the text repeats it
 
 _HEAD = ("id", "object", "created", "model", "system_fingerprint", "service_tier")
-_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-_NOTHING = frozenset({b"null", b'""', b"[]", b"{}", b"false", b"0"})
-_THOUGHTS = frozenset({"reasoning", "reasoning_content"})
-
-
-class _Choice(msgspec.Struct):
-    index: int = 0
-    delta: dict[str, msgspec.Raw] | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-    def _said(self) -> dict[str, msgspec.Raw]:
-        return {name: raw for name, raw in (self.delta or {}).items() if name != "role" and bytes(raw) not in _NOTHING}
-
-    def text_of(self, shape: Shape) -> str | None:
-        """What it says; None where it says something that is no text."""
-        if shape == "completion":
-            return self.text or ""
-        said = self._said()
-        text = msgspec.json.decode(said.pop("content", msgspec.Raw(b'""')))
-        return text if isinstance(text, str) and not said else None
-
-    @property
-    def is_thought(self) -> bool:
-        """Whether it only tells what the model thinks before it speaks."""
-        said = self._said().keys()
-        return bool(said) and said <= _THOUGHTS
+_REASONING = frozenset({"reasoning", "reasoning_content"})
 
 
 class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = msgspec.field(default_factory=list)
+    choices: list[ChunkChoice] = msgspec.field(default_factory=list)
 
 
-class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
-    role: str | None = None
-    content: str | None = None
-    refusal: None = None
+class _PlainChoice(PlainChoice, forbid_unknown_fields=False):
+    """Accepts a server's own members, such as vLLM's `token_ids`."""
 
 
-class _PlainChoice(msgspec.Struct):
-    delta: _PlainDelta
-    index: int = 0
-    finish_reason: str | None = None
-
-
-class _PlainChunk(msgspec.Struct):
-    """What nearly every chunk is, read in one go: a text."""
-
+class _PlainChunk(PlainChunk):
     choices: list[_PlainChoice]
 
 
 _PLAIN = msgspec.json.Decoder(_PlainChunk)
-
-
 _CHUNK = msgspec.json.Decoder(_Chunk)
-_CHOICE = msgspec.json.Decoder(_Choice)
-
-
-def continuation(draft: ParsedRequest) -> Continuation | None:
-    """What to keep of the answer to this; None where nobody could go on with it."""
-    if draft.kind not in ("chat", "completion") or draft.choices > 1:
-        return None
-    return ChatContinuation(draft, "chat" if draft.kind == "chat" else "completion")
+_CHOICE = msgspec.json.Decoder(ChunkChoice)
+_RAW_OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class ChatContinuation:
-    """Implements `gateway.dispatch.Continuation`."""
+    """Implements `gateway.dispatch.Continuation`. model: the client's name for it."""
 
-    def __init__(self, draft: ParsedRequest, shape: Shape) -> None:
-        self._stamp = Stamp(request_id="", model=draft.name)
-        self._shape: Shape = shape
+    def __init__(self, model: str, chunk_format: ChunkFormat) -> None:
+        self._context = ResponseContext(request_id="", model=model)
+        self._format = chunk_format
         self._text = bytearray()  # UTF-8; a list of tokens takes twenty times the memory
         self._chars = self._pieces = 0
-        self._first_offset: int | None = None  # where a continued text begins, as its first backend counts
+        self._first_offset: int | None = None  # of a text completion, as its first backend counts
         self._head: dict[str, Any] | None = None
         self._is_plain = True
         self._unfinished: dict[int, bool] = {}
@@ -108,25 +62,25 @@ class ChatContinuation:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every choice has said why it ended."""
+        """Whether every choice has a finish reason."""
         return bool(self._unfinished) and not any(self._unfinished.values())
 
     # ── what the client has ──────────────────────────────────────────────────────────────────────
 
-    def heard(self, part: Part) -> None:
-        """Note a part that goes to the client as it is."""
+    def record(self, part: Part) -> None:
+        """Record a part that goes to the client unchanged."""
         try:
             if part.raw is None:
                 self._note(_CHUNK.decode(encode_json(self._chunk(part.data))))
                 return
-            for _, data in events_of(part.raw):
+            for _, data in split_events(part.raw):
                 if data.strip() != b"[DONE]":
                     self._note_event(data)
         except (GatewayError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            self._is_plain = False  # whoever renders it says what is wrong with it
+            self._is_plain = False  # the stream encoder reports the error
 
     def _note_event(self, data: bytes) -> None:
-        if len(data) > MAX_NOTED_BYTES:  # may be a tree of anything
+        if len(data) > MAX_EVENT_BYTES:  # building its objects could take much time and memory
             self._is_plain = False
             self._unfinished.setdefault(0, True)
             return
@@ -141,27 +95,28 @@ class ChatContinuation:
         self._note(chunk)
 
     def _note_plain(self, data: bytes) -> bool:
+        """Record a chunk of plain text; False for any other chunk."""
         try:
             choices = _PLAIN.decode(data).choices
         except msgspec.DecodeError:
             return False
-        if self._shape != "chat" or len(choices) != 1 or choices[0].index:
+        if len(choices) != 1 or choices[0].index:
             return False
         (choice,) = choices
         self._unfinished[0] = self._unfinished.get(0, True) and not choice.finish_reason
-        self._keep(choice.delta.content or "")
+        self._keep((choice.delta.content if self._format.uses_deltas else choice.text) or "")
         return True
 
     def _note(self, chunk: _Chunk) -> None:
         for choice in chunk.choices:
             self._note_end(choice)
-            text = choice.text_of(self._shape)
+            text = self._format.text_in(choice)
             if choice.index != 0 or text is None:
                 self._is_plain = False
             else:
                 self._keep(text)
 
-    def _note_end(self, choice: _Choice) -> None:
+    def _note_end(self, choice: ChunkChoice) -> None:
         is_open = self._unfinished.get(choice.index, True)
         self._unfinished[choice.index] = is_open and not choice.finish_reason
 
@@ -175,30 +130,49 @@ class ChatContinuation:
             self._is_plain = False
             self._text.clear()
 
-    # ── who goes on ──────────────────────────────────────────────────────────────────────────────
+    # ── the next backend ─────────────────────────────────────────────────────────────────────────
 
-    def resumed(self, task: Task, how: How) -> Task | None:
-        """The task with the text so far in it, or as it was; None where it cannot be done that way."""
+    def resumed(self, task: Task, how: ResumeMode) -> Task | None:
+        """Return the task with the text so far, or unchanged for a restart.
+
+        None if that is impossible.
+        """
         if not self._is_plain:
             return None
         text = self._text.decode()
         self._overlap = Overlap(text, how=how)
         if how == "restart":
             return task
-        begun = _begun(task.body, text, self._shape, self._pieces) if text else None
-        if begun is None:
+        if not text:
             return None
-        if self._shape == "chat":
-            own = _text_in(begun["messages"][-1]["content"]) or ""
-            self._overlap = Overlap(own, how=how)  # with what the client itself began
         members = _RAW_OBJECT.decode(task.body)
-        members |= {name: msgspec.Raw(msgspec.json.encode(new)) for name, new in begun.items()}
+        continued = self._continued(members, text)
+        if continued is None:
+            return None
+        self._overlap = Overlap(self._format.prefix_of(continued, text), how=how)
+        members |= {name: msgspec.Raw(msgspec.json.encode(value)) for name, value in continued.items()}
         return task.replace(body=msgspec.json.encode(members))
 
-    def joined(self, part: Part) -> Iterator[Part]:
-        """What the client lacks of a part. Raises BackendUnavailable where the answer goes another way.
+    def _continued(self, members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
+        """Return the members of the request that change.
 
-        Event by event: what has been noted as said is on its way to the client when a later one cannot be read.
+        A piece is nearly always a token: the token limit is lowered by the number of pieces.
+        """
+        continued = self._format.continued_request(members, text)
+        if continued is None:
+            return None
+        for name in ("max_tokens", "max_completion_tokens"):
+            limit = msgspec.json.decode(members.get(name, b"null"))
+            if isinstance(limit, int):
+                continued[name] = max(1, limit - self._pieces)
+        return continued
+
+    def joined(self, part: Part) -> Iterator[Part]:
+        """Yield the content of a part that the client lacks.
+
+        Raises BackendUnavailable if the response differs.
+
+        Works event by event: if a later event cannot be read, the earlier ones are recorded and on their way.
         """
         try:
             for value in self._values(part):
@@ -208,27 +182,26 @@ class ChatContinuation:
             raise _differs("has a chunk that cannot be read") from exc
 
     def ended(self) -> Iterator[Part]:
-        """What was held back, as the last part."""
+        """Yield the text that was held back, as the last part."""
         if rest := self._overlap.end():
             self._keep(rest)
             yield Part(rest)
 
     def parts_of(self, result: Result) -> Iterator[Part]:
-        """A whole answer as parts."""
-        finished = chat_answer if self._shape == "chat" else completion_answer
-        for chunk in chunks_of(finished(self._stamp, result.value()), self._shape):
+        """Yield a whole response as parts."""
+        for chunk in self._format.chunks_of(self._format.answer(self._context, result.value())):
             yield Part(chunk)
 
     def _values(self, part: Part) -> Iterator[Any]:
         if part.raw is None:
             yield part.data
             return
-        for _, data in events_of(part.raw):
+        for _, data in split_events(part.raw):
             if data.strip() != b"[DONE]":
                 yield msgspec.json.decode(data)
 
     def _chunk(self, value: Any) -> Chunk:
-        return chunk_of(self._stamp, value, self._shape)
+        return self._format.chunk_of(self._context, value)
 
     def _missing(self, chunk: Chunk) -> Chunk | None:
         choices = [choice for choice in chunk["choices"] if self._fit(choice)]
@@ -236,137 +209,93 @@ class ChatContinuation:
         return (self._head or {}) | {"choices": choices} | usage if choices or usage else None
 
     def _fit(self, choice: dict[str, Any]) -> bool:
-        """Leave in the choice what the client lacks; whether that is anything."""
-        heard = _CHOICE.decode(encode_json(choice))
-        if heard.is_thought and self._overlap.is_waited_for:
-            return False  # the client has the beginning of what comes after it
-        text = heard.text_of(self._shape)
+        """Remove from the choice the text the client has.
+
+        Returns whether anything is left.
+        """
+        read = _CHOICE.decode(encode_json(choice))
+        if self._overlap.is_waited_for and _is_reasoning(read):
+            return False  # the client already has the beginning of the text that follows it
+        text = self._format.text_in(read)
         new = self._overlap.interrupted() if text is None else self._overlap.new(text)
-        if heard.finish_reason:
+        if read.finish_reason:
             new += self._overlap.end()
         if choice.get("logprobs"):
             begins_at = (self._first_offset or 0) + self._chars
-            choice["logprobs"] = of_the_rest(choice["logprobs"], text or "", new, self._shape, begins_at=begins_at)
-        self._note_end(heard)
+            choice["logprobs"] = self._format.logprobs_of_rest(choice["logprobs"], text or "", new, begins_at=begins_at)
+        self._note_end(read)
         self._keep(new)
-        if self._shape == "completion":
-            choice["text"] = new
-        else:
-            choice["delta"] = _delta(choice.get("delta") or {}, new)
-        return bool(new or heard.finish_reason or choice.get("delta"))
+        choice.update(self._format.with_text(choice, new))
+        return bool(new or read.finish_reason or choice.get("delta"))
 
 
-def _delta(delta: dict[str, Any], text: str) -> dict[str, Any]:
-    rest = {name: value for name, value in delta.items() if value and name not in ("role", "content")}
-    return rest | {"content": text} if text else rest
+def _is_reasoning(choice: ChunkChoice) -> bool:
+    members = choice.delta_content().keys()
+    return bool(members) and members <= _REASONING
 
 
-def _begun(body: bytes, text: str, shape: Shape, pieces: int) -> dict[str, Any] | None:
-    """What changes in the request for the rest of an answer that has said `text` in so many pieces.
-
-    Pieces are tokens, nearly always: as many are taken off what it may still say.
-    """
-    members = _RAW_OBJECT.decode(body)
-    begun = _begun_text(members, text) if shape == "completion" else _begun_turn(members, text)
-    if begun is None:
-        return None
-    for name in ("max_tokens", "max_completion_tokens"):
-        most = msgspec.json.decode(members.get(name, b"null"))
-        if isinstance(most, int):
-            begun[name] = max(1, most - pieces)
-    return begun
-
-
-def _begun_text(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
-    asked = msgspec.json.decode(members["prompt"])
-    prompt = asked[0] if isinstance(asked, list) and len(asked) == 1 else asked
-    if not isinstance(prompt, str):
-        return None
-    if not msgspec.json.decode(members.get("echo", b"false")):
-        return {"prompt": prompt + text}
-    return {"prompt": text, "echo": False} if text.startswith(prompt) else None
-
-
-def _begun_turn(members: dict[str, msgspec.Raw], text: str) -> dict[str, Any] | None:
-    messages = msgspec.json.decode(members["messages"])
-    last = messages[-1]
-    if last.get("role") != "assistant":
-        return {"messages": [*messages, {"role": "assistant", "content": text}]}
-    begun = _begun_content(last.get("content"), text)  # the client's own beginning; nobody takes two turns in a row
-    return None if begun is None else {"messages": [*messages[:-1], last | {"content": begun}]}
-
-
-def _begun_content(content: Any, text: str) -> Any:
-    own = _text_in(content)
-    if own is None:
-        return None
-    whole = text if text.startswith(own) else own + text
-    if isinstance(content, str):
-        return whole
-    return [*content[:-1], content[-1] | {"text": content[-1]["text"] + whole[len(own) :]}]
-
-
-def _text_in(content: Any) -> str | None:
-    """The text of a turn, which may be in parts; None where there is none, or something else in it."""
-    if isinstance(content, str):
-        return content
-    texts = [part.get("text") for part in content if part.get("type") == "text"] if content else []
-    return "".join(texts) if texts and len(texts) == len(content) else None
-
-
-def _differs(how: str) -> BackendUnavailable:
-    message = f"its answer {how}, so it cannot go on with the one that broke off"
+def _differs(problem: str) -> BackendUnavailable:
+    message = f"its response {problem}, so it cannot continue the interrupted one"
     return BackendUnavailable(message, code="upstream_bad_response", again=False)
 
 
 class Overlap:
-    """Takes off a new text what the client has of it already.
+    """Removes from a new text the part that the client already has.
 
-    After a restart the new text must begin with all of the old one. A continuation need not, but may: some
-    servers begin with the turn they were given. What could be either is held back until it is known.
+    After a restart the new text must begin with all of the old text. A continuation may begin with it: some servers
+    repeat the turn they were sent. Text that could be either is held back until that is known.
     """
 
-    def __init__(self, old: str, *, how: How) -> None:
+    def __init__(self, old: str, *, how: ResumeMode) -> None:
         self._old = old if how == "restart" or len(old) >= REPEATED_CHARS else ""
-        self._must = how == "restart"
+        self._is_required = how == "restart"
         self._held = ""
 
     @property
     def is_over(self) -> bool:
-        """Whether every further text is new."""
+        """Whether all further text is new."""
         return not self._old
 
     @property
     def is_waited_for(self) -> bool:
         """Whether the old text must still come."""
-        return self._must and not self.is_over
+        return self._is_required and not self.is_over
 
     def new(self, text: str) -> str:
-        """What of the text is new, as far as is known yet. Raises BackendUnavailable where it does not fit."""
+        """Return the text that is known to be new.
+
+        Raises BackendUnavailable if the text does not fit.
+        """
         if self.is_over:
             return text
         self._held += text
         shared = min(len(self._held), len(self._old))
         if self._held[:shared] != self._old[:shared]:
-            if self._must:
+            if self._is_required:
                 raise _differs("begins differently")
-            return self._let_go(self._held)
-        return self._let_go(self._held[shared:]) if shared == len(self._old) else ""
+            return self._release(self._held)
+        return self._release(self._held[shared:]) if shared == len(self._old) else ""
 
     def end(self) -> str:
-        """No more text comes; what was held back, if it is new. Raises as `new` does."""
+        """The text is complete: return the text held back, if it is new.
+
+        Raises as `new` does.
+        """
         if self.is_over:
             return ""
-        if self._must:
+        if self._is_required:
             raise _differs("is shorter")
-        return self._let_go(self._held)
+        return self._release(self._held)
 
     def interrupted(self) -> str:
-        """Something else than text comes; what was held back, if it is new. Raises as `new` does."""
-        if self.is_waited_for:
-            raise _differs("begins with something else than text")
-        return self._let_go(self._held)
+        """Something other than text follows: return the text held back, if it is new.
 
-    def _let_go(self, rest: str) -> str:
+        Raises as `new` does.
+        """
+        if self.is_waited_for:
+            raise _differs("begins with something other than text")
+        return self._release(self._held)
+
+    def _release(self, text: str) -> str:
         self._old = self._held = ""
-        return rest
+        return text

@@ -1,7 +1,9 @@
-"""How likely each token was, where a client has the beginning of a text already and is told the rest.
+"""Cut the logprobs of a text to those of its end.
 
-Logprobs go token by token, and a text is cut where the client's ends. Where that is between two tokens, those of the
-rest are told; where it is within one, none are, for that chunk. A continued text's tokens also say where they begin.
+The client already has the beginning of the text.
+
+Logprobs are per token. If the rest begins between two tokens, it keeps its tokens' logprobs. If it begins within a
+token, the chunk has none. The logprobs of a text completion also hold each token's offset.
 """
 
 from __future__ import annotations
@@ -10,8 +12,6 @@ from itertools import accumulate
 from typing import Any
 
 import msgspec
-
-from gateway.api.chunks import Shape
 
 
 class _Offsets(msgspec.Struct):
@@ -30,7 +30,7 @@ _CHUNK = msgspec.json.Decoder(_Chunk)
 
 
 def first_offset(data: bytes) -> int | None:
-    """Where this chunk's first token begins in the text, if it says so."""
+    """Return the offset of a chunk's first token in the text, if the chunk has one."""
     if b'"text_offset"' not in data:
         return None
     try:
@@ -40,41 +40,47 @@ def first_offset(data: bytes) -> int | None:
     return offsets[0][0] if offsets and offsets[0] else None
 
 
-def of_the_rest(logprobs: Any, text: str, rest: str, shape: Shape, *, begins_at: int) -> Any:
-    """The logprobs of `text`, cut to those of `rest`, which is its end; None where they do not fit.
+def rest_of_entries(logprobs: Any, text: str, rest: str) -> Any:
+    """Cut a chat's logprobs of `text` to those of its end, `rest`.
 
-    begins_at: where the rest begins, as the client counts.
+    None if they do not fit.
     """
+    if text == rest:
+        return logprobs
     try:
-        if shape == "chat":
-            return _of_entries(logprobs, text, rest)
-        return _of_lists(logprobs, text, rest, begins_at)
+        entries = logprobs["content"]
+        start = _first_token([entry["token"] for entry in entries], text, rest)
+        return None if start is None else logprobs | {"content": entries[start:]}
     except (LookupError, TypeError, AttributeError):
         return None
 
 
-def _of_entries(logprobs: Any, text: str, rest: str) -> Any:
-    if text == rest:
-        return logprobs
-    entries = logprobs["content"]
-    seam = _seam([entry["token"] for entry in entries], text, rest)
-    return None if seam is None else logprobs | {"content": entries[seam:]}
+def rest_of_lists(logprobs: Any, text: str, rest: str, *, begins_at: int) -> Any:
+    """As `rest_of_entries`, for a text completion.
 
-
-def _of_lists(logprobs: Any, text: str, rest: str, begins_at: int) -> Any:
-    tokens = logprobs["tokens"]
-    seam = 0 if text == rest else _seam(tokens, text, rest)
-    if seam is None:
+    begins_at: the offset of `rest` in the client's text.
+    """
+    try:
+        tokens = logprobs["tokens"]
+        start = 0 if text == rest else _first_token(tokens, text, rest)
+        return None if start is None else _cut_lists(logprobs, len(tokens), start, begins_at)
+    except (LookupError, TypeError, AttributeError):
         return None
-    of_tokens = {k: v for k, v in logprobs.items() if isinstance(v, list) and len(v) == len(tokens)}
-    cut = logprobs | {k: v[seam:] for k, v in of_tokens.items()}
+
+
+def _cut_lists(logprobs: Any, length: int, start: int, begins_at: int) -> Any:
+    of_tokens = {k: v for k, v in logprobs.items() if isinstance(v, list) and len(v) == length}
+    cut = logprobs | {k: v[start:] for k, v in of_tokens.items()}
     if offsets := cut.get("text_offset"):
         cut["text_offset"] = [offset - offsets[0] + begins_at for offset in offsets]
     return cut
 
 
-def _seam(tokens: list[str], text: str, rest: str) -> int | None:
-    """How many tokens come before the rest; None where it begins within one, or they are not the text's."""
+def _first_token(tokens: list[str], text: str, rest: str) -> int | None:
+    """Return the index of the rest's first token.
+
+    None if the rest begins within a token, or the tokens do not fit.
+    """
     if not rest or "".join(tokens) != text or not text.endswith(rest):
         return None
     ends = list(accumulate(map(len, tokens), initial=0))

@@ -1,9 +1,8 @@
-"""multipart/form-data on bytes that are already here: split into parts.
+"""Split a complete multipart/form-data body into parts (RFC 2046 §5.1, RFC 7578).
 
-Ours, because nothing among the dependencies does this: aiohttp's reader wants a stream and a loop, and
-the standard library's email parser decodes transfer encodings, accepts a missing end and walks a body
-line by line (seconds for a recording). What is left of RFC 2046 §5.1 and RFC 7578 is a search for one
-delimiter, and a body that is cut or garbled must be refused, never half understood. Linear in the body.
+The dependencies have no parser for this: aiohttp's reads from a stream on an event loop, and the standard library's
+email parser decodes transfer encodings, accepts a missing end, and reads a body line by line (seconds for a recording).
+This parser searches for the delimiter only, in time linear in the body. It rejects a truncated or malformed body.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gateway.plugin import TaskInvalid, Upload
 MAX_PARTS = 64
 MAX_HEADER_BYTES = 8192
 
-# RFC 2046 §5.1.1: bchars, at most 70 of them, the last no space.
+# RFC 2046 §5.1.1: at most 70 bchars, the last of them not a space.
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
 _PARAMETER = re.compile(r';\s*([\w!#$&+.^`|~-]+\*?)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;"\s]*))', re.ASCII)
 _ESCAPED = re.compile(r'\\(["\\])|%(22|0[DdAa])')
@@ -30,7 +29,10 @@ _PLAIN_ENCODINGS = ("", "7bit", "8bit", "binary")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormPart:
-    """One part as it stood in the body. `filename` is None where the part named none; "" is a name."""
+    """One part of the body.
+
+    `filename` is None if the part has no such parameter; "" is a file name.
+    """
 
     name: str
     data: bytes
@@ -39,7 +41,7 @@ class FormPart:
 
     @property
     def is_file(self) -> bool:
-        """A part is a file when it has a file name, or when its type could not be text in a form."""
+        """Whether the part has a file name, or a type that a text field never has."""
         return self.filename is not None or self.content_type.startswith(
             ("audio/", "image/", "video/", "application/octet-stream")
         )
@@ -47,28 +49,40 @@ class FormPart:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form's fields (a name that ends in `[]`, or is repeated, holds a list) and its files."""
+    """A form's fields and files.
+
+    A field whose name ends in `[]` or is repeated holds a list.
+    """
 
     fields: dict[str, Any]
     files: dict[str, Upload]
 
 
 def is_multipart(content_type: str, body: bytes) -> bool:
-    """Whether the body is a form; one whose Content-Type was lost is known by its first delimiter."""
+    """Whether the body is a form.
+
+    If the Content-Type is missing, the first delimiter shows it.
+    """
     return content_type.lstrip()[:10].lower() == "multipart/" or body.startswith(b"--")
 
 
 def parse(content_type: str, body: bytes) -> list[FormPart]:
-    """The parts of a form, in the order they came. Raises TaskInvalid for anything that is not a whole form."""
+    """Return the parts of a form in order.
+
+    Raises TaskInvalid for a body that is not a complete form.
+    """
     delimiter = b"--" + _boundary(content_type, body)
     edges = _edges(delimiter, body)
     if len(edges) - 1 > MAX_PARTS:
-        raise _garbled(f"it has more than {MAX_PARTS} parts")
+        raise _invalid_form(f"it has more than {MAX_PARTS} parts")
     return [_part(body, start, end) for (_, start), (end, _) in pairwise(edges)]
 
 
 def collect(parts: Iterable[FormPart]) -> Form:
-    """The parts by name. Raises TaskInvalid for a field that is not UTF-8, and for two files of one name."""
+    """Return the parts by name.
+
+    Raises TaskInvalid for a field that is not UTF-8, and for two files of the same name.
+    """
     form = Form({}, {})
     for part in parts:
         if not part.is_file:
@@ -81,7 +95,7 @@ def collect(parts: Iterable[FormPart]) -> Form:
     return form
 
 
-# ── where the parts are ──────────────────────────────────────────────────────────────────────────
+# ── delimiters and headers ──────────────────────────────────────────────────────────────────────────
 
 
 def _boundary(content_type: str, body: bytes) -> bytes:
@@ -90,12 +104,12 @@ def _boundary(content_type: str, body: bytes) -> bytes:
     else:
         found = body[2 : body.find(b"\r\n", 0, 80)].rstrip(b" \t")
     if not _BOUNDARY.fullmatch(found):
-        raise _garbled("its Content-Type names no usable boundary (let your HTTP library set that header)")
+        raise _invalid_form("its Content-Type names no usable boundary (let your HTTP library set that header)")
     return found
 
 
 def _edges(delimiter: bytes, body: bytes) -> list[tuple[int, int]]:
-    """Of each delimiter line: where the data before it ends, and where what follows it begins."""
+    """Return the end of the data before each delimiter, and the start after it."""
     edges: list[tuple[int, int]] = []
     at = 0 if body.startswith(delimiter) else body.find(b"\r\n" + delimiter)
     while at >= 0:
@@ -108,21 +122,21 @@ def _edges(delimiter: bytes, body: bytes) -> list[tuple[int, int]]:
         if len(edges) > MAX_PARTS:
             return [*edges, (at, at)]
         at = body.find(b"\r\n" + delimiter, after)
-    raise _garbled("its final boundary is missing; was the upload cut?" if edges else "its boundary never occurs")
+    raise _invalid_form("its final boundary is missing; was the upload cut?" if edges else "its boundary never occurs")
 
 
 def _part(body: bytes, start: int, end: int) -> FormPart:
     head_end = body.find(b"\r\n\r\n", start, min(end, start + MAX_HEADER_BYTES + 4))
     if head_end < 0:
-        raise _garbled(f"a part has no end of headers within {MAX_HEADER_BYTES} bytes")
+        raise _invalid_form(f"a part has no end of headers within {MAX_HEADER_BYTES} bytes")
     headers = _headers(body[start:head_end])
     encoding = headers.get("content-transfer-encoding", "").lower()
     if encoding not in _PLAIN_ENCODINGS:
-        raise _garbled(f"a part has Content-Transfer-Encoding {encoding[:40]!r}; send its bytes as they are")
+        raise _invalid_form(f"a part has Content-Transfer-Encoding {encoding[:40]!r}; send its bytes as they are")
     disposition = headers.get("content-disposition", "")
     parameters = _parameters(disposition)
     if disposition.partition(";")[0].strip().lower() != "form-data" or "name" not in parameters:
-        raise _garbled('a part has no `Content-Disposition: form-data; name="…"`')
+        raise _invalid_form('a part has no `Content-Disposition: form-data; name="…"`')
     return FormPart(
         name=parameters["name"],
         data=body[head_end + 4 : end],
@@ -135,13 +149,16 @@ def _headers(head: bytes) -> dict[str, str]:
     try:
         lines = head.decode().split("\r\n")
     except UnicodeDecodeError:
-        raise _garbled("a part's headers are not UTF-8") from None
+        raise _invalid_form("a part's headers are not UTF-8") from None
     pairs = (line.partition(":") for line in lines)
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
 def _parameters(header: str) -> dict[str, str]:
-    """The `; name="value"` of a header; `name*=utf-8''…` (RFC 5987, not of forms, but sent) wins over `name`."""
+    """Return a header's `; name="value"` parameters.
+
+    `name*=utf-8''…` (RFC 5987, which some clients send although it is not allowed in forms) wins over `name`.
+    """
     plain: dict[str, str] = {}
     extended: dict[str, str] = {}
     for name, quoted, token in _PARAMETER.findall(header):
@@ -156,8 +173,8 @@ def _unescape(found: re.Match[str]) -> str:
     return found[1] or chr(int(found[2], 16))
 
 
-def _garbled(why: str) -> TaskInvalid:
-    return TaskInvalid(f"the multipart/form-data body cannot be read: {why}")
+def _invalid_form(problem: str) -> TaskInvalid:
+    return TaskInvalid(f"the multipart/form-data body cannot be read: {problem}")
 
 
 # ── fields and files ─────────────────────────────────────────────────────────────────────────────

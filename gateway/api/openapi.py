@@ -1,46 +1,47 @@
-"""openapi.json, generated: the paths are the table of routes, the statuses the table of errors, the request
-schemas what `requests` checks. Only the shapes of answers are written down here.
+"""Generate openapi.json from the tables of the code.
+
+Paths come from the routes, statuses from the errors, request schemas from the structs of `schemas`. Only the schemas
+of responses are written here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from gateway.api.errors import ERRORS
+from gateway.api.operations import OPERATIONS
 from gateway.api.routes import ROUTES, Route
 from gateway.api.schemas import (
     INPUT_SCHEMA,
     MAX_NAME_CHARS,
+    STRING,
     TRANSCRIPT_FORMATS,
     ChatRequest,
     CompletionRequest,
     EmbeddingsRequest,
     OtherRequest,
+    Schema,
+    list_schema,
+    object_schema,
+    schema_ref,
 )
 
-Schema = dict[str, Any]
-
 DESCRIPTION = """\
-Each request goes to the backend that will finish it best under the operator's rules, on this site or far away.
-OpenAI's endpoints are answered without the leading `/v1`, too, and GET endpoints answer HEAD.
-A Content-Type is never required. On a stream, what is known at its end precedes `[DONE]` as the comment `: timing {…}`.
+Each request goes to the backend that is expected to finish it best under the operator's policy, on this site or not.
+OpenAI's endpoints also work without the leading `/v1`, and GET endpoints answer HEAD.
+A Content-Type is never required. A stream ends with the comment `: timing {…}` before `[DONE]`.
 """
 
-# An upstream's own refusals and failures reach the client with their status; some come from nowhere else.
+# An upstream's error responses reach the client with their status; the gateway itself does not use all of these.
 _PASSED_ON = ("409", "422", "4XX", "5XX")
-_EVENTS: Schema = {"type": "string", "description": "server-sent events, the last `data: [DONE]`"}
-_JSON_REQUESTS: dict[str, type[msgspec.Struct]] = {
-    "create_chat_completion": ChatRequest,
-    "create_completion": CompletionRequest,
-    "create_embeddings": EmbeddingsRequest,
-}
+_REQUESTS: tuple[type[msgspec.Struct], ...] = (ChatRequest, CompletionRequest, EmbeddingsRequest, OtherRequest)
 
 
 def build(version: str) -> dict[str, Any]:
-    """The description of the data listener, OpenAPI 3.1. `version`: the gateway's own."""
+    """Return the OpenAPI 3.1 description of the data listener. version: the gateway's."""
     return {
         "openapi": "3.1.0",
         "info": {
@@ -98,92 +99,63 @@ def _parameters(route: Route) -> list[dict[str, Any]]:
 
 
 def _request_body(route: Route) -> dict[str, Any]:
-    if route.kind == "transcription":
-        content = {"multipart/form-data": _ref("TranscriptionRequest")}
-    elif route.kind == "task":
-        content = {"application/json": {}, "multipart/form-data": {"type": "object"}}
-    elif route.kind == "other":
-        content = {"application/json": _ref("OtherRequest"), "multipart/form-data": {"type": "object"}}
-    else:
-        content = {"application/json": _ref(_JSON_REQUESTS[route.operation].__name__)}
-    return {"required": route.kind != "task", "content": _content(content)}
+    operation = OPERATIONS[route.kind]
+    return {"required": operation.is_body_required, "content": _content(operation.request_content)}
 
 
 def _responses(route: Route) -> dict[str, Any]:
-    good: dict[str, Any] = {"description": "the answer", "content": _content(_answer(route))}
+    good: dict[str, Any] = {"description": "the response", "content": _content(_response_content(route))}
     if route.needs_body:
         good["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in _RESPONSE_HEADERS}
     responses: dict[str, Any] = {"200": good}
     if route.needs_body:
-        responses["2XX"] = good | {"description": "the answer of an upstream that calls it created, accepted, …"}
+        responses["2XX"] = good | {"description": "an upstream's response with another success status"}
     if route.operation == "readyz":
-        responses["503"] = {"description": "it drains", "content": _content({"application/json": {"type": "object"}})}
-    return responses | {status: _ref("Error", "responses") for status in _statuses(route)}
+        draining = _content({"application/json": {"type": "object"}})
+        responses["503"] = {"description": "the gateway is draining", "content": draining}
+    return responses | {status: schema_ref("Error", "responses") for status in _statuses(route)}
 
 
 def _statuses(route: Route) -> list[str]:
-    """Every status an error of this route can have."""
+    """Return every status an error of this route can have."""
     all_of_them = {str(row.status) for row in ERRORS.values()}
     if route.needs_body:
         return sorted(all_of_them.union(_PASSED_ON))
     if route.is_health:
         return ["400", "403", "405", "408", "421"]
-    absent = {"413", "415", "502", "504"} | (set() if route.kind in ("models", "task") else {"503"})
+    absent = {"413", "415", "502", "504"} | (set() if route.operation in _LOOKUP_RESPONSES else {"503"})
     return sorted(all_of_them - absent)
 
 
-def _answer(route: Route) -> dict[str, Schema]:
-    """The good answer's schema by content type."""
-    if route.kind == "other" and route.needs_body:
-        return {"*/*": {}}
-    if not route.needs_body:
-        return {"application/json": _ref(_GET_ANSWERS[route.operation]) if route.operation in _GET_ANSWERS else {}}
-    if route.kind == "task":
-        return {"application/json": {}, "text/event-stream": _EVENTS}
-    if route.kind == "embeddings":
-        return {"application/json": _ref("Embeddings")}
-    answer = {"chat": "ChatCompletion", "completion": "Completion", "transcription": "Transcript"}[route.kind]
-    plain: dict[str, Schema] = {}
-    if route.kind == "transcription":
-        plain = {"text/plain": _STRING, "*/*": {"description": "text or subtitles, as an upstream labels them"}}
-    return {"application/json": _ref(answer), "text/event-stream": _EVENTS} | plain
+def _response_content(route: Route) -> Mapping[str, Schema]:
+    """Return the schemas of a successful response, by content type."""
+    if route.needs_body:
+        return OPERATIONS[route.kind].response_content
+    name = _LOOKUP_RESPONSES.get(route.operation)
+    return {"application/json": schema_ref(name) if name else {}}
 
 
-_GET_ANSWERS = {"list_models": "Models", "get_model": "Model", "list_tasks": "Tasks"}
+_LOOKUP_RESPONSES = {"list_models": "Models", "get_model": "Model", "list_tasks": "Tasks"}
 
 
 # ── schemas ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _schemas() -> dict[str, Schema]:
-    checked = [*_JSON_REQUESTS.values(), OtherRequest]
-    _, requests = msgspec.json.schema_components(checked, ref_template="#/components/schemas/{name}")
+    _, requests = msgspec.json.schema_components(_REQUESTS, ref_template="#/components/schemas/{name}")
     requests["EmbeddingsRequest"]["properties"]["input"] = INPUT_SCHEMA
     return {**requests, "TranscriptionRequest": _TRANSCRIPTION_REQUEST, **_ANSWERS, "Error": _error_schema()}
 
 
-def _object(required: Iterable[str], /, **properties: Schema) -> Schema:
-    return {"type": "object", "required": list(required), "properties": properties}
-
-
-def _list_of(items: Schema) -> Schema:
-    return {"type": "array", "items": items}
-
-
-def _ref(name: str, section: str = "schemas") -> Schema:
-    return {"$ref": f"#/components/{section}/{name}"}
-
-
-def _content(schemas: dict[str, Schema]) -> dict[str, Any]:
+def _content(schemas: Mapping[str, Schema]) -> dict[str, Any]:
     return {content_type: {"schema": schema} for content_type, schema in schemas.items()}
 
 
-_STRING: Schema = {"type": "string"}
 _INTEGER: Schema = {"type": "integer"}
-_USAGE: Schema = {"type": ["object", "null"], "description": "left out where the backend did not say"}
-_VECTOR: Schema = {"anyOf": [_list_of({"type": "number"}), {"type": "string", "contentEncoding": "base64"}]}
+_USAGE: Schema = {"type": ["object", "null"], "description": "left out if the backend did not report it"}
+_VECTOR: Schema = {"anyOf": [list_schema({"type": "number"}), {"type": "string", "contentEncoding": "base64"}]}
 
-_TRANSCRIPTION_REQUEST = _object(
+_TRANSCRIPTION_REQUEST = object_schema(
     ("file", "model"),
     file={"type": "string", "contentMediaType": "application/octet-stream"},
     model={"type": "string", "minLength": 1, "maxLength": MAX_NAME_CHARS},
@@ -192,23 +164,27 @@ _TRANSCRIPTION_REQUEST = _object(
 )
 
 _ANSWERS: dict[str, Schema] = {
-    "ChatCompletion": _object(("choices",), choices=_list_of({"type": "object"}), usage=_USAGE),
-    "Completion": _object(("choices",), choices=_list_of({"type": "object"}), usage=_USAGE),
-    "Embeddings": _object(("data",), data=_list_of(_object(("embedding",), index=_INTEGER, embedding=_VECTOR))),
-    "Transcript": _object(("text",), text=_STRING),
-    "Model": _object(
+    "ChatCompletion": object_schema(("choices",), choices=list_schema({"type": "object"}), usage=_USAGE),
+    "Completion": object_schema(("choices",), choices=list_schema({"type": "object"}), usage=_USAGE),
+    "Embeddings": object_schema(
+        ("data",), data=list_schema(object_schema(("embedding",), index=_INTEGER, embedding=_VECTOR))
+    ),
+    "Transcript": object_schema(("text",), text=STRING),
+    "Model": object_schema(
         ("id", "object", "created", "owned_by"),
-        id=_STRING,
+        id=STRING,
         object={"const": "model"},
         created=_INTEGER,
-        owned_by=_STRING,
+        owned_by=STRING,
     ),
-    "Models": _object(("object", "data"), object={"const": "list"}, data=_list_of(_ref("Model"))),
-    "Tasks": _object(
+    "Models": object_schema(("object", "data"), object={"const": "list"}, data=list_schema(schema_ref("Model"))),
+    "Tasks": object_schema(
         ("object", "data"),
         object={"const": "list"},
-        data=_list_of(
-            _object(("id", "object", "backends"), id=_STRING, object={"const": "task"}, backends=_list_of(_STRING))
+        data=list_schema(
+            object_schema(
+                ("id", "object", "backends"), id=STRING, object={"const": "task"}, backends=list_schema(STRING)
+            )
         ),
     ),
 }
@@ -218,16 +194,16 @@ _ANSWERS: dict[str, Schema] = {
 
 
 def _error_schema() -> Schema:
-    told = _object(
+    members = object_schema(
         ("message", "type", "code", "param", "request_id", "retryable"),
-        message=_STRING,
-        type=_STRING,
+        message=STRING,
+        type=STRING,
         code={"type": "string", "enum": list(ERRORS)},
         param={"type": ["string", "null"]},
-        request_id=_STRING,
+        request_id=STRING,
         retryable={"type": "boolean"},
     )
-    return _object(("error",), error=told)
+    return object_schema(("error",), error=members)
 
 
 def _error_response() -> dict[str, Any]:
@@ -236,43 +212,43 @@ def _error_response() -> dict[str, Any]:
         "An upstream's own 400, 404, 409, 413, 422 and most other 4xx pass with body and status, in the upstream's "
         "shape; its 429 and 5xx keep their status."
     )
-    schema = {"anyOf": [_ref("Error"), {"description": "an upstream's refusal, as it came"}]}
+    schema = {"anyOf": [schema_ref("Error"), {"description": "an upstream's error response, unchanged"}]}
     return {"description": f"{rows}\n\n{passed}", "content": _content({"application/json": schema})}
 
 
 def _header(description: str) -> dict[str, Any]:
-    return {"description": description, "schema": _STRING}
+    return {"description": description, "schema": STRING}
 
 
 _RESPONSE_HEADERS = {
-    "x-request-id": "the request's id, as it stands in the log",
-    "x-gateway-backend": "who answered; `none` where nobody did",
+    "x-request-id": "the request's id, as in the log",
+    "x-gateway-backend": "the backend that answered; `none` if none did",
     "x-gateway-site": "`edge`, `cloud`, `hybrid` or `none`",
-    "x-gateway-reason": "why that one",
+    "x-gateway-reason": "why this backend was chosen",
     "x-gateway-attempts": "how many backends were tried",
-    "Server-Timing": "where the time went, in milliseconds; loopback or authenticated clients only",
+    "Server-Timing": "the time by term, in milliseconds; for loopback or authenticated clients only",
 }
 
 _WORK_PARAMETERS: list[dict[str, Any]] = [
     {
         "name": "x-gateway-locality",
         "in": "header",
-        "description": "`edge-only`: nothing of this request leaves the site",
+        "description": "`edge-only`: no part of this request leaves the site",
         "schema": {"enum": ["edge-only"]},
     },
     {
         "name": "x-gateway-deadline-ms",
         "in": "header",
-        "description": "how long the whole request may take",
+        "description": "the time limit of the whole request, in milliseconds",
         "schema": {"type": "number", "exclusiveMinimum": 0},
     },
     {
         "name": "x-stainless-read-timeout",
         "in": "header",
-        "description": "seconds until the first byte, and between bytes; the smaller of it and the gateway's counts",
+        "description": "seconds until the first byte, and between bytes; the gateway's own limit applies if smaller",
         "schema": {"type": "number"},
     },
-    {"name": "traceparent", "in": "header", "description": "W3C trace context", "schema": _STRING},
+    {"name": "traceparent", "in": "header", "description": "W3C trace context", "schema": STRING},
 ]
 
 _SECURITY: dict[str, Any] = {

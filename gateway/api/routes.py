@@ -1,11 +1,12 @@
-"""The one table of endpoints of the data listener, and how a method and a path find their row.
+"""The endpoints of the data listener, and the lookup of a method and path.
 
-A path is split before it is percent-decoded, so `%2F` never moves a boundary. A parameter is always last
-and takes the rest of the path, because model names hold slashes (`meta-llama/Llama-3.1-8B`). OpenAI's
-endpoints answer without their `/v1` too: clients differ in what they call the base URL.
+A path is split before it is percent-decoded, so `%2F` is never a separator. A parameter is always last and takes the
+rest of the path, because model names contain slashes (`meta-llama/Llama-3.1-8B`). OpenAI's endpoints also work without
+their `/v1`: clients differ in whether the base URL includes it.
 
-What a rule was held against is what an upstream must read. So nothing is let in that somebody on the way may cut off
-or read otherwise: no fragment, no path parameter, nothing that has to be escaped and is not.
+An upstream must read the same path that a policy rule was checked against (parser differential). So a target is
+rejected if a server on the path may cut it or read it differently: a fragment, a path parameter, and any character that
+must be escaped and is not.
 """
 
 from __future__ import annotations
@@ -18,26 +19,30 @@ from urllib.parse import quote, unquote
 
 from gateway.plugin import GatewayError, Kind, TaskInvalid
 
-# A name longer than any path here resembles none of them, and difflib's cost grows with its square.
-NEAREST_LOOKS_AT_CHARS = 120
+# A longer path resembles no endpoint, and difflib's cost grows with the square of the length.
+MAX_COMPARED_CHARS = 120
 
-# RFC 3986 §3.3, §3.4. `;` begins a parameter of a path segment, which some servers drop before they look for the path.
-# Of what has no place in a query, browsers escape only some (URL Standard, query percent-encode set): we do the rest.
-_OF_A_QUERY = "-._~!$&'()*+,;=:@/?%"
-_OF_A_PATH = _OF_A_QUERY.replace(";", "").replace("?", "")
-_RAW_IN_A_QUERY = "[]{}|^`\\"
-_NOT_OF_A_PATH, _NOT_OF_A_QUERY = (
+# RFC 3986 §3.3, §3.4. `;` begins a parameter of a path segment, which some servers remove before they look up the path.
+# Of the characters not allowed in a query, browsers escape only some (URL Standard, query percent-encode set). The
+# gateway escapes the others.
+_QUERY_CHARS = "-._~!$&'()*+,;=:@/?%"
+_PATH_CHARS = _QUERY_CHARS.replace(";", "").replace("?", "")
+_UNESCAPED_IN_QUERY = "[]{}|^`\\"
+_NOT_PATH_CHARS, _NOT_QUERY_CHARS = (
     re.compile(rf"[^A-Za-z0-9\x80-\U0010ffff{re.escape(allowed)}]")
-    for allowed in (_OF_A_PATH, _OF_A_QUERY + _RAW_IN_A_QUERY)
+    for allowed in (_PATH_CHARS, _QUERY_CHARS + _UNESCAPED_IN_QUERY)
 )
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: what a segment holds as it is; an escaped slash stays one
+_PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: allowed unescaped in a segment; an escaped slash stays escaped
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")
 _CONTROL_OR_SURROGATE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class MethodNotAllowed(GatewayError):
-    """The path exists, the method does not. `allow` holds those that do, for the `Allow` header."""
+    """The path exists, but not with this method.
+
+    `allow`: the methods of the path, for the `Allow` header.
+    """
 
     code = "method_not_allowed"
 
@@ -51,7 +56,7 @@ class Route:
     """One endpoint.
 
     kind: the family of work, as it is logged. operation: its unique name, `operationId` in openapi.json.
-    needs_body: whether the client sends one. is_openai: also answered without the leading `/v1`.
+    needs_body: the client sends a body. is_openai: also works without the leading `/v1`.
     is_health: needs no key and has no log line.
     """
 
@@ -67,15 +72,15 @@ class Route:
 
     @property
     def parameter(self) -> str | None:
-        """The name of the path's parameter, where it has one."""
+        """The name of the path's parameter, if it has one."""
         return self.path.rpartition("{")[2].rstrip("}") if self.path.endswith("}") else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """A route, and the request's path as a backend shall see it: with `/v1`, in the one ASCII spelling; and its query.
+    """A route, and the request's path and query as a backend receives them.
 
-    What may be spelt in many ways is judged once, here: rules and upstreams see the same.
+    The path begins with `/v1` and is in a normalized ASCII spelling, so that policy rules and upstreams read the same.
     """
 
     route: Route
@@ -101,19 +106,19 @@ ROUTES: tuple[Route, ...] = (
     _work("/v1/completions", "completion", "create_completion", "Continue a text."),
     _work("/v1/embeddings", "embeddings", "create_embeddings", "Turn texts or tokens into vectors."),
     _work("/v1/audio/transcriptions", "transcription", "create_transcription", "Turn speech into text."),
-    _work("/v1/audio/translations", "other", "create_translation", "Relayed to a backend that has it."),
-    _work("/v1/audio/speech", "other", "create_speech", "Relayed to a backend that has it."),
-    _work("/v1/images/{operation}", "other", "create_image", "Relayed to a backend that has it."),
-    _work("/v1/responses", "other", "create_response", "Relayed to a backend that has it."),
-    _work("/v1/messages", "other", "create_message", "Relayed to a backend that has it."),
+    _work("/v1/audio/translations", "other", "create_translation", "Relayed to a backend that supports it."),
+    _work("/v1/audio/speech", "other", "create_speech", "Relayed to a backend that supports it."),
+    _work("/v1/images/{operation}", "other", "create_image", "Relayed to a backend that supports it."),
+    _work("/v1/responses", "other", "create_response", "Relayed to a backend that supports it."),
+    _work("/v1/messages", "other", "create_message", "Relayed to a backend that supports it."),
     _work("/v1/tasks/{task}", "task", "run_task", "Run one task.", is_openai=False),
-    _list("/v1/tasks", "task", "list_tasks", "The tasks that can be run, and where."),
-    _list("/v1/models", "models", "list_models", "The models that can be asked for.", is_openai=True),
-    _list("/v1/models/{id}", "models", "get_model", "One model.", is_openai=True),
+    _list("/v1/tasks", "task", "list_tasks", "List the tasks and the backends that run them."),
+    _list("/v1/models", "models", "list_models", "List the models.", is_openai=True),
+    _list("/v1/models/{id}", "models", "get_model", "Describe one model.", is_openai=True),
     _list("/openapi.json", "other", "openapi", "This description."),
-    _health("/livez", "livez", "Whether the gateway's loop turns."),
+    _health("/livez", "livez", "Whether the gateway's event loop runs."),
     _health("/healthz", "healthz", "The same as /livez."),
-    _health("/readyz", "readyz", "Whether it accepts work; 503 while it drains."),
+    _health("/readyz", "readyz", "Whether the gateway accepts work; 503 while it drains."),
 )
 
 
@@ -122,7 +127,7 @@ def _segments(path: str) -> tuple[str, ...]:
 
 
 def _index() -> tuple[dict[tuple[str, ...], dict[str, Route]], dict[tuple[str, ...], dict[str, Route]]]:
-    """Routes by their fixed segments: those that end there, and those whose parameter follows."""
+    """Return the routes by their fixed segments, without and with a parameter."""
     exact: dict[tuple[str, ...], dict[str, Route]] = {}
     open_ended: dict[tuple[str, ...], dict[str, Route]] = {}
     for route in ROUTES:
@@ -138,14 +143,14 @@ _EXACT, _OPEN_ENDED = _index()
 
 
 def match(method: str, target: str) -> Match:
-    """The route of a request, its target as it stood on the request line.
+    """Return the route of a request. target: from the request line, unchanged.
 
-    Raises TaskInvalid for a path that cannot be decoded, or a character that has no place there; GatewayError
-    `not_found` naming the nearest endpoint; MethodNotAllowed naming the methods. HEAD is answered where GET is.
+    HEAD matches the routes of GET. Raises TaskInvalid for a path that cannot be decoded or has a character that is not
+    allowed; GatewayError `not_found`, which names the nearest endpoint; MethodNotAllowed, which names the methods.
     """
     path, _, query = target.partition("?")
-    _check(path, _NOT_OF_A_PATH, "path")
-    _check(query, _NOT_OF_A_QUERY, "query")
+    _check(path, _NOT_PATH_CHARS, "path")
+    _check(query, _NOT_QUERY_CHARS, "query")
     segments = tuple(_decoded(segment) for segment in _segments(path))
     found = _find(segments)
     if found is None and (aliased := _find(("v1", *segments))) and _all_openai(aliased[0]):
@@ -158,27 +163,33 @@ def match(method: str, target: str) -> Match:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
     return Match(
-        route=route, path=_spelt(segments), query=quote(query, _OF_A_QUERY) if query.isascii() else query, params=params
+        route=route,
+        path=_normalized(segments),
+        query=quote(query, _QUERY_CHARS) if query.isascii() else query,
+        params=params,
     )
 
 
-def _spelt(segments: tuple[str, ...]) -> str:
+def _normalized(segments: tuple[str, ...]) -> str:
     return "".join("/" + (each if _UNRESERVED.fullmatch(each) else quote(each, _PLAIN)) for each in segments)
 
 
 def _check(text: str, wrong: re.Pattern[str], what: str) -> None:
     if (found := wrong.search(text)) is not None:
-        raise TaskInvalid(f"the {what} has {found[0]!r} as it is; write it as `{quote(found[0], safe='')}`")
+        raise TaskInvalid(f"the {what} has an unescaped {found[0]!r}; write it as `{quote(found[0], safe='')}`")
 
 
 def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route], str] | None:
-    """The routes at these segments by method, and what the parameter takes; None where there are none."""
+    """Return the routes at these segments by method, and the parameter's value.
+
+    None for an unknown path.
+    """
     if routes := _EXACT.get(segments):
         return routes, ""
     for cut in range(len(segments) - 1, 0, -1):
         if routes := _OPEN_ENDED.get(segments[:cut]):
             rest = segments[cut:]
-            # Empty and dotted segments name nothing, and would walk about in an upstream's paths.
+            # Empty and dotted segments would reach other paths of an upstream (path traversal).
             return None if {"", ".", ".."} & set("/".join(rest).split("/")) else (routes, "/".join(rest))
     return None
 
@@ -200,7 +211,7 @@ def _decoded(segment: str) -> str:
 
 
 def _unknown(method: str, path: str) -> str:
-    shown = path[:NEAREST_LOOKS_AT_CHARS]
+    shown = path[:MAX_COMPARED_CHARS]
     nearest = difflib.get_close_matches(shown, _known_paths(method) or _known_paths(None), n=1, cutoff=0.0)[0]
     return f"there is no endpoint {shown!r}; the nearest is {nearest} (all are in /openapi.json)"
 
@@ -211,6 +222,6 @@ def _known_paths(method: str | None) -> list[str]:
 
 def _wrong_method(method: str, path: str, routes: dict[str, Route]) -> MethodNotAllowed:
     allow = tuple(sorted({*routes, "HEAD"} if "GET" in routes else routes))
-    shown = path[:NEAREST_LOOKS_AT_CHARS]
+    shown = path[:MAX_COMPARED_CHARS]
     message = f"{method[:20]} is not a method of {shown}; use {' or '.join(allow)}"
     return MethodNotAllowed(message, allow=allow)

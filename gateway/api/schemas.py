@@ -1,10 +1,13 @@
-"""The requests' bodies, as far as they are checked; also their schemas in openapi.json, so that both agree.
+"""The request bodies, as far as they are checked.
 
-Fields that are not named here are nobody's business but the backend's, and reach it untouched.
+Openapi.json shows the same structs.
+
+Fields not named here reach the backend unchecked and unchanged.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta, Struct
@@ -13,7 +16,7 @@ EncodingFormat = Literal["float", "base64"]
 TranscriptFormat = Literal["json", "verbose_json", "text", "srt", "vtt"]
 TRANSCRIPT_FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
 
-# Names reach logs, metrics and response headers, so they are short and hold no control characters.
+# Names appear in logs, metrics and response headers, so they are short and without control characters.
 MAX_NAME_CHARS = 256
 
 Model = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_CHARS, description="a model of /v1/models, or `auto`")]
@@ -24,7 +27,7 @@ Choices = Annotated[int, Meta(ge=1, description="how many answers to each prompt
 Prompt = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
 Inputs = Annotated[_Texts, Meta(description="a text, tokens, or a list of texts or of token lists")]
 
-# What the type of `input` cannot say: a list is all texts, all tokens, or all token lists, and none is empty.
+# The type of `input` cannot express this: a list is all texts, all tokens, or all token lists, and never empty.
 _ARRAY: dict[str, Any] = {"type": "array", "minItems": 1}
 _TOKEN_ARRAY = _ARRAY | {"items": {"type": "integer", "minimum": 0}}
 INPUT_SCHEMA: dict[str, Any] = {
@@ -39,19 +42,19 @@ INPUT_SCHEMA: dict[str, Any] = {
 
 
 class StreamOptions(Struct):
-    """How a stream is to be sent."""
+    """The options of a stream."""
 
     include_usage: bool | None = None
 
 
 class Message(Struct):
-    """One message of a conversation; its other fields go on untouched."""
+    """One message of a conversation; its other fields pass unchanged."""
 
     role: str
 
 
 class ChatRequest(Struct):
-    """A conversation to answer; fields that are not listed go on untouched."""
+    """A conversation to answer; fields that are not listed pass unchanged."""
 
     model: Model
     messages: Annotated[list[Message], Meta(min_length=1)]
@@ -61,7 +64,7 @@ class ChatRequest(Struct):
 
 
 class CompletionRequest(Struct):
-    """A text to continue; fields that are not listed go on untouched."""
+    """A text to continue; fields that are not listed pass unchanged."""
 
     model: Model
     prompt: Prompt
@@ -71,7 +74,7 @@ class CompletionRequest(Struct):
 
 
 class EmbeddingsRequest(Struct):
-    """Inputs to turn into vectors; fields that are not listed go on untouched."""
+    """Inputs to turn into vectors; fields that are not listed pass unchanged."""
 
     model: Model
     input: Inputs
@@ -79,7 +82,29 @@ class EmbeddingsRequest(Struct):
 
 
 class OtherRequest(Struct):
-    """A request that is relayed as it is."""
+    """A request that is relayed unchanged."""
 
     model: Annotated[str, Meta(max_length=MAX_NAME_CHARS)] | None = None
     stream: bool | None = None
+
+
+# ── building schemas for openapi.json ────────────────────────────────────────────────────────────
+
+Schema = dict[str, Any]
+STRING: Schema = {"type": "string"}
+EVENT_STREAM: Schema = {"type": "string", "description": "server-sent events, the last `data: [DONE]`"}
+
+
+def schema_ref(name: str, section: str = "schemas") -> Schema:
+    """Return a reference to a component of openapi.json."""
+    return {"$ref": f"#/components/{section}/{name}"}
+
+
+def object_schema(required: Iterable[str], /, **properties: Schema) -> Schema:
+    """Return the schema of an object."""
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def list_schema(items: Schema) -> Schema:
+    """Return the schema of a list."""
+    return {"type": "array", "items": items}

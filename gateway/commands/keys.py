@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from gateway.admit.keyfile import changing_keys
+from gateway.admit.keyfile import editing_keys
 from gateway.admit.keys import ID, Key, KeysInvalid, Names, hash_of, may_administer, new_secret
 
 _DAYS = re.compile(r"([0-9]{1,5})d")
@@ -22,7 +22,7 @@ def create(path: Path, args: argparse.Namespace) -> str:
         raise KeysInvalid(f"{args.id!r} cannot be a key's name: use one to forty letters, digits and hyphens")
     secret = new_secret()
     key = _key(secret, args)
-    with changing_keys(path, may_be_new=True) as keys:
+    with editing_keys(path, may_be_new=True) as keys:
         if args.id in keys:
             raise KeysInvalid(f"the key {args.id} exists already; revoke it first, or use another name")
         if args.certificate is not None and args.certificate in {key.certificate for key in keys.values()}:
@@ -91,7 +91,7 @@ def revoke(path: Path, name: str) -> bool:
 
     Raises KeysInvalid if the file does not have the key.
     """
-    with changing_keys(path) as keys:
+    with editing_keys(path) as keys:
         if name not in keys:
             raise KeysInvalid(f"{path} has no key {name!r}")
         revoked = keys.pop(name)

@@ -15,7 +15,7 @@ from gateway.commands.admin_client import authorization_from, get_status
 from gateway.commands.plugins_list import rows, table
 from gateway.commands.plugins_new import NameInvalid, check_name, create
 from gateway.commands.plugins_test import configured, report, requests
-from gateway.registry import BackendConfig, installed
+from gateway.registry import BackendConfig, installed_plugins
 from gateway.settings import Listener, Settings, SettingsError, load
 from gateway.settings.tree import PREFIX
 
@@ -68,7 +68,7 @@ def _status_of(admin: Listener, key: Mapping[str, str]) -> tuple[Mapping[str, An
 def new_plugin(args: argparse.Namespace) -> int:
     """Write a new plugin; print its files and the next step."""
     try:
-        plugin = create(check_name(args.name, installed()), args.into)
+        plugin = create(check_name(args.name, installed_plugins()), args.into)
     except NameInvalid as exc:
         return _fail(str(exc))
     except FileExistsError as exc:

@@ -12,9 +12,9 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from gateway.plugin import Backend
-from gateway.plugin.checks import names_of
-from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
-from gateway.testing.bench import KitServices, hand_back
+from gateway.plugin.checks import parse_names
+from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
+from gateway.testing.fake_services import FakeServices, echo_subtask
 
 COLUMNS = ("plugin", "version", "distribution", "backend", "state", "serves")
 
@@ -41,7 +41,7 @@ def rows(backends: Mapping[str, BackendConfig], status: Mapping[str, Any] | None
     running: Mapping[str, Any] = (status or {}).get("backends", {})
     used = {name: config.plugin for name, config in backends.items()}
     used |= {name: backend["plugin"] for name, backend in running.items()}
-    points = installed()
+    points = installed_plugins()
     for plugin in sorted(points.keys() | set(used.values())):
         origin = _origin(points.get(plugin))
         names = sorted(name for name, used_plugin in used.items() if used_plugin == plugin)
@@ -97,7 +97,7 @@ def _unused_row(plugin: str, origin: Mapping[str, str]) -> PluginRow:
 def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
     """The names that a backend serves, before it is opened; those of the class if settings are missing."""
     try:
-        backend = cls(cls.Settings.model_validate(settings), KitServices("listed", hand_back))
+        backend = cls(cls.Settings.model_validate(settings), FakeServices("listed", echo_subtask))
         return _names(backend.models, backend.tasks)
     except Exception:
         return _names(cls.models, cls.tasks)
@@ -105,8 +105,8 @@ def _serves(cls: type[Backend[Any]], settings: Mapping[str, Any]) -> str:
 
 def _names(models: Any, tasks: Any) -> str:
     parts = [
-        f"{kind} {', '.join(names_of(names))}" if names is not None else f"{kind} known once it runs"
+        f"{kind} {', '.join(parse_names(names))}" if names is not None else f"{kind} known once it runs"
         for kind, names in (("models", models), ("tasks", tasks))
-        if names is None or names_of(names)
+        if names is None or parse_names(names)
     ]
     return "; ".join(parts) or "-"

@@ -1,20 +1,123 @@
-"""What the operator keeps on the site: the one place that says so, for requests and for subtasks."""
+"""Which backends may serve a task: the operator's edge-only rules, and which backends are excluded now, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from gateway.admit.keys import matches
+from gateway.lanes import Scheduler
+from gateway.measure.measurements import Measurements
+from gateway.plugin import BackendUnavailable, GatewayError, Kind, Task
+from gateway.policy import Decision
+from gateway.registry import AUTO, Registry, ServingBackends
+
+EDGE_ONLY = "edge-only: its data would leave the site"
+LACKS_ENDPOINT = "it has no such endpoint"
+PERMANENT = (None, EDGE_ONLY, LACKS_ENDPOINT)  # reasons that waiting does not remove
+DEFAULT_RETRY_AFTER_S = 1.0
 
 
 def is_edge_only(edge_only: tuple[str, ...], names: Iterable[str], places: Iterable[str] = ()) -> bool:
-    """Whether the operator keeps one of these models or tasks on the site, or what comes by one of these places.
+    """Whether an edge-only rule matches one of these models or tasks, or one of these places.
 
-    names: as they were asked for, pinned or not, and what they may become. places: the path, and the MQTT topic.
-    In capitals or not: some servers do not tell them apart.
+    names: as requested, pinned or not, and the names they may resolve to. places: the path, and the MQTT topic.
+    Rules match case-insensitively: some servers ignore case, so another spelling could bypass the rule.
     """
     if not edge_only:
         return False
     rules = tuple(rule.casefold() for rule in edge_only)
-    spelt = [each for name in names for each in (name, name.partition("/")[2])]
-    return any(matches(rules, each.casefold()) for each in (*spelt, *places))
+    spellings = [each for name in names for each in (name, name.partition("/")[2])]
+    return any(matches(rules, each.casefold()) for each in (*spellings, *places))
+
+
+class Locality:
+    """Applies the operator's edge-only rules to requests and to subtasks."""
+
+    def __init__(self, registry: Registry, scheduler: Scheduler) -> None:
+        self._registry, self._scheduler = registry, scheduler
+
+    def is_edge_only(self, kind: Kind, name: str, places: Iterable[str] = ()) -> bool:
+        """Whether the rules keep `name`, a name it may resolve to, or one of `places` on the site."""
+        is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
+        names = (name, *self._registry.auto_models_off_site(kind)) if is_auto else (name,)
+        return is_edge_only(self._scheduler.policy.edge_only, names, places)
+
+    def with_locality(self, task: Task) -> Task:
+        """Return the task with `may_leave` turned off where a rule keeps it on the site."""
+        name = task.name if task.pin is None else f"{task.pin}/{task.name}"
+        return task.replace(may_leave=False) if task.may_leave and self.is_edge_only(task.kind, name) else task
+
+    def task_for(self, task: Task, backend: str, own_name: str, **changes: Any) -> Task:
+        """Return the task as `backend` receives it, with the backend's own name for it.
+
+        A hybrid's own names are other backends' names here, so the rules for those names apply, too.
+        """
+        member, task = self._registry.members.get(backend), task.replace(name=own_name, **changes)
+        return self.with_locality(task) if member is not None and member.site == "hybrid" else task
+
+
+class Eligibility:
+    """Which backends are excluded now, and why."""
+
+    def __init__(self, registry: Registry, measurements: Measurements) -> None:
+        self._registry, self._measurements = registry, measurements
+
+    def refusal(self, name: str, task: Task, pinned: str | None) -> str | None:
+        """Return why `name` must not serve `task` now, or None. pinned: the backend that the request names, if any."""
+        if self._registry.members[name].is_off_site and not task.may_leave:
+            return EDGE_ONLY
+        if self._lacks_endpoint(name, task):
+            return LACKS_ENDPOINT
+        return self.why_unavailable(name, pinned=pinned == name)
+
+    def why_unavailable(self, name: str, *, pinned: bool = False) -> str | None:
+        """Return why `name` should get no work now, whatever the work, or None.
+
+        A pinned request ignores health checks and link state, but not the breaker.
+        """
+        member = self._registry.members[name]
+        if member.backend is None or member.state != "serving":
+            return f"it is {member.state}" + (f": {member.error}" if member.error else "")
+        if (why := member.quarantine.reason(member.slots)) is not None:
+            return why
+        if not member.breaker.is_available(pinned=pinned):
+            return f"breaker open: {member.breaker.why_open}"
+        if pinned:
+            return None
+        return self._unhealthy(name) or ("its link is down" if self._measurements.is_down(name) else None)
+
+    def _unhealthy(self, name: str) -> str | None:
+        unwell = self._registry.members[name].unhealthy_reason
+        return f"unwell: {unwell}" if unwell else None
+
+    def _lacks_endpoint(self, name: str, task: Task) -> bool:
+        return task.kind != "task" and self._registry.members[name].missing_endpoints.is_missing(task.path)
+
+    def last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
+        """Allow the backends that are excluded only by a health check: their response is more helpful than ours.
+
+        A backend known to answer 404 for this path is allowed only if every backend that may serve it is: its 404 is
+        final and would mask a temporary failure.
+        """
+        all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
+        lacks = LACKS_ENDPOINT if all_lack_it else None
+        return {name: None if why and why in (self._unhealthy(name), lacks) else why for name, why in refused.items()}
+
+    def error_without_candidates(self, decision: Decision, task: Task, serving: ServingBackends) -> GatewayError:
+        """Return the error for a task that every backend is excluded from.
+
+        `no_backend` if the edge-only rules exclude all, else an error with the time after which one may be retried.
+        """
+        listed = "; ".join(f"{name}: {why}" for name, why in decision.refused.items())
+        message = f"no backend may serve this now ({listed})"
+        members = self._registry.members
+        if not task.may_leave and all(members[name].is_off_site for name in serving.names):
+            return GatewayError(message, code="no_backend", began=False)
+        breakers = [
+            members[name].breaker for name in serving.names if self.refusal(name, task, serving.pinned) not in PERMANENT
+        ]
+        waits_s = [breaker.wait_s for breaker in breakers if breaker.wait_s > 0]
+        code = "rate_limited" if breakers and all(breaker.is_rate_limit for breaker in breakers) else None
+        retry_after_s = min(waits_s, default=DEFAULT_RETRY_AFTER_S)
+        return BackendUnavailable(message, code=code, retry_after_s=retry_after_s, began=False)

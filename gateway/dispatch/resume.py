@@ -1,13 +1,13 @@
-"""Streams that break after their first content: another backend goes on where that is possible unnoticed.
+"""Stream failover: another backend continues a stream that broke after its first content, if the client cannot notice.
 
-In this order, each backend at most once each way:
+Each backend is tried at most once per mode, in this order:
 
-    prefill    one that declares it is given the text so far as the assistant's turn, and says the rest
-    restart    another is asked from the beginning, and the client gets what follows the text it has;
-               one that says something else is no use
+    prefill    a backend that declares it gets the text so far as the assistant's turn, and generates the rest
+    restart    a backend gets the original task, and the client gets the part of its output that follows the text so
+               far; a backend with a different output cannot be used
 
-Where nobody can, the failure stands: the client gets an error event and an aborted connection. What an answer
-says, and how a task is made to go on, is the door's knowledge: it comes as a `Continuation`.
+If no backend can continue, the failure stands: the client gets an error event and an aborted connection. How to read a
+response, and how to make a task that continues it, depends on the format: it is passed in as a `Continuation`.
 """
 
 from __future__ import annotations
@@ -15,94 +15,147 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
-from gateway.dispatch.continuation import Continuation, How
-from gateway.dispatch.race import IDLE, Answer
+from gateway.dispatch.attempt_group import IDLE, Answer
+from gateway.dispatch.response_spec import Continuation, ResumeMode
+from gateway.dispatch.retry import DispatchState, first_byte_deadline
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Part, Result, Task
+from gateway.registry import Registry
 
-WAYS: tuple[How, ...] = ("prefill", "restart")
-Ask = Callable[[Task, How, GatewayError], Awaitable[Answer]]
+MODES: tuple[ResumeMode, ...] = ("prefill", "restart")
+
+
+class FailoverBackends:
+    """The backends that may continue a stream: each at most once per mode, but not those that failed at it.
+
+    serve: dispatches a task in its state.
+    """
+
+    def __init__(
+        self,
+        serve: Callable[[DispatchState], Awaitable[Answer]],
+        registry: Registry,
+        state: DispatchState,
+        answer: Answer,
+    ) -> None:
+        self._serve, self._registry, self._state, self._answer = serve, registry, state, answer
+        self._failed = dict(state.tried)
+
+    async def resume(self, task: Task, how: ResumeMode, failure: GatewayError) -> Answer:
+        """Return the response of the next backend that continues. Raises GatewayError if none is left."""
+        self._failed[self._answer.backend] = failure.message
+        state = replace(
+            self._state,
+            task=task,
+            until=first_byte_deadline(task, self._state.expected),
+            tried=self._failed | (self._without_prefill() if how == "prefill" else {}),
+            failure=failure,
+            failed_backend=self._answer.backend,
+            how=how,
+        )
+        while True:
+            answer = await self._serve(state)
+            if answer.result is None or answer.result.status < 400:
+                state.watch.enter("edge" if answer.site == "edge" else "cloud")
+                return answer
+            answer.close()  # a refusal concerns this mode only; the backend may still succeed in the other
+            state.tried[answer.backend] = f"it refused to continue (status {answer.result.status})"
+
+    def _without_prefill(self) -> dict[str, str]:
+        members = self._registry.members.items()
+        return {name: "it cannot continue an assistant's turn" for name, member in members if not member.resumes}
 
 
 class FailoverStream:
-    """The parts of `answer`, and of whoever goes on after it; `answer` becomes theirs.
+    """The parts of `answer`, and of the backends that continue after it; `answer` is updated to the current one.
 
-    `ask(task, how, failure)` has the task served by somebody who was not asked that way yet, and raises where
-    there is nobody. While that takes longer than `quiet_s`, QUIET is among the parts.
+    While the next backend takes longer than `heartbeat_s`, IDLE is among the parts.
     """
 
-    def __init__(self, task: Task, answer: Answer, said: Continuation, ask: Ask, quiet_s: float | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        answer: Answer,
+        continuation: Continuation,
+        backends: FailoverBackends,
+        heartbeat_s: float | None,
+    ) -> None:
         assert answer.parts is not None
-        self._task, self._answer, self._said, self._ask, self._quiet_s = task, answer, said, ask, quiet_s
+        self._task, self._answer, self._continuation = task, answer, continuation
+        self._backends, self._heartbeat_s = backends, heartbeat_s
         self._first = answer.parts
 
     async def parts(self) -> AsyncGenerator[Part, None]:
-        """Every part up to the answer's end. Raises what the first backend failed with."""
+        """Yield all parts up to the end. Raises the first backend's error if no backend can continue."""
+        continuation = self._continuation
         try:
             async for part in self._first:
                 yield part
                 if part is not IDLE:
-                    self._said.heard(part)  # when it is on its way already
+                    continuation.record(part)  # after the part is on its way
         except (BackendUnavailable, DeadlineExceeded) as exc:
             failure: GatewayError = exc
             latest = failure
         else:
             return
-        for how in WAYS:
-            while not self._said.is_complete and (task := self._said.resumed(self._task, how)) is not None:
+        for how in MODES:
+            while not continuation.is_complete and (task := continuation.resumed(self._task, how)) is not None:
                 try:
-                    async with aclosing(self._from_another(task, how, latest)) as parts:
+                    async with aclosing(self._from_next_backend(task, how, latest)) as parts:
                         async for part in parts:
                             yield part
-                except _Nobody:
+                except _NoBackendLeft:
                     break
                 except GatewayError as exc:
                     latest = exc
                 else:
                     return
-        if not self._said.is_complete:
+        if not continuation.is_complete:
             raise failure
 
-    async def _from_another(self, task: Task, how: How, failure: GatewayError) -> AsyncGenerator[Part, None]:
+    async def _from_next_backend(
+        self, task: Task, how: ResumeMode, failure: GatewayError
+    ) -> AsyncGenerator[Part, None]:
         self._answer.close()
-        fresh: Answer | None = None
-        async with aclosing(self._asked(task, how, failure)) as asked:
-            async for fresh in asked:
-                if fresh is None:
+        answer: Answer | None = None
+        async with aclosing(self._resumed(task, how, failure)) as answers:
+            async for answer in answers:
+                if answer is None:
                     yield IDLE
-        assert fresh is not None
-        self._answer.become(fresh)
-        async with aclosing(fresh.parts or self._whole(fresh.result or Result())) as parts:
+        assert answer is not None
+        self._answer.replace_with(answer)
+        async with aclosing(answer.parts or self._whole(answer.result or Result())) as parts:
             async for part in parts:
-                for missing in (IDLE,) if part is IDLE else self._said.joined(part):
+                for missing in (IDLE,) if part is IDLE else self._continuation.joined(part):
                     yield missing
-        for missing in self._said.ended():
+        for missing in self._continuation.ended():
             yield missing
 
     async def _whole(self, result: Result) -> AsyncGenerator[Part, None]:
-        for part in self._said.parts_of(result):
+        for part in self._continuation.parts_of(result):
             yield part
 
-    async def _asked(self, task: Task, how: How, failure: GatewayError) -> AsyncGenerator[Answer | None, None]:
-        """None for every time of quiet, then the answer. Raises _Nobody."""
-        asking = asyncio.ensure_future(self._ask(task, how, failure))
+    async def _resumed(self, task: Task, how: ResumeMode, failure: GatewayError) -> AsyncGenerator[Answer | None, None]:
+        """Yield None for every heartbeat of silence, then the next backend's answer. Raises _NoBackendLeft."""
+        resuming = asyncio.ensure_future(self._backends.resume(task, how, failure))
         try:
-            while not (await asyncio.wait({asking}, timeout=self._quiet_s))[0]:
+            while not (await asyncio.wait({resuming}, timeout=self._heartbeat_s))[0]:
                 yield None
         except BaseException:
-            cancel_and_close(asking)
+            cancel_and_close(resuming)
             raise
         try:
-            yield asking.result()
+            yield resuming.result()
         except GatewayError as exc:
-            raise _Nobody from exc
+            raise _NoBackendLeft from exc
 
 
-class _Nobody(Exception):
-    """Nobody is left to ask that way."""
+class _NoBackendLeft(Exception):
+    """All backends have been tried in this mode."""
 
 
-def cancel_and_close(asking: asyncio.Future[Answer]) -> None:
-    """Nobody waits for this answer any more, whether it is there already or not."""
-    if not asking.cancel() and not asking.cancelled() and asking.exception() is None:
-        asking.result().close()
+def cancel_and_close(pending: asyncio.Future[Answer]) -> None:
+    """Discard an answer, whether it has arrived already or not."""
+    if not pending.cancel() and not pending.cancelled() and pending.exception() is None:
+        pending.result().close()

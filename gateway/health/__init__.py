@@ -1,1 +1,1 @@
-"""Where a request may go, and where it should: a pure policy, and a breaker per backend."""
+"""Which backends may get work: a circuit breaker, a quarantine and a list of missing endpoints for each."""

@@ -1,15 +1,15 @@
-"""A breaker per backend: stop sending to one that keeps failing, and find out when it is well again.
+"""A circuit breaker per backend: stop sending to a backend that keeps failing, and detect when it has recovered.
 
 Theory of operation. Three states:
 
     closed     requests pass; five failures in a row, or half of the last twenty (at least ten), open it
-    open       nothing passes until the time is up: 10 s, or what Retry-After said, at most 60 s; but a pinned
-               request, which has nowhere else to go, is let through as a try every 10 s
-    half_open  the time is up, or a probe was answered: one request at a time is let through; its success
-               closes, its failure opens again
+    open       no request passes for 10 s, or for the time the backend's Retry-After asks for, at most 60 s; but a
+               pinned request, which has no other backend, passes as a trial every 10 s
+    half_open  the open time has passed, or a probe succeeded: one request at a time passes, as a trial; its
+               success closes the breaker, its failure opens it again
 
-A client's mistake (4xx) and a cancelled request say nothing about the backend: `ignored`. What the table does
-not hold raises.
+A client's mistake (4xx) and a cancelled request are not evidence about the backend: `record_ignored`. A pair that the
+table does not hold raises KeyError.
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ from collections.abc import Callable
 from typing import Literal
 
 State = Literal["closed", "open", "half_open"]
-Event = Literal["tripped", "time_up", "probe_answered", "try_succeeded", "try_failed"]
+Event = Literal["tripped", "time_up", "probe_succeeded", "trial_succeeded", "trial_failed"]
 
 TRANSITIONS: dict[State, dict[Event, State]] = {
-    "closed": {"tripped": "open", "probe_answered": "closed"},
+    "closed": {"tripped": "open", "probe_succeeded": "closed"},
     "open": {
         "time_up": "half_open",
-        "probe_answered": "half_open",
-        "try_succeeded": "closed",  # a request that began before it opened, or a pinned one
-        "try_failed": "open",
+        "probe_succeeded": "half_open",
+        "trial_succeeded": "closed",  # a pinned request, or a request that began before the breaker opened
+        "trial_failed": "open",
     },
     "half_open": {
         "tripped": "open",
-        "probe_answered": "half_open",
-        "try_succeeded": "closed",
-        "try_failed": "open",
+        "probe_succeeded": "half_open",
+        "trial_succeeded": "closed",
+        "trial_failed": "open",
     },
 }
 
-CONSECUTIVE = 5
-WINDOW, MIN_WINDOW, RATIO = 20, 10, 0.5
+CONSECUTIVE_FAILURES = 5
+WINDOW_SIZE, MIN_WINDOW_SIZE, FAILURE_RATIO = 20, 10, 0.5
 OPEN_S = 10.0
 MAX_RETRY_AFTER_S = 60.0
-PINNED_EVERY_S = 10.0
-TRY_LASTS_S = 10.0  # a try that was never reported blocks the next no longer than this
+PINNED_TRIAL_EVERY_S = 10.0
+TRIAL_TIMEOUT_S = 10.0  # a trial without a recorded outcome blocks the next trial for at most this long
 
 
 class Breaker:
-    """One backend's breaker. `clock` gives seconds; `on_change(before, after, why)` hears of every change."""
+    """The breaker of one backend.
+
+    clock: returns monotonic seconds. on_change(before, after, why): called for each change of state.
+    """
 
     def __init__(
         self,
@@ -58,101 +61,103 @@ class Breaker:
         self._on_change = on_change
         self._state: State = "closed"
         self._why = ""
-        self._is_limit = False
+        self._is_rate_limit = False
         self._failures = 0
-        self._window: deque[bool] = deque(maxlen=WINDOW)
-        self._opens_until = -math.inf
+        self._window: deque[bool] = deque(maxlen=WINDOW_SIZE)
+        self._open_until = -math.inf
         self._paused_until = -math.inf
-        self._tried_at = -math.inf
+        self._trial_began = -math.inf
 
     @property
     def state(self) -> State:
-        """The state now; an open breaker whose time is up is half open."""
-        if self._state == "open" and self._clock() >= self._opens_until:
-            self._obey("time_up", "its time is up")
+        """The state now; an open breaker becomes half open here once its open time has passed."""
+        if self._state == "open" and self._clock() >= self._open_until:
+            self._transition("time_up", "the open time has passed")
         return self._state
 
     @property
     def why_open(self) -> str | None:
-        """Why it is not closed; None when it is."""
+        """Why the breaker is open or half open; None if it is closed."""
         return None if self.state == "closed" else self._why
 
     @property
     def wait_s(self) -> float:
-        """Seconds for which it stays open; 0.0 where it is not, or a try is under way."""
-        return self._opens_until - self._clock() if self.state == "open" else 0.0
+        """Seconds until an open breaker becomes half open; 0.0 in the other states."""
+        return self._open_until - self._clock() if self.state == "open" else 0.0
 
     @property
     def is_rate_limit(self) -> bool:
-        """Whether it is open because too much was asked of the backend."""
-        return self.state == "open" and self._is_limit
+        """True if the breaker is open because the backend's rate limit was exceeded."""
+        return self.state == "open" and self._is_rate_limit
 
-    def would_allow(self, *, pinned: bool = False) -> bool:
-        """Whether a request may pass now, taking nothing."""
+    def is_available(self, *, pinned: bool = False) -> bool:
+        """True if a request may pass now. Does not take the trial."""
         if self.state == "closed":
             return True
         now = self._clock()
         if self._state == "half_open":
-            return now - self._tried_at >= TRY_LASTS_S or self._tried_at == -math.inf
-        return pinned and now - self._tried_at >= PINNED_EVERY_S
+            return now - self._trial_began >= TRIAL_TIMEOUT_S or self._trial_began == -math.inf
+        return pinned and now - self._trial_began >= PINNED_TRIAL_EVERY_S
 
-    def allows(self, *, pinned: bool = False) -> bool:
-        """Whether a request may pass now; where that is a try, it is taken by the asker."""
-        allowed = self.would_allow(pinned=pinned)
-        if allowed and self._state != "closed":
-            self._tried_at = self._clock()
-        return allowed
+    def try_acquire(self, *, pinned: bool = False) -> bool:
+        """True if the caller's request may pass now; takes the trial unless the breaker is closed."""
+        is_available = self.is_available(pinned=pinned)
+        if is_available and self._state != "closed":
+            self._trial_began = self._clock()
+        return is_available
 
-    def succeeded(self) -> None:
-        """It served a request."""
+    def record_success(self) -> None:
+        """The backend served a request."""
         self._failures = 0
         self._window.append(True)
         if self.state != "closed":
-            self._obey("try_succeeded", "it served a request")
+            self._transition("trial_succeeded", "a request succeeded")
 
-    def failed(self, why: str = "it failed", *, retry_after_s: float | None = None, is_limit: bool = False) -> None:
-        """It failed by its own fault (5xx, 429, broken connection, time-out); it may have said until when.
+    def record_failure(
+        self, why: str = "it failed", *, retry_after_s: float | None = None, is_limit: bool = False
+    ) -> None:
+        """The backend failed by its own fault: 5xx, 429, broken connection, timeout.
 
-        is_limit: that was its limit of rate.
+        retry_after_s: the pause it asked for. is_limit: its rate limit was exceeded.
         """
         self._failures += 1
-        self._is_limit = is_limit
+        self._is_rate_limit = is_limit
         self._window.append(False)
-        asked_s = _bounded(retry_after_s)
-        self._paused_until = max(self._paused_until, self._clock() + asked_s)
+        pause_s = _bounded(retry_after_s)
+        self._paused_until = max(self._paused_until, self._clock() + pause_s)
         if self.state != "closed":
-            self._open_for(max(asked_s, OPEN_S))
-            self._obey("try_failed", why)
-        elif asked_s > 0 or self._failures >= CONSECUTIVE or self._too_many():
-            self._open_for(asked_s or OPEN_S)
-            self._obey("tripped", why)
+            self._open_for(max(pause_s, OPEN_S))
+            self._transition("trial_failed", why)
+        elif pause_s > 0 or self._failures >= CONSECUTIVE_FAILURES or self._is_failure_rate_high():
+            self._open_for(pause_s or OPEN_S)
+            self._transition("tripped", why)
 
-    def ignored(self) -> None:
-        """The request ended in a way that says nothing of the backend: a try is free again."""
-        if self._state != "closed":
-            self._tried_at = -math.inf if self._state == "half_open" else self._tried_at
+    def record_ignored(self) -> None:
+        """The outcome is not evidence about the backend: the next request may be the half-open trial."""
+        if self._state == "half_open":
+            self._trial_began = -math.inf
 
-    def probe_ok(self) -> None:
-        """A probe was answered well: an open breaker may be tried, unless the backend asked for a pause."""
+    def record_probe_success(self) -> None:
+        """A health check passed: an open breaker becomes half open, unless the backend asked for a longer pause."""
         if self.state != "closed" and self._clock() >= self._paused_until:
-            self._obey("probe_answered", self._why)
+            self._transition("probe_succeeded", self._why)
 
-    def _too_many(self) -> bool:
-        seen = len(self._window)
-        return seen >= MIN_WINDOW and self._window.count(False) >= RATIO * seen
+    def _is_failure_rate_high(self) -> bool:
+        size = len(self._window)
+        return size >= MIN_WINDOW_SIZE and self._window.count(False) >= FAILURE_RATIO * size
 
     def _open_for(self, seconds: float) -> None:
-        self._opens_until = max(self._clock() + seconds, self._paused_until)
+        self._open_until = max(self._clock() + seconds, self._paused_until)
 
-    def _obey(self, event: Event, why: str) -> None:
+    def _transition(self, event: Event, why: str) -> None:
         before, self._state = self._state, TRANSITIONS[self._state][event]
         if self._state == before:
             return
-        self._tried_at = -math.inf
+        self._trial_began = -math.inf
         if self._state == "closed":
             self._window.clear()
             self._failures = 0
-        if self._state == "open" or event == "try_succeeded":
+        if self._state == "open" or event == "trial_succeeded":
             self._why = why
         self._on_change(before, self._state, why)
 

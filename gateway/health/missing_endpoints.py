@@ -1,29 +1,29 @@
-"""The endpoints a backend turned out not to have: for a while nobody asks it for these; it may be renewed meanwhile."""
+"""Endpoints for which a backend has returned 404: for a while it gets no requests for them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-LACKS_S = 300.0
-MAX_PATHS = 32  # a path may hold what a client wrote
+EXPIRE_S = 300.0  # then the backend is tried again: it may have been upgraded meanwhile
+MAX_PATHS = 32  # a bound, because a path may contain text from the client
 
 
 class MissingEndpoints:
-    """By path, until when it is believed. A query is no part of a path."""
+    """The missing paths of one backend, each with its expiry. The query string is not part of a path."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._until: dict[str, float] = {}
+        self._expires: dict[str, float] = {}
 
-    def note(self, path: str) -> None:
-        """It has just said so. The least recently noted of too many is forgotten: it was the next to expire."""
+    def record(self, path: str) -> None:
+        """Record a 404 for this path. If there are too many, the oldest record, the next to expire, is dropped."""
         path = path.partition("?")[0]
-        self._until.pop(path, None)
-        if len(self._until) >= MAX_PATHS:
-            del self._until[next(iter(self._until))]
-        self._until[path] = self._clock() + LACKS_S
+        self._expires.pop(path, None)
+        if len(self._expires) >= MAX_PATHS:
+            del self._expires[next(iter(self._expires))]
+        self._expires[path] = self._clock() + EXPIRE_S
 
-    def has(self, path: str) -> bool:
-        """Whether it is believed to lack this."""
-        return bool(self._until) and self._until.get(path.partition("?")[0], 0.0) > self._clock()
+    def is_missing(self, path: str) -> bool:
+        """True if a 404 was recorded for this path and has not expired."""
+        return bool(self._expires) and self._expires.get(path.partition("?")[0], 0.0) > self._clock()

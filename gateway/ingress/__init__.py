@@ -1,1 +1,1 @@
-"""The doors: bytes from a client become a Task, a Result or Parts become bytes for the client."""
+"""Transports (HTTP, MQTT) and the request handler: turn bytes into a task and its result into bytes."""

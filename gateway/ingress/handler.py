@@ -1,11 +1,11 @@
-"""The life of one request, whichever way it came in: read, understood, decided, served, answered, accounted.
+"""The request handler: admits, parses, dispatches and logs each request, for every transport.
 
-HTTP and MQTT bring an `IncomingRequest` and a `ResponseWriter`; everything between is here, once. Whatever happens, the
-request gets exactly one answer where one can be given, and exactly one line in the log.
+A transport calls `RequestHandler.serve` with an `IncomingRequest` and a `ResponseWriter`. Each request gets exactly one
+response, if the client can still be reached, and exactly one line in the log.
 
-Nothing is committed before the first content, with one exception: a stream that has been silent for
-HEARTBEAT_S is begun with a comment, so that the client keeps waiting; errors from then on are in-stream.
-A stream that cannot be completed ends in an error event and an aborted connection, never cleanly.
+The client gets nothing before the backend's first content, except in a stream that has been silent for HEARTBEAT_S:
+it begins with a comment, so that the client keeps waiting. Errors from then on are events in the stream. A stream that
+cannot be completed ends in an error event and a broken connection, so that the client can see that it is incomplete.
 """
 
 from __future__ import annotations
@@ -13,428 +13,283 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
 from functools import partial
 from typing import Any, cast
 
 import msgspec
 
-from gateway.admit import ANYBODY, Caller, Gate
-from gateway.api import answers, openapi, tasks
-from gateway.api.continuation import continuation
-from gateway.api.errors import envelope, error_headers, status_of
-from gateway.api.parse import ParsedRequest, parse_request
-from gateway.api.render import ResponseRenderer, StreamEncoder, has_content, streamed, wants_whole
+from gateway.admit import ANONYMOUS, Caller, Gate
+from gateway.api import openapi, tasks
+from gateway.api.models import model, models_list
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import parse_request
+from gateway.api.render import ResponseRenderer
 from gateway.api.routes import Match, match
-from gateway.api.sse import encode_json
-from gateway.dispatch import IDLE, Answer, Dispatcher, ResponseSpec, cancel_and_close
-from gateway.ingress.auth import authenticate, check_route, credentials_in, places_of
-from gateway.ingress.body_budget import BodyBudget
-from gateway.ingress.headers import merge_headers
-from gateway.ingress.task import RequestLimits, build_task, has_own_limits, limits_of
+from gateway.api.stream_encoder import UNANSWERED
+from gateway.dispatch import Answer, Dispatcher, ResponseSpec, cancel_and_close
+from gateway.ingress.auth import authenticate, check_route, credentials_in
+from gateway.ingress.load_shedding import LoadShedding
+from gateway.ingress.response_writer import STOPPED, GatewayStops, Response, internal_error
+from gateway.ingress.task import RequestLimits, build_task, entry_points_of, has_own_limits, stream_limits_of
 from gateway.ingress.transport import IncomingRequest, ResponseWriter
-from gateway.plugin import DeadlineExceeded, GatewayError, Result, Task, TaskRefused, new_id
+from gateway.plugin import GatewayError, Task, new_id
 from gateway.registry import AUTO
-from gateway.request_log import Outcome, RequestRecord, log_request, outcome_of, server_timing, term_keys
-from gateway.telemetry import log, metrics, raised
+from gateway.request_log import RequestRecord, log_request
 from gateway.timing import Watch
 
 HEARTBEAT_S = 10.0
-PRESSED_RETRY_S = 2.0
-WAITED_S = 0.001  # shorter than that, writing is the copying of bytes
-
-
-STOPPED = "the gateway stopped before this was done"
-STOPPED_RETRY_S = 1.0
-
-
-class GatewayStops(GatewayError):
-    """It could not be finished in the time that a stop allows."""
-
-    code = "unavailable"
 
 
 class RequestHandler:
-    """Serves requests. is_pressed: memory is short, and new work is refused before it takes any."""
+    """Serves the requests of all transports. `shedding` is shared with the memory guard, which sets it."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        rules: RequestLimits,
+        limits: RequestLimits,
         version: str,
         is_ready: Callable[[], bool],
         gate: Gate | None = None,
+        shedding: LoadShedding | None = None,
     ) -> None:
-        self.dispatcher, self.rules, self.is_ready = dispatcher, rules, is_ready
+        self.dispatcher, self.limits, self.is_ready = dispatcher, limits, is_ready
         self.gate = gate or Gate()
-        self.is_pressed = False
-        self.room = BodyBudget()
-        self.open: set[_RequestCycle] = set()
-        self.has_given_up = False
+        self.shedding = shedding or LoadShedding()
+        self.has_stopped = False
+        self.open_requests: set[_RequestCycle] = set()
         self.openapi = msgspec.json.encode(openapi.build(version))
 
-    def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
-        """What would be decided for `POST target` with these headers and this body, running nothing.
+    def set_limits(self, limits: RequestLimits) -> None:
+        """Use other limits for requests that arrive from now on."""
+        self.limits = limits
 
-        Where the headers bring a key, its rules count. Raises GatewayError where the request itself would be refused.
+    def explain(self, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+        """The routing decision for `POST target` with these headers and this body; runs nothing.
+
+        If the headers contain an API key, its rules apply. Raises GatewayError if the request would be refused.
         """
-        found = match("POST", target)
-        caller = self.gate.known(credentials_in(headers)) if any(credentials_in(headers)) else ANYBODY
-        check_route(caller, found)
-        draft = parse_request(found, headers.get("content-type", ""), body)
-        caller.check(draft.kind, draft.name or AUTO)
-        task = build_task(draft, headers, self.rules, request_id=new_id(), began=time.monotonic())
-        task = task.replace(may_leave=caller.may_leave and not self.keeps(draft, target))
+        matched = match("POST", target)
+        caller = self.gate.authenticate(credentials_in(headers)) if any(credentials_in(headers)) else ANONYMOUS
+        check_route(caller, matched)
+        parsed = parse_request(matched, headers.get("content-type", ""), body)
+        caller.check(parsed.kind, parsed.name or AUTO)
+        task = build_task(parsed, headers, self.limits, request_id=new_id(), began=time.monotonic())
+        task = task.replace(may_leave=caller.may_leave and not self.is_edge_only(parsed, target))
         return self.dispatcher.planner.explain(task, client_deadline="x-gateway-deadline-ms" in headers)
 
-    def keeps(self, draft: ParsedRequest, target: str, topic: str | None = None) -> bool:
-        """Whether the operator keeps on the site what the draft asks for, or what comes in where it did."""
-        places = places_of(draft.path, target, topic)
-        return self.dispatcher.planner.keeps(draft.kind, draft.name or AUTO, places)
+    def is_edge_only(self, parsed: ParsedRequest, target: str, topic: str | None = None) -> bool:
+        """Whether the operator's rules keep this model, task, path or topic on the site."""
+        entry_points = entry_points_of(parsed.path, target, topic)
+        return self.dispatcher.planner.locality.is_edge_only(parsed.kind, parsed.name or AUTO, entry_points)
 
-    def give_up(self) -> None:
-        """The gateway stops: answer what is open, and whatever comes now, that it will not be done.
+    def stop(self) -> None:
+        """Answer every open request, and every later one, with an error: the gateway stops.
 
-        Not what came by MQTT: that is not acknowledged, and comes again.
+        Requests that the transport redelivers are excepted: they get no response, so that they are delivered again.
         """
-        self.has_given_up = True
-        for visit in self.open:
-            visit.give_up()
+        self.has_stopped = True
+        for cycle in self.open_requests:
+            cycle.stop()
 
-    async def serve(self, incoming: IncomingRequest, reply: ResponseWriter) -> None:
-        """Serve one request from its head to its last byte. Raises only CancelledError: the client is gone."""
+    async def serve(self, request: IncomingRequest, writer: ResponseWriter) -> None:
+        """Serve one request until its response is written. Raises CancelledError if the client leaves."""
         watch = Watch()
-        visit = _RequestCycle(self, incoming, reply, watch)
+        cycle = _RequestCycle(self, request, writer, watch)
         try:
-            await visit.run()
+            await cycle.run()
         except asyncio.CancelledError:
-            visit.note_cancelled()
+            cycle.on_cancelled()
             raise
         finally:
-            visit.close()
-            if not visit.is_health:
-                log_request(visit.record, watch)
+            cycle.close()
+            if not cycle.is_health:
+                log_request(cycle.record, watch)
 
 
 class _RequestCycle:
-    """One request's way through the door."""
+    """One request, from its head to the end of its response."""
 
-    def __init__(self, door: RequestHandler, incoming: IncomingRequest, reply: ResponseWriter, watch: Watch) -> None:
-        self.door, self.incoming, self.reply, self.watch = door, incoming, reply, watch
-        self.record = RequestRecord(request_id=new_id(), door=incoming.door)
+    def __init__(self, handler: RequestHandler, request: IncomingRequest, writer: ResponseWriter, watch: Watch) -> None:
+        self.handler, self.request, self.watch = handler, request, watch
+        self.record = RequestRecord(request_id=new_id(), door=request.door)
+        self.response = Response(writer, self.record, watch, is_trusted=request.is_trusted)
         self.is_health = False
-        self.caller: Caller = ANYBODY
+        self.caller: Caller = ANONYMOUS
         self.answer: Answer | None = None
-        self.stream: StreamEncoder | None = None
-        self.has_begun = self.is_answering = self.is_given_up = False
         self.task = cast("asyncio.Task[None]", asyncio.current_task())
 
-    def note_cancelled(self) -> None:
-        """The client has left, or so much of the gateway has stopped that there is no answer any more."""
-        self.record.outcome = "cancelled"
-        if self.incoming.door == "mqtt":  # nobody but ourselves cancels those
+    def on_cancelled(self) -> None:
+        """The client closed its connection, or the gateway stopped and the transport redelivers the request."""
+        self.response.on_client_lost()
+        if self.request.is_redelivered:
             self.record.outcome, self.record.error, self.record.reason = "failed", STOPPED, "unavailable"
 
     def close(self) -> None:
-        self.caller.leave()
+        self.caller.release()
         if self.answer is not None:
             self.answer.close()
 
     async def run(self) -> None:
         try:
-            await self._serve_until_given_up()
+            await self._serve_until_stopped()
         except GatewayError as exc:
-            await self._refuse(exc)
+            await self.response.refuse(exc)
         except ConnectionError:
-            self.record.outcome = "cancelled"
+            self.response.on_client_lost()
         except Exception as exc:
-            report_bug(exc, self.record.request_id)
-            await self._refuse(GatewayError("the gateway failed on this request; its log says where"))
+            await self.response.refuse(internal_error(exc, self.record.request_id))
 
-    async def _serve_until_given_up(self) -> None:
-        """In the way of asyncio.timeout, at a part of its cost. Raises GatewayStops."""
-        if self.incoming.door == "mqtt":
+    async def _serve_until_stopped(self) -> None:
+        """Serve the request; raise GatewayStops if the gateway stops first. Like asyncio.timeout(), but cheaper."""
+        if self.request.is_redelivered:
             await self._serve()
             return
-        if self.door.has_given_up:
-            raise GatewayStops(STOPPED, retry_after_s=STOPPED_RETRY_S)
+        if self.handler.has_stopped:
+            raise GatewayStops
         cancelled_before = self.task.cancelling()
-        self.door.open.add(self)
+        self.handler.open_requests.add(self)
         try:
             await self._serve()
         except asyncio.CancelledError:
-            if not self.is_given_up or self.task.uncancel() > cancelled_before:
+            if not self.response.is_stopped or self.task.uncancel() > cancelled_before:
                 raise
-            raise GatewayStops(STOPPED, retry_after_s=STOPPED_RETRY_S) from None
+            raise GatewayStops from None
         finally:
-            self.door.open.discard(self)
+            self.handler.open_requests.discard(self)
 
-    def give_up(self) -> None:
-        """Have it answered that the gateway stops."""
-        self.is_given_up = True
+    def stop(self) -> None:
+        """Interrupt the request: it ends in GatewayStops."""
+        self.response.on_stop()
         self.task.cancel()
 
     async def _serve(self) -> None:
+        request = self.request
         self.watch.enter("admit")
-        self.incoming.check()
-        if self.incoming.preflight is not None:
-            await self._send(204, "", b"", self.incoming.preflight)
+        request.check()
+        if request.preflight is not None:
+            await self.response.send(204, "", b"", request.preflight)
             return
-        found = match(self.incoming.method, self.incoming.target)
-        self.record.kind = found.route.kind
-        self.is_health = found.route.is_health
+        matched = match(request.method, request.target)
+        self.record.kind = matched.route.kind
+        self.is_health = matched.route.is_health
         if not self.is_health:
-            self._admit(found)
-        if not found.route.needs_body:
-            await self._look_up(found)
+            self._admit(matched)
+        if not matched.route.needs_body:
+            await self._serve_local(matched)
             return
-        self._check_head()
+        if "content-encoding" in request.headers:
+            _check_encoding(request.headers["content-encoding"])
         self.watch.enter("read")
-        body = await self.incoming.read(self.caller.max_bytes(self.door.rules.max_body_bytes))
+        body = await request.read(self.caller.max_bytes(self.handler.limits.max_body_bytes))
         self.record.bytes_in = len(body)
         self.watch.enter("admit")
-        draft = parse_request(found, self.incoming.headers.get("content-type", ""), body)
-        self.record.model, self.record.items, self.record.is_stream = draft.name or None, draft.items, draft.stream
-        self.caller.check(draft.kind, draft.name or AUTO)
-        headers = self.incoming.headers
-        task = build_task(draft, headers, self.door.rules, request_id=self.record.request_id, began=self.watch.began)
-        stays = self.door.keeps(draft, self.incoming.target, self.incoming.topic)
-        task = task.replace(may_leave=self.caller.may_leave and not stays)
+        parsed = parse_request(matched, request.headers.get("content-type", ""), body)
+        self.record.model, self.record.items, self.record.is_stream = parsed.name or None, parsed.items, parsed.stream
+        self.caller.check(parsed.kind, parsed.name or AUTO)
+        await self._dispatch(self._task(parsed), parsed)
+
+    def _admit(self, matched: Match) -> None:
+        """Authenticate and authorize the request, and check the rate, before the body is read."""
+        request, handler = self.request, self.handler
+        caller = authenticate(handler.gate, request.headers, request.key_id, request.certificate_names)
+        check_route(caller, matched)
+        if matched.route.needs_body and handler.shedding.is_active:
+            raise handler.shedding.refusal()
+        handler.gate.admit(caller)
+        self.caller = caller
+        if caller.key is not None:
+            self.response.trust()
+
+    def _task(self, parsed: ParsedRequest) -> Task:
+        handler, request = self.handler, self.request
+        task = build_task(
+            parsed, request.headers, handler.limits, request_id=self.record.request_id, began=self.watch.began
+        )
+        if not self.caller.may_leave or handler.is_edge_only(parsed, request.target, request.topic):
+            task = task.replace(may_leave=False)
         if "traceparent" in task.headers:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
-        await self._dispatch(task, draft)
+        return task
 
-    def _admit(self, found: Match) -> None:
-        """Before the body is read: whose key it is, and whether that key may ask this, now."""
-        caller = authenticate(self.door.gate, self.incoming.headers, self.incoming.key_id, self.incoming.certified)
-        check_route(caller, found)
-        if self.door.is_pressed and found.route.needs_body:
-            raise TaskRefused("the gateway is short of memory; come back later", retry_after_s=PRESSED_RETRY_S)
-        self.door.gate.enter(caller)
-        self.caller = caller
+    # ── requests that need no backend ────────────────────────────────────────────────────────────
 
-    @property
-    def _is_trusted(self) -> bool:
-        return self.incoming.is_trusted or self.caller.is_known
-
-    def _check_head(self) -> None:
-        encoding = self.incoming.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise GatewayError(
-                "a Content-Encoding is not supported; send the body as it is",
-                code="unsupported_encoding",
-                detail=f"this one is {encoding[:40]!r}",
-            )
-
-    # ── what needs no backend ────────────────────────────────────────────────────────────────────
-
-    async def _look_up(self, found: Match) -> None:
-        operation = found.route.operation
+    async def _serve_local(self, matched: Match) -> None:
+        operation = matched.route.operation
+        status = 200
         if operation in ("livez", "healthz"):
-            await self._send(200, "application/json", b'{"status":"ok"}')
+            body = b'{"status":"ok"}'
         elif operation == "readyz":
-            ready = self.door.is_ready()
-            await self._send(200 if ready else 503, "application/json", b'{"ready":%s}' % str(ready).lower().encode())
+            is_ready = self.handler.is_ready()
+            status, body = (200, b'{"ready":true}') if is_ready else (503, b'{"ready":false}')
         elif operation == "openapi":
-            await self._send(200, "application/json", self.door.openapi)
+            body = self.handler.openapi
         else:
-            await self._send(200, "application/json", msgspec.json.encode(self._listing(found)))
+            body = msgspec.json.encode(self._listing(matched))
+        await self.response.send(status, "application/json", body)
 
-    def _listing(self, found: Match) -> dict[str, Any]:
-        registry = self.door.dispatcher.registry
-        if registry.is_opening:  # half a list would be taken for a whole one
+    def _listing(self, matched: Match) -> dict[str, Any]:
+        registry = self.handler.dispatcher.registry
+        if registry.is_opening:  # a client would take an incomplete list for the complete one
             raise GatewayError("the backends are still starting", code="unavailable", retry_after_s=1.0)
         allows = self.caller.allows
-        if found.route.operation == "list_tasks":
-            return tasks.tasks_list({name: who for name, who in registry.task_names().items() if allows("task", name)})
-        models = {name: who for name, who in registry.names().items() if allows("models", name)}
-        wanted = found.params.get("id")
-        if wanted is None:
-            return answers.models_list(models.items())
-        if wanted not in models:
-            self.caller.check("models", wanted)
-            registry.offer("chat", wanted)  # names the nearest, or says that it is not known yet
-        return answers.model(wanted, models.get(wanted, "edge-gateway"))
+        if matched.route.operation == "list_tasks":
+            found = registry.task_names().items()
+            return tasks.tasks_list({name: backend for name, backend in found if allows("task", name)})
+        models = {name: backend for name, backend in registry.owners().items() if allows("models", name)}
+        name = matched.params.get("id")
+        if name is None:
+            return models_list(models.items())
+        if name not in models:
+            self.caller.check("models", name)
+            registry.resolve(
+                "chat", name
+            )  # raises GatewayError: 404 with the nearest name, or 503 while one is loading
+        return model(name, models.get(name, "edge-gateway"))
 
-    # ── what does ────────────────────────────────────────────────────────────────────────────────
+    # ── requests for a backend ───────────────────────────────────────────────────────────────────
 
-    async def _dispatch(self, task: Task, draft: ParsedRequest) -> None:
-        self.stream = self._streamed(draft) if draft.stream else None
-        headers = self.incoming.headers
+    async def _dispatch(self, task: Task, parsed: ParsedRequest) -> None:
+        operation, request_id = parsed.operation, self.record.request_id
+        if parsed.stream:
+            self.response.expect_stream(UNANSWERED)
+        headers = self.request.headers
         expected = ResponseSpec(
-            limits=limits_of(headers, self.door.rules.limits),
-            is_content=lambda part: has_content(draft, part),
+            limits=stream_limits_of(headers, self.handler.limits.stream_limits),
+            is_content=operation.has_content,
             client_deadline="x-gateway-deadline-ms" in headers,
-            has_own_limits=has_own_limits(headers, self.door.rules),
-            quiet_s=HEARTBEAT_S if draft.stream or draft.kind in ("task", "other") else None,
-            said=continuation(draft) if draft.stream else None,
-            renderer=partial(ResponseRenderer, draft, self.record.request_id),
-            gathers=partial(wants_whole, draft, takes_pieces=self.incoming.door == "http"),
+            has_own_limits=has_own_limits(headers, self.handler.limits),
+            heartbeat_s=HEARTBEAT_S if parsed.stream or operation.may_stream_unrequested else None,
+            continuation=operation.continuation(parsed) if parsed.stream else None,
+            renderer=partial(ResponseRenderer, parsed, request_id),
+            collects=partial(operation.collects, parsed, takes_pieces=self.request.takes_pieces),
         )
-        asked = self.door.dispatcher.dispatch(task, self.watch, self.record, expected)
-        self.answer = answer = await (self._patiently(asked) if draft.stream else asked)
+        dispatching = self.handler.dispatcher.dispatch(task, self.watch, self.record, expected)
+        self.answer = answer = await (self._with_heartbeats(dispatching) if parsed.stream else dispatching)
         self.watch.enter("write")
         result = answer.result
-        if result is not None and (not draft.stream or result.status >= 400 or draft.kind == "other"):
-            await self._whole(result)
+        if result is not None and (not parsed.stream or result.status >= 400 or operation.is_relayed):
+            await self.response.send_result(result)
         else:
-            self.stream = self._streamed(draft, answer.served_as)
-            await self._relay(self.stream, answer, result)
+            encoder = operation.encode_stream(parsed, request_id=request_id, served_as=answer.served_as)
+            await self.response.relay(encoder, answer)
 
-    def _streamed(self, draft: ParsedRequest, served_as: str | None = None) -> StreamEncoder:
-        return streamed(draft, request_id=self.record.request_id, served_as=served_as)
-
-    async def _whole(self, result: Result) -> None:
-        if self.has_begun:
-            await self._whole_late(result)
-            return
-        body = result.body if result.body is not None else encode_json(result.json)
-        await self._send(result.status, result.content_type, body, result.headers)
-
-    async def _whole_late(self, result: Result) -> None:
-        """A whole answer where the stream has begun already: the client can only be told in it, in its own words."""
-        said = result.value() if "json" in result.content_type else None
-        if result.status < 400 or not isinstance(said, dict) or not said.get("error"):
-            what = f"status {result.status} in {result.content_type}, which is no stream, after the stream had begun"
-            raise GatewayError(f"the backend answered with {what}", code="upstream_bad_response")
-        assert self.stream is not None
-        self.record.error, self.record.outcome = f"refused with status {result.status}", outcome_of(result.status)
-        await self._abort(self.stream.error(said))
-
-    async def _send(
-        self, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> None:
-        self.record.status, self.record.bytes_out = status, len(body)
-        self.record.outcome = outcome_of(status)
-        kind = {"Content-Type": content_type} if content_type else {}
-        self.watch.first_byte_at = self.watch.enter("write")
-        self.is_answering = True
-        await self.reply.whole(status, merge_headers(headers or {}, kind, self._headers()), body)
-        self.watch.leave()
-
-    def _headers(self) -> dict[str, str]:
-        record = self.record
-        headers = {
-            "x-request-id": record.request_id,
-            "x-gateway-backend": record.backend,
-            "x-gateway-site": record.site,
-            "x-gateway-reason": record.reason or "none",
-            "x-gateway-attempts": str(record.attempts),
-        }
-        if self._is_trusted:
-            headers["Server-Timing"] = server_timing(self.watch.so_far())
-        return headers
-
-    # ── streams ──────────────────────────────────────────────────────────────────────────────────
-
-    async def _relay(self, stream: StreamEncoder, answer: Answer, result: Result | None) -> None:
-        if result is not None:
-            await self._write(stream.whole(result))
-        else:
-            assert answer.parts is not None
-            self.record.is_stream |= stream.draft.kind == "other"  # its first content is what is predicted, and learned
-            self.watch.enter(_working(answer))
-            async with aclosing(answer.parts) as parts:
-                async for part in parts:
-                    if part is IDLE:
-                        await self._beat(stream)
-                    else:
-                        await self._write(stream.part(part))
-        self.watch.enter("write")
-        timing = term_keys(self.watch.so_far()) if self._is_trusted else {}
-        await self._write(stream.end(timing))
-        await self.reply.end()
-        self.record.status, self.record.outcome = 200, "served"
-        self.watch.leave()
-
-    async def _write(self, data: bytes) -> None:
-        """Write to the client. The account hears of it only where the client had to be waited for."""
-        if not data:
-            return
-        await self._begin()
-        if self.record.content_at is None:
-            self.watch.first_byte_at = self.record.content_at = time.monotonic()
-        self.record.bytes_out += len(data)
-        await self._push(data)
-
-    async def _push(self, data: bytes) -> None:
-        began = time.monotonic()
-        try:
-            await self.reply.write(data)
-        finally:
-            if self.answer is not None and time.monotonic() - began > WAITED_S:
-                self.watch.enter("write", at=began)
-                self.watch.enter(_working(self.answer))
-
-    async def _begin(self) -> None:
-        if not self.has_begun:
-            assert self.stream is not None
-            whole = self.answer.result if self.answer is not None else None
-            given = whole.headers if whole is not None else {}
-            await self.reply.begin(200, merge_headers(given, self.stream.headers, self._headers()))
-            self.has_begun, self.record.status = True, 200
-
-    async def _beat(self, stream: StreamEncoder) -> None:
-        await self._begin()
-        if beat := stream.heartbeat():
-            self.record.bytes_out += len(beat)
-            await self._push(beat)
-
-    async def _abort(self, data: bytes) -> None:
-        self.record.bytes_out += len(data)
-        await self.reply.abort(data)
-
-    async def _patiently(self, asked: Awaitable[Answer]) -> Answer:
-        """Wait for the answer, with a comment to the client every HEARTBEAT_S."""
-        waiting = asyncio.ensure_future(asked)
+    async def _with_heartbeats(self, dispatching: Awaitable[Answer]) -> Answer:
+        """Wait for the answer; send the client a heartbeat every HEARTBEAT_S."""
+        waiting = asyncio.ensure_future(dispatching)
         try:
             while not (await asyncio.wait({waiting}, timeout=HEARTBEAT_S))[0]:
-                assert self.stream is not None
-                await self._beat(self.stream)
+                await self.response.send_heartbeat()
             return waiting.result()
         except BaseException:
             cancel_and_close(waiting)
             raise
 
-    # ── when it cannot be served ─────────────────────────────────────────────────────────────────
 
-    def _outcome_of(self, status: int) -> Outcome:
-        """What has begun and breaks off has failed, whatever that would have been before."""
-        return "failed" if self.record.content_at is not None and status >= 500 else outcome_of(status)
-
-    async def _refuse(self, error: GatewayError) -> None:
-        self.watch.enter("write")
-        record = self.record
-        status = status_of(error)
-        record.error, record.reason = error.message, error.code
-        record.status = 200 if self.has_begun else status  # what the client was told
-        record.outcome = "timed_out" if isinstance(error, DeadlineExceeded) else self._outcome_of(status)
-        if isinstance(error, GatewayStops):
-            record.outcome = "failed"
-            if self.is_answering:  # to one who reads slowly; the connection goes in a moment
-                return
-        if isinstance(error, TaskRefused):
-            metrics.SHED.inc(reason=error.code)
-        body = envelope(error, record.request_id)
-        try:
-            if self.has_begun and self.stream is not None:
-                await self._abort(self.stream.error(body))
-            else:
-                await self._send_error(error, msgspec.json.encode(body))
-        except ConnectionError:
-            record.outcome = "cancelled"
-
-    async def _send_error(self, error: GatewayError, body: bytes) -> None:
-        outcome = self.record.outcome
-        more = error_headers(error, self.record.attempts)
-        await self._send(status_of(error), "application/json", body, more)
-        self.record.outcome = outcome
-
-
-def _working(answer: Answer) -> str:
-    return "edge" if answer.site == "edge" else "cloud"
-
-
-def report_bug(exc: BaseException, request_id: str) -> None:
-    """Our own code failed on a request: what, and where."""
-    log.error("door.broke", **raised(exc), request_id=request_id)
+def _check_encoding(encoding: str) -> None:
+    encoding = encoding.strip().lower()
+    if encoding not in ("", "identity"):
+        raise GatewayError(
+            "a Content-Encoding is not supported; send the body as it is",
+            code="unsupported_encoding",
+            detail=f"this one is {encoding[:40]!r}",
+        )

@@ -1,4 +1,4 @@
-"""What a door is given, and how it answers: HTTP and MQTT bring an `IncomingRequest` and a `ResponseWriter`."""
+"""The contract between the handler and a transport: `IncomingRequest` in, `ResponseWriter` out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncomingRequest:
-    """A request as a door received it. `headers` are lower-cased; `read` gives the body, at most so many bytes.
+    """A request as a transport received it.
 
-    is_trusted: the client is on this host, or known to the door; like one with a key, it may see where the time went.
-    check: raises GatewayError for a client that may not ask at all. preflight: the headers that answer a browser
-    which asks whether its page may ask; None for any other request. key_id: the API key whose rules apply, where
-    the door knows it; else the headers must bring one, or `certified` does: the names in the client's certificate.
-    topic: of an MQTT message.
+    door: the transport's name in the log and in the metrics.
+    headers: names in lower case.
+    read: returns the body; its argument is the maximum size in bytes.
+    is_trusted: the client is on this host, or the transport has authenticated it. Like a client with an API key, it
+    gets `Server-Timing`.
+    check: raises GatewayError if the transport refuses the client.
+    preflight: the response headers for a CORS preflight request; None for any other request.
+    key_id: the API key that sets the limits, if the transport knows it. Otherwise the key comes from the headers, or
+    from `certificate_names`, the names in the client's TLS certificate.
+    topic: the topic of an MQTT message.
+    is_redelivered: the transport delivers the request again if it gets no response (MQTT). When the gateway stops,
+    such a request is cancelled without a response. A client cannot cancel it.
+    takes_pieces: the transport can send a body in pieces, before its length is known.
     """
 
     door: str
@@ -28,28 +36,33 @@ class IncomingRequest:
     preflight: Mapping[str, str] | None = None
     key_id: str | None = None
     topic: str | None = None
-    certified: tuple[str, ...] = ()
+    certificate_names: tuple[str, ...] = ()
+    is_redelivered: bool = False
+    takes_pieces: bool = True
 
 
 class ResponseWriter(Protocol):
-    """How a door answers. Exactly one of `whole` or `begin` is called, once."""
+    """Writes one response to the client: either `send`, or `begin`, `write`… and `end` or `abort`.
 
-    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Answer in one piece."""
+    Every method raises ConnectionError if the client is gone.
+    """
+
+    async def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Send a whole response."""
         ...
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """Begin a stream; `write`, and `end` or `abort`, follow."""
+        """Send the head of a stream."""
         ...
 
     async def write(self, data: bytes) -> None:
-        """Send a piece, once who reads has taken the ones before."""
+        """Send a piece of the stream. Waits while the client does not read (backpressure)."""
         ...
 
     async def end(self) -> None:
-        """End the stream properly: it is complete."""
+        """End the stream. The client sees that it is complete."""
         ...
 
     async def abort(self, data: bytes) -> None:
-        """Write `data`, and break the connection so that nobody takes the stream for complete."""
+        """Send `data`, then end the stream so that the client sees that it is incomplete."""
         ...

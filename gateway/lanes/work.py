@@ -1,26 +1,26 @@
-"""What stands in a lane: work, its place in line, its run on a slot."""
+"""The contents of a lane: work, its entry in the queue, and its run on a slot."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
+
+from gateway.measure.measurements import Estimate
 
 AGING = 0.2  # 0.35 costs 1 to 3 % of the mean, 0.1 costs 1 to 3 % at p99 (docs/routing.md)
-PERMIT_BYTES = 65_536  # smaller bodies vanish into socket buffers: nothing could be revoked, nor seen
-LINDY = 0.5  # what has taken far longer than foreseen takes half as long again
+PERMIT_BYTES = 65_536  # smaller bodies vanish into socket buffers: they cannot be revoked, nor observed
+LINDY = 0.5  # overdue work is predicted to take half of its age longer
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Work:
-    """One attempt's place in line; a second attempt at the same request is a Work of its own.
+    """One attempt's work, as the lanes see it; a second attempt at the same request is a Work of its own.
 
-    models, sizes: per backend, its name for the model or task, and the size in that backend's measure.
-    estimates: predicted seconds by backends that know better than the learned model.
-    deadline: on the lanes' clock. allowed: backends it may be moved to while it waits.
-    start(backend): it may begin there now; called once per grant. duplicate(backend): asks for a second
-    attempt there; false when that cannot be. moved(before, after): it changed lanes while waiting.
-    dropped(backend): the lane it waited in was removed, and it will not start.
+    models, sizes: per backend, its name for the model or task, and the size in that backend's unit.
+    estimates: seconds predicted by plugins, which take precedence over the learned model.
+    deadline: on the lanes' clock. allowed: backends it may be moved to, or hedged at. arrived: when first queued.
     """
 
     id: str
@@ -34,75 +34,86 @@ class Work:
     client_deadline: bool = False
     repeatable: bool = True
     allowed: tuple[str, ...] = ()
-    start: Callable[[str], None]
-    duplicate: Callable[[str], bool] | None = None
-    moved: Callable[[str, str], None] | None = None
-    dropped: Callable[[str], None] | None = None
     arrived: float | None = None
 
     def model(self, backend: str) -> str:
-        """What `backend` calls it."""
+        """Return the name that `backend` uses for it."""
         return self.models.get(backend, self.name)
 
     def size(self, backend: str) -> float:
-        """How big it is, as `backend` measures."""
+        """Return its size in the unit of `backend`."""
         return self.sizes.get(backend, 0.0)
 
 
+class WorkOwner(Protocol):
+    """Receives what becomes of submitted work."""
+
+    def on_granted(self, backend: str) -> None:
+        """A slot of `backend` is free for the work. Called once per submission."""
+
+    def on_moved(self, before: str, after: str) -> None:
+        """The queued work moves from the lane of one backend to another's."""
+
+    def on_dropped(self, backend: str) -> None:
+        """The lane in which the work waited was removed; it will not start."""
+
+    def on_stalled(self, backend: str) -> bool:
+        """The running work has stalled: hedge it at `backend`. Returns False if that is not possible."""
+
+
 class QueueEntry:
-    """Work waiting in a lane."""
+    """Work that waits in a lane, and the estimate that its place rests on."""
 
-    __slots__ = ("is_waiting", "key", "nbytes", "service_s", "work")
+    __slots__ = ("estimate", "is_waiting", "key", "nbytes", "owner", "queued_at", "service_s", "work")
 
-    def __init__(self, work: Work, service_s: float, now: float) -> None:
-        """service_s: for how long it will take a slot."""
-        self.work = work
-        self.service_s = service_s
-        self.key = service_s + AGING * (now if work.arrived is None else work.arrived)
+    def __init__(self, work: Work, owner: WorkOwner, estimate: Estimate, now: float) -> None:
+        self.work, self.owner = work, owner
+        self.estimate, self.queued_at = estimate, now
+        self.service_s = estimate.mean_s * estimate.hold  # for how long it will take a slot
+        self.key = self.service_s + AGING * (now if work.arrived is None else work.arrived)
         self.nbytes = work.body_bytes
         self.is_waiting = False
 
 
 class RunningWork:
-    """Work a backend has been given; `upload_s` is what its upload was expected to take, bytes ahead included."""
+    """Work that a backend is processing. `upload_s`: the predicted time of its upload, bytes ahead included."""
 
     __slots__ = (
-        "answered",
         "answered_at",
         "began",
         "held_p95_s",
         "held_s",
+        "is_answered",
+        "is_hedged",
         "nbytes",
+        "owner",
         "p95_s",
-        "rescued",
         "sent_at",
         "service_s",
         "upload_s",
         "work",
     )
 
-    def __init__(
-        self, work: Work, now: float, service_s: float, p95_s: float, upload_s: float, hold: float = 1.0
-    ) -> None:
-        self.work = work
+    def __init__(self, work: Work, owner: WorkOwner, estimate: Estimate, upload_s: float, now: float) -> None:
+        self.work, self.owner = work, owner
         self.began = now
-        self.service_s, self.p95_s, self.upload_s = service_s, p95_s, upload_s
-        self.held_s, self.held_p95_s = service_s * hold, p95_s * hold
+        self.service_s, self.p95_s, self.upload_s = estimate.mean_s, estimate.p95_s, upload_s
+        self.held_s, self.held_p95_s = estimate.mean_s * estimate.hold, estimate.p95_s * estimate.hold
         self.answered_at = now
         self.nbytes = work.body_bytes
         self.sent_at: float | None = None
-        self.answered = False
-        self.rescued = False
+        self.is_answered = False
+        self.is_hedged = False
 
-    def sent_by(self) -> float:
-        """The instant its last byte left, as reported, or as expected where a socket buffer hides it."""
+    def last_byte_at(self) -> float:
+        """The instant its last byte left: as reported, or as predicted if a socket buffer hides it."""
         return self.sent_at if self.sent_at is not None else self.began + self.upload_s
 
     def is_uploading(self) -> bool:
-        """Whether a body is on its way that the socket buffers do not hide."""
+        """Whether a body is being sent that the socket buffers do not hide."""
         return self.sent_at is None and self.nbytes > PERMIT_BYTES
 
-    # Asked for every run in every decision, hence without max() and min().
+    # The next two run for every running work in every decision, hence without max() and min().
 
     def remaining_s(self, now: float) -> float:
         """Seconds its slot stays taken."""
@@ -113,7 +124,7 @@ class RunningWork:
         return left_s if left_s > min_s else min_s
 
     def unsent_s(self, bytes_per_s: float, now: float) -> float:
-        """Seconds until its last byte has left. A stall lasts as long again as it has lasted."""
+        """Seconds until its last byte has left. A stall is predicted to last as long again as it has lasted."""
         own_s, age_s = self.nbytes / bytes_per_s, now - self.began
         if self.nbytes > PERMIT_BYTES:
             left_s, min_s, late_s = own_s - age_s, own_s / 4, age_s - self.upload_s

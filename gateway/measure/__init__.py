@@ -1,1 +1,1 @@
-"""What is known of the world, by measurement: links, the device, how long work takes. Unknown is None, never 0."""
+"""Measurements of links, device load, memory and service times. None, not 0, stands for unknown."""

@@ -1,8 +1,8 @@
-"""Everything the author of a backend imports; nothing else of the gateway is needed, or promised.
+"""The interface for authors of backends; a plugin imports no other module of the gateway.
 
-A backend is a class with one method, `run`. It receives a `Task` and returns a `Result`, or, as an
-async generator, yields `Part`s. Queueing, slots, deadlines, cancellation, timing, learning and
-isolation are the gateway's business, not the plugin's.
+A backend is a class with one method, `run`. It receives a `Task` and returns a `Result`, or it is an async generator
+and yields `Part`s. The gateway does the queueing, enforces slots and deadlines, cancels tasks, measures and learns
+durations, and runs worker processes.
 
     class Shout(Backend[Settings]):
         site = "edge"
@@ -11,11 +11,12 @@ isolation are the gateway's business, not the plugin's.
         async def run(self, task: Task) -> Result:
             return Result(json={"result": task.json["text"].upper() + self.settings.suffix})
 
-Time is float seconds on the system's monotonic clock (`time.monotonic`), sizes are bytes.
+Times are float seconds, instants are on the system's monotonic clock (`time.monotonic`), sizes are in bytes.
 """
 
 from gateway.plugin.backend import MODEL_KINDS, Backend
 from gateway.plugin.checks import Upload
+from gateway.plugin.chunks import PlainChoice, PlainChunk
 from gateway.plugin.errors import (
     BackendFailed,
     BackendUnavailable,
@@ -50,6 +51,8 @@ __all__ = [
     "Log",
     "NotServed",
     "Part",
+    "PlainChoice",
+    "PlainChunk",
     "Result",
     "Services",
     "Site",

@@ -1,4 +1,4 @@
-"""The class that a plugin subclasses: `Backend`, and what an operator or a subclass may declare for it."""
+"""`Backend`, the class that a plugin subclasses."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ MODEL_KINDS: frozenset[Kind] = frozenset({"chat", "completion", "embeddings", "t
 
 
 class Backend(ABC, Generic[S]):
-    """Serves tasks. Subclass as `Backend[YourSettings]`; only `run` is required.
+    """Serves tasks. Subclass it as `Backend[YourSettings]`; only `run` is required.
 
     Class attributes, all optional:
-    site: where the work is done. kinds: the kinds its models serve. models, tasks: the names it serves,
-    a list or a map from the client's name to the backend's; None while they are not known yet (set them
-    on `self` at any time). slots: tasks it works on at once. isolation: `process` to run in supervised
-    worker processes, one per slot. repeatable: whether running twice is harmless; None: yes for models,
-    no for tasks. remote: whether a network lies between, as it does where the site is `cloud` (None).
-    resumes: whether it continues an assistant's turn whose beginning it is given.
-    examples: by name, the JSON of a request that it answers, for `edge-gateway plugins test`.
+
+    - site: where the work is done: `edge`, `cloud` or `hybrid`.
+    - kinds: the operations that its models serve.
+    - models, tasks: the names that it serves, a list or a map from the client's name to the backend's; None while
+      they are not known yet. They can be set on `self` at any time.
+    - slots: the number of tasks that it runs at once.
+    - isolation: `loop` to run in the gateway's event loop, `process` to run in worker processes, one per slot.
+    - repeatable: whether running a task twice is harmless; None: yes for models, no for tasks.
+    - remote: whether it is reached over a network; None: yes if the site is `cloud`.
+    - resumes: whether it can continue an assistant message from a given beginning.
+    - examples: for each name, the JSON of a request that it answers, for `edge-gateway plugins test`.
+    - Settings: the class of its settings; set by `Backend[YourSettings]`.
     """
 
     site: Site = "edge"
@@ -48,7 +53,11 @@ class Backend(ABC, Generic[S]):
                 cls.Settings = settings
 
     def __init__(self, settings: S, services: Services) -> None:
-        """Keep both; what the operator set takes the place of what the class declares. Cheap: starts nothing."""
+        """Store both; the operator's settings replace the values that the class declares.
+
+        A constructor must be cheap and start nothing: with `isolation = "process"` the gateway also makes an instance
+        that it never enters.
+        """
         self.settings = settings
         self.services = services
         for name in ("site", "slots", "models", "tasks", "repeatable"):
@@ -56,39 +65,51 @@ class Backend(ABC, Generic[S]):
                 setattr(self, name, chosen)
 
     async def __aenter__(self) -> Self:
-        """Start: load models, open connections. Raise to be left out; the message is shown to the operator."""
+        """Start: load models, open connections. Return `self`.
+
+        An exception keeps the backend out of service; its message is shown to the operator. A cancelled start must
+        release what it took, because `__aexit__` is not called then.
+        """
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Stop: release what `__aenter__` took."""
+        """Stop: release everything that `__aenter__` took."""
 
     @abstractmethod
     def run(self, task: Task) -> Awaitable[Result] | AsyncIterator[Part | Result]:
-        """Do the work: `async def` returning a Result, or an async generator yielding Parts.
+        """Serve `task`: an `async def` that returns a Result, or an async generator that yields Parts.
 
-        A generator may yield one Result as its first and only item, where no stream came about.
-        Raises TaskInvalid, BackendUnavailable (another may be asked) or BackendFailed; anything else is
-        reported as `plugin_error`. Cancellation means nobody waits any more: stop, and let it through.
+        A generator may yield a Result as its first and only item, if it has no stream to give. Raises TaskInvalid for
+        a mistake of the client, BackendUnavailable if another backend may be tried, BackendFailed if not; the client
+        gets `plugin_error` for any other exception. After a cancellation the result is not needed: stop,
+        and let CancelledError through.
         """
 
     def size(self, task: Task) -> float:
-        """How big the task is, in the unit its duration grows with: the items of a list task, else bytes.
+        """Return the size of the task in the unit that its duration grows with.
 
-        Say otherwise where you know better.
+        By default it is the number of items of a list task, else the number of bytes of the body. Override it if
+        another unit predicts the duration better. It must be finite, at least 0, and not raise for any body.
         """
         is_list = task.kind == "task" and b'"items"' in task.body
         return float(task.items if is_list else len(task.body))
 
     def estimate(self, task: Task, view: View) -> float | None:
-        """Predicted seconds for this task, where you know better than the learned model; None: use that."""
+        """Return the predicted seconds for this task; None: the gateway uses its learned model."""
         return None
 
     def plan(self, task: Task, view: View) -> Mapping[str, Any] | None:
-        """What it would do with the task, as JSON for `explain`; None: there is nothing to add. Runs nothing."""
+        """Return what the backend would do with the task, as a JSON object for `explain`; None: no details.
+
+        Must not run any work.
+        """
         return None
 
     async def health(self) -> str | None:
-        """None when well, else what is wrong. Override it to be asked every `GATEWAY_POLICY__PROBE_S` seconds."""
+        """Return None if the backend is healthy, else a text that describes the fault.
+
+        If a subclass overrides it, the gateway calls it every `GATEWAY_POLICY__PROBE_S` seconds.
+        """
         return None

@@ -1,4 +1,4 @@
-"""Values that come from clients and plugins, checked where they come in. Part of `gateway.plugin`, in its own file."""
+"""Validation of values that come from clients, operators and plugins."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def names_of(value: Any) -> Any:
-    """`a,b`, `["a","b"]`, `("a",)` or `{"a":"b"}` as a map from the client's name to the backend's."""
+def parse_names(value: Any) -> Any:
+    """Return `a,b`, `["a","b"]`, `("a",)` or `{"a":"b"}` as a map from the client's name to the backend's.
+
+    Values of other types are returned unchanged. Raises ValueError for a string that begins like JSON and is not.
+    """
     if isinstance(value, str):
         text = value.strip()
         value = json.loads(text) if text[:1] in ("[", "{") else [n.strip() for n in text.split(",") if n.strip()]
@@ -32,7 +35,7 @@ def names_of(value: Any) -> Any:
 
 
 def decode_json(body: bytes) -> Any:
-    """JSON, strictly: UTF-8, no NaN, bounded depth. Raises TaskInvalid."""
+    """Decode strict JSON: UTF-8, no NaN, bounded depth. Raises TaskInvalid."""
     try:
         return msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -43,76 +46,79 @@ def decode_json(body: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One uploaded file of a multipart request."""
+    """One uploaded file of a multipart request. data: its bytes. filename: as the client sent it, not sanitised."""
 
     data: bytes
     filename: str = ""
     content_type: str = "application/octet-stream"
 
 
-def checked_status(status: Any) -> int:
-    """The status of a whole answer: the others are no answers, or none that the protocol has. Raises PluginRaised."""
+def check_status(status: Any) -> int:
+    """Return the status of a whole answer: 200 to 599. Raises PluginRaised for any other value."""
     if not isinstance(status, int) or isinstance(status, bool):
-        raise _wrong("Result", "status", f"is {_type(status)}, not a whole number")
+        raise _invalid_field("Result", "status", f"is {_type_name(status)}, not a whole number")
     if not 200 <= status <= 599:
-        raise _wrong("Result", "status", f"is {status}, not 200 to 599")
+        raise _invalid_field("Result", "status", f"is {status}, not 200 to 599")
     return int(status)
 
 
-def checked_bytes(of: str, field: str, given: Any) -> bytes | None:
-    """Bytes, or None. Raises PluginRaised."""
-    if given is None or isinstance(given, bytes):
-        return given
-    if not isinstance(given, bytearray | memoryview):
-        raise _wrong(of, field, f"is {_type(given)}, not bytes")
-    return bytes(given)
+def check_bytes(owner: str, field: str, value: Any) -> bytes | None:
+    """Return bytes, or None. Raises PluginRaised for a value of another type."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, bytearray | memoryview):
+        raise _invalid_field(owner, field, f"is {_type_name(value)}, not bytes")
+    return bytes(value)
 
 
-def checked_content_type(given: Any) -> str:
-    """What can stand in that header. Raises PluginRaised."""
-    if not isinstance(given, str):
-        raise _wrong("Result", "content_type", f"is {_type(given)}, not a text")
-    if _CONTROL.search(given):
-        raise _wrong("Result", "content_type", "holds a control character")
-    return given
+def check_content_type(value: Any) -> str:
+    """Return a string without control characters. Raises PluginRaised for any other value."""
+    if not isinstance(value, str):
+        raise _invalid_field("Result", "content_type", f"is {_type_name(value)}, not a string")
+    if _CONTROL.search(value):
+        raise _invalid_field("Result", "content_type", "holds a control character")
+    return value
 
 
-def checked_headers(given: Any) -> Mapping[str, str]:
-    """Names and values that can be headers. Raises PluginRaised, which quotes neither."""
-    if not isinstance(given, Mapping):
-        raise _wrong("Result", "headers", f"is {_type(given)}, not a mapping")
-    for name, value in given.items():
+def check_headers(headers: Any) -> Mapping[str, str]:
+    """Return a mapping of valid header names to valid values. Raises PluginRaised, without quoting either.
+
+    Control characters are refused, because they would allow response splitting.
+    """
+    if not isinstance(headers, Mapping):
+        raise _invalid_field("Result", "headers", f"is {_type_name(headers)}, not a mapping")
+    for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise _wrong("Result", "headers", f"maps {_type(name)} to {_type(value)}, not a text to a text")
+            types = f"{_type_name(name)} to {_type_name(value)}"
+            raise _invalid_field("Result", "headers", f"maps {types}, not a string to a string")
         if not _TOKEN.fullmatch(name) or _CONTROL.search(value):
-            raise _wrong(
-                "Result", "headers", "holds what cannot be a header: a name that is no token, or a control character"
-            )
-    return given
+            problem = "holds an invalid header: a name that is not a token, or a control character"
+            raise _invalid_field("Result", "headers", problem)
+    return headers
 
 
-def checked_confidence(given: Any) -> float | None:
-    """A number, or None. Raises PluginRaised."""
-    if given is None:
+def check_confidence(value: Any) -> float | None:
+    """Return a float, or None. Raises PluginRaised for a value that is not a number, and for NaN."""
+    if value is None:
         return None
-    if not isinstance(given, Real) or isinstance(given, bool) or math.isnan(given):
-        raise _wrong("Result", "confidence", f"is {_type(given)}, not a number from 0 to 1")
-    return float(given)
+    if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
+        raise _invalid_field("Result", "confidence", f"is {_type_name(value)}, not a number from 0 to 1")
+    return float(value)
 
 
-# Its fields that the gateway handles itself; `json` is whatever can be encoded.
-OF_RESULT: Mapping[str, Callable[[Any], Any]] = {
-    "status": checked_status,
-    "body": partial(checked_bytes, "Result", "body"),
-    "content_type": checked_content_type,
-    "headers": checked_headers,
-    "confidence": checked_confidence,
+# The fields of Result that are validated when it is made; `json` is validated when it is encoded.
+RESULT_CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "status": check_status,
+    "body": partial(check_bytes, "Result", "body"),
+    "content_type": check_content_type,
+    "headers": check_headers,
+    "confidence": check_confidence,
 }
 
 
-def _type(value: Any) -> str:
+def _type_name(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _wrong(of: str, field: str, what: str) -> PluginRaised:
-    return PluginRaised(f"the plugin gave a {of} whose `{field}` {what}", raised=f"{of}.{field}")
+def _invalid_field(owner: str, field: str, problem: str) -> PluginRaised:
+    return PluginRaised(f"the plugin returned a {owner} whose `{field}` {problem}", raised=f"{owner}.{field}")

@@ -1,43 +1,55 @@
-"""What a request can end in: one tree of errors. Plugins import it from `gateway.plugin`."""
+"""The errors that a request can end in. Plugins import them from `gateway.plugin`."""
 
 from __future__ import annotations
 
 import asyncio
 import traceback
 
-# What code that is not ours may raise without ending the gateway: sys.exit() too. A cancellation is none of it.
-PLUGIN_FAULTS = (Exception, SystemExit, KeyboardInterrupt)
-MAX_WORDS = 2000  # characters of an exception's text that are passed on
+# Exceptions of plugin code that must not end the gateway: sys.exit() too. Cancellations are not included.
+PLUGIN_EXCEPTIONS = (Exception, SystemExit, KeyboardInterrupt)
+MAX_MESSAGE_CHARS = 2000  # of an exception's text
 
 
-def is_told_to_stop(exc: BaseException) -> bool:
-    """Whether `exc` is the cancellation of the task we are in. A plugin may raise one, too, and that is a fault."""
-    me = asyncio.current_task()
-    return isinstance(exc, asyncio.CancelledError) and me is not None and me.cancelling() > 0
+def is_own_cancellation(exc: BaseException) -> bool:
+    """Return whether `exc` is the cancellation of the current asyncio task.
+
+    A CancelledError that a plugin raises by itself is not: it is a bug of the plugin.
+    """
+    current = asyncio.current_task()
+    return isinstance(exc, asyncio.CancelledError) and current is not None and current.cancelling() > 0
 
 
-def words_of(exc: BaseException) -> str:
-    """The text of `exc`, which may quote anything: for a log where nothing of a request can be in it, and for tests."""
+def message_of(exc: BaseException) -> str:
+    """Return the text of `exc`, at most MAX_MESSAGE_CHARS characters.
+
+    The text may quote the data of a request. Log it only where no request is involved.
+    """
     try:
-        return str(exc)[:MAX_WORDS]
-    except BaseException as worse:  # its own __str__
-        return f"its text raised {type(worse).__name__}"
+        return str(exc)[:MAX_MESSAGE_CHARS]
+    except BaseException as error:  # raised by its __str__
+        return f"its text raised {type(error).__name__}"
 
 
 def frames_of(exc: BaseException) -> list[str]:
-    """Where `exc` came from, for a log: `FILE:LINE FUNCTION` of each frame, the innermost last; no line of a file."""
+    """Return the traceback of `exc` for a log: `FILE:LINE FUNCTION` of each frame, the innermost last.
+
+    Source lines are left out.
+    """
     frames = traceback.walk_tb(exc.__traceback__)
     return [f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}" for frame, line in frames]
 
 
 class GatewayError(Exception):
-    """What a request can end in. `code` is one of the contract's error codes; the door picks the status.
+    """The base of all errors that a request can end in. Plugins raise its subclasses.
 
-    `message` says what is wrong, where, and what to do; it reaches the client, so it holds no secret.
-    `began` is False where the work certainly never started, so that even what must not run twice may be
-    tried elsewhere. `again` is False where the same backend would only fail the same way again. `detail` is for the
-    client alone: what may quote its request, such as the text of an exception, and so belongs in no log.
-    `is_of_subtask`, which only the gateway sets: a subtask ended in it, so who dispatched that only passes it on.
+    message: the fault, its place, and how to fix it. It is sent to the client and must not contain secrets.
+    code: one of the documented error codes, from which the gateway derives the HTTP status.
+    param: the name of the wrong field in the request. status: the status of the upstream's error response.
+    retry_after_s: seconds after which the request may be sent again.
+    began: False if the work certainly did not start. Even a task that must not run twice may then be tried elsewhere.
+    again: False if the same backend would fail in the same manner again.
+    detail: text for the client only, never logged, because it may quote the request (such as an exception's text).
+    is_of_subtask: set by the gateway if the error comes from a subtask that the backend dispatched.
     """
 
     code = "plugin_error"
@@ -58,7 +70,7 @@ class GatewayError(Exception):
         self.message = message
         self.code = code or type(self).code
         self.param = param
-        self.status = status  # an upstream's own status, where the contract says it is kept
+        self.status = status
         self.retry_after_s = retry_after_s
         self.began = began
         self.again = again
@@ -67,52 +79,60 @@ class GatewayError(Exception):
 
 
 class TaskInvalid(GatewayError):
-    """The client's mistake: wrong arguments, malformed content. Never tried again, nor held against a backend."""
+    """A mistake of the client: wrong arguments, malformed content.
+
+    The request is not tried again, and the error does not count as a failure of the backend.
+    """
 
     code = "bad_request"
 
 
 class TaskRefused(GatewayError):
-    """Too busy, or not allowed; nothing was run. `retry_after_s` says when it may be asked again."""
+    """The request was refused without running: overload, or a limit. `retry_after_s`: when to send it again."""
 
     code = "overloaded"
 
 
 class BackendUnavailable(GatewayError):
-    """This backend cannot serve now; another may be asked, when running twice is harmless."""
+    """The backend cannot serve the task now.
+
+    Another backend is tried if running the task twice is harmless or the work did not start (`began=False`).
+    """
 
     code = "unavailable"
 
 
 class NotServed(BackendUnavailable):
-    """This backend has no such thing, or its own rules forbid it: nothing is wrong with it, and another may be asked.
+    """The backend does not serve such tasks, or its rules forbid this one; another backend may be tried.
 
-    With code `not_found` it has no endpoint for the task's path, and is not asked for that for a while.
+    It does not count as a failure of the backend. With code `not_found` the backend has no endpoint for the task's
+    path, and gets no tasks for that path for a while.
     """
 
     code = "no_backend"
 
 
 class PluginRaised(BackendUnavailable):
-    """A plugin raised what is none of these errors: a bug. `raised` is its type's name. No plugin raises this.
+    """A plugin raised an exception that is not a GatewayError, which is a bug. Only the gateway raises this error.
 
-    `words` is its text, where a worker raised it: for the operator while the backend opens, and for tests of plugins.
+    raised: the name of the exception's type. text: the text of an exception that was raised in a worker, for the
+    operator while the backend opens, and for tests of plugins.
     """
 
     code = "plugin_error"
 
-    def __init__(self, message: str, *, raised: str, words: str = "") -> None:
+    def __init__(self, message: str, *, raised: str, text: str = "") -> None:
         super().__init__(message, again=False)
-        self.raised, self.words = raised, words
+        self.raised, self.text = raised, text
 
 
 class BackendFailed(GatewayError):
-    """This backend tried and failed; asking another would not help, or could do harm."""
+    """The backend tried and failed; trying another backend would not help, or could do harm."""
 
     code = "plugin_error"
 
 
 class DeadlineExceeded(GatewayError):
-    """The time allowed has passed, or cannot be met."""
+    """The deadline has passed or cannot be met."""
 
     code = "deadline_exceeded"

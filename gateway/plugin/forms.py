@@ -1,4 +1,4 @@
-"""Encode a `multipart/form-data` body (RFC 7578)."""
+"""Encodes `multipart/form-data` bodies (RFC 7578)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})  # HTML §4.10.
 
 
 def encode_form(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[bytes, str]:
-    """Return a `multipart/form-data` body of these parts, and its content type.
+    """Return a `multipart/form-data` body with these parts, and its content type with the boundary.
 
-    A field with several values becomes several parts of that name; a value other than text or bytes is sent as JSON.
+    fields: values by name. A list becomes one part for each item, None is left out, and a value that is neither a
+    string nor bytes is sent as JSON. files: uploads by name. Quotes and line ends in names are percent-encoded.
     """
     boundary = secrets.token_hex(16)
     pieces: list[bytes] = []

@@ -1,4 +1,4 @@
-"""Load a function that an operator names as `package.module:function`."""
+"""Loads a function that an operator names as `package.module:function`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gateway.plugin.errors import BackendUnavailable
 def load_function(target: str, setting: str) -> Callable[..., Any]:
     """Import the function named by `target`, `package.module:function`.
 
-    `setting` is what the error message begins with: the setting or the task that holds `target`.
+    setting: the setting or task that contains `target`; error messages begin with it.
     Raises BackendUnavailable if the import fails or the object is not callable.
     """
     module, _, path = target.partition(":")

@@ -1,4 +1,4 @@
-"""What a backend returns: a whole `Result`, or the `Part`s of a stream."""
+"""The values that a backend returns: a whole `Result`, or the `Part`s of a stream."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import msgspec
 
 from gateway.plugin import checks
-from gateway.plugin.errors import (
-    BackendFailed,
-)
+from gateway.plugin.errors import BackendFailed
 from gateway.plugin.task import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A whole answer: `json` (any JSON value, rendered as the client asked), or `body` bytes, sent as they are.
+    """A whole answer: either `json` or `body`.
 
-    A wrong type is refused when it is made, as `plugin_error`, here as in a worker. status: an HTTP status from 200 to
-    599, 200 but for an upstream's own refusal. headers: framing is the gateway's, and left out. confidence: 0 to 1,
-    where the backend knows how sure it is. backend, site: who answered, filled in by the gateway for answers to
-    subtasks.
+    json: any JSON value; the gateway renders it in the format that the client requested. body: bytes that are sent
+    unchanged, with `content_type`. status: an HTTP status from 200 to 599; anything but 200 is the status of an
+    upstream's error response. headers: response headers; the gateway drops those that frame the message.
+    confidence: the backend's confidence in its answer, from 0 to 1; None if it is not known. backend, site: the
+    backend that answered, set by the gateway in answers to subtasks.
+
+    A field of a wrong type raises an error when the Result is made, and the client gets `plugin_error`.
     """
 
     json: Any = None
@@ -35,11 +36,11 @@ class Result:
     site: Site | None = None
 
     def __post_init__(self) -> None:
-        for name, check in checks.OF_RESULT.items():
+        for name, check in checks.RESULT_CHECKS.items():
             object.__setattr__(self, name, check(getattr(self, name)))
 
     def value(self) -> Any:
-        """The answer as a JSON value, whichever way it was given. Raises BackendFailed when it is none."""
+        """Return the answer as a JSON value: `json`, or `body` decoded. Raises BackendFailed if `body` is not JSON."""
         if self.body is None:
             return self.json
         try:
@@ -50,7 +51,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stream's part: `data` (a JSON value, a text, bytes; of a body, with `content_type`) or `raw`, an event."""
+    """One part of a stream: either `data` or `raw`.
+
+    data: a JSON value, a string, or bytes of a body of type `content_type`. raw: a complete server-sent event as
+    bytes, with its blank line, which is sent unchanged.
+    """
 
     data: Any = None
     raw: bytes | None = None
@@ -58,4 +63,4 @@ class Part:
 
     def __post_init__(self) -> None:
         if self.raw is not None:
-            object.__setattr__(self, "raw", checks.checked_bytes("Part", "raw", self.raw))
+            object.__setattr__(self, "raw", checks.check_bytes("Part", "raw", self.raw))

@@ -1,4 +1,4 @@
-"""What the gateway provides to a backend: logging, subtasks, link samples and a view of the other backends."""
+"""The services of the gateway for a backend: logging, subtasks, link samples, a view of the other backends."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gateway.plugin.task import Task
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkSample:
-    """What a backend saw of its network. Every field is optional; unknown is None, never 0.
+    """A backend's measurement of its network link. Every field is optional; an unknown duration is None, never 0.
 
-    rtt_s: an HTTP round trip on a warm connection, the upstream's own time taken off.
-    tcp_rtt_s: the kernel's estimate (TCP_INFO) for the same connection.
-    upload_bytes, upload_s: a request body and the time until the kernel had it acknowledged.
-    download_bytes, download_s: a response body after its first byte, and the time it took.
-    failed: why nothing came back, when the network is at fault (refused, reset, no route, time-out).
-    peer: the IP address at the far end; the gateway watches whether there is still a way to it.
+    rtt_s: seconds of an HTTP round trip on an established connection, without the upstream's processing time.
+    tcp_rtt_s: the kernel's estimate (TCP_INFO) for the same connection, in seconds.
+    upload_bytes, upload_s: the size of a request body, and the seconds until the kernel has it acknowledged.
+    download_bytes, download_s: the size of a response body after its first byte, and the seconds it took.
+    failed: why no response arrived, if the network is at fault (refused, reset, no route, timeout).
+    peer: the IP address of the peer; the gateway watches whether a route to it exists.
     """
 
     rtt_s: float | None = None
@@ -32,63 +32,69 @@ class LinkSample:
 
 
 class Log(Protocol):
-    """A structured logger: an event name `room.what_happened`, and keys."""
+    """A structured logger: an event name `area.what_happened`, and keys with plain values.
+
+    Never log the content of requests or answers, nor credentials.
+    """
 
     def debug(self, event: str, **keys: Any) -> Any:
-        """What only who looks for a fault wants to know."""
+        """Log a detail that helps to find a fault."""
 
     def info(self, event: str, **keys: Any) -> Any:
-        """What happened."""
+        """Log an ordinary event."""
 
     def warning(self, event: str, **keys: Any) -> Any:
-        """What an operator should look at."""
+        """Log an event that an operator should look at."""
 
     def error(self, event: str, **keys: Any) -> Any:
-        """What an operator has to repair."""
+        """Log a fault that an operator has to repair."""
 
 
 class Services(Protocol):
-    """What the gateway does for a backend. In a worker process `name`, `log` and `dispatch` work."""
+    """The services of the gateway for one backend.
+
+    In a worker process `observe` drops its samples, and `view` raises BackendFailed.
+    """
 
     @property
     def name(self) -> str:
-        """The name the operator gave this backend."""
+        """The backend's name in the operator's settings."""
         ...
 
     @property
     def log(self) -> Log:
-        """A logger that carries the backend's name."""
+        """A logger that adds the backend's name to each event."""
         ...
 
     async def dispatch(self, task: Task) -> Result:
-        """Run a subtask (`task.subtask(…)`) like any request: decided, limited, timed, logged.
+        """Run a subtask, made by `task.subtask(…)`, on a backend that the gateway chooses, and return its result.
 
-        Raises what a request can end in. A subtask never gets more time, nor leaves the site, where
-        its parent may not.
+        A subtask is limited, timed and logged like a request. It has no more time than its parent, and leaves the
+        site only if its parent may. Raises GatewayError if it fails.
         """
         ...
 
     def observe(self, sample: LinkSample) -> None:
-        """Tell the gateway what the network did; never blocks, never raises."""
+        """Give the gateway a measurement of the network. Never blocks or raises."""
         ...
 
     @property
     def view(self) -> View:
-        """The other backends, as they stand whenever it is asked; for work that is divided as it goes."""
+        """The current state of the other backends, for work that is divided while it runs."""
         ...
 
 
 class View(Protocol):
-    """The state of the other backends at one instant, for `Backend.estimate`."""
+    """The state of the other backends, for `Backend.estimate` and for dividing work."""
 
     def seconds(self, backend: str, task: Task) -> float | None:
-        """Predicted seconds until `backend` would have finished `task`, or None where it cannot serve it."""
+        """Return the predicted seconds until `backend` would finish `task`; None if it cannot serve the task."""
         ...
 
     def p95_s(self, backend: str, task: Task) -> float | None:
-        """The same, as it is exceeded by one task of this class in twenty."""
+        """Return the 95th percentile of these seconds for tasks of this class; None if it cannot serve the task."""
         ...
 
     def slots(self, backend: str) -> int:
-        """How many tasks `backend` works on at once; 0 where there is no such backend."""
+        """Return the number of tasks that `backend` runs at once; 0 if no backend has that name."""
         ...

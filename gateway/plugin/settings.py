@@ -1,4 +1,4 @@
-"""The settings that every backend has; a plugin subclasses `BackendSettings` for its own."""
+"""The settings of every backend; a plugin subclasses `BackendSettings` to add its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Isolation = Literal["loop", "process"]
 
 
 class BackendSettings(BaseModel):
-    """What an operator may set for any backend, as `GATEWAY_BACKENDS__<NAME>__<FIELD>`; subclass it for your own.
+    """The settings of every backend, as `GATEWAY_BACKENDS__<NAME>__<FIELD>`; subclass it to add fields.
 
-    An unset field (None) means what the plugin declares.
+    If a field is not set (None), the value that the backend's class declares applies. Unknown fields are errors.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -37,7 +37,7 @@ class BackendSettings(BaseModel):
     @field_validator("models", "tasks", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return checks.names_of(value)
+        return checks.parse_names(value)
 
 
 S = TypeVar("S", bound=BackendSettings)

@@ -1,8 +1,8 @@
-"""Server-sent events, taken from a byte stream one by one, whatever way the bytes arrive.
+"""An incremental parser for server-sent events.
 
-The format is WHATWG HTML §9.2.6: lines end in LF, CR or CRLF, a blank line ends an event, a line that
-begins with a colon is a comment. Comments, other fields than these two and events without data are dropped; what
-remains is framed anew, with LF. Time is linear in the bytes fed and memory bounded by one event's cap.
+The format is WHATWG HTML §9.2.6: lines end in LF, CR or CRLF, a blank line ends an event, and a line that begins with a
+colon is a comment. Comments, fields other than `data` and `event`, and events without data are dropped. The remaining
+lines are framed again, with LF. Time is linear in the number of bytes. Memory is bounded by the size limit of an event.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 BOM = b"\xef\xbb\xbf"
-# Without `id` and `retry`: nobody can go on with a POST, and openai-python takes a comment after an id for an event.
+# Not `id` and `retry`: a POST cannot be resumed, and openai-python treats a comment after an id as an event.
 FIELDS = frozenset({b"data", b"event"})
 
 
 class EventTooLarge(ValueError):
-    """An event went over the cap."""
+    """An event exceeds the parser's `max_event_bytes`."""
 
 
 class SseEvent(NamedTuple):
-    """`raw`: framed, ending in a blank line. `data`: its data lines joined. `name`: the event's type, or empty."""
+    """One event: `raw`, its lines with LF and a blank line; `data`, its data lines joined by LF; `name`, its type."""
 
     raw: bytes
     data: bytes
@@ -28,15 +28,18 @@ class SseEvent(NamedTuple):
 
 
 class SseParser:
-    """Feed it chunks; it gives the events they complete. Raises EventTooLarge, after which it is of no use."""
+    """Parses a byte stream that arrives in chunks of any size.
 
-    __slots__ = ("_begun", "_data", "_lines", "_max", "_name", "_partial", "_size", "_skip_lf")
+    max_event_bytes: the size limit of one event. After EventTooLarge the parser cannot be used any more.
+    """
+
+    __slots__ = ("_data", "_is_past_bom", "_lines", "_max", "_name", "_partial", "_size", "_skip_lf")
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max = max_event_bytes
-        self._partial = bytearray()  # a line whose end has not arrived
-        self._begun = False  # the place where a BOM may stand has passed
-        self._skip_lf = False  # the last byte was CR: a LF that follows belongs to it
+        self._partial = bytearray()  # the beginning of an incomplete line
+        self._is_past_bom = False  # a BOM is only recognised at the start
+        self._skip_lf = False  # the last byte was CR, so a LF that follows ends the same line
         self._reset()
 
     def _reset(self) -> None:
@@ -46,9 +49,12 @@ class SseParser:
         self._size = 0
 
     def feed(self, chunk: bytes) -> Iterator[SseEvent]:
-        """The events that `chunk` completes; every one is taken before more is fed."""
-        if not self._begun:
-            chunk = self._begin(chunk)
+        """Yield the events that `chunk` completes; exhaust the iterator before the next call.
+
+        Raises EventTooLarge if an event, complete or not, exceeds the limit.
+        """
+        if not self._is_past_bom:
+            chunk = self._without_bom(chunk)
         if self._skip_lf and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._skip_lf = False
@@ -59,41 +65,44 @@ class SseParser:
             line = piece.rstrip(b"\r\n")
             if self._partial or len(line) == len(piece):
                 self._partial += line
-                self._check(len(self._partial))
+                self._check_size(len(self._partial))
                 if len(line) == len(piece):
                     return
                 line = bytes(self._partial)
                 self._partial.clear()
             if line:
-                self._take(line)
+                self._add_line(line)
             elif (event := self._complete()) is not None:
                 yield event
 
     def finish(self) -> SseEvent | None:
-        """The event the stream ended in without its blank line, if any. For streams known to be whole only."""
+        """Return the last event if the stream ended without a blank line after it, else None.
+
+        Call it only if the stream is known to be complete.
+        """
         if self._partial:
-            self._take(bytes(self._partial))
+            self._add_line(bytes(self._partial))
             self._partial.clear()
         return self._complete()
 
-    def _begin(self, chunk: bytes) -> bytes:
+    def _without_bom(self, chunk: bytes) -> bytes:
         self._partial += chunk
-        held = bytes(self._partial)
-        if len(held) < len(BOM) and BOM.startswith(held):
+        start = bytes(self._partial)
+        if len(start) < len(BOM) and BOM.startswith(start):
             return b""
-        self._begun = True
+        self._is_past_bom = True
         self._partial.clear()
-        return held.removeprefix(BOM)
+        return start.removeprefix(BOM)
 
-    def _check(self, more: int) -> None:
+    def _check_size(self, more: int) -> None:
         if self._size + more > self._max:
-            raise EventTooLarge(f"an event of more than {self._max} bytes")
+            raise EventTooLarge(f"an event has more than {self._max} bytes")
 
-    def _take(self, line: bytes) -> None:
+    def _add_line(self, line: bytes) -> None:
         field, _, value = line.partition(b":")
         if field not in FIELDS:
             return
-        self._check(len(line))
+        self._check_size(len(line))
         self._size += len(line) + 1
         self._lines.append(line)
         value = value.removeprefix(b" ")

@@ -1,4 +1,4 @@
-"""The unit of work that a backend receives: `Task`, and the account its time is charged to: `Terms`."""
+"""`Task`, the unit of work that a backend receives, and `Terms`, the account of its time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ import msgspec
 
 from gateway.plugin import checks
 from gateway.plugin.checks import Upload
-from gateway.plugin.errors import (
-    TaskInvalid,
-)
+from gateway.plugin.errors import TaskInvalid
 
 Kind = Literal["chat", "completion", "embeddings", "transcription", "task", "models", "other"]
 Site = Literal["edge", "cloud", "hybrid"]
 
-# The terms a request's time is charged to, in the order a simple request meets them.
+# The phases that a request's time is charged to, in the order of a simple request.
 TERMS: tuple[str, ...] = (
     "read", "admit", "decide", "queue", "split", "edge", "connect", "upload", "network", "cloud", "download",
     "aggregate", "write",
@@ -27,32 +25,42 @@ TERMS: tuple[str, ...] = (
 
 
 class Terms(Protocol):
-    """The account of one task's time. At every instant one term is being charged, or none.
+    """The account of one task's time: at each instant, at most one of TERMS is charged.
 
-    A backend that computes need not touch it: the gateway charges `edge` while `run` works. One that
-    talks over a network enters `connect`, `upload`, `cloud` and `download` as they happen; one that
-    divides work enters `split` and `aggregate`, and leaves while its subtasks keep their own accounts.
+    A backend that computes locally does not need it: the gateway charges `edge` while `run` works. A backend that
+    uses a network enters `connect`, `upload`, `cloud` and `download` as these phases begin. A backend that divides
+    work enters `split` and `aggregate`, and calls `leave` while its subtasks run, because each subtask has an account
+    of its own.
+    One that uploads calls `uploaded` after the last byte; without that call the request keeps its upload
+    permit until `run` ends.
     """
 
+    def uploaded(self) -> None:
+        """Report that the request's last byte has been sent, so that the next large upload may start.
+
+        Optional and idempotent. A backend that does not call it keeps its upload permit until `run` ends. In a worker
+        process it has no effect.
+        """
+
     def enter(self, term: str, at: float | None = None) -> float:
-        """Charge `term` from now (or from the earlier instant `at`, in seconds) on; return that instant."""
+        """Charge `term` from now on, or from the earlier instant `at` (seconds); return that instant."""
         ...
 
     def leave(self) -> float:
-        """Charge nothing from now on; return now, in seconds."""
+        """Stop charging the current term; return the current time in seconds."""
         ...
 
     def divide(self, term: str, seconds: float, *, into: str) -> None:
-        """Give `seconds` of the last closed interval of `term` to `into`: half of it at either end."""
+        """Move `seconds` of the last closed interval of `term` to `into`, half from each end of the interval."""
         ...
 
     def note_cloud_source(self, source: Literal["server-timing", "header", "estimated"]) -> None:
-        """Say where the figure for the cloud's own time came from."""
+        """Record the source of the figure for the upstream's own processing time."""
         ...
 
 
 class _NoTerms:
-    """Terms for tasks whose time somebody else accounts for."""
+    """Terms that record nothing, for tasks that the gateway does not account for."""
 
     def enter(self, term: str, at: float | None = None) -> float:
         return at or 0.0
@@ -60,14 +68,16 @@ class _NoTerms:
     def leave(self) -> float:
         return 0.0
 
+    def uploaded(self) -> None: ...
+
     def divide(self, term: str, seconds: float, *, into: str) -> None: ...
 
     def note_cloud_source(self, source: Literal["server-timing", "header", "estimated"]) -> None: ...
 
 
 V = TypeVar("V")
-_NAMED = {
-    str: "a text",
+_TYPE_NAMES = {
+    str: "a string",
     int: "a whole number",
     float: "a number",
     bool: "true or false",
@@ -79,24 +89,25 @@ _UNDECODED: Any = object()
 
 
 def new_id() -> str:
-    """A fresh request id: 128 random bits, hexadecimal."""
+    """Return a new request id: 128 random bits as 32 hexadecimal digits."""
     return secrets.token_hex(16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One piece of work: authenticated, size-bounded, with a deadline.
+    """One request, or a part of one, for a backend: authenticated, bounded in size, with a deadline.
 
-    kind: what family of work it is. name: the task, or the model, as *this backend* calls it.
-    path: the request's own path, such as `/v1/chat/completions`. body: the request's bytes, as they
-    came. fields, files: the parts of a multipart body (None and {} for any other).
-    headers: those of the client's headers that may travel, lower-cased; never credentials.
-    items: how many units of work it holds (embedding inputs, list items), for the rates.
-    deadline: the instant, on the monotonic clock in seconds, at which the answer is worthless.
-    stream_deadline: the same once its first part is there, where that is another one.
-    may_leave: whether its data may leave the site. stream: the client asked for parts.
-    parent_id: of a subtask, the request it belongs to. terms: where its time is accounted for.
-    pin: the one backend that may serve it. depth: 0 for a request, 1 for its subtasks, and so on.
+    kind: the operation. name: the task or the model, by the name that *this backend* uses.
+    path: the path of the request, such as `/v1/chat/completions`. body: the bytes of the request's body, unchanged.
+    content_type: the media type of `body`. fields, files: the parts of a multipart body; None and {} for other bodies.
+    headers: the client's end-to-end headers, names in lower case; credentials are never included.
+    items: the number of units of work (embedding inputs, list items), from which rates are learned; at least 1.
+    deadline: the instant at which the answer becomes worthless, in seconds on the monotonic clock.
+    stream_deadline: the deadline that applies after the first part; None if `deadline` still applies.
+    may_leave: whether the data may leave the site. stream: whether the client wants a stream of parts.
+    id: the request id, or a new id for a subtask. parent_id: the id of the task that dispatched this subtask, or None.
+    terms: the account of its time. pin: the only backend that may serve the task, or None.
+    depth: 0 for a request, 1 for its subtasks, and so on. Raises ValueError if `items` is less than 1.
     """
 
     kind: Kind
@@ -121,35 +132,44 @@ class Task:
 
     def __post_init__(self) -> None:
         if self.items < 1:
-            raise ValueError(f"a task holds at least one item, not {self.items}")
+            raise ValueError(f"a task has at least one item, not {self.items}")
 
     @property
     def parts_deadline(self) -> float:
-        """By when the answer must have ended where it comes in parts."""
+        """The instant at which a streamed answer must be complete, in seconds on the monotonic clock."""
         return self.deadline if self.stream_deadline is None else self.stream_deadline
 
     @property
     def json(self) -> Any:
-        """The body decoded (or a multipart body's fields); decoded once. Raises TaskInvalid."""
+        """The decoded JSON body, or the fields of a multipart body; decoded once.
+
+        Raises TaskInvalid if the body is not valid JSON.
+        """
         if self._decoded is _UNDECODED:
             decoded = self.fields if self.fields is not None else checks.decode_json(self.body)
             object.__setattr__(self, "_decoded", decoded)
         return self._decoded
 
     def argument(self, name: str, of: type[V]) -> V:
-        """A member of the body's JSON object. Raises TaskInvalid, with its name, where it is missing or no `of`."""
-        given = self.json.get(name) if isinstance(self.json, dict) else None
-        value = float(given) if of is float and type(given) is int else given
+        """Return the member `name` of the body's JSON object, which must be of type `of`.
+
+        An integer is accepted as a float. Raises TaskInvalid, with `param` set to `name`, if the member is missing or
+        of another type, or if the body is not an object.
+        """
+        member = self.json.get(name) if isinstance(self.json, dict) else None
+        value = float(member) if of is float and type(member) is int else member
         if not isinstance(value, of) or (type(value) is bool and of is not bool):
-            raise TaskInvalid(f"`{self.name}` needs `{name}`, {_NAMED.get(of, of.__name__)}", param=name)
+            raise TaskInvalid(f"`{self.name}` needs `{name}`, {_TYPE_NAMES.get(of, of.__name__)}", param=name)
         return value
 
     def subtask(
         self, *, backend: str | None = None, json: Any = _UNDECODED, items: int = 1, name: str | None = None
     ) -> Task:
-        """A part of this task for `Services.dispatch`: same kind, deadline and locality, its own body.
+        """Return a part of this task for `Services.dispatch`, with the same kind, deadline and locality.
 
-        backend: give it to that backend and no other. json: the body; without it, this task's own, form and all.
+        backend: the only backend that may serve it; None: the gateway chooses. json: the JSON value of its body;
+        without it, the subtask has this task's body, form fields and files. items: the number of units of work in it.
+        name: the task or model; None: this task's.
         """
         whole = dataclasses.replace(
             self,
@@ -170,7 +190,10 @@ class Task:
         )
 
     def replace(self, **changes: Any) -> Task:
-        """This task with some fields changed; the deadline only ever shrinks, `may_leave` only turns off."""
+        """Return a copy with some fields changed.
+
+        The copy's deadline is never later than this task's, and `may_leave` can be changed to False only.
+        """
         if "deadline" in changes:
             changes |= {"deadline": min(changes["deadline"], self.deadline), "stream_deadline": None}
         if "may_leave" in changes:

@@ -1,25 +1,33 @@
-"""Finds plugins, starts them, keeps an eye on them, stops them; and knows who serves what.
+"""Backends: finds their plugins, opens, checks, reloads and closes them, and looks up which serves a name.
 
-A backend that cannot be imported or started is left out by name while the others serve. Starting never
-waits for the slowest: requests for what is not known yet are told to come back, not that it does not exist.
+A backend that cannot be imported or opened is left out, and its error is reported, while the others serve. The start
+does not wait for the slowest backend: until its names are known, requests for unknown names get 503 with Retry-After,
+not 404.
 
-plugins.py     finds them, and makes backends of them
-member.py      one backend in life
-lives.py       opens it, watches it, closes it
-directory.py   who serves what
-succession.py  who comes after whom on a reload
-registry.py    which backends there are
+loader.py           finds plugins and creates backends
+managed_backend.py  one backend, its declarations and its state
+lifecycle.py        opens it, checks its health, closes it
+lookup.py           which backends serve a model or task
+reload.py           adds, removes and replaces backends when the configuration changes
+registry.py         all of them together
 """
 
-from gateway.registry.loader import GROUP, BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
+from gateway.registry.loader import (
+    ENTRY_POINT_GROUP,
+    BackendConfig,
+    PluginBroken,
+    PluginMissing,
+    find_plugin,
+    installed_plugins,
+)
 from gateway.registry.lookup import Catalog, ServingBackends
-from gateway.registry.member import AUTO, ManagedBackend
+from gateway.registry.managed_backend import AUTO, ManagedBackend
 from gateway.registry.registry import Registry
 from gateway.registry.reload import BackendResources
 
 __all__ = [
     "AUTO",
-    "GROUP",
+    "ENTRY_POINT_GROUP",
     "BackendConfig",
     "BackendResources",
     "Catalog",
@@ -29,5 +37,5 @@ __all__ = [
     "Registry",
     "ServingBackends",
     "find_plugin",
-    "installed",
+    "installed_plugins",
 ]

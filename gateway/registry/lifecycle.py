@@ -1,7 +1,7 @@
-"""The lives of backends: each is opened, watched by its health check, and closed, in a task of its own.
+"""Lifecycle of backends: each is opened, health-checked and closed in a task of its own.
 
-Whatever a plugin raises there, a cancellation of its own making too, is a fault of that backend: its state says so
-at the end, and a line does.
+Any exception that a plugin raises there, including a cancellation that it caused itself, is a fault of that backend
+only: it is recorded in the backend's state and logged.
 """
 
 from __future__ import annotations
@@ -10,157 +10,159 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import LinkSample
-from gateway.plugin.errors import is_told_to_stop
-from gateway.registry.member import ManagedBackend, describe
+from gateway.plugin.errors import is_own_cancellation
+from gateway.registry.managed_backend import ManagedBackend, public_error
 from gateway.telemetry import log, log_exceptions, log_task_failure
 
 MIN_PAUSE_S = 0.01
-LOOK_AGAIN_S = 0.25  # interest in an idle backend, which brings its next probe forward, is noticed this soon
-CLOSE_S = 10.0  # what has not closed by then, when the gateway stops, is cancelled
-CANCEL_S = 1.0  # and left behind where it ignores that
+MAX_PAUSE_S = 0.25  # demand for an idle backend advances its next probe; this is how late that is noticed
+CLOSE_S = 10.0  # at the gateway's stop, a backend that has not closed after this is cancelled
+CANCEL_S = 1.0  # and abandoned this much later if it ignores the cancellation
 
-Changed = Callable[[ManagedBackend], None]
+OnChange = Callable[[ManagedBackend], None]
 
 
 class BackendLifecycle:
-    """Starts and ends them; remembers those, too, that a reload has left behind. clock: monotonic seconds."""
+    """Starts and stops backends. It keeps each one until its task ends, those that a reload replaced as well.
 
-    def __init__(self, board: Measurements, clock: Callable[[], float]) -> None:
-        self._board, self._clock = board, clock
-        self._lives: dict[asyncio.Task[None], ManagedBackend] = {}
+    clock: returns monotonic seconds.
+    """
 
-    def start(self, member: ManagedBackend, changed: Changed) -> None:
-        """Open it in the background, and keep an eye on it; `changed` is told when it has opened or failed."""
-        life = member.life = log_task_failure(
-            asyncio.create_task(self._live(member, changed), name=f"backend {member.name}")
+    def __init__(self, measurements: Measurements, clock: Callable[[], float]) -> None:
+        self._measurements, self._clock = measurements, clock
+        self._running: dict[asyncio.Task[None], ManagedBackend] = {}
+
+    def start(self, managed: ManagedBackend, on_change: OnChange) -> None:
+        """Open it in the background and check its health from then on. on_change: called once it opened or failed."""
+        task = managed.task = log_task_failure(
+            asyncio.create_task(self._run(managed, on_change), name=f"backend {managed.name}")
         )
-        self._lives[life] = member
-        life.add_done_callback(self._lives.pop)
+        self._running[task] = managed
+        task.add_done_callback(self._running.pop)
 
-    async def retire(self, member: ManagedBackend, finished: Callable[[ManagedBackend], Awaitable[None]]) -> None:
-        """Give it no new work, and close it once it has `finished`; it is left behind after CLOSE_S."""
-        member.state = "closing"
-        await finished(member)
-        member.stopping.set()
-        if member.life is not None:
-            await asyncio.wait({member.life}, timeout=CLOSE_S)
+    async def retire(self, managed: ManagedBackend, drain: Callable[[ManagedBackend], Awaitable[None]]) -> None:
+        """Give it no new work, wait for `drain`, then close it. It is abandoned after CLOSE_S."""
+        managed.transition("retired")
+        await drain(managed)
+        managed.stop_requested.set()
+        if managed.task is not None:
+            await asyncio.wait({managed.task}, timeout=CLOSE_S)
 
-    def give_up(self, member: ManagedBackend) -> None:
-        """Close it; its start, where that still goes on, is cancelled: it may never end."""
-        member.stopping.set()
-        if member.state == "starting" and member.life is not None:
-            member.life.cancel()
+    def stop(self, managed: ManagedBackend) -> None:
+        """Close it without waiting. An opening that still runs is cancelled, because it may never end."""
+        managed.stop_requested.set()
+        if managed.state == "starting" and managed.task is not None:
+            managed.task.cancel()
 
-    async def end(self) -> None:
-        """Close them all; one that will not within CLOSE_S is cancelled, and left behind CANCEL_S later."""
-        for member in self._lives.values():
-            member.stopping.set()
-        if self._lives:
-            await asyncio.wait(set(self._lives), timeout=CLOSE_S)
-        for life in self._lives:
-            life.cancel()
-        if self._lives:
-            await asyncio.wait(set(self._lives), timeout=CANCEL_S)
+    async def close_all(self) -> None:
+        """Close all backends. After CLOSE_S the remaining tasks are cancelled; CANCEL_S later they are abandoned."""
+        for managed in self._running.values():
+            managed.stop_requested.set()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=CLOSE_S)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=CANCEL_S)
 
     def stuck(self) -> list[str]:
-        """Whose start or stop still goes on; after `end`, that is what will never end."""
-        return sorted({member.name for member in self._lives.values()})
+        """The backends that still open or close; after `close_all`, those that will never end."""
+        return sorted({managed.name for managed in self._running.values()})
 
-    async def _live(self, member: ManagedBackend, changed: Changed) -> None:
+    async def _run(self, managed: ManagedBackend, on_change: OnChange) -> None:
         try:
-            if await self._has_opened(member, changed):
+            if await self._open(managed, on_change):
                 try:
-                    await self._watch(member)
+                    await self._check_health_until_stopped(managed)
                 finally:
-                    await self._close(member)
+                    await self._close(managed)
         except asyncio.CancelledError:
-            if not member.stopping.is_set():
-                member.error = member.error or "it has cancelled the task it lives in"
-                log.error("backend.ended", backend=member.name, error=member.error)
+            if not managed.stop_requested.is_set():
+                managed.error = managed.error or "its plugin cancelled the task that runs the backend"
+                log.error("backend.ended", backend=managed.name, error=managed.error)
             raise
         finally:
-            member.opened.set()
+            managed.opening_done.set()
 
-    async def _has_opened(self, member: ManagedBackend, changed: Changed) -> bool:
+    async def _open(self, managed: ManagedBackend, on_change: OnChange) -> bool:
+        """Open the backend; True if it has to be closed later."""
         began = self._clock()
         try:
-            member.check()
-            assert member.backend is not None
-            self._board.add(member.name, remote=member.is_remote)  # it may tell of its network while it opens
-            await member.backend.__aenter__()
+            managed.check_declaration()
+            assert managed.backend is not None
+            # Before it opens: a plugin may report network samples while it opens.
+            self._measurements.add(managed.name, remote=managed.is_remote)
+            await managed.backend.__aenter__()
         except BaseException as exc:
-            if member.stopping.is_set() and is_told_to_stop(exc):
-                member.state = "closed"  # nobody wants it any more; that is no failure
+            if managed.stop_requested.is_set() and is_own_cancellation(exc):
+                managed.transition("open_cancelled")  # requested by us, so not a failure
                 raise
-            member.fail(exc)
-            log.error("backend.failed_to_open", backend=member.name, plugin=member.plugin, error=member.cause)
-            changed(member)
-            if is_told_to_stop(exc):
+            managed.fail(exc)
+            log.error("backend.failed_to_open", backend=managed.name, plugin=managed.plugin, error=managed.cause)
+            on_change(managed)
+            if is_own_cancellation(exc):
                 raise
             return False
-        if not member.stopping.is_set():  # while it opened
-            member.state = "serving"
-            log.info(
-                "backend.opened", backend=member.name, plugin=member.plugin, seconds=round(self._clock() - began, 3)
-            )
-            with log_exceptions(f"opening backend {member.name}"):
-                changed(member)
+        if not managed.stop_requested.is_set():  # it may have been set while the plugin opened
+            managed.transition("opened")
+            seconds = round(self._clock() - began, 3)
+            log.info("backend.opened", backend=managed.name, plugin=managed.plugin, seconds=seconds)
+            with log_exceptions(f"opening backend {managed.name}"):
+                on_change(managed)
         return True
 
-    async def _watch(self, member: ManagedBackend) -> None:
-        while not member.stopping.is_set():
-            pause_s: float | None = LOOK_AGAIN_S
-            with log_exceptions(
-                f"watching backend {member.name}"
-            ):  # a bug of ours: it serves on, and is looked at again
-                pause_s = await self._look(member)
-            member.opened.set()
+    async def _check_health_until_stopped(self, managed: ManagedBackend) -> None:
+        while not managed.stop_requested.is_set():
+            pause_s: float | None = MAX_PAUSE_S
+            with log_exceptions(f"watching backend {managed.name}"):  # our own bug: the backend continues to serve
+                pause_s = await self._probe_if_due(managed)
+            managed.opening_done.set()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(member.stopping.wait(), pause_s)
+                await asyncio.wait_for(managed.stop_requested.wait(), pause_s)
 
-    async def _look(self, member: ManagedBackend) -> float | None:
-        """Ask how it is, where that is due; seconds until the next look, None where there is nothing to ask."""
-        if not member.is_watched:
+    async def _probe_if_due(self, managed: ManagedBackend) -> float | None:
+        """Check the backend's health if that is due. Returns seconds until the next call; None without a check."""
+        if not managed.has_health_check:
             return None
-        if not member.opened.is_set() or self._board.probe_due_s(member.name) <= 0:
-            await self._probe(member)
-        return min(max(MIN_PAUSE_S, self._board.probe_due_s(member.name)), LOOK_AGAIN_S)
+        if not managed.opening_done.is_set() or self._measurements.probe_due_s(managed.name) <= 0:
+            await self._probe(managed)
+        return min(max(MIN_PAUSE_S, self._measurements.probe_due_s(managed.name)), MAX_PAUSE_S)
 
-    async def _probe(self, member: ManagedBackend) -> None:
-        was = member.complaint
-        self._board.probe_sent(member.name)
-        member.complaint = await self._asked(member)
-        if member.complaint is None:
-            member.breaker.probe_ok()
-        if member.complaint and not was:
-            log.warning("backend.unwell", backend=member.name, error=member.complaint)
-        elif was and not member.complaint:
-            log.info("backend.well", backend=member.name)
+    async def _probe(self, managed: ManagedBackend) -> None:
+        before = managed.health_error
+        self._measurements.on_probe_sent(managed.name)
+        managed.health_error = await self._check_health(managed)
+        if managed.health_error is None:
+            managed.breaker.record_probe_success()
+        if managed.health_error and not before:
+            log.warning("backend.unwell", backend=managed.name, error=managed.health_error)
+        elif before and not managed.health_error:
+            log.info("backend.well", backend=managed.name)
 
-    async def _asked(self, member: ManagedBackend) -> str | None:
-        """What it says of itself, or how it failed to."""
-        assert member.backend is not None
+    async def _check_health(self, managed: ManagedBackend) -> str | None:
+        """The fault that the plugin's health check reports, or how the check itself failed; None if it passed."""
+        assert managed.backend is not None
         try:
-            async with asyncio.timeout(self._board.probe_timeout_s(member.name)):
-                said = await member.backend.health()
+            async with asyncio.timeout(self._measurements.probe_timeout_s(managed.name)):
+                fault = await managed.backend.health()
         except TimeoutError:
-            late = "its health check was not answered in time"
-            self._board.observe(member.name, LinkSample(failed=late))
-            return late
+            error = "its health check timed out"
+            self._measurements.observe(managed.name, LinkSample(failed=error))
+            return error
         except BaseException as exc:
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
-            return f"its health check raised {describe(exc)}"
-        return None if said is None else str(said)
+            return f"its health check raised {public_error(exc)}"
+        return None if fault is None else str(fault)
 
-    async def _close(self, member: ManagedBackend) -> None:
-        member.state = "closed"
+    async def _close(self, managed: ManagedBackend) -> None:
+        managed.transition("closed")
         try:
-            assert member.backend is not None
-            await member.backend.__aexit__(None, None, None)
+            assert managed.backend is not None
+            await managed.backend.__aexit__(None, None, None)
         except BaseException as exc:
-            log.error("backend.close_failed", backend=member.name, error=describe(exc))
-            if is_told_to_stop(exc):
+            log.error("backend.close_failed", backend=managed.name, error=public_error(exc))
+            if is_own_cancellation(exc):
                 raise

@@ -1,4 +1,4 @@
-"""Finds plugins, and makes backends of them as they are configured."""
+"""Finds plugins, and creates backends from their configuration."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from typing import Any
 from gateway.plugin import Backend, BackendSettings, Services
 from gateway.workers import WorkerBackend
 
-GROUP = "gateway.backends"
+ENTRY_POINT_GROUP = "gateway.backends"
 
 
 class PluginMissing(Exception):
-    """No such plugin is installed; the message names the nearest."""
+    """No plugin of this name is installed; the message suggests the nearest name."""
 
 
 class PluginBroken(Exception):
-    """The plugin is installed but cannot be imported, or is no Backend."""
+    """The plugin is installed but cannot be imported, or is not a subclass of Backend."""
 
 
-def installed() -> dict[str, EntryPoint]:
+def installed_plugins() -> dict[str, EntryPoint]:
     """The entry points of all installed plugins, by name."""
-    return {point.name: point for point in entry_points(group=GROUP)}
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
 def find_plugin(plugin: str) -> type[Backend[Any]]:
-    """The class behind an entry point's name, or behind `package.module:attribute`.
+    """The class that an entry point's name, or `package.module:attribute`, refers to.
 
     Raises PluginMissing or PluginBroken.
     """
-    points = installed()
+    points = installed_plugins()
     if plugin in points:
         point = points[plugin]
     elif ":" in plugin:
-        point = EntryPoint(plugin, plugin, GROUP)
+        point = EntryPoint(plugin, plugin, ENTRY_POINT_GROUP)
     else:
         near = difflib.get_close_matches(plugin, points, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise PluginMissing(f"no plugin {plugin!r} is installed ({', '.join(sorted(points)) or 'none are'}){hint}")
     try:
         found = point.load()
-    except BaseException as exc:  # an import awaits nothing: whatever it raises is its own
+    except BaseException as exc:  # an import does not await, so every exception comes from the plugin
         raise PluginBroken(f"plugin {plugin!r} cannot be imported: {type(exc).__name__}: {exc}") from exc
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise PluginBroken(f"plugin {plugin!r} is {found!r}, not a subclass of gateway.plugin.Backend")
@@ -53,7 +53,7 @@ def find_plugin(plugin: str) -> type[Backend[Any]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendConfig:
-    """One configured backend: its plugin's class and validated settings, or what is broken about it."""
+    """One configured backend: its plugin's class and validated settings, or why the plugin is broken."""
 
     name: str
     plugin: str
@@ -63,14 +63,15 @@ class BackendConfig:
 
 
 def fingerprint(config: BackendConfig | None) -> object:
-    """What makes a backend another one: its settings, and the state of every file they name."""
+    """A value that changes when the backend has to be replaced: its settings and the state of the files they name."""
     if config is None or config.settings is None:
         return config and (config.plugin, config.broken)
-    files = {name: _state_of(value) for name, value in config.settings if isinstance(value, Path)}
+    files = {name: _file_state(value) for name, value in config.settings if isinstance(value, Path)}
     return (config.plugin, config.cls, config.settings, files)
 
 
-def _state_of(path: Path) -> tuple[int, int] | None:
+def _file_state(path: Path) -> tuple[int, int] | None:
+    """Modification time (ns) and size; None without such a file."""
     try:
         found = path.stat()
     except OSError:
@@ -78,12 +79,12 @@ def _state_of(path: Path) -> tuple[int, int] | None:
     return (found.st_mtime_ns, found.st_size)
 
 
-def build(
+def build_backend(
     cls: type[Backend[Any]], settings: BackendSettings, services: Services, drain_s: Callable[[], float]
 ) -> Backend[Any]:
-    """The backend, not yet open; in worker processes where it, or the operator, wants that.
+    """The backend, not yet opened; in worker processes if its class or the operator's settings ask for that.
 
-    drain_s: seconds a cancelled task has there to end in.
+    drain_s: seconds a cancelled task has to end before its worker process is killed.
     """
     isolation = settings.isolation or cls.isolation
     if isolation == "process":

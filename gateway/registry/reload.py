@@ -1,9 +1,13 @@
-"""Who comes after whom when the settings change: a backend that goes, comes, or comes back otherwise, each by itself.
+"""Reload: adds, removes or replaces each backend independently, in the background.
 
-What only the lanes and the policy read (POLICY_ONLY) is changed in place. A changed backend is opened beside the old
-one, which serves until the new one has opened and has been asked how it is, or has failed; then the new one has the
-name, and the old one finishes what it has. Where it may hold what there is only once on a host (the memory of a model,
-a device), the old one finishes and closes first.
+A changed backend is handled in one of three ways:
+
+in place         if only settings in POLICY_ONLY differ: lanes and policy read them, the plugin does not
+start then stop  the new backend opens beside the old one, which serves until the new one has opened and its first
+                 health check is done, or until it has failed. Then the new one takes over the name, and the old one
+                 finishes the work it has
+stop then start  if one of the two may hold a resource that exists once per host (the memory of a model, a device):
+                 the old backend finishes and closes before the new one opens
 """
 
 from __future__ import annotations
@@ -17,131 +21,134 @@ from typing import Any, Protocol
 
 from gateway.registry.lifecycle import BackendLifecycle
 from gateway.registry.loader import BackendConfig, fingerprint
-from gateway.registry.member import ManagedBackend
+from gateway.registry.managed_backend import ManagedBackend
 from gateway.telemetry import log_exceptions, log_task_failure
 
-STAND_IN_S = 30.0  # for as long an old one serves in place of a new one that does not get to open
+MAX_OVERLAP_S = 30.0  # the old backend serves at most this long in place of a new one that does not open
 POLICY_ONLY = ("usd_per_request", "watts", "queue")
 
 
 class BackendResources(Protocol):
-    """What is kept of backends by their name, and what they have to do: lanes and measurements."""
+    """The gateway's own data of each backend, by name: its lane and its measurements."""
 
-    def changed(self, member: ManagedBackend) -> None:
+    def on_change(self, managed: ManagedBackend) -> None:
         """It has opened or failed, or has other settings now."""
 
-    def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
-        """`new` has the name now; `old` does what it has."""
+    def on_replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
+        """`new` has taken over the name; `old` finishes the work it has."""
 
-    async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
-        """Return when it has done what it has, or after a while.
+    async def drain(self, managed: ManagedBackend, *, keep_data: bool = False) -> None:
+        """Wait until it has finished its work, or a time limit has passed; then drop the data kept for its name.
 
-        What is known by its name is forgotten, unless somebody else has that, or it comes back as it was.
+        The data stays if another backend has the name now, or with `keep_data`: the same backend will start again.
         """
 
 
 class BackendReloader:
-    """Makes `members` what the settings say, one name at a time, in the background."""
+    """Applies a new configuration to `members`, one name at a time, in the background."""
 
     def __init__(
         self,
         members: dict[str, ManagedBackend],
-        lives: BackendLifecycle,
+        lifecycle: BackendLifecycle,
         make: Callable[[BackendConfig], ManagedBackend],
     ) -> None:
-        self._members, self._lives, self._make = members, lives, make
-        self._heirs: dict[str, ManagedBackend] = {}
-        self._moves: dict[str, asyncio.Task[None]] = {}
+        self._members, self._lifecycle, self._make = members, lifecycle, make
+        self._replacements: dict[str, ManagedBackend] = {}  # by name, until they take over
+        self._changes: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def want(self, name: str, config: BackendConfig | None, ground: BackendResources) -> None:
-        """Have this backend by that name, or none; one that has failed or is quarantined is made anew."""
-        heir, present = self._heirs.get(name), self._members.get(name)
-        if heir is not None and self._goes_on(heir, config, ground):
+    def apply(self, name: str, config: BackendConfig | None, resources: BackendResources) -> None:
+        """Have the backend of this configuration under `name`; None: no backend.
+
+        A backend that has failed or is quarantined is replaced even if its configuration is unchanged.
+        """
+        replacement, present = self._replacements.get(name), self._members.get(name)
+        if replacement is not None and self._keep(replacement, config, resources):
             return
-        self._disinherit(name)
-        if present is not None and self._goes_on(present, config, ground):
+        self._cancel_replacement(name)
+        if present is not None and self._keep(present, config, resources):
             return
         if config is None:
             if present is not None:
-                self._moves[name] = self._spawn(name, self._leave(present, ground))
+                self._changes[name] = self._spawn(name, self._remove(present, resources))
             return
         new = self._make(config)
         if present is None:
             self._members[name] = new
-            self._lives.start(new, ground.changed)
+            self._lifecycle.start(new, resources.on_change)
             return
-        self._heirs[name] = new
-        by_turns = present.holds_resources or new.holds_resources
-        way = self._take_turns if by_turns else self._stand_in
-        self._moves[name] = self._spawn(name, way(present, new, ground))
+        self._replacements[name] = new
+        is_exclusive = present.has_exclusive_resources or new.has_exclusive_resources
+        replace_it = self._stop_then_start if is_exclusive else self._start_then_stop
+        self._changes[name] = self._spawn(name, replace_it(present, new, resources))
 
-    def _goes_on(self, member: ManagedBackend, config: BackendConfig | None, ground: BackendResources) -> bool:
-        """Whether `member` is what is wanted, or can be made so in place."""
-        if config is None or not member.is_sound:
+    def _keep(self, managed: ManagedBackend, config: BackendConfig | None, resources: BackendResources) -> bool:
+        """True if `managed` already fits the configuration, or was changed in place to fit."""
+        if config is None or not managed.is_usable:
             return False
         wanted = fingerprint(config)
-        if wanted == member.fingerprint:
+        if wanted == managed.fingerprint:
             return True
         if config.settings is None:
             return False
-        kept = {name: getattr(member.settings, name) for name in POLICY_ONLY}
-        if fingerprint(replace(config, settings=config.settings.model_copy(update=kept))) != member.fingerprint:
+        old_values = {name: getattr(managed.settings, name) for name in POLICY_ONLY}
+        if fingerprint(replace(config, settings=config.settings.model_copy(update=old_values))) != managed.fingerprint:
             return False
-        member.settings, member.fingerprint = config.settings, wanted
-        if self._members.get(member.name) is member:
-            ground.changed(member)
+        managed.settings, managed.fingerprint = config.settings, wanted
+        if self._members.get(managed.name) is managed:
+            resources.on_change(managed)
         return True
 
-    def _disinherit(self, name: str) -> None:
-        """Whoever was to have this name is not wanted any more, nor is the change that was under way."""
-        if (move := self._moves.pop(name, None)) is not None:
-            move.cancel()
-        if (heir := self._heirs.pop(name, None)) is not None:
-            self._lives.give_up(heir)
+    def _cancel_replacement(self, name: str) -> None:
+        """Cancel the change under way for this name, and stop the replacement that has not taken over yet."""
+        if (change := self._changes.pop(name, None)) is not None:
+            change.cancel()
+        if (replacement := self._replacements.pop(name, None)) is not None:
+            self._lifecycle.stop(replacement)
 
-    # ── the ways ─────────────────────────────────────────────────────────────────────────────────
+    # ── kinds of change ──────────────────────────────────────────────────────────────────────────
 
-    async def _leave(self, old: ManagedBackend, ground: BackendResources) -> None:
-        await self._lives.retire(old, ground.finished)
+    async def _remove(self, old: ManagedBackend, resources: BackendResources) -> None:
+        await self._lifecycle.retire(old, resources.drain)
         del self._members[old.name]
 
-    async def _take_turns(self, old: ManagedBackend, new: ManagedBackend, ground: BackendResources) -> None:
-        comes_back = old.fingerprint == new.fingerprint
-        await self._lives.retire(old, partial(ground.finished, comes_back=comes_back))
-        self._members[new.name] = self._heirs.pop(new.name)
-        self._lives.start(new, ground.changed)
+    async def _stop_then_start(self, old: ManagedBackend, new: ManagedBackend, resources: BackendResources) -> None:
+        is_same = old.fingerprint == new.fingerprint
+        await self._lifecycle.retire(old, partial(resources.drain, keep_data=is_same))
+        self._members[new.name] = self._replacements.pop(new.name)
+        self._lifecycle.start(new, resources.on_change)
 
-    async def _stand_in(self, old: ManagedBackend, new: ManagedBackend, ground: BackendResources) -> None:
-        self._lives.start(new, partial(self._opened, ground))
-        if old.state == "serving" and old.is_sound:
+    async def _start_then_stop(self, old: ManagedBackend, new: ManagedBackend, resources: BackendResources) -> None:
+        self._lifecycle.start(new, partial(self._on_change, resources))
+        if old.state == "serving" and old.is_usable:
             with suppress(TimeoutError):
-                async with asyncio.timeout(STAND_IN_S):
-                    await new.opened.wait()
-        self._members[new.name] = self._heirs.pop(new.name)
+                async with asyncio.timeout(MAX_OVERLAP_S):
+                    await new.opening_done.wait()
+        self._members[new.name] = self._replacements.pop(new.name)
         with log_exceptions(f"the change of backend {new.name}"):
-            ground.replaced(old, new)
-        self._spawn(old.name, self._lives.retire(old, ground.finished))
+            resources.on_replaced(old, new)
+        self._spawn(old.name, self._lifecycle.retire(old, resources.drain))
 
-    def _opened(self, ground: BackendResources, member: ManagedBackend) -> None:
-        if self._members.get(member.name) is member:  # else that is told when it gets the name
-            ground.changed(member)
+    def _on_change(self, resources: BackendResources, managed: ManagedBackend) -> None:
+        if self._members.get(managed.name) is managed:  # else `on_replaced` reports it when it takes over the name
+            resources.on_change(managed)
 
-    # ── their tasks ──────────────────────────────────────────────────────────────────────────────
+    # ── tasks ────────────────────────────────────────────────────────────────────────────────────
 
-    def _spawn(self, name: str, way: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = log_task_failure(asyncio.create_task(way, name=f"the change of backend {name}"))
+    def _spawn(self, name: str, change: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = log_task_failure(asyncio.create_task(change, name=f"the change of backend {name}"))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def settled(self) -> None:
-        """Wait until the settings are what is, and what goes has gone."""
+    async def wait(self) -> None:
+        """Wait until all changes are applied and all retired backends are closed."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def end(self) -> None:
-        """Change nothing any more."""
+    async def cancel(self) -> None:
+        """Cancel all changes under way."""
         for task in self._tasks:
             task.cancel()
-        await self.settled()
+        await self.wait()

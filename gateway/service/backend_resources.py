@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from gateway.lanes import Lane, Scheduler
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.registry import ManagedBackend
 from gateway.telemetry import log_exceptions
 
@@ -33,7 +33,7 @@ class BackendResources:
         self._on_forgotten, self._drain_s = on_forgotten, drain_s
         self._retired: dict[int, Lane | None] = {}  # by the identity of a backend that has been replaced
 
-    def changed(self, member: ManagedBackend) -> None:
+    def on_change(self, member: ManagedBackend) -> None:
         """Add or update the backend's lane after it has opened or its settings have changed; ignore one that failed."""
         if member.state != "serving":
             return
@@ -49,20 +49,20 @@ class BackendResources:
         )
         asyncio.get_running_loop().call_soon(self._scheduler.tick)  # waiting work may be faster there
 
-    def replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
+    def on_replaced(self, old: ManagedBackend, new: ManagedBackend) -> None:
         """Move waiting work to the new backend if it is equivalent; running work finishes on the old one."""
         lane = self._retired[id(old)] = self._scheduler.retire(old.name)
         if old.fingerprint != new.fingerprint:
             self._forget(old.name)
         self._measurements.add(new.name, remote=new.is_remote)
-        self.changed(new)
+        self.on_change(new)
         if lane is not None:
-            self._scheduler.hand_over(lane, same_work=new.does_as(old))
+            self._scheduler.hand_over(lane, same_work=new.is_equivalent_to(old))
 
-    async def finished(self, member: ManagedBackend, *, comes_back: bool = False) -> None:
+    async def drain(self, member: ManagedBackend, *, keep_data: bool = False) -> None:
         """Wait until the backend's work has ended, at most `drain_s`; then remove its lane and measurements.
 
-        A replaced backend only loses its retired lane: the name belongs to its replacement. comes_back: keep the
+        A replaced backend only loses its retired lane: the name belongs to its replacement. keep_data: keep the
         measurements, because the same backend will open again.
         """
         if id(member) in self._retired:
@@ -73,7 +73,7 @@ class BackendResources:
             lambda: bool(self._scheduler.busy().get(name) or self._scheduler.waiting().get(name)), self._drain_s()
         )
         self._scheduler.remove(name)
-        if not comes_back:
+        if not keep_data:
             self._forget(name)
 
     async def _remove_retired(self, lane: Lane | None) -> None:

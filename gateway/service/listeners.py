@@ -15,7 +15,7 @@ from gateway.admit import Gate
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.adapter import HttpTransport
 from gateway.ingress.http.hosts import own_hosts
-from gateway.ingress.http.listener import Site, max_connections, max_handshakes, raise_descriptor_limit
+from gateway.ingress.http.listener import HttpListener, max_connections, max_handshakes, raise_descriptor_limit
 from gateway.ingress.http.server import Server
 from gateway.service import systemd
 from gateway.service.sockets import (
@@ -44,7 +44,7 @@ class Listeners:
         self._handler, self._gate, self._tls = handler, gate, tls
         self.bound: list[str] = []
         self.admin_bound: list[str] = []
-        self.sites: list[Site] = []
+        self.sites: list[HttpListener] = []
         self.http: HttpTransport | None = None
         self._admin: Admin | None = None
         self._is_activated = False
@@ -83,11 +83,11 @@ class Listeners:
         *,
         tls: ssl.SSLContext | None = None,
         held: bool = False,
-    ) -> list[Site]:
+    ) -> list[HttpListener]:
         runner = web.ServerRunner(Server(handler, connections), handle_signals=False, shutdown_timeout=FINISH_S)
         await runner.setup()
         share = max_handshakes(connections) // len(sockets)
-        sites = [Site(runner, sock, tls, handshakes=share, held=held) for sock in sockets]
+        sites = [HttpListener(runner, sock, tls, handshakes=share, held=held) for sock in sockets]
         for site in sites:
             await site.start()
         self._runners.append(runner)

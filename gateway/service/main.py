@@ -15,17 +15,17 @@ from gateway import exception_hooks
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import KeysInvalid
 from gateway.plugin import GatewayError
-from gateway.plugin.errors import is_told_to_stop
+from gateway.plugin.errors import is_own_cancellation
 from gateway.service import event_loop, systemd
 from gateway.service.service import Service
 from gateway.settings import Loaded, SettingsError, load
-from gateway.telemetry import configure, log, log_bug, log_task_failure, raised, warned
+from gateway.telemetry import configure, exception_fields, log, log_bug, log_python_warning, log_task_failure
 from gateway.tls import TlsInvalid
 
 CONFIGURATION = 78  # EX_CONFIG of sysexits.h
 STOP_TIMEOUT_S = 60.0  # the stop time announced to systemd: twice the sum of all waits
 
-on_unhandled_exception = exception_hooks.for_loop(log_bug)
+on_unhandled_exception = exception_hooks.loop_handler(log_bug)
 # A thread of its own: plugins may fill asyncio's default executor, and a reload would then never run.
 _reload_executor = ThreadPoolExecutor(1, "reload")
 
@@ -33,7 +33,7 @@ _reload_executor = ThreadPoolExecutor(1, "reload")
 def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reload the configuration on SIGHUP, then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
-    exception_hooks.redirect(log_bug, warned)
+    exception_hooks.install(log_bug, log_python_warning)
     event_loop.exit_process(_status(loaded, env_file))
 
 
@@ -47,7 +47,7 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
         log.error("service.failed", error=str(exc))
         return 1
     except BaseException as exc:  # SystemExit, too: systemd does not restart a service that exits with 0 or 78
-        found = raised(exc)
+        found = exception_fields(exc)
         log.error("service.failed", error=f"{found['error']} at {found['where']}")
         return 1
     return 0
@@ -96,9 +96,9 @@ async def _reload_on_signal(service: Service, env_file: Path | None, requested: 
         try:
             await reload(service, env_file)
         except BaseException as exc:  # a bug, ours or a plugin's: keep the old configuration
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise  # without READY=1: systemd has received STOPPING=1
-            found = raised(exc)
+            found = exception_fields(exc)
             log.error("service.reload_failed", problems=[f"{found['error']} at {found['where']}"])
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 
@@ -128,7 +128,7 @@ async def _revoke_missing_keys(service: Service) -> list[str]:
         current = await asyncio.get_running_loop().run_in_executor(_reload_executor, read_keys, file)
     except KeysInvalid:  # already listed in the problems
         return []
-    revoked = service.gate.keep(current)
+    revoked = service.gate.revoke_all_but(current)
     return [f"revoked nevertheless: {', '.join(revoked)}"] if revoked else []
 
 

@@ -2,7 +2,7 @@
 
 | memory used | action |
 |---|---|
-| below 85 % of the limit | request bodies together may use a share of the free memory (ingress/body_budget.py) |
+| below 85 % of the limit | request bodies together may use a share of the free memory (ingress/load_shedding.py) |
 | 85 % and more | requests that bring work get 503 before their body is read |
 | 95 % and more | no connection is accepted; new clients wait in the kernel's queue, which uses none of our memory |
 | below 90 % again | connections are accepted again |
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gateway.ingress.handler import RequestHandler
-from gateway.ingress.http.listener import Site
-from gateway.measure.memory import MemoryGauge
+from gateway.ingress.http.listener import HttpListener
+from gateway.ingress.load_shedding import LoadShedding
+from gateway.measure.memory_gauge import MemoryGauge
 from gateway.telemetry import log, log_exceptions
 
 SHED_RATIO, PAUSE_RATIO, RESUME_RATIO = 0.85, 0.95, 0.90
@@ -23,18 +23,18 @@ SHED_RATIO, PAUSE_RATIO, RESUME_RATIO = 0.85, 0.95, 0.90
 class MemoryGuard:
     """Compares the memory in use with the limits at each `check`, and sheds load."""
 
-    def __init__(self, door: RequestHandler, gauge: MemoryGauge) -> None:
+    def __init__(self, shedding: LoadShedding, gauge: MemoryGauge) -> None:
         self.gauge = gauge
-        self._door = door
+        self._shedding = shedding
         self.is_paused = False
 
-    async def check(self, sites: Sequence[Site]) -> None:
+    async def check(self, sites: Sequence[HttpListener]) -> None:
         """Shed load, or stop shedding. Every listener is set at every check, so that a failed resume is repeated."""
-        self._door.room.measured(self.gauge.free_bytes(SHED_RATIO))
+        self._shedding.bodies.set_free_memory(self.gauge.free_bytes(SHED_RATIO))
         ratio = self.gauge.ratio() or 0.0
         is_short = ratio >= SHED_RATIO
-        if self._door.is_pressed != is_short:
-            self._door.is_pressed = is_short
+        if self._shedding.is_active != is_short:
+            self._shedding.is_active = is_short
             log.warning("memory.pressed" if is_short else "memory.relieved", ratio=round(ratio, 3))
         if not self.is_paused and ratio >= PAUSE_RATIO:
             self.is_paused = True

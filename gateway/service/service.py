@@ -18,14 +18,15 @@ from functools import partial
 
 from gateway import __version__
 from gateway.admit import Gate, Key
-from gateway.dispatch import BackendServices, Dispatcher
+from gateway.dispatch import BackendServices, Dispatcher, Eligibility
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.server import check_parser
+from gateway.ingress.load_shedding import LoadShedding
 from gateway.lanes import Scheduler
-from gateway.measure.board import Change, Measurements
-from gateway.measure.carrier import CarrierWatch, way_to
-from gateway.measure.load import LoadSampler
-from gateway.measure.memory import MemoryGauge
+from gateway.measure.device_load import LoadSampler
+from gateway.measure.measurements import LinkChange, Measurements
+from gateway.measure.memory_gauge import MemoryGauge
+from gateway.measure.netlink import CarrierWatch, source_address_for
 from gateway.registry import BackendConfig, Registry
 from gateway.service import systemd
 from gateway.service.backend_resources import BackendResources
@@ -59,39 +60,42 @@ class Service:
         self.gate = Gate(keys)
         policy = settings.policy
         self.measurements = Measurements(
-            time.monotonic, sampler=LoadSampler(time.monotonic), probe_s=policy.probe_s, on_link=self._on_link_changed
+            time.monotonic,
+            sampler=LoadSampler(time.monotonic),
+            probe_s=policy.probe_s,
+            on_link_change=self._on_link_changed,
         )
         self.policy = policy_of(settings)
-        self.scheduler = Scheduler(self.measurements, self.policy, time.monotonic)
-        self._backends = BackendResources(self.scheduler, self.measurements, self._on_forgotten, lambda: DRAIN_S)
         self._services: dict[str, BackendServices] = {}
         self.registry = Registry(
             backends.values(), self._create_services, self.measurements, drain_s=lambda: self.settings.deadline_s
         )
+        why_excluded = Eligibility(self.registry, self.measurements).why_unavailable
+        self.scheduler = Scheduler(self.measurements, self.policy, time.monotonic, why_excluded)
+        self._backends = BackendResources(self.scheduler, self.measurements, self._on_forgotten, lambda: DRAIN_S)
         self.dispatcher = Dispatcher(self.registry, self.measurements, self.scheduler)
-        self._join()
+        self.shedding = LoadShedding()
         self.handler = RequestHandler(
-            self.dispatcher, request_limits_of(settings), __version__, lambda: self.is_ready, self.gate
+            self.dispatcher, request_limits_of(settings), __version__, lambda: self.is_ready, self.gate, self.shedding
         )
         self.is_ready = False
         self.mqtt = mqtt_transport(self.handler, settings.mqtt)
         self.listeners = Listeners(self.handler, self.gate, tls_context_of(settings.tls))
         self._bound_by = settings
-        self.memory_guard = MemoryGuard(self.handler, MemoryGauge())
-        self._loop_watchdog = LoopWatchdog(self.registry.packages)
+        self.memory_guard = MemoryGuard(self.shedding, MemoryGauge())
+        self._loop_watchdog = LoopWatchdog(self.registry.backend_by_package)
         self._ticker: asyncio.Task[None] | None = None
         self._carrier = CarrierWatch()
         self._sources: dict[str, str | None] = {}
         self._state_file = StateFile(settings.state_dir, self.measurements, self.registry)
 
     def _create_services(self, name: str) -> BackendServices:
-        services = BackendServices(name, self.measurements, log.bind(backend=name))
+        services = BackendServices(name, self.measurements, log.bind(backend=name), self._find_dispatcher)
         self._services[name] = services
         return services
 
-    def _join(self) -> None:
-        for services in self._services.values():
-            services.dispatcher = self.dispatcher
+    def _find_dispatcher(self) -> Dispatcher | None:
+        return getattr(self, "dispatcher", None)  # a plugin's constructor may already use its services
 
     @property
     def bound(self) -> list[str]:
@@ -110,11 +114,11 @@ class Service:
         self._state_file.restore()
         self.measurements.sample_load()
         await self.listeners.open(self.settings, sum(each.slots for each in self.registry.members.values()))
-        await self.registry.open_all(self._backends.changed)
+        await self.registry.open_all(self._backends.on_change)
         self._ticker = log_task_failure(asyncio.create_task(self._tick(), name="tick"))
         self._loop_watchdog.start()
         asyncio.get_running_loop().add_reader(self._carrier.fileno(), self._on_network_changed)
-        await self.registry.settled(START_S)
+        await self.registry.wait_opened(START_S)
         await self.listeners.accept_held()
         if self.mqtt is not None:
             self.mqtt.start()
@@ -174,28 +178,25 @@ class Service:
         try:
             self._apply(loaded)
         finally:
-            await (
-                self.listeners.accept_after_tls()
-            )  # only now: new connections must meet the API keys of the same configuration
+            await self.listeners.accept_after_tls()  # after the keys: a new connection sees both or neither
         return waiting
 
     def _apply(self, loaded: Loaded) -> None:
         settings = loaded.settings
         self.gate.replace(loaded.keys)
         self.policy, self.measurements.probe_s = policy_of(settings), settings.policy.probe_s
-        self.scheduler.obey(self.policy)
-        self.handler.rules = request_limits_of(settings)
+        self.scheduler.set_policy(self.policy)
+        self.handler.set_limits(request_limits_of(settings))
         self.listeners.update_allowed_hosts(settings)
         self.settings = settings.model_copy(update={"state_dir": self.settings.state_dir})
-        self.registry.change(loaded.backends, self._backends)
-        self._join()  # before the new backends open
+        self.registry.reload(loaded.backends, self._backends)
 
     # ── beside requests ──────────────────────────────────────────────────────────────────────────
 
     def _on_forgotten(self, backend: str) -> None:
         self._sources.pop(backend, None)
 
-    def _on_link_changed(self, backend: str, change: Change) -> None:
+    def _on_link_changed(self, backend: str, change: LinkChange) -> None:
         """Schedule a tick: work that waits for the backend, or is stalled on its link, may finish earlier elsewhere."""
         log.info("link.state_changed", backend=backend, before=change.before, after=change.after, why=change.why)
         self._schedule_tick()
@@ -208,12 +209,12 @@ class Service:
         for name, services in self._services.items():
             if services.peer is None:
                 continue
-            source, before = way_to(services.peer), self._sources.get(name, "")
+            source, before = source_address_for(services.peer), self._sources.get(name, "")
             self._sources[name] = source
             if source is None:
-                self.measurements.carrier_lost(name)
+                self.measurements.on_carrier_lost(name)
             elif source != before:
-                self.measurements.carrier_back(name)
+                self.measurements.on_carrier_back(name)
 
     def _schedule_tick(self) -> None:
         with suppress(RuntimeError):  # no loop: the service is being built

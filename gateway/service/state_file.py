@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.registry import Registry
 from gateway.telemetry import log
 

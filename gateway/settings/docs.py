@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gateway.plugin import BackendSettings
-from gateway.registry import GROUP, find_plugin
+from gateway.registry import ENTRY_POINT_GROUP, find_plugin
 from gateway.settings.model import Leaf, leaves_of
 from gateway.settings.report import Plugins, backend_leaves, is_common, summary
 from gateway.settings.tree import PREFIX, Settings
@@ -133,7 +133,7 @@ def _default(leaf: Leaf) -> str:
 def declared_plugins(checkout: Path) -> Plugins:
     """The plugins a checkout's pyproject.toml declares, imported."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return {name: find_plugin(target) for name, target in project["entry-points"][GROUP].items()}
+    return {name: find_plugin(target) for name, target in project["entry-points"][ENTRY_POINT_GROUP].items()}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from gateway.admit import Key, KeysInvalid
 from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import may_administer
 from gateway.plugin import Backend, BackendSettings
-from gateway.plugin.errors import PLUGIN_FAULTS
-from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed
+from gateway.plugin.errors import PLUGIN_EXCEPTIONS
+from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
 from gateway.settings.messages import Problem, SettingsError, nearest
 from gateway.settings.model import Leaf, fill, groups_of, leaves_of
 from gateway.settings.secrets import with_secrets
@@ -218,7 +218,7 @@ def _load_backends(
 
 
 def _no_backends() -> Problem:
-    plugin = next((p for p in ("local", "echo", *sorted(installed())) if p in installed()), "echo")
+    plugin = next((p for p in ("local", "echo", *sorted(installed_plugins())) if p in installed_plugins()), "echo")
     return Problem(
         f"{BACKENDS}__<NAME>__PLUGIN",
         "no backend is configured, so no request could be served",
@@ -262,14 +262,14 @@ class _BackendReader:
 
     def _find(self, variable: str, plugin: str) -> type[Backend[Any]] | None:
         if not plugin:
-            choice = ", ".join(sorted(installed())) or "none is installed"
+            choice = ", ".join(sorted(installed_plugins())) or "none is installed"
             fix = f"set {variable} to an installed plugin ({choice}), or to package.module:attribute"
             self.problems.append(Problem(variable, "is not set, so the backend has no plugin", fix))
             return None
         try:
             return find_plugin(plugin)
         except PluginMissing as exc:
-            near = nearest(plugin, installed())
+            near = nearest(plugin, installed_plugins())
             fix = f"set {variable}={near}" if near else "`edge-gateway plugins list` shows the installed plugins"
             self.problems.append(Problem(variable, str(exc), fix))
             return None
@@ -280,7 +280,7 @@ class _BackendReader:
         context = {"name": self._name, "backends": self._names}
         try:
             settings, wrong = fill(model, self._prefix, variables, context)
-        except PLUGIN_FAULTS as exc:  # raised by a validator of the plugin
+        except PLUGIN_EXCEPTIONS as exc:  # raised by a validator of the plugin
             settings, wrong = (
                 None,
                 [Problem(self._prefix.rstrip("_"), _plugin_fault(exc), "repair the plugin's Settings")],

@@ -1,4 +1,4 @@
-"""What the gateway says of itself: log events, the request line, metrics. Every key is declared once, here.
+"""Telemetry: log events, the request line and metrics. Every key is declared once, in this package.
 
 from gateway.telemetry import log, metrics
 
@@ -7,18 +7,24 @@ metrics.REQUESTS.inc(door="http", kind="chat", backend="cloud", outcome="served"
 """
 
 from gateway.telemetry import metrics
-from gateway.telemetry.guards import log_bug, log_exceptions, log_task_failure, warned
-from gateway.telemetry.logs import RateLimitedEvent, configure, flush, log, raised
+from gateway.telemetry.exception_log import (
+    exception_fields,
+    log_bug,
+    log_exceptions,
+    log_python_warning,
+    log_task_failure,
+)
+from gateway.telemetry.logs import RateLimitedEvent, configure, flush, log
 
 __all__ = [
     "RateLimitedEvent",
     "configure",
+    "exception_fields",
     "flush",
     "log",
     "log_bug",
     "log_exceptions",
+    "log_python_warning",
     "log_task_failure",
     "metrics",
-    "raised",
-    "warned",
 ]

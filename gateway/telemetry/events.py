@@ -1,7 +1,7 @@
-"""The one table of events and keys; docs/log.md is generated from it, and a test holds both ways.
+"""The table of all log events and their keys. docs/log.md is generated from it; a test compares it with the code.
 
-An event is named `room.what_happened`. `request.finished` and `subtask.finished` carry all of
-REQUEST_KEYS, always: unknown is null, a term that did not occur is 0.
+An event is named `area.what_happened`. `request.finished` and `subtask.finished` always carry all of REQUEST_KEYS: null
+stands for unknown, 0 for a term that did not occur.
 """
 
 from __future__ import annotations
@@ -14,178 +14,194 @@ from gateway.plugin import TERMS
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An event: what it says, and its keys with what they mean."""
+    """An event: its description, and the meaning of each of its keys."""
 
     doc: str
     keys: Mapping[str, str] = field(default_factory=dict)
 
 
 COMMON_KEYS: Mapping[str, str] = {
-    "ts": "wall time the line was written, RFC 3339, UTC",
+    "ts": "wall time at which the line was written, RFC 3339, UTC",
     "level": "debug, info, warning or error",
-    "event": "`room.what_happened`",
+    "event": "`area.what_happened`",
 }
 
 _TERM_DOCS: Mapping[str, str] = {
     "read": "reading the request's body",
-    "admit": "checking who asks and what",
+    "admit": "checking the credentials and the request",
     "decide": "choosing the backend",
     "queue": "waiting in the gateway for a slot",
     "split": "dividing the work (hybrid)",
     "edge": "work on this site",
     "connect": "DNS, TCP and TLS to the backend; about 0 on a warm connection",
-    "upload": "sending the request's body until the kernel has it acknowledged",
-    "network": "from the last byte sent to the first received, less the cloud's own time",
-    "cloud": "the cloud's own time; of a stream, generation too",
-    "download": "reading the answer's body after its first byte",
-    "aggregate": "putting parts together (hybrid)",
-    "write": "waiting for the client to take the answer",
+    "upload": "sending the request's body, until the backend's host has acknowledged it",
+    "network": "from the last byte sent to the first byte received, minus the cloud's own time",
+    "cloud": "the cloud's own time; for a stream, including generation",
+    "download": "reading the response body after its first byte",
+    "aggregate": "combining the parts (hybrid)",
+    "write": "waiting for the client to receive the response",
 }
 
 REQUEST_KEYS: Mapping[str, str] = {
     "request_id": "also in `x-request-id`",
-    "trace_id": "of the client's `traceparent`",
-    "parent_id": "of a subtask: the request it belongs to",
+    "trace_id": "from the client's `traceparent`",
+    "parent_id": "for a subtask: the request it belongs to",
     "door": "`http` or `mqtt`",
     "kind": "`chat`, `completion`, `embeddings`, `transcription`, `task`, `models` or `other`",
-    "model": "the model or task, as the client wrote it",
-    "backend": "who answered, or `none`",
+    "model": "the model or task, as the client sent it",
+    "backend": "the backend that answered, or `none`",
     "site": "`edge`, `cloud`, `hybrid` or `none`",
     "outcome": "`served`, `refused`, `failed`, `timed_out` or `cancelled`",
     "status": "the HTTP status",
-    "reason": "why this backend, or the error's code",
-    "attempts": "how many backends were asked",
+    "reason": "why this backend was chosen, or the error's code",
+    "attempts": "number of attempts, each at one backend",
     "items": "units of work in the request",
     "bytes_in": "size of the request's body, bytes",
-    "bytes_out": "size of the answer's body, bytes; of a stream with its comments, and the error it ended in",
-    "candidates": "per backend `{t_ms, j}`, its prediction and score, or `{refused}`, why not",
-    "predicted_ms": "predicted time from decision to last byte; of a stream, to first content",
+    "bytes_out": "size of the response body, bytes; for a stream including comments and the error it ended in",
+    "candidates": "per backend `{t_ms, j}`, its predicted time and score, or `{refused}`, why it was excluded",
+    "predicted_ms": "predicted time from the decision to the last byte; for a stream, to the first content",
     "prediction_error_ratio": "|predicted - actual| / actual",
     "rtt_ms": "HTTP round trip to the backend on a warm connection, smoothed",
-    "rtt_min_ms": "the smallest recent one",
+    "rtt_min_ms": "the smallest recent HTTP round trip",
     "tcp_rtt_ms": "the kernel's own estimate (TCP_INFO)",
     "uplink_bytes_per_s": "measured upload rate to the backend",
-    "downlink_bytes_per_s": "measured download rate from it",
-    "link_state": "`up`, `degraded`, `down`, or null where there is no link or no sample",
-    "load": "`{cpu, psi, mem, temp_c}` of the device at decision, ratios 0 to 1 and degrees",
-    "queue": "per backend, how many waited at decision",
+    "downlink_bytes_per_s": "measured download rate from the backend",
+    "link_state": "`up`, `degraded`, `down`, or null without a link or a sample",
+    "load": "`{cpu, psi, mem, temp_c}` of the device at the decision: ratios 0 to 1, and degrees Celsius",
+    "queue": "per backend, the number of waiting tasks at the decision",
     **{f"t_{term}_ms": doc for term, doc in _TERM_DOCS.items()},
-    "t_overlap_ms": "sum of all terms less their union: what parallel work saved",
-    "t_other_ms": "what no term covers",
-    "t_total_ms": "from the request's head to the last byte handed to the kernel",
-    "t_first_byte_ms": "until the first content was written",
-    "t_cloud_source": "where `t_cloud_ms` comes from: `server-timing`, `header` or `estimated`",
+    "t_overlap_ms": "sum of all terms minus their union: the time saved by parallel work",
+    "t_other_ms": "time that no term covers",
+    "t_total_ms": "from the request's head to the last byte passed to the kernel",
+    "t_first_byte_ms": "from the request's head until the first content was written",
+    "t_cloud_source": "source of `t_cloud_ms`: `server-timing`, `header` or `estimated`",
     "r_edge_per_s": "items / T_edge",
     "r_cloud_per_s": "items / T_cloud",
     "r_network_per_s": "items / T_network",
     "r_total_per_s": "the rate of the whole path",
-    "r_sum_per_s": "R_cloud + R_network, the textbook's index; no rate",
+    "r_sum_per_s": "R_cloud + R_network, the index used in textbooks; not a rate",
     "r_path": "`serial`, `pipelined`, `parallel` or null",
-    "error": "the message the client got, where it got an error",
+    "error": "the error message that the client received, if any",
 }
 assert tuple(_TERM_DOCS) == TERMS
 
 EVENTS: Mapping[str, Event] = {
-    "request.finished": Event("One request ended; exactly one line for each.", REQUEST_KEYS),
-    "subtask.finished": Event("One part of a divided request ended.", REQUEST_KEYS),
+    "request.finished": Event("A request ended; exactly one line per request.", REQUEST_KEYS),
+    "subtask.finished": Event("A subtask, one part of a divided request, ended.", REQUEST_KEYS),
     "service.started": Event(
         "The gateway accepts requests.",
-        {"version": "of edge-gateway", "listen": "data listeners", "admin": "admin listener", "backends": "names"},
-    ),
-    "service.stopping": Event("A stop was asked for; what is in flight is finished.", {"signal": "which"}),
-    "service.reloaded": Event(
-        "The configuration was read again and holds, but for what waits for a restart.",
-        {"backends": "names", "waiting_for_restart": "variables that changed and take hold at the next start"},
-    ),
-    "service.reload_failed": Event(
-        "The configuration was read again and is wrong: the old one stays, but for keys that are gone from their file.",
-        {"problems": "each with its variable and a fix; last, keys that were revoked nevertheless"},
-    ),
-    "service.abandoned": Event(
-        "The gateway ends though a plugin's task, its start or stop, or a thread does not.",
         {
-            "backends": "whose task, start or stop ignored that it was told to end",
-            "threads": "each by its name and its place: `NAME at FILE:LINE`",
+            "version": "of edge-gateway",
+            "listen": "data listeners",
+            "admin": "admin listener",
+            "backends": "their names",
         },
     ),
-    "service.stopped": Event("Everything is closed.", {}),
-    "service.failed": Event("The gateway could not start, or go on.", {"error": "why"}),
+    "service.stopping": Event(
+        "The gateway was asked to stop; it finishes the requests in flight.", {"signal": "its name"}
+    ),
+    "service.reloaded": Event(
+        "The configuration was read again and applied, except for changes that need a restart.",
+        {"backends": "their names", "waiting_for_restart": "changed variables that take effect at the next start"},
+    ),
+    "service.reload_failed": Event(
+        "The configuration was read again and is invalid: the old one stays in effect, except that API keys which were "
+        "removed from their file are revoked.",
+        {"problems": "each with its variable and a fix; at the end, the keys that were revoked"},
+    ),
+    "service.abandoned": Event(
+        "The gateway ends although a plugin's task, its start or stop, or a thread has not ended.",
+        {
+            "backends": "backends with a task, start or stop that ignored its cancellation",
+            "threads": "each with its name and place: `NAME at FILE:LINE`",
+        },
+    ),
+    "service.stopped": Event("All listeners and backends are closed.", {}),
+    "service.failed": Event("The gateway could not start, or could not continue.", {"error": "why"}),
     "service.state_unreadable": Event(
-        "What was learned before could not be read; the gateway starts afresh.", {"path": "which file", "error": "why"}
+        "The learned measurements could not be read; the gateway starts without them.",
+        {"path": "the file", "error": "why"},
     ),
     "service.state_not_saved": Event(
-        "What was learned could not be written; it is lost at a restart.", {"path": "which file", "error": "why"}
+        "The learned measurements could not be written; a restart loses them.", {"path": "the file", "error": "why"}
     ),
     "service.unhandled": Event(
-        "A bug: a task of the gateway, or a step beside requests, met an error nobody expected. The rest goes on. "
+        "A bug: an unexpected exception in a task or a background step of the gateway. Everything else continues. "
         "Rate-limited.",
         {
-            "error": "what happened or what was being done, and the exception's type",
+            "error": "the operation that failed, and the exception's type",
             "where": "file and line, or null",
             "suppressed": "lines left out since the last one",
         },
     ),
     "memory.pressed": Event(
-        "Memory is short (85 % of the limit): new work is refused with 503.", {"ratio": "used, of the limit"}
+        "Memory is short (85 % of the limit): new requests are refused with 503.",
+        {"ratio": "used memory, as a share of the limit"},
     ),
-    "memory.relieved": Event("There is memory again: new work is taken.", {"ratio": "used, of the limit"}),
+    "memory.relieved": Event(
+        "Enough memory is free again: new requests are accepted.", {"ratio": "used memory, as a share of the limit"}
+    ),
     "memory.stopped_accepting": Event(
-        "Hardly any memory is left (95 % of the limit): no connection is accepted; those there are go on.",
-        {"ratio": "used, of the limit"},
+        "Memory is almost used up (95 % of the limit): new connections are not accepted; open ones continue.",
+        {"ratio": "used memory, as a share of the limit"},
     ),
-    "memory.accepting_again": Event("Connections are accepted again.", {"ratio": "used, of the limit"}),
+    "memory.accepting_again": Event(
+        "New connections are accepted again.", {"ratio": "used memory, as a share of the limit"}
+    ),
     "log.dropped": Event(
-        "Lines of this log are missing: for a while they could not be written, and more came than are kept (1 MiB).",
-        {"lines": "how many"},
+        "Log lines were dropped: they could not be written for a while, and the buffer (1 MiB) was full.",
+        {"lines": "number of dropped lines"},
     ),
     "library.logged": Event(
-        "A library's warning; rate-limited.",
+        "A library logged a warning or an error. Rate-limited.",
         {
-            "logger": "whose",
-            "message": "what",
+            "logger": "the library's logger",
+            "message": "its text",
             "error": "the exception's type, or null",
             "suppressed": "lines left out since the last one",
         },
     ),
     "http.rejected": Event(
-        "Bytes that are no request were answered and the connection closed; rate-limited.",
-        {"why": "what was wrong", "peer": "address", "suppressed": "lines left out since the last one"},
+        "A client sent bytes that are not an HTTP request; it got an error and was disconnected. Rate-limited.",
+        {"why": "the fault", "peer": "the client's address", "suppressed": "lines left out since the last one"},
     ),
     "loop.stalled": Event(
-        "The event loop stands still: somebody computes, or waits, where everybody is served. Each place is told once.",
+        "Code blocks the event loop, by computing or by waiting. Logged once per place.",
         {
-            "where": "file and line that hold it: a plugin's, where there is one on the stack",
-            "backend": "whose plugin that is, or null",
-            "stalled_ms": "for how long, so far",
+            "where": "file and line that block it: those of a plugin if one is on the stack",
+            "backend": "the backend of that plugin, or null",
+            "stalled_ms": "how long it has been blocked so far",
             "stack": "places and functions, innermost first",
         },
     ),
     "backend.quarantined": Event(
-        "A plugin raised and raised and answered nothing: it gets no work for a while.",
-        {"backend": "its name", "why": "what it raised, how often", "seconds": "for how long"},
+        "A plugin raised many exceptions in a row without one success: the backend gets no work for a while.",
+        {"backend": "its name", "why": "the exception's type, and how many", "seconds": "duration of the quarantine"},
     ),
     "dispatch.leaked": Event(
-        "An attempt was cancelled and does not end; its slot stays taken. Told once for each.",
-        {"request_id": "of the request", "backend": "whose plugin", "where": "file and line it waits at, or null"},
+        "A cancelled attempt has not ended; its slot stays occupied. Logged once per attempt.",
+        {"request_id": "of the request", "backend": "its name", "where": "file and line it waits at, or null"},
     ),
     "egress.sent": Event(
-        "A request's body is handed to a backend off this site: the audit trail of what may have left. Written before "
-        "the first byte goes out, once for each attempt: also where then nobody could be reached, and not again where "
-        "a stale connection makes `http` send it anew.",
+        "A request body is passed to a backend off this site: the audit trail of data that may have left. Logged "
+        "before the first byte is sent, once per attempt, also if the backend then cannot be reached. Not logged again "
+        "if `http` sends the body anew because a connection was stale.",
         {
             "request_id": "of the request",
-            "parent_id": "of a subtask: the request it belongs to",
-            "backend": "who gets it",
+            "parent_id": "for a subtask: the request it belongs to",
+            "backend": "its name",
             "bytes": "size of the body",
         },
     ),
     "egress.refused": Event(
-        "What may not leave was about to: the last check before the backend held. A bug; please report it.",
-        {"request_id": "of the request", "backend": "who would have got it"},
+        "Data that must not leave the site was about to; the last check before the backend refused it. A bug; please "
+        "report it.",
+        {"request_id": "of the request", "backend": "the backend that did not get it"},
     ),
     "http.full": Event(
-        "As many clients are connected as there are descriptors for; one more was told 503. Rate-limited.",
-        {"peer": "address", "suppressed": "lines left out since the last one"},
+        "The limit of connections, set by the number of file descriptors, is reached; one more client got 503. "
+        "Rate-limited.",
+        {"peer": "the client's address", "suppressed": "lines left out since the last one"},
     ),
     "door.broke": Event(
         "The gateway's own code failed on a request: a bug; please report it.",
@@ -193,112 +209,118 @@ EVENTS: Mapping[str, Event] = {
     ),
     "backend.opened": Event(
         "A backend is ready.",
-        {"backend": "its name", "plugin": "which", "seconds": "it took to start"},
+        {"backend": "its name", "plugin": "its plugin", "seconds": "duration of the start"},
     ),
     "backend.failed_to_open": Event(
-        "A backend could not be imported or started; it is left out, others serve.",
-        {"backend": "its name", "plugin": "which", "error": "why, with the words of what was raised"},
+        "A backend could not be imported or started; it is left out, the others serve.",
+        {"backend": "its name", "plugin": "its plugin", "error": "why, with the exception's text"},
     ),
     "backend.ended": Event(
-        "A backend was closed though nobody had asked for that; others serve, and a reload opens it again.",
+        "A backend closed without a request to stop; the others serve, and a reload opens it again.",
         {"backend": "its name", "error": "why"},
     ),
     "backend.unwell": Event(
-        "A backend's health check reports a fault or raised, or what it declares cannot be read.",
-        {"backend": "its name", "error": "what"},
+        "A backend's health check reports a fault or raised, or a declaration of its plugin cannot be read.",
+        {"backend": "its name", "error": "the fault"},
     ),
     "backend.well": Event("A backend's health check passes again.", {"backend": "its name"}),
     "backend.close_failed": Event(
-        "A backend raised while it was stopped.",
-        {"backend": "its name", "error": "what: its own word, or the exception's type"},
+        "A backend raised while it was closed.",
+        {"backend": "its name", "error": "its own message, or the exception's type"},
     ),
     "dispatch.fell_back": Event(
-        "A backend could not serve; the next one is asked.",
-        {"request_id": "of the request", "backend": "who failed", "error": "why", "next": "who is asked"},
+        "A backend could not serve the request; the next backend is tried.",
+        {"request_id": "of the request", "backend": "the one that failed", "error": "why", "next": "the next backend"},
     ),
     "dispatch.waited": Event(
-        "The only backend that could serve has failed; it is asked once more, after a pause.",
-        {"request_id": "of the request", "seconds": "how long"},
+        "The only backend that could serve the request failed; it is tried once more after a pause.",
+        {"request_id": "of the request", "seconds": "duration of the pause"},
     ),
     "dispatch.resumed": Event(
-        "A stream broke off after content; another backend goes on with it.",
+        "A stream broke off after its first content; another backend continues it.",
         {
             "request_id": "of the request",
-            "backend": "who broke off",
+            "backend": "the one that broke off",
             "error": "why",
-            "next": "who is asked",
-            "how": "`prefill`: to go on from the text so far; `restart`: from the beginning",
+            "next": "the next backend",
+            "how": "`prefill`: it continues the text so far; `restart`: it starts from the beginning",
         },
     ),
     "dispatch.raised": Event(
-        "A plugin raised something that is not one of the gateway's errors, or gave an answer of a wrong type.",
+        "A plugin raised an exception that is not one of the gateway's errors, or returned a result of a wrong type.",
         {
             "request_id": "of the request",
-            "backend": "whose plugin",
+            "backend": "its name",
             "error": "the exception's type (its text might quote the request), or the field that is wrong",
             "where": "file and line",
         },
     ),
-    "breaker.opened": Event("A backend is not asked for a while.", {"backend": "its name", "why": "what led to it"}),
-    "breaker.closed": Event("A backend is asked again.", {"backend": "its name", "why": "what led to it"}),
-    "breaker.half_opened": Event("One try is let through.", {"backend": "its name", "why": "what led to it"}),
+    "breaker.opened": Event(
+        "The circuit breaker opened: the backend gets no requests for a while.", {"backend": "its name", "why": "cause"}
+    ),
+    "breaker.closed": Event(
+        "The circuit breaker closed: the backend gets requests again.", {"backend": "its name", "why": "cause"}
+    ),
+    "breaker.half_opened": Event(
+        "The circuit breaker is half open: one request passes as a trial.", {"backend": "its name", "why": "cause"}
+    ),
     "link.state_changed": Event(
         "The link to a backend changed state.",
-        {"backend": "its name", "before": "state", "after": "state", "why": "the event that moved it"},
+        {"backend": "its name", "before": "old state", "after": "new state", "why": "cause"},
     ),
     "lane.rebound": Event(
         "A waiting request was moved to another backend's lane.",
-        {"request_id": "of the request", "before": "backend", "after": "backend"},
+        {"request_id": "of the request", "before": "the old backend", "after": "the new backend"},
     ),
     "dispatch.rescued": Event(
-        "A stalled upload was duplicated on another backend.",
-        {"request_id": "of the request", "backend": "who stalled", "next": "who is asked too"},
+        "A stalled upload was hedged: the request was also sent to another backend.",
+        {"request_id": "of the request", "backend": "the one that stalled", "next": "the other backend"},
     ),
     "hybrid.group_moved": Event(
-        "One side could not serve a part of a divided request; the other is asked.",
+        "One side could not serve a part of a divided request; the other side is tried.",
         {
             "backend": "the hybrid's name",
             "parent_id": "of the request",
-            "before": "who failed",
-            "after": "who is asked",
+            "before": "the side that failed",
+            "after": "the side that is tried",
             "error": "the error's code",
         },
     ),
     "hybrid.escalated": Event(
-        "The edge was not sure of its answer, or had none; the cloud is asked.",
+        "The edge was not confident in its answer, or did not answer; the cloud is tried.",
         {
             "backend": "the hybrid's name",
             "parent_id": "of the request",
-            "confidence": "how sure the edge was, 0 to 1, or null",
-            "threshold": "from which on its answer would have been taken",
+            "confidence": "of the edge, 0 to 1, or null",
+            "threshold": "the confidence from which the edge's answer is accepted",
         },
     ),
     "hybrid.kept_edge": Event(
-        "The cloud failed or was late; the edge's answer was given though it was not sure.",
+        "The cloud failed or was late; the edge's answer was returned despite its low confidence.",
         {"backend": "the hybrid's name", "parent_id": "of the request", "error": "the error's code, or `late`"},
     ),
     "local.raised": Event(
-        "A function that `local` serves raised an exception, on this request.",
+        "A function that `local` serves raised an exception.",
         {
             "backend": "its name",
             "request_id": "of the request",
             "error": "the exception's type",
-            "traceback": "its end: file, line and function of each frame, the innermost last; no text of either",
-            "suppressed": "how many of the same place were left out since the last line: there is one a minute",
+            "traceback": "its end: file, line and function of each frame, the innermost last, without source text",
+            "suppressed": "lines for the same place left out since the last one: at most one a minute is logged",
         },
     ),
     "hybrid.hedged": Event(
-        "The first side was later than usual; the second is asked too.",
+        "The first side was slower than usual; the second side is tried as well.",
         {
             "backend": "the hybrid's name",
             "parent_id": "of the request",
-            "before": "who is late",
-            "after": "who is asked too",
-            "delay_ms": "after how long",
+            "before": "the slow side",
+            "after": "the second side",
+            "delay_ms": "time between the two",
         },
     ),
     "hybrid.validator_raised": Event(
-        "The validator raised; its answer counts as not sure.",
+        "The validator raised an exception; that counts as low confidence.",
         {"backend": "the hybrid's name", "parent_id": "of the request", "error": "the exception's type"},
     ),
     "worker.ready": Event(
@@ -306,20 +328,20 @@ EVENTS: Mapping[str, Event] = {
         {"backend": "its name", "pid": "of the worker", "start_ms": "from exec to ready"},
     ),
     "worker.start_failed": Event(
-        "A worker process could not open its backend; it is tried again.",
-        {"backend": "its name", "error": "why, with the words of what was raised", "retry_s": "until the next try"},
+        "A worker process could not open its backend; the start is retried.",
+        {"backend": "its name", "error": "why, with the exception's text", "retry_s": "seconds until the next try"},
     ),
     "worker.died": Event(
         "A worker process ended, or was killed; it is replaced.",
         {"backend": "its name", "pid": "of the worker", "how": "signal, exit status, or why it was killed"},
     ),
     "worker.raised": Event(
-        "A plugin raised something that is not one of the gateway's errors, in a worker process.",
+        "In a worker process, a plugin raised an exception that is not one of the gateway's errors.",
         {
             "backend": "its name",
             "request_id": "of the request; null while starting",
             "error": "the exception's type, or the field that is wrong; while starting, its text too",
-            "traceback": "its end: file, line and function of each frame, the innermost last; no text of either",
+            "traceback": "its end: file, line and function of each frame, the innermost last, without source text",
         },
     ),
     "worker.output": Event(
@@ -332,43 +354,43 @@ EVENTS: Mapping[str, Event] = {
         },
     ),
     "mqtt.connected": Event(
-        "Connected to the broker and subscribed; requests are taken.",
-        {"broker": "which", "resumed": "whether the broker had kept our session"},
+        "Connected to the broker and subscribed; requests are accepted.",
+        {"broker": "its address", "resumed": "true if the broker kept the session"},
     ),
     "mqtt.disconnected": Event(
-        "The connection to the broker could not be made, or was lost; it is tried again. Rate-limited.",
+        "The connection to the broker could not be made, or was lost; it is retried. Rate-limited.",
         {
-            "broker": "which",
-            "why": "what the broker, TLS or the network said",
+            "broker": "its address",
+            "why": "the error of the broker, of TLS or of the network",
             "retry_s": "seconds until the next try",
             "suppressed": "lines left out since the last one",
         },
     ),
     "mqtt.rejected": Event(
-        "A message that is no request, or whose answer would do harm, was acknowledged and not served; rate-limited.",
+        "A message was acknowledged but not served: it is not a request, or its answer would do harm. Rate-limited.",
         {
-            "why": "what is wrong",
+            "why": "the fault",
             "topic": "its first 200 characters",
             "suppressed": "lines left out since the last one",
         },
     ),
     "mqtt.expired": Event(
-        "A request that had expired was dropped; rate-limited.",
+        "An expired request was dropped. Rate-limited.",
         {"topic": "its first 200 characters", "suppressed": "lines left out since the last one"},
     ),
     "mqtt.repeated": Event(
-        "A request that was known came again, and was not run again.",
+        "A request came a second time; it was not run again.",
         {
-            "how": "`joined` the one that runs, or `remembered`: answered from memory",
+            "how": "`joined`: it gets the answer of the running request; `remembered`: answered from memory",
             "topic": "its first 200 characters",
         },
     ),
     "mqtt.answer_refused": Event(
-        "The broker will not take an answer; its request is acknowledged nevertheless.",
+        "The broker refused an answer; the request is acknowledged all the same.",
         {"why": "the broker's reason, or its limit", "bytes": "size of the answer's body"},
     ),
     "mqtt.broke": Event(
-        "The gateway failed on a message: a bug. The message is acknowledged.",
+        "The gateway's own code failed on a message: a bug. The message is acknowledged.",
         {"error": "the exception's type", "where": "file and line", "topic": "its first 200 characters"},
     ),
 }

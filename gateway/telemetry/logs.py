@@ -1,9 +1,10 @@
 """Structured logging to standard error: JSON lines, or a readable console on a terminal.
 
-To the journal each line begins with its priority, `<4>` for a warning, which the journal keeps apart from the text.
+One line is one event, written whole. For the systemd journal each line begins with its priority (`<4>` for a warning),
+which the journal stores apart from the text.
 
-One line is one event, written whole. Values are bounded and stripped of control characters by the JSON
-encoder; prompts, answers, keys and file contents are never given to a logger in the first place.
+The JSON encoder escapes control characters in values. Prompts, answers, keys and file contents are never passed to a
+logger.
 """
 
 from __future__ import annotations
@@ -20,9 +21,6 @@ from typing import IO, Any, BinaryIO, Literal
 import msgspec
 import structlog
 
-from gateway import plugin
-from gateway.plugin import checks
-from gateway.plugin.errors import frames_of
 from gateway.telemetry.sink import Sink
 
 Format = Literal["auto", "console", "json"]
@@ -36,7 +34,7 @@ PRIORITIES = {"critical": 2, "error": 3, "exception": 3, "warning": 4, "info": I
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-def _stamp(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _add_common_keys(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     head: dict[str, Any] = {
         "ts": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": level,
@@ -46,12 +44,12 @@ def _stamp(_: Any, level: str, event: MutableMapping[str, Any]) -> MutableMappin
     return head
 
 
-def _render(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+def _as_json(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
     return _encode(event)
 
 
-def _prefix(_: Any, level: str, line: bytes) -> bytes:
-    """sd-daemon(3): the journal takes a line's priority from its head, and takes the head away."""
+def _add_priority(_: Any, level: str, line: bytes) -> bytes:
+    """sd-daemon(3): the journal reads the priority from this prefix and removes the prefix."""
     return b"<%d>%s" % (PRIORITIES.get(level, INFO), line)
 
 
@@ -59,48 +57,52 @@ def _as_bytes(_: Any, __: str, line: str) -> bytes:
     return line.encode(errors="backslashreplace")
 
 
-def is_journal(stream: IO[Any] | None, named: str) -> bool:
-    """Whether the stream is the journal's. named: `$JOURNAL_STREAM`, its device and inode (systemd.exec(5))."""
-    if not named or stream is None:
+def is_journal(stream: IO[Any] | None, journal_stream: str) -> bool:
+    """True if the stream leads to the journal.
+
+    journal_stream: `$JOURNAL_STREAM`, the device and inode of the journal's stream (systemd.exec(5)).
+    """
+    if not journal_stream or stream is None:
         return False
     try:
         found = os.fstat(stream.fileno())
-    except OSError:  # a stream that is no file
+    except OSError:  # a stream without a file descriptor
         return False
-    return named == f"{found.st_dev}:{found.st_ino}"
+    return journal_stream == f"{found.st_dev}:{found.st_ino}"
 
 
 @cache
-def _standard_error() -> Sink:
-    """The one sink of the process; nowhere, where it was started with standard error closed."""
+def _stderr_sink() -> Sink:
+    """The sink of the process; /dev/null if it was started with standard error closed."""
     if sys.stderr is not None:
-        return Sink(sys.stderr.fileno(), _tell_dropped)
-    with open(os.devnull, "wb") as nowhere:
-        return Sink(nowhere.fileno(), _tell_dropped)
+        return Sink(sys.stderr.fileno(), _on_dropped)
+    with open(os.devnull, "wb") as null:
+        return Sink(null.fileno(), _on_dropped)
 
 
-def _tell_dropped(count: int) -> None:
+def _on_dropped(count: int) -> None:
     log.warning("log.dropped", lines=count)
 
 
 def flush(within_s: float = 0.0) -> None:
-    """Write lines that wait, which takes no time; or, at the end, at most so long."""
-    _standard_error().flush_within(within_s)
+    """Write buffered lines; retry for at most `within_s` if they cannot be written."""
+    _stderr_sink().flush_within(within_s)
 
 
 def configure(form: Format = "auto", level: Level = "info", stream: BinaryIO | None = None) -> None:
-    """Set up logging for the process. `auto` is console on a terminal, JSON otherwise.
+    """Set up logging for the process. `auto`: console on a terminal, JSON otherwise.
 
-    stream: for tests, which read there what else goes to standard error, by way of a `Sink`.
-    Where standard error is the journal's, each line says its priority too, which `journalctl -p` goes by.
-    What libraries log by the standard module is passed on from warning up, as event `library.logged`
-    without tracebacks, so that a stranger's bytes cannot fill the disk.
+    stream: replaces standard error, for tests; it is written to directly, without a `Sink`.
+    If standard error leads to the journal, each line carries its priority, by which `journalctl -p` filters.
+    Warnings and errors that libraries log by the `logging` module become `library.logged` events, rate-limited and
+    without tracebacks: log flooding by a remote peer must not fill the disk.
     """
-    out = structlog.BytesLogger(stream) if stream else _standard_error()
+    out = structlog.BytesLogger(stream) if stream else _stderr_sink()
     is_console = form == "console" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
-    processors: list[Any] = [_stamp, structlog.dev.ConsoleRenderer(), _as_bytes] if is_console else [_stamp, _render]
+    processors: list[Any] = [_add_common_keys]
+    processors += [structlog.dev.ConsoleRenderer(), _as_bytes] if is_console else [_as_json]
     if is_journal(stream or sys.stderr, os.environ.get("JOURNAL_STREAM", "")):
-        processors.append(_prefix)
+        processors.append(_add_priority)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -108,41 +110,28 @@ def configure(form: Format = "auto", level: Level = "info", stream: BinaryIO | N
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
-    root.handlers[:] = [_Forward()]
+    root.handlers[:] = [_LibraryLogHandler()]
     root.setLevel(logging.WARNING)
 
 
-class _Forward(logging.Handler):
-    """Hands a library's warnings to structlog, at most a few a second."""
+class _LibraryLogHandler(logging.Handler):
+    """Passes log records of libraries to structlog, a few per second at most."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._limited = RateLimitedEvent("library.logged", per_s=1.0, burst=5)
+        self._event = RateLimitedEvent("library.logged", per_s=1.0, burst=5)
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        self._limited.warning(
+        self._event.warning(
             logger=record.name,
             message=record.getMessage()[:300],
             error=None if error is None else type(error).__name__,
         )
 
 
-# Where a value of a plugin's is refused; whoever gave it stands above.
-_CHECKS = frozenset({"<string>", checks.__file__, plugin.__file__})
-
-
-def raised(exc: BaseException | None) -> dict[str, str | None]:
-    """What a line may say of an exception nobody expected: its type and its place. Its text might quote a request."""
-    if exc is None:
-        return {"error": None, "where": None}
-    at = [each.rpartition(" ")[0] for each in frames_of(exc)]
-    at = [place for place in at if place.rpartition(":")[0] not in _CHECKS]
-    return {"error": type(exc).__name__, "where": at[-1] if at else None}
-
-
 class RateLimitedEvent:
-    """An event that strangers can cause: `burst` lines at once, `per_s` on average, the rest only counted."""
+    """A log event limited to `burst` lines at once and `per_s` on average, against flooding; the rest is counted."""
 
     def __init__(
         self, event: str, *, per_s: float = 1.0, burst: int = 10, clock: Callable[[], float] = time.monotonic
@@ -151,7 +140,7 @@ class RateLimitedEvent:
         self._tokens, self._at, self._suppressed = float(burst), clock(), 0
 
     def warning(self, **keys: Any) -> None:
-        """Log the event with `keys`, and `suppressed`, the number left out since the last line; or count it."""
+        """Log the event with `keys` and `suppressed`, the number left out since the last line; or only count it."""
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now

@@ -1,8 +1,8 @@
-"""The metrics, declared once, and the text they are read as (Prometheus exposition format 0.0.4).
+"""The metrics, declared once, and their text form (Prometheus exposition format 0.0.4).
 
-Plain dictionaries: an update costs well under a microsecond. A library would have been the 21st
-distribution of a gateway that promises 20 (docs/decisions.md); tests read the text with the official parser.
-Label values are names an operator chose or words from a fixed set, never a client's text.
+They are plain dictionaries: an update costs well under a microsecond. A library would be the 21st distribution of a
+gateway that promises at most 20 (docs/decisions.md). Tests read the text with the official parser. Label values are
+names from the configuration or words from a fixed set, never text from a client.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ REGISTRY: list[Metric] = []
 
 
 class Metric:
-    """A named family of time series, one for each combination of label values."""
+    """A named family of time series, one per combination of label values."""
 
     kind = "untyped"
 
@@ -26,27 +26,27 @@ class Metric:
         REGISTRY.append(self)
 
     def key(self, labels: dict[str, str]) -> tuple[str, ...]:
-        """The label values in the order of the labels. Raises KeyError for one that is missing."""
+        """The label values in the order of the labels. Raises KeyError if a label is missing."""
         return tuple(labels[name] for name in self.labels)
 
     def samples(self) -> Iterator[str]:
-        """Its lines of the exposition, without the head."""
+        """The lines of its time series, without HELP and TYPE."""
         raise TypeError(f"{type(self).__name__} has no samples of its own")
 
     def text(self) -> str:
-        """Its part of the exposition."""
+        """The metric in the exposition format, with HELP and TYPE."""
         head = f"# HELP {self.name} {self.doc}\n# TYPE {self.name} {self.kind}\n"
         return head + "".join(f"{line}\n" for line in self.samples())
 
     def series(self, key: tuple[str, ...], *more: tuple[str, str], suffix: str = "") -> str:
-        """The name of one time series, as the exposition writes it."""
+        """The name of one time series with its labels, in the exposition format."""
         pairs = [*zip(self.labels, key, strict=True), *more]
         inner = ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
         return f"{self.name}{suffix}{{{inner}}}" if inner else f"{self.name}{suffix}"
 
 
 class Counter(Metric):
-    """Only goes up."""
+    """A value that only increases."""
 
     kind = "counter"
 
@@ -55,7 +55,6 @@ class Counter(Metric):
         self.values: dict[tuple[str, ...], float] = {}
 
     def inc(self, by: float = 1.0, **labels: str) -> None:
-        """Add `by`."""
         key = self.key(labels)
         self.values[key] = self.values.get(key, 0.0) + by
 
@@ -65,19 +64,19 @@ class Counter(Metric):
 
 
 class Gauge(Counter):
-    """Goes up and down."""
+    """A value that may increase and decrease."""
 
     kind = "gauge"
 
     def set(self, value: float | None, **labels: str) -> None:
-        """Set it; None, unknown, removes the series."""
+        """Set the value. None (unknown) removes the series."""
         if value is None:
             self.values.pop(self.key(labels), None)
         else:
             self.values[self.key(labels)] = value
 
-    def keep(self, label: str, known: Container[str]) -> None:
-        """Drop the series whose `label` has a value that is none of `known`: what is gone has no state."""
+    def retain(self, label: str, known: Container[str]) -> None:
+        """Remove the series with a value of `label` that is not in `known`."""
         at = self.labels.index(label)
         self.values = {key: value for key, value in self.values.items() if key[at] in known}
 
@@ -87,7 +86,7 @@ class Gauge(Counter):
 
 
 class Histogram(Metric):
-    """Counts of values by upper bound."""
+    """Counts of values by upper bound, and their sum."""
 
     kind = "histogram"
 
@@ -97,7 +96,6 @@ class Histogram(Metric):
         self.counts: dict[tuple[str, ...], list[float]] = {}
 
     def observe(self, value: float, **labels: str) -> None:
-        """Count one value."""
         row = self.counts.setdefault(self.key(labels), [0.0] * (len(self.bounds) + 2))
         row[bisect_left(self.bounds, value)] += 1
         row[-1] += value
@@ -117,34 +115,38 @@ def _escape(value: str) -> str:
 
 
 def exposition() -> str:
-    """All metrics as text."""
+    """All metrics in the exposition format."""
     return "".join(metric.text() for metric in REGISTRY)
 
 
-def forget_backends_but(known: Container[str]) -> None:
-    """Drop the gauges of all other backends, or an alert on one that was removed would never end. Counters stay."""
+def retain_backends(known: Container[str]) -> None:
+    """Remove the gauges of all other backends; else an alert on a removed backend would never end. Counters stay."""
     for metric in REGISTRY:
         if isinstance(metric, Gauge) and "backend" in metric.labels:
-            metric.keep("backend", known)
+            metric.retain("backend", known)
 
 
-REQUESTS = Counter("requests_total", "Requests ended.", ("door", "kind", "backend", "outcome"))
-DURATION = Histogram("request_duration_seconds", "From the request's head to its end.", ("kind", "backend"))
+REQUESTS = Counter("requests_total", "Requests that ended.", ("door", "kind", "backend", "outcome"))
+DURATION = Histogram("request_duration_seconds", "Time from the request's head to its end.", ("kind", "backend"))
 STAGE = Histogram("stage_duration_seconds", "Time in one term of the account.", ("stage",))
-DECISIONS = Counter("decisions_total", "Decisions taken.", ("backend", "reason"))
+DECISIONS = Counter("decisions_total", "Decisions made.", ("backend", "reason"))
 PREDICTION_ERROR = Histogram(
-    "prediction_error_ratio", "|predicted - actual| / actual of requests served.", ("backend",), bounds=RATIOS
+    "prediction_error_ratio", "|predicted - actual| / actual of served requests.", ("backend",), bounds=RATIOS
 )
 RTT = Gauge("network_rtt_seconds", "HTTP round trip on a warm connection, smoothed.", ("backend",))
 LINK_RATE = Gauge("link_bytes_per_second", "Measured throughput.", ("backend", "direction"))
 LANE_WAITING = Gauge("lane_waiting", "Tasks waiting in the gateway.", ("backend",))
-LANE_BUSY = Gauge("lane_busy", "Slots at work.", ("backend",))
+LANE_BUSY = Gauge("lane_busy", "Slots in use.", ("backend",))
 BREAKER = Gauge("breaker_state", "0 closed, 1 half open, 2 open.", ("backend",))
 LOAD = Gauge("device_load", "Load of the device: cpu, psi, mem as ratios, temp_c in degrees.", ("resource",))
-SHED = Counter("shed_total", "Requests refused to protect the rest.", ("reason",))
-LOOP_STALL = Histogram("loop_stall_seconds", "How late the event loop ran a timer.")
-STALLS = Counter("loop_stalls_total", "Times the loop stood still for 0.1 s, by whose code held it.", ("backend",))
-LEAKED = Gauge("tasks_leaked", "Cancelled attempts that do not end.", ("backend",))
-EGRESS = Counter("egress_bytes_total", "Bytes of bodies handed to backends off the site.", ("backend",))
-LOG_DROPPED = Counter("log_dropped_lines_total", "Lines of the log that could neither be written nor kept.")
-BUILD = Gauge("build_info", "Always 1; the labels tell what runs.", ("version", "python"))
+SHED = Counter("shed_total", "Requests refused to protect the other requests.", ("reason",))
+LOOP_STALL = Histogram("loop_stall_seconds", "Delay of a timer of the event loop.")
+STALLS = Counter(
+    "loop_stalls_total",
+    "Times code blocked the event loop for 0.1 s or more, by backend.",
+    ("backend",),
+)
+LEAKED = Gauge("tasks_leaked", "Cancelled attempts that have not ended.", ("backend",))
+EGRESS = Counter("egress_bytes_total", "Bytes of request bodies passed to backends off this site.", ("backend",))
+LOG_DROPPED = Counter("log_dropped_lines_total", "Log lines that could neither be written nor buffered.")
+BUILD = Gauge("build_info", "Always 1; the labels give the versions.", ("version", "python"))

@@ -1,8 +1,8 @@
-"""Where the log's lines go, such that whoever reads them, or does not, can neither stop nor end the gateway.
+"""The log's output: writes lines without blocking, so that its reader can neither block nor end the gateway.
 
-A line is written at once where it can be. Where it cannot (a reader that does not read, a full disk, a reader that
-is gone) it waits, is tried again with the next line and at every tick, and has company up to MAX_WAITING_BYTES; what
-comes then is counted. Once all that waited is written, a line tells how many are missing.
+A line is written at once if possible. If it cannot be written (the reader is stuck or gone, the disk is full), it is
+buffered and retried with the next line and at every tick. Beyond MAX_BUFFERED_BYTES lines are dropped and counted. When
+the buffer is written, one line reports the number of dropped lines.
 """
 
 from __future__ import annotations
@@ -19,84 +19,85 @@ from functools import partial
 
 from gateway.telemetry import metrics
 
-MAX_WAITING_BYTES = 1 << 20
-PAUSE_S = 0.01
+MAX_BUFFERED_BYTES = 1 << 20
+RETRY_S = 0.01
 
-Put = Callable[[bytes | bytearray], int]
+Write = Callable[[bytes | bytearray], int]
 
 
 class Sink:
-    """Writes lines to a file descriptor, of which it has a duplicate. Never waits, never raises; for any thread.
+    """Writes lines to a duplicate of a file descriptor. Never blocks, never raises; any thread may call it.
 
-    tell(count): so many lines were dropped; it may log. close: the duplicate, after the last line.
+    on_dropped(count): called with the number of dropped lines once lines can be written again; it may log.
+    close(): closes the duplicate; call it after the last line.
     """
 
-    def __init__(self, fd: int, tell: Callable[[int], None]) -> None:
-        self._put, self.close = writing_to(fd)
-        self._tell = tell
-        self._coming: deque[bytes] = deque()
+    def __init__(self, fd: int, on_dropped: Callable[[int], None]) -> None:
+        self._write, self.close = open_nonblocking(fd)
+        self._on_dropped = on_dropped
+        self._queue: deque[bytes] = deque()
         self._lock = threading.Lock()
-        self._waiting = bytearray()
+        self._buffer = bytearray()
         self._dropped = 0
 
     def msg(self, line: bytes) -> None:
-        """Write it, with its end of line; or keep it; or count it."""
-        self._coming.append(line)
+        """Write the line and its end of line, or buffer it, or drop and count it."""
+        self._queue.append(line)
         self.flush()
 
     debug = info = warning = error = critical = exception = msg
 
     def flush(self) -> None:
-        """Write what can be written now."""
-        # Nobody waits for the lock: who has it looks again after giving it back. So a `__del__` that logs while the
-        # collector runs in the middle of this is served, too.
+        """Write as much as can be written now."""
+        # No thread waits for the lock: its holder checks the queue again after releasing it. So a `__del__` that logs
+        # while the garbage collector runs inside this method does not deadlock.
         while self._lock.acquire(blocking=False):
             try:
-                self._catch_up()
-                while self._coming:
-                    self._take(self._coming.popleft() + b"\n")
+                self._write_buffered()
+                while self._queue:
+                    self._write_or_buffer(self._queue.popleft() + b"\n")
             finally:
                 self._lock.release()
-            if not self._coming:
+            if not self._queue:
                 return
 
     def flush_within(self, seconds: float) -> None:
-        """The last words: wait for so long where they cannot be written."""
+        """Write the last lines; retry for at most `seconds` while they cannot be written."""
         until = time.monotonic() + seconds
         self.flush()
-        while self._waiting and time.monotonic() < until:
-            time.sleep(PAUSE_S)
+        while self._buffer and time.monotonic() < until:
+            time.sleep(RETRY_S)
             self.flush()
 
-    def _catch_up(self) -> None:
-        if self._waiting:
-            del self._waiting[: self._written(self._waiting)]
-        if self._dropped and not self._waiting:
+    def _write_buffered(self) -> None:
+        if self._buffer:
+            del self._buffer[: self._try_write(self._buffer)]
+        if self._dropped and not self._buffer:
             count, self._dropped = self._dropped, 0
-            self._tell(count)  # what it logs is only taken note of, since we have the lock
+            self._on_dropped(count)  # a line that it logs is only queued, because this thread holds the lock
 
-    def _take(self, line: bytes) -> None:
-        if not self._waiting:
-            written = self._written(line)
+    def _write_or_buffer(self, line: bytes) -> None:
+        if not self._buffer:
+            written = self._try_write(line)
             if written < len(line):
-                self._waiting += line[written:]
-        elif len(self._waiting) + len(line) <= MAX_WAITING_BYTES:
-            self._waiting += line
+                self._buffer += line[written:]
+        elif len(self._buffer) + len(line) <= MAX_BUFFERED_BYTES:
+            self._buffer += line
         else:
             self._dropped += 1
             metrics.LOG_DROPPED.inc()
 
-    def _written(self, data: bytes | bytearray) -> int:
+    def _try_write(self, data: bytes | bytearray) -> int:
         try:
-            return self._put(data)
-        except OSError:  # EAGAIN, ENOSPC, EPIPE, EIO: whatever it is, it may pass
+            return self._write(data)
+        except OSError:  # EAGAIN, ENOSPC, EPIPE, EIO: each may be temporary
             return 0
 
 
-def writing_to(fd: int) -> tuple[Put, Callable[[], None]]:
-    """A function that writes what can be written at once and says how much that was; and one that closes.
+def open_nonblocking(fd: int) -> tuple[Write, Callable[[], None]]:
+    """Duplicate `fd`; returns a function that writes without blocking, and a function that closes the duplicate.
 
-    The first raises OSError, as write(2) does.
+    The first returns the number of bytes written, and raises OSError as write(2) does.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):
@@ -106,18 +107,18 @@ def writing_to(fd: int) -> tuple[Put, Callable[[], None]]:
     if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
         own = os.dup(fd)
     else:
-        try:  # O_NONBLOCK belongs to the open file, which we may share with our parent: so we open it ourselves
+        try:  # O_NONBLOCK belongs to the open file, which the parent may share: so it is opened anew
             own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:  # no /proc, another user's terminal, or a named pipe without a reader
-            own, write = os.dup(fd), _write_what_fits
+            own, write = os.dup(fd), _write_pages
     return partial(write, own), partial(os.close, own)
 
 
-def _write_what_fits(fd: int, data: bytes | bytearray) -> int:
-    """poll(2) says whether a page of a pipe is free, so that so much can be written without waiting."""
-    room = select.poll()
-    room.register(fd, select.POLLOUT)
+def _write_pages(fd: int, data: bytes | bytearray) -> int:
+    """Write page by page: POLLOUT means that a page of a pipe is free, so that writing PIPE_BUF does not block."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
     done = 0
-    while done < len(data) and room.poll(0):
+    while done < len(data) and poll.poll(0):
         done += os.write(fd, data[done : done + select.PIPE_BUF])
     return done

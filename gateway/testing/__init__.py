@@ -1,21 +1,20 @@
-"""Equipment for tests, ours and those of plugin authors.
+"""Test equipment for the gateway's own tests and for plugin authors.
 
     answer = await answer_of(Shout, a_task("shout", {"text": "hello"}), suffix="?")     one request, one answer
-    await check_backend(Shout)                                                          every promise, checked
+    await check_backend(Shout)                                                          all conformance checks
 
     async with running_gateway(GATEWAY_BACKENDS__E__PLUGIN="echo") as gateway:
         async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/echo", json=1) as answer:
             assert (await answer.json()) == {"result": 1}
         line = await gateway.line("request.finished")
 
-`FakeClock` is time that only the test moves; `FakeNetwork` a service on loopback that fails when it is told to.
+`FakeClock` is a clock that only the test advances. `FakeNetwork` is a service on loopback that fails on demand.
 """
 
-from gateway.testing.asking import a_task
 from gateway.testing.clock import FakeClock
-from gateway.testing.kit import CHECKS, Outcome, check_backend, examine
+from gateway.testing.conformance import CHECKS, Outcome, check_backend, examine
 from gateway.testing.network import FAULTS, FakeNetwork
-from gateway.testing.once import answer_of, parts_of
+from gateway.testing.requests import a_task, answer_of, parts_of
 from gateway.testing.running import Lines, RunningGateway, running_gateway
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Time that only a test moves."""
+"""A clock that only a test advances."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from itertools import count
 
 
 class FakeClock:
-    """A clock that stands still until it is advanced; give it wherever a `clock` is taken.
+    """A clock that stands still until it is advanced; pass it as any `clock` argument.
+
+    now_s: the time at the beginning, in seconds.
 
     clock = FakeClock()
     waiting = asyncio.create_task(clock.sleep(5))
-    await clock.advance(5)      # `waiting` has gone on when this returns
+    await clock.advance(5)      # when this returns, `waiting` has run on
     """
 
     def __init__(self, now_s: float = 1000.0) -> None:
@@ -21,23 +23,23 @@ class FakeClock:
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
 
     def __call__(self) -> float:
-        """Now, in seconds."""
+        """Return the current time in seconds."""
         return self.now_s
 
     def move(self, seconds: float) -> None:
-        """Let time pass, for code that does not wait. Raises ValueError where that would be backwards."""
+        """Advance the clock without waking sleepers. Raises ValueError for a negative number of seconds."""
         if seconds < 0:
-            raise ValueError(f"time does not go back, not even {-seconds:g} s")
+            raise ValueError(f"time does not go back (by {-seconds:g} s)")
         self.now_s += seconds
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has been advanced that far."""
+        """Wait until the clock has advanced by `seconds`."""
         woken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, (self.now_s + seconds, next(self._order), woken))
         await woken
 
     async def advance(self, seconds: float) -> None:
-        """Let time pass, and everybody go on who waits for an instant on the way, each at that instant."""
+        """Advance the clock, and wake each sleeper on the way at its own time."""
         await self.settle()
         until = self.now_s + seconds
         while self._sleepers and self._sleepers[0][0] <= until:
@@ -49,6 +51,6 @@ class FakeClock:
         self.move(until - self.now_s)
 
     async def settle(self) -> None:
-        """Let every task run until it waits for something that no number of turns of the loop brings."""
+        """Let all asyncio tasks run until they wait: ten turns of the event loop."""
         for _ in range(10):
             await asyncio.sleep(0)

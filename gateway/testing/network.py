@@ -1,13 +1,13 @@
-"""A network with one service on it that does as it is told, for backends that ask somebody else.
+"""A fake network service for tests of backends that call an upstream.
 
     async with FakeNetwork() as network:
         network.answer("/v1/read", json={"text": "hello"})
-        ...                                     # a backend whose URL is network.url
-        network.requests[-1].json               # what it was asked
+        ...                                     # a backend that calls network.url
+        network.requests[-1].json               # the last request
         with network.failing("error"):          # one of FAULTS
             ...
 
-Its sockets are real ones, on loopback. A request that nothing was said about is answered 404.
+Its sockets are real, on loopback. A path without a configured response is answered 404.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-# What can go wrong between a backend and whom it asks.
+# Faults of the network and the service, as they appear in messages of the conformance kit.
 FAULTS: Mapping[str, str] = {
     "refused": "connections are refused",
-    "cut": "the connection ends instead of an answer",
-    "reset": "the connection is reset in the middle of an answer",
-    "nonsense": "the answer is not HTTP",
-    "error": "the answer is 500 with a page of text",
-    "shapeless": "the answer is 200 and not what was agreed",
-    "silence": "nothing is answered, ever",
+    "cut": "the connection is closed before a response",
+    "reset": "the connection is reset in the middle of a response",
+    "nonsense": "the response is not HTTP",
+    "error": "the response is 500 with a plain text body",
+    "shapeless": "the response is 200 with an unexpected body",
+    "silence": "no response is sent",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as it arrived; header names are lower-cased."""
+    """One received request; header names are in lower case."""
 
     method: str
     path: str
@@ -44,13 +44,13 @@ class Request:
 
     @property
     def json(self) -> Any:
-        """The body decoded. Raises ValueError."""
+        """The decoded JSON body. Raises ValueError."""
         return stdlib_json.loads(self.body)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What a path is answered with. events: sent as server-sent events, each after `after_s` seconds."""
+class Response:
+    """The response for a path. events: the data of server-sent events. after_s: seconds to wait before each."""
 
     body: bytes = b""
     status: int = 200
@@ -61,15 +61,15 @@ class Reply:
 
 
 class FakeNetwork:
-    """See the module. `url` is where the service is; `requests`, what it was asked so far."""
+    """A service on loopback, used as an async context manager. requests: the requests received so far."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self._replies: dict[str, Reply] = {}
+        self._responses: dict[str, Response] = {}
         self._fault: str | None = None
         self._server: asyncio.Server | None = None
         self._port = 0
-        self._talks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     async def __aenter__(self) -> Self:
         await self._listen()
@@ -96,8 +96,11 @@ class FakeNetwork:
         events: Sequence[str] | None = None,
         after_s: float = 0.0,
     ) -> None:
-        """Answer `path` so from now on: with `json`, with a `body`, or as a stream of `events`."""
-        self._replies[path] = Reply(
+        """Set the response for `path`: `json`, the bytes in `body`, or a stream of `events`.
+
+        after_s: seconds to wait before the response, or before each event.
+        """
+        self._responses[path] = Response(
             body=stdlib_json.dumps(json).encode() if body is None else body,
             status=status,
             content_type=content_type,
@@ -108,7 +111,10 @@ class FakeNetwork:
 
     @contextlib.contextmanager
     def failing(self, fault: str) -> Iterator[None]:
-        """Fail so for a while; `fault` is one of FAULTS. Connections that are open are closed before and after."""
+        """Fail in the manner of `fault`, one of FAULTS; open connections are closed before and after.
+
+        Raises ValueError for an unknown fault.
+        """
         if fault not in FAULTS:
             raise ValueError(f"no fault is called {fault!r}; there are: {', '.join(FAULTS)}")
         self._fault = fault
@@ -120,10 +126,10 @@ class FakeNetwork:
             self._drop()
 
     async def disconnect(self) -> None:
-        """Close every connection, and wait until they are."""
-        talks = list(self._talks)
+        """Close every connection and wait until all are closed."""
+        handlers = list(self._connections)
         self._drop()
-        await asyncio.gather(*talks, return_exceptions=True)
+        await asyncio.gather(*handlers, return_exceptions=True)
 
     # ── the service ──────────────────────────────────────────────────────────────────────────────
 
@@ -132,30 +138,30 @@ class FakeNetwork:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", self._port))
         self._port = sock.getsockname()[1]
-        self._server = await asyncio.start_server(self._accepted, sock=sock)
+        self._server = await asyncio.start_server(self._on_connection, sock=sock)
 
     def _close(self) -> None:
         if self._server is not None:
             self._server.close()
 
     def _drop(self) -> None:
-        for talk, writer in self._talks.items():
+        for handler, writer in self._connections.items():
             _reset(writer)
-            talk.cancel()
+            handler.cancel()
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talk = asyncio.current_task()
-        assert talk is not None
-        self._talks[talk] = writer
+    async def _on_connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._connections[handler] = writer
         try:
-            await self._talk(reader, writer)
+            await self._serve(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass  # the other end, or the test, has ended it
+            pass  # closed by the client or by the test
         finally:
-            del self._talks[talk]
+            del self._connections[handler]
             writer.close()
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._fault == "refused":
             return _reset(writer)
         while not writer.is_closing():
@@ -163,7 +169,7 @@ class FakeNetwork:
             if self._fault is not None:
                 return await _fail(self._fault, reader, writer)
             self.requests.append(request)
-            await _send(self._replies.get(request.path.partition("?")[0], Reply(status=404, body=b"null")), writer)
+            await _send(self._responses.get(request.path.partition("?")[0], Response(status=404, body=b"null")), writer)
 
 
 async def _read(reader: asyncio.StreamReader) -> Request:
@@ -174,23 +180,23 @@ async def _read(reader: asyncio.StreamReader) -> Request:
     return Request(method, path, headers, body)
 
 
-async def _send(reply: Reply, writer: asyncio.StreamWriter) -> None:
-    if reply.events is None:
-        await asyncio.sleep(reply.after_s)
-        writer.write(_head(reply, [f"Content-Length: {len(reply.body)}"]) + reply.body)
+async def _send(response: Response, writer: asyncio.StreamWriter) -> None:
+    if response.events is None:
+        await asyncio.sleep(response.after_s)
+        writer.write(_head(response, [f"Content-Length: {len(response.body)}"]) + response.body)
     else:
-        writer.write(_head(reply, ["Content-Type: text/event-stream", "Connection: close"]))
-        for event in reply.events:
-            await asyncio.sleep(reply.after_s)
+        writer.write(_head(response, ["Content-Type: text/event-stream", "Connection: close"]))
+        for event in response.events:
+            await asyncio.sleep(response.after_s)
             writer.write(f"data: {event}\n\n".encode())
             await writer.drain()
         writer.close()
     await writer.drain()
 
 
-def _head(reply: Reply, more: Sequence[str]) -> bytes:
-    kind = [] if reply.events is not None else [f"Content-Type: {reply.content_type}"]
-    lines = [f"HTTP/1.1 {reply.status} Told", *kind, *more, *(f"{n}: {v}" for n, v in reply.headers.items())]
+def _head(response: Response, more: Sequence[str]) -> bytes:
+    kind = [] if response.events is not None else [f"Content-Type: {response.content_type}"]
+    lines = [f"HTTP/1.1 {response.status} Fake", *kind, *more, *(f"{n}: {v}" for n, v in response.headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
@@ -201,22 +207,22 @@ async def _fail(fault: str, reader: asyncio.StreamReader, writer: asyncio.Stream
         _reset(writer)
     elif fault == "silence":
         await reader.read()
-    elif fault in _ANSWERS:
-        status, content_type, body = _ANSWERS[fault]
-        await _send(Reply(status=status, content_type=content_type, body=body), writer)
+    elif fault in _FAULT_RESPONSES:
+        status, content_type, body = _FAULT_RESPONSES[fault]
+        await _send(Response(status=status, content_type=content_type, body=body), writer)
     elif fault == "nonsense":
-        writer.write(b"\x00\xff what is it?\r\n\r\n")
+        writer.write(b"\x00\xff not HTTP\r\n\r\n")
         await writer.drain()
 
 
-_ANSWERS = {
+_FAULT_RESPONSES = {
     "error": (500, "text/plain", b"Internal Server Error"),
-    "shapeless": (200, "application/json", b'["not", "what", "was", "agreed"'),
+    "shapeless": (200, "application/json", b'["an", "unexpected", "body"'),
 }
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST, as a service that is not there does."""
+    """Close with RST, as for a port without a listener."""
     with contextlib.suppress(OSError):
         sock = writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

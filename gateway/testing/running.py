@@ -1,4 +1,4 @@
-"""A whole gateway in the test's own process, on free ports, and its log lines."""
+"""A complete gateway in the test's own process, on free ports, with its log lines."""
 
 from __future__ import annotations
 
@@ -18,55 +18,57 @@ from gateway.telemetry import configure
 
 
 class Lines(io.RawIOBase):
-    """Collects log lines as they are written, and wakes who waits for one."""
+    """A stream that collects the lines of the log. all: the lines so far, decoded."""
 
     def __init__(self) -> None:
         super().__init__()
         self.all: list[dict[str, Any]] = []
-        self._rest = b""
-        self._news = asyncio.Event()
+        self._partial = b""
+        self._written = asyncio.Event()
 
     def writable(self) -> bool:
-        """It is."""
         return True
 
     def write(self, data: Any) -> int:
-        """Take bytes; whole lines become dictionaries."""
-        *lines, self._rest = (self._rest + bytes(data)).split(b"\n")
+        """Decode the complete lines in `data`."""
+        *lines, self._partial = (self._partial + bytes(data)).split(b"\n")
         self.all += [msgspec.json.decode(line) for line in lines if line]
-        self._news.set()
+        self._written.set()
         return len(data)
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """The lines of one event so far."""
+        """Return the lines of `event` so far."""
         return [line for line in self.all if line["event"] == event]
 
     async def wait(self, event: str, count: int = 1, timeout_s: float = 10.0) -> list[dict[str, Any]]:
-        """At least `count` lines of `event`, waiting for them. Raises TimeoutError."""
+        """Wait for `count` lines of `event` and return its lines so far. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while len(self.of(event)) < count:
-                self._news.clear()
-                await self._news.wait()
+                self._written.clear()
+                await self._written.wait()
         return self.of(event)
 
 
 class RunningGateway:
-    """A gateway that serves on loopback; `url` and `admin_url` have no trailing slash."""
+    """A gateway that serves on loopback.
+
+    url, admin_url: its base URLs, without a trailing slash. service: the gateway itself. lines: its log.
+    """
 
     def __init__(self, service: Service, lines: Lines) -> None:
         self.service, self.lines = service, lines
         self.url, self.admin_url = f"http://{service.bound[0]}", f"http://{service.admin_bound[0]}"
 
     def session(self, **options: Any) -> aiohttp.ClientSession:
-        """A client session; close it, or use it as a context manager."""
+        """Return a client session with these options; close it, or use it as a context manager."""
         return aiohttp.ClientSession(**options)
 
-    async def line(self, event: str = "request.finished", **wanted: object) -> dict[str, Any]:
-        """The newest line of `event`, once there is one with these keys. Raises TimeoutError."""
+    async def line(self, event: str = "request.finished", **keys: object) -> dict[str, Any]:
+        """Wait for a line of `event` with these keys and return the newest. Raises TimeoutError after 10 s."""
         async with asyncio.timeout(10):
             while True:
                 for line in self.lines.of(event)[::-1]:
-                    if all(line.get(key) == value for key, value in wanted.items()):
+                    if all(line.get(key) == value for key, value in keys.items()):
                         return line
                 count = len(self.lines.of(event)) + 1
                 await self.lines.wait(event, count)
@@ -76,7 +78,10 @@ class RunningGateway:
 async def running_gateway(
     *, adjust: Callable[[Service], None] = lambda service: None, **environ: str
 ) -> AsyncIterator[RunningGateway]:
-    """A whole gateway in this process, on free loopback ports, configured by variables as an operator would."""
+    """Run a complete gateway in this process, on free loopback ports.
+
+    environ: its environment variables, as an operator sets them. adjust: called with the service before it starts.
+    """
     with tempfile.TemporaryDirectory(prefix="edge-gateway-") as state:
         lines = Lines()
         defaults = {

@@ -1,18 +1,21 @@
 """Backends in other processes: one supervised worker program, one process per slot.
 
-A backend that declares `isolation = "process"` is opened in worker processes; the gateway holds a
-`WorkerBackend` in its place, which looks the same from outside. The rule of this room: whatever happens in
-a worker, a crash included, ends as an error of `gateway.plugin` for one request and is felt by no other.
+A backend that declares `isolation = "process"` is opened in worker processes. The gateway holds a `WorkerBackend` in
+its place, which has the same interface. Any failure in a worker, a crash included, ends one request with an error of
+`gateway.plugin` and does not affect other requests.
 
-    pool.py      the stand-in: who is idle, who is replaced, when it gives up
-    process.py   one worker process as the gateway sees it
-    errands.py   subtasks that a worker's backend dispatches
-    main.py      the worker program (`python -m gateway.workers.main FD`)
-    wire.py      the frames between the two
+    pool.py            `WorkerBackend`: idle workers, replacement of dead ones, back-off of failing starts
+    process.py         one worker process as the gateway sees it: its states, tasks and end
+    output.py          the lines that a worker prints
+    main.py            the worker program (`python -m gateway.workers.main FD`)
+    subtasks.py        client and server for the subtasks that a worker's backend dispatches
+    frames.py          the messages between gateway and worker
+    codec.py           conversion between these messages and the objects of `gateway.plugin`
+    frame_channel.py   the socket that carries the messages
 
-Workers are started by exec, never by fork: the gateway has threads and open sockets. While a worker works on a
-task its size and estimate are still asked, so those are answered here, by an instance of the backend that is never
-entered: a backend's constructor must be cheap, and loads nothing.
+Workers are started by exec, never by fork, because the gateway has threads and open sockets. `size` and `estimate` are
+needed while a worker is busy, so the gateway calls them on an instance of the backend that is never entered. The
+constructor of a backend must therefore be cheap and load nothing.
 """
 
 from gateway.workers.pool import DRAIN_S, WorkerBackend

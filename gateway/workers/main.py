@@ -1,8 +1,8 @@
 """The worker program: `python -P -m gateway.workers.main FD` opens one backend and runs one task at a time.
 
-It ends when the socket FD closes, and when its parent dies (the kernel sees to that even while it computes).
-It imports little, so that a worker is back within a fraction of a second: no HTTP, no settings, no telemetry.
-A backend here may block: nothing else happens in this process. A cancelled task ends at its next part or await.
+It ends when the socket FD closes. When the parent dies, the kernel kills it, even during a computation.
+It imports neither HTTP nor settings nor telemetry, so that a replacement starts within a fraction of a second.
+A backend may block here, because the process does no other work. A cancelled task ends at its next part or await.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import ctypes
 import faulthandler
 import importlib
 import io
-import itertools
 import signal
 import socket
 import sys
@@ -34,215 +33,201 @@ from gateway.plugin import (
     Task,
     View,
 )
-from gateway.plugin.checks import names_of
-from gateway.plugin.errors import PluginRaised, frames_of, is_told_to_stop, words_of
-from gateway.workers import wire
+from gateway.plugin.checks import parse_names
+from gateway.plugin.errors import PluginRaised, frames_of, is_own_cancellation, message_of
+from gateway.workers.codec import decode_task, encode_error, encode_part, encode_result
+from gateway.workers.frame_channel import FrameChannel
+from gateway.workers.frames import (
+    Cancel,
+    End,
+    ErrorFrame,
+    HealthRequest,
+    HealthResponse,
+    LogLevel,
+    LogLine,
+    Ready,
+    ResultFrame,
+    Start,
+    SubtaskResponse,
+    ToWorker,
+)
+from gateway.workers.subtasks import SubtaskClient
 
-MAX_SUBTASKS = 16
-TRACEBACK_CHARS = 8000
+MAX_TRACEBACK_CHARS = 8000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_OOM_SCORE_STEP = 500  # of 1000: when memory runs out, a worker goes before the gateway
+_OOM_SCORE_STEP = 500  # of 1000: when memory runs out, the kernel kills a worker before the gateway
 
 
-class Program:
-    """A backend, and the one task it works on."""
+class Worker:
+    """Runs one backend, and one task of it at a time."""
 
     def __init__(self) -> None:
-        self._channel = wire.Channel(wire.ToWorker, self._received, self._hung_up)
-        self._errands = SubtaskClient(self._channel)
+        self._channel = FrameChannel(ToWorker, self._on_frame, self._on_lost)
+        self._subtasks = SubtaskClient(self._channel)
         self._stopping = asyncio.Event()
         self._backend: Backend[Any] | None = None
         self._is_open = False
         self._job: asyncio.Task[None] | None = None
-        self._is_job_stopped = False
-        self._asked: asyncio.Task[None] | None = None  # how the backend is
+        self._is_job_cancelled = False
+        self._health_check: asyncio.Task[None] | None = None
 
     async def serve(self, sock: socket.socket) -> None:
-        """Work until the socket closes."""
+        """Run tasks until the socket closes."""
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(exception_hooks.for_loop(say))
+        loop.set_exception_handler(exception_hooks.loop_handler(print_exception))
         await loop.create_unix_connection(lambda: self._channel, sock=sock)
         await self._stopping.wait()
-        self._stop_job()
-        if self._asked is not None:
-            self._asked.cancel()
-        if running := [task for task in (self._job, self._asked) if task is not None]:
+        self._cancel_job()
+        if self._health_check is not None:
+            self._health_check.cancel()
+        if running := [task for task in (self._job, self._health_check) if task is not None]:
             await asyncio.wait(running)
         if self._backend is not None and self._is_open:
             await self._backend.__aexit__(None, None, None)
 
-    def _hung_up(self) -> None:
+    def _on_lost(self) -> None:
         self._stopping.set()
 
-    def _received(self, frame: wire.ToWorker) -> None:
-        if isinstance(frame, wire.Cancel):
-            self._stop_job()
-        elif isinstance(frame, wire.Start):
-            self._job = asyncio.create_task(self._open(frame))
-        elif isinstance(frame, wire.SubtaskResponse):
-            self._errands.told(frame)
-        elif isinstance(frame, wire.AskHealth):
-            if self._asked is None or self._asked.done():
-                self._asked = asyncio.create_task(self._tell_health())
-        else:
-            self._is_job_stopped = False
-            self._job = asyncio.create_task(self._work(wire.task_of(frame)))
-            self._job.add_done_callback(self._ended)
+    def _on_frame(self, frame: ToWorker) -> None:
+        match frame:
+            case Cancel():
+                self._cancel_job()
+            case Start():
+                self._job = asyncio.create_task(self._open(frame))
+            case SubtaskResponse():
+                self._subtasks.on_response(frame)
+            case HealthRequest():
+                if self._health_check is None or self._health_check.done():
+                    self._health_check = asyncio.create_task(self._check_health())
+            case _:
+                self._is_job_cancelled = False
+                self._job = asyncio.create_task(self._run_task(decode_task(frame)))
+                self._job.add_done_callback(self._on_job_done)
 
-    def _stop_job(self) -> None:
-        """A cancellation that does not come from here is the plugin's own, and a fault."""
+    def _cancel_job(self) -> None:
         if self._job is not None:
-            self._is_job_stopped = True
+            self._is_job_cancelled = True
             self._job.cancel()
 
-    def _ended(self, job: asyncio.Task[None]) -> None:
-        if job.cancelled():  # before its first step, or it would have said so itself
-            self._channel.send(wire.End())
+    def _on_job_done(self, job: asyncio.Task[None]) -> None:
+        if job.cancelled():  # before its first step; after it, `_run_task` has sent the final frame
+            self._channel.send(End())
 
-    async def _open(self, start: wire.Start) -> None:
+    async def _open(self, start: Start) -> None:
         try:
             cls = load_class(start.path)
             settings = cls.Settings.model_validate(start.settings)
-            self._backend = cls(settings, WorkerServices(start.backend, self._channel, self._errands))
+            self._backend = cls(settings, WorkerServices(start.backend, self._channel, self._subtasks))
             await self._backend.__aenter__()
             self._is_open = True
-            self._channel.send(hello_of(self._backend))
+            self._channel.send(ready_frame(self._backend))
         except BaseException as exc:
-            self._channel.send(self._failure(exc, f"`{start.path}`", None))
+            self._channel.send(self._report_error(exc, f"`{start.path}`", None))
             self._stopping.set()
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
 
-    async def _tell_health(self) -> None:
+    async def _check_health(self) -> None:
         try:
-            said = await cast(Backend[Any], self._backend).health()
+            error = await cast(Backend[Any], self._backend).health()
         except BaseException as exc:
-            if is_told_to_stop(exc):
+            if is_own_cancellation(exc):
                 raise
-            what = exc.message if isinstance(exc, GatewayError) else type(exc).__name__
-            said = f"its health check raised {what}"
-        self._channel.send(wire.Health(None if said is None else str(said)))
+            raised = exc.message if isinstance(exc, GatewayError) else type(exc).__name__
+            error = f"its health check raised {raised}"
+        self._channel.send(HealthResponse(None if error is None else str(error)))
 
-    async def _work(self, task: Task) -> None:
-        last = await self._last_frame(task)
+    async def _run_task(self, task: Task) -> None:
+        final = await self._final_frame(task)
         try:
-            self._channel.send(last)
+            self._channel.send(final)
         except BackendFailed as exc:
-            self._channel.send(wire.frame_error(exc, f"`{task.name}`"))
+            self._channel.send(encode_error(exc, f"`{task.name}`"))
 
-    async def _last_frame(self, task: Task) -> wire.ResultFrame | wire.End | wire.ErrorFrame:
+    async def _final_frame(self, task: Task) -> ResultFrame | End | ErrorFrame:
         try:
-            return await self._run(task)
+            return await self._send_parts(task)
         except BaseException as exc:
-            is_ours = self._is_job_stopped and is_told_to_stop(exc)
-            return wire.End() if is_ours else self._failure(exc, f"`{task.name}`", task)
+            # A CancelledError that we did not cause was raised by the plugin, and is a bug of it.
+            is_ours = self._is_job_cancelled and is_own_cancellation(exc)
+            return End() if is_ours else self._report_error(exc, f"`{task.name}`", task)
 
-    async def _run(self, task: Task) -> wire.ResultFrame | wire.End:
-        """Send the parts, return what comes last: the next task is sent as soon as that is read."""
+    async def _send_parts(self, task: Task) -> ResultFrame | End:
+        """Run the backend and send the parts. Returns the final frame.
+
+        The final frame is sent after all clean-up, because the gateway sends the next task once it has read it.
+        """
         outcome = cast(Backend[Any], self._backend).run(task)
         if not isinstance(outcome, AsyncIterator):
-            return wire.frame_result(await outcome)
+            return encode_result(await outcome)
         async with aclosing(cast(AsyncGenerator[Part | Result], outcome)) as stream:
             async for item in stream:
                 if isinstance(item, Result):
-                    return wire.frame_result(item)
-                self._channel.send(wire.frame_part(item))
-                await self._channel.drained()
-                await asyncio.sleep(0)  # a generator that only computes still has to hear a cancel
-        return wire.End()
+                    return encode_result(item)
+                self._channel.send(encode_part(item))
+                await self._channel.drain()
+                await asyncio.sleep(0)  # lets a generator that only computes receive a cancellation
+        return End()
 
-    def _failure(self, exc: BaseException, who: str, task: Task | None) -> wire.ErrorFrame:
+    def _report_error(self, exc: BaseException, source: str, task: Task | None) -> ErrorFrame:
+        """Log the traceback if `exc` is a bug of the plugin. Returns the frame for the gateway."""
         if isinstance(exc, PluginRaised) or not isinstance(exc, GatewayError):
-            what = exc.raised if isinstance(exc, PluginRaised) else type(exc).__name__
+            raised = exc.raised if isinstance(exc, PluginRaised) else type(exc).__name__
             keys = {
                 "request_id": task.id if task else None,
-                "error": what if task else f"{what}: {words_of(exc)}",
-                "traceback": "\n".join(frames_of(exc))[-TRACEBACK_CHARS:],
+                "error": raised if task else f"{raised}: {message_of(exc)}",  # a task's exception may quote its request
+                "traceback": "\n".join(frames_of(exc))[-MAX_TRACEBACK_CHARS:],
             }
-            self._channel.send(wire.LogLine("error", "worker.raised", keys))
-        return wire.frame_error(exc, who)
-
-
-class SubtaskClient:
-    """Subtasks that the gateway serves meanwhile: MAX_SUBTASKS at once, so that their answers' bytes are bounded."""
-
-    def __init__(self, channel: wire.Channel) -> None:
-        self._channel = channel
-        self._room = asyncio.Semaphore(MAX_SUBTASKS)
-        self._numbers = itertools.count()
-        self._waiting: dict[int, asyncio.Future[wire.SubtaskResponse]] = {}
-
-    async def run(self, task: Task) -> Result:
-        """Ask for it and wait. Raises what it ended in."""
-        async with self._room:
-            number = next(self._numbers)
-            self._channel.send(wire.SubtaskRequest(number, wire.frame_task(task)))
-            answer = self._waiting[number] = asyncio.get_running_loop().create_future()
-            try:
-                return wire.outcome_of(await answer)
-            except asyncio.CancelledError:
-                self._channel.send(wire.SubtaskCancel(number))
-                raise
-            finally:
-                del self._waiting[number]
-
-    def told(self, frame: wire.SubtaskResponse) -> None:
-        """One has ended."""
-        answer = self._waiting.get(frame.number)
-        if answer is not None and not answer.done():
-            answer.set_result(frame)
+            self._channel.send(LogLine("error", "worker.raised", keys))
+        return encode_error(exc, source)
 
 
 class WorkerServices:
-    """`gateway.plugin.Services` in a worker: the name, the log, subtasks; no network to tell of."""
+    """`gateway.plugin.Services` in a worker: `name`, `log` and `dispatch`."""
 
-    def __init__(self, name: str, channel: wire.Channel, errands: SubtaskClient) -> None:
+    def __init__(self, name: str, channel: FrameChannel, subtasks: SubtaskClient) -> None:
         self.name = name
         self.log = WorkerLog(channel)
-        self._errands = errands
+        self._subtasks = subtasks
 
     async def dispatch(self, task: Task) -> Result:
-        """As in the gateway; what it answers comes over the wire."""
-        return await self._errands.run(task)
+        return await self._subtasks.call(task)
 
     def observe(self, sample: LinkSample) -> None:
-        """Nothing: a worker's network is not measured."""
+        """Drop the sample: the network of a worker is not measured."""
 
     @property
     def view(self) -> View:
-        """Not from here."""
-        raise BackendFailed("a backend in a worker process does not see the others; give it isolation = 'loop'")
+        raise BackendFailed(
+            "`services.view` is not available in a worker process; declare isolation = 'loop' to use it"
+        )
 
 
 class WorkerLog:
     """Sends events to the gateway's log."""
 
-    def __init__(self, channel: wire.Channel) -> None:
+    def __init__(self, channel: FrameChannel) -> None:
         self._channel = channel
 
-    def _send(self, level: wire.LogLevel, event: str, keys: dict[str, Any]) -> None:
+    def _send(self, level: LogLevel, event: str, keys: dict[str, Any]) -> None:
         plain = msgspec.to_builtins(keys, str_keys=True, enc_hook=repr)
-        self._channel.send(wire.LogLine(level, event, plain))
+        self._channel.send(LogLine(level, event, plain))
 
     def debug(self, event: str, **keys: Any) -> None:
-        """Log at level debug."""
         self._send("debug", event, keys)
 
     def info(self, event: str, **keys: Any) -> None:
-        """Log at level info."""
         self._send("info", event, keys)
 
     def warning(self, event: str, **keys: Any) -> None:
-        """Log at level warning."""
         self._send("warning", event, keys)
 
     def error(self, event: str, **keys: Any) -> None:
-        """Log at level error."""
         self._send("error", event, keys)
 
 
 def load_class(path: str) -> type[Backend[Any]]:
-    """The class at `module:qualname`."""
+    """Import the class at `module:qualname`."""
     module, _, qualname = path.partition(":")
     found: Any = importlib.import_module(module)
     for name in qualname.split("."):
@@ -250,24 +235,26 @@ def load_class(path: str) -> type[Backend[Any]]:
     return cast("type[Backend[Any]]", found)
 
 
-def hello_of(backend: Backend[Any]) -> wire.Ready:
-    """What an open backend says of itself."""
-    return wire.Ready(names_of(backend.models), names_of(backend.tasks), list(backend.kinds))
+def ready_frame(backend: Backend[Any]) -> Ready:
+    return Ready(parse_names(backend.models), parse_names(backend.tasks), list(backend.kinds))
 
 
-def say(what: str, exc: BaseException | None) -> None:
-    """Print it: a `worker.output` of the gateway's log."""
+def print_exception(source: str, exc: BaseException | None) -> None:
+    """Print the type and place of an exception, which becomes a `worker.output` in the gateway's log."""
     where = f" at {frames_of(exc)[-1].rpartition(' ')[0]}" if exc is not None and exc.__traceback__ else ""
-    print(f"{what}: {type(exc).__name__}{where}", file=sys.stderr)
+    print(f"{source}: {type(exc).__name__}{where}", file=sys.stderr)
 
 
-def harden() -> None:
-    """Die with the parent, before the parent, and not of Ctrl-C; say where it crashed; print by the line."""
+def configure_process() -> None:
+    """Set signals, out-of-memory score and output of this process.
+
+    It dies with its parent, ignores Ctrl-C, prints a traceback when it crashes, and flushes its output at each line.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.enable()
-    exception_hooks.redirect(say, lambda place, category: print(f"{place}: {category}", file=sys.stderr))
+    exception_hooks.install(print_exception, lambda place, category: print(f"{place}: {category}", file=sys.stderr))
     cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     with suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
@@ -276,11 +263,11 @@ def harden() -> None:
 
 def main() -> None:
     """Serve on the socket whose descriptor is the first argument."""
-    harden()
+    configure_process()
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     sock.setblocking(False)
-    asyncio.run(Program().serve(sock))
+    asyncio.run(Worker().serve(sock))
 
 
 if __name__ == "__main__":

@@ -1,70 +1,168 @@
-"""One worker process as the gateway sees it: started by exec, spoken to by frames, reaped in every case.
+"""One worker process, as the gateway sees it: started by exec, addressed by frames, reaped in every case.
 
-    starting ─ hello ─▶ idle ─ begin ─▶ busy ─ last frame ─▶ idle …; from each of them ─▶ gone
+Theory of operation. The states are those of TRANSITIONS; an event that the table does not hold raises:
 
-`gone` is reached when the process has been waited for, its socket and its output are closed and read to the
-end. What it prints goes to the log line by line, and what it prints without end is counted.
+    starting   the program runs, its backend is not open yet
+    idle       accepts a task
+    busy       runs a task
+    draining   its task was cancelled: frames are discarded until the final one
+    stopping   the gateway closed the socket; the worker has STOP_S to exit
+    lost       the worker closed the socket, or crashed
+    killed     SIGKILL was sent
+    gone       the process is reaped, its socket and its output are read to the end and closed
+
+Output is logged line by line; lines beyond the rate limit are counted instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, cast
+from typing import IO, Literal
 
 from gateway.plugin import BackendUnavailable, Log, Task
-from gateway.workers import wire
+from gateway.workers.codec import content_bytes, decode_error, encode_task
+from gateway.workers.frame_channel import FrameChannel
+from gateway.workers.frames import (
+    FINAL_FRAMES,
+    Cancel,
+    ErrorFrame,
+    FromWorker,
+    HealthRequest,
+    HealthResponse,
+    LogLine,
+    PartFrame,
+    Ready,
+    Start,
+    SubtaskCancel,
+    SubtaskRequest,
+)
+from gateway.workers.output import LineReader, TokenBucket
 from gateway.workers.subtasks import Dispatch, SubtaskServer
 
-STOP_S = 2.0  # how long a worker may take to stop when asked
-ANSWERS_AHEAD, BYTES_AHEAD = 64, 1 << 18  # kept for a slow reader before the worker has to wait
-OUTPUT_LINE_CHARS = 500
-OUTPUT_LINES, OUTPUT_LINES_PER_S = 200, 10.0  # at once, as a crash says all it has to say, and on average
-_LINE_END = re.compile(rb"[\r\n]")  # a progress bar knows no other end than \r
-_LAST_OUTPUT_S = 0.2  # a grandchild may hold the pipe open; the worker's own words are in it by then
+State = Literal["starting", "idle", "busy", "draining", "stopping", "lost", "killed", "gone"]
+Event = Literal[
+    "ready",  # the backend is open
+    "task_sent",
+    "task_cancelled",
+    "task_ended",  # the final frame arrived
+    "stop_requested",
+    "socket_closed",
+    "kill_sent",
+    "exited",  # the process is reaped
+]
+
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    "starting": {
+        "ready": "idle",
+        "task_ended": "starting",  # an ErrorFrame: the backend did not open; a kill follows
+        "stop_requested": "stopping",
+        "socket_closed": "lost",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "idle": {
+        "task_sent": "busy",
+        "task_cancelled": "idle",  # the task ended before the cancellation
+        "stop_requested": "stopping",
+        "socket_closed": "lost",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "busy": {
+        "task_cancelled": "draining",
+        "task_ended": "idle",
+        "stop_requested": "stopping",
+        "socket_closed": "lost",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "draining": {
+        "task_ended": "idle",
+        "stop_requested": "stopping",
+        "socket_closed": "lost",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "stopping": {
+        "task_cancelled": "stopping",
+        "task_ended": "stopping",
+        "socket_closed": "stopping",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "lost": {
+        "task_cancelled": "lost",
+        "stop_requested": "stopping",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "killed": {
+        "ready": "killed",  # frames that were on their way
+        "task_cancelled": "killed",
+        "task_ended": "killed",
+        "stop_requested": "killed",
+        "socket_closed": "killed",
+        "kill_sent": "killed",
+        "exited": "gone",
+    },
+    "gone": {
+        "task_cancelled": "gone",
+        "stop_requested": "gone",
+        "socket_closed": "gone",
+    },
+}
+_ALIVE = frozenset[State]({"starting", "idle", "busy", "draining"})
+
+STOP_S = 2.0  # how long a worker may take to exit after its socket is closed
+MAX_INBOX_FRAMES, MAX_INBOX_BYTES = 64, 1 << 18  # buffered for a slow reader before the worker has to wait
+OUTPUT_LINES, OUTPUT_LINES_PER_S = 200, 10.0  # at once, enough for the traceback of a crash; and on average
+_LAST_OUTPUT_S = 0.2  # a grandchild may hold the pipe open; by then it holds the worker's own last lines
 
 
 class Process:
-    """A live worker process. Start one with `await Process.start(…)`; after `await gone()` nothing of it is left."""
+    """A live worker process, started by `await Process.start(…)`.
+
+    Once `await gone()` returns, the process and its descriptors are released.
+    """
 
     def __init__(self, log: Log, backend: str, dispatch: Dispatch) -> None:
         self._log = log
         self._backend = backend
-        self._channel = wire.Channel(wire.FromWorker, self._received, self._lost)
-        self._output = _Lines(self._printed)
-        self._inbox: asyncio.Queue[wire.FromWorker | None] = asyncio.Queue()
-        self._bytes_ahead = 0
-        self._has_hung_up = self._is_stopping = self._is_draining = False
-        self._killed_because: str | None = None
+        self._state: State = "starting"
+        self._channel = FrameChannel(FromWorker, self._on_frame, self._on_lost)
+        self._output = LineReader(self._on_output)
+        self._inbox: asyncio.Queue[FromWorker | None] = asyncio.Queue()  # None: the socket is closed
+        self._inbox_bytes = 0
+        self._kill_reason: str | None = None
         self._last_line = ""
-        self._bucket, self._suppressed = _Bucket(OUTPUT_LINES, OUTPUT_LINES_PER_S), 0
+        self._bucket, self._suppressed = TokenBucket(OUTPUT_LINES, OUTPUT_LINES_PER_S), 0
         self._proc: asyncio.subprocess.Process
-        self._gone: asyncio.Task[None]
-        self.hello: wire.Ready
+        self._reaper: asyncio.Task[None]
+        self.ready: Ready
         self._health: asyncio.Future[str | None] | None = None
-        self._errands = SubtaskServer(dispatch, lambda frame: self._channel.send(frame))
-        self._task: Task | None = None
-        self.task_id: str | None = None
+        self._subtasks = SubtaskServer(dispatch, self._channel.send)
+        self._task: Task | None = None  # the parent that its subtasks must have
         self.was_used = False
 
-    @classmethod
-    async def start(cls, start: wire.Start, log: Log, dispatch: Dispatch) -> Process:
-        """Run the worker program and wait until its backend is open. Raises BackendUnavailable with its reason.
+    # ── start ────────────────────────────────────────────────────────────────────────────────────
 
-        dispatch: serves the subtasks its backend asks for.
+    @classmethod
+    async def start(cls, start: Start, log: Log, dispatch: Dispatch) -> Process:
+        """Run the worker program and wait until its backend is open.
+
+        dispatch: serves the subtasks of the backend. Raises BackendUnavailable, or the error that the backend raised.
         """
         process = cls(log, start.backend, dispatch)
         await process._spawn()
         try:
             process._channel.send(start)
-            await process._greeting()
+            await process._wait_ready()
         except BaseException:
             process.kill("it did not start")
             await process.gone()
@@ -75,92 +173,102 @@ class Process:
         loop = asyncio.get_running_loop()
         near, far = socket.socketpair()
         read_fd, write_fd = os.pipe()
-        with far, os.fdopen(write_fd, "wb", 0) as printer:
+        with far, os.fdopen(write_fd, "wb", 0) as output:
             near.setblocking(False)
             try:
                 await loop.create_unix_connection(lambda: self._channel, sock=near)
                 await loop.connect_read_pipe(lambda: self._output, os.fdopen(read_fd, "rb", 0))
-                self._proc = await _run_program(far, printer)
+                self._proc = await _run_program(far, output)
             except BaseException:
                 self._channel.close()
                 self._output.close()
                 raise
-        self._gone = loop.create_task(self._until_gone())
+        self._reaper = loop.create_task(self._reap())
 
-    async def _greeting(self) -> None:
+    async def _wait_ready(self) -> None:
         frame = await self._inbox.get()
-        if isinstance(frame, wire.ErrorFrame):
-            raise wire.error_of(frame)
-        if not isinstance(frame, wire.Ready):
-            await self._hung_up()
-            said = f"its last words: {self._last_line}" if self._last_line else ""
-            raise BackendUnavailable(f"the worker {self.fate} before it was ready", detail=said)
-        self.hello = frame
+        if isinstance(frame, ErrorFrame):
+            raise decode_error(frame)
+        if not isinstance(frame, Ready):
+            await self._end_of_lost()
+            last = f"its last line of output: {self._last_line}" if self._last_line else ""
+            raise BackendUnavailable(f"the worker {self.exit_reason} before it was ready", detail=last)
+        self.ready = frame
 
-    # ── what it is ───────────────────────────────────────────────────────────────────────────────
+    # ── state ────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def state(self) -> State:
+        return self._state
 
     @property
     def pid(self) -> int:
-        """The process's id."""
         return self._proc.pid
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be given work."""
-        return not self._has_hung_up and self._proc.returncode is None and self._killed_because is None
+        """True unless the process has ended, or its end has begun."""
+        return self._state in _ALIVE and self._proc.returncode is None
 
     @property
-    def is_busy(self) -> bool:
-        """Whether it works on a task."""
-        return self.task_id is not None
-
-    @property
-    def fate(self) -> str:
-        """How it ended, for messages: `was killed by signal 9 (SIGKILL)`."""
+    def exit_reason(self) -> str:
+        """How the process ended, as the end of a sentence: `was killed by signal 9 (SIGKILL)`."""
         code = self._proc.returncode
-        if self._killed_because is not None:
-            return f"was killed because {self._killed_because}"
+        if self._kill_reason is not None:
+            return f"was killed because {self._kill_reason}"
         if code is None:
-            return "hung up"
+            return "closed its socket"
         return f"was killed by signal {-code} ({_signal_name(-code)})" if code < 0 else f"exited with status {code}"
 
-    # ── work ─────────────────────────────────────────────────────────────────────────────────────
+    def _transition(self, event: Event) -> None:
+        self._state = TRANSITIONS[self._state][event]
+
+    # ── tasks ────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, task: Task) -> None:
-        """Give it `task`. Raises BackendFailed where the task is too long to travel."""
-        self._channel.send(wire.frame_task(task))
-        self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, False
-        self._task, self.task_id, self.was_used = task, task.id, True
-        self._told_health(None)  # it may have no time to say so now
+        """Send `task` to an idle worker. Raises BackendFailed if the task is too long for a frame."""
+        self._channel.send(encode_task(task))
+        self._transition("task_sent")
+        self._inbox, self._inbox_bytes = asyncio.Queue(), 0
+        self._task, self.was_used = task, True
+        self._resolve_health(None)  # the worker may be too busy to answer the health check
 
-    async def answer(self, deadline: float) -> wire.FromWorker:
-        """Its next frame about the task. Raises TimeoutError at `deadline`, BackendUnavailable when it is gone."""
-        frame = await self._next(deadline)
+    async def next_frame(self, deadline: float) -> FromWorker:
+        """Return the next frame about the task.
+
+        Raises TimeoutError at `deadline`, on the monotonic clock, and BackendUnavailable if the worker ends.
+        """
+        frame = await self._receive(deadline)
         if self._inbox.empty():
-            self._bytes_ahead = 0
-            self._channel.read_on(True)
-        if isinstance(frame, wire.PartFrame) and time.monotonic() >= deadline:
+            self._inbox_bytes = 0
+            self._channel.resume_reading()
+        if isinstance(frame, PartFrame) and time.monotonic() >= deadline:
             raise TimeoutError
         if frame is None:
-            await self._hung_up()
-            raise BackendUnavailable(f"worker {self.pid} of backend `{self._backend}` {self.fate} while it worked")
+            await self._end_of_lost()
+            reason = f"worker {self.pid} of backend `{self._backend}` {self.exit_reason} while it worked"
+            raise BackendUnavailable(reason)
         return frame
 
-    async def _next(self, deadline: float) -> wire.FromWorker | None:
-        if self._has_hung_up and self._inbox.empty():
+    async def _receive(self, deadline: float) -> FromWorker | None:
+        if self._channel.is_lost and self._inbox.empty():
             return None
         async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
             return await self._inbox.get()
 
-    async def drain(self, end: float) -> None:
-        """Tell it that nobody waits any more; return when it is idle again, or was killed at `end`."""
-        self._inbox, self._bytes_ahead, self._is_draining = asyncio.Queue(), 0, True
-        self._end_errands()
-        self._channel.read_on(True)
+    async def drain(self, until: float) -> None:
+        """Cancel the task; return when the worker is idle again, or gone.
+
+        A task that has not ended at `until`, on the monotonic clock, is ended by a kill.
+        """
+        self._transition("task_cancelled")
+        self._inbox, self._inbox_bytes = asyncio.Queue(), 0
+        self._cancel_subtasks()
+        self._channel.resume_reading()
         try:
-            self._channel.send(wire.Cancel())
-            while self.is_busy:
-                await self.answer(end)
+            self._channel.send(Cancel())
+            while self._state not in ("idle", "gone"):
+                await self.next_frame(until)
         except TimeoutError:
             self.kill("a cancelled task did not end in time")
             await self.gone()
@@ -168,169 +276,114 @@ class Process:
             await self.gone()
 
     async def health(self) -> str | None:
-        """What its backend says of itself; None, too, once it is given work, or is gone."""
+        """Return the backend's health error; None if it is healthy, gets a task first, or the worker ends."""
         if self._health is None or self._health.done():
             self._health = asyncio.get_running_loop().create_future()
-            self._channel.send(wire.AskHealth())
-        return await asyncio.shield(self._health)  # who asks may lose patience: the answer is still to come
+            self._channel.send(HealthRequest())
+        return await asyncio.shield(self._health)  # a caller's timeout must not cancel the answer for the next caller
 
-    def _end_errands(self) -> None:
-        self._task = None
-        self._errands.end()
+    # ── events ───────────────────────────────────────────────────────────────────────────────────
 
-    def _told_health(self, said: str | None) -> None:
-        if self._health is not None and not self._health.done():
-            self._health.set_result(said)
-
-    def _received(self, frame: wire.FromWorker) -> None:
-        if isinstance(frame, wire.Health):
-            self._told_health(frame.said)
-            return
-        if isinstance(frame, wire.SubtaskRequest):
-            self._errands.run(frame, self._task)
-            return
-        if isinstance(frame, wire.SubtaskCancel):
-            self._errands.forget(frame.number)
-            return
-        if isinstance(frame, wire.LogLine):
-            getattr(self._log, frame.level)(frame.event, **frame.keys)
-            return
-        if isinstance(frame, wire.LAST_FRAMES):
-            self.task_id = None
-            self._end_errands()
-        elif self._is_draining:
-            return
+    def _on_frame(self, frame: FromWorker) -> None:
+        if isinstance(frame, PartFrame):
+            if self._state == "draining":
+                return
+        elif isinstance(frame, FINAL_FRAMES):
+            self._transition("task_ended")
+            self._cancel_subtasks()
+        elif isinstance(frame, Ready):
+            self._transition("ready")
+        else:
+            return self._on_side_frame(frame)
         self._inbox.put_nowait(frame)
-        self._bytes_ahead += wire.size_of(frame)
-        if self._inbox.qsize() >= ANSWERS_AHEAD or self._bytes_ahead >= BYTES_AHEAD:
-            self._channel.read_on(False)
+        self._inbox_bytes += content_bytes(frame)
+        if self._inbox.qsize() >= MAX_INBOX_FRAMES or self._inbox_bytes >= MAX_INBOX_BYTES:
+            self._channel.pause_reading()
 
-    def _lost(self) -> None:
-        self._has_hung_up = True
-        self._told_health(None)
-        self._end_errands()
+    def _on_side_frame(self, frame: FromWorker) -> None:
+        """Handle a frame that is not part of the task's answer."""
+        match frame:
+            case HealthResponse():
+                self._resolve_health(frame.error)
+            case SubtaskRequest():
+                self._subtasks.on_request(frame, self._task)
+            case SubtaskCancel():
+                self._subtasks.cancel(frame.number)
+            case LogLine():
+                getattr(self._log, frame.level)(frame.event, **frame.keys)
+
+    def _on_lost(self) -> None:
+        self._transition("socket_closed")
+        self._resolve_health(None)
+        self._cancel_subtasks()
         self._inbox.put_nowait(None)
 
-    def _printed(self, line: str) -> None:
+    def _on_output(self, line: str) -> None:
         self._last_line = line
-        if not self._bucket.take():
+        if not self._bucket.try_take():
             self._suppressed += 1
             return
         self._log.info("worker.output", pid=self.pid, line=line, suppressed=self._suppressed)
         self._suppressed = 0
 
-    # ── its end ──────────────────────────────────────────────────────────────────────────────────
+    def _cancel_subtasks(self) -> None:
+        self._task = None
+        self._subtasks.cancel_all()
+
+    def _resolve_health(self, error: str | None) -> None:
+        if self._health is not None and not self._health.done():
+            self._health.set_result(error)
+
+    # ── end ──────────────────────────────────────────────────────────────────────────────────────
 
     async def stop(self) -> None:
-        """Ask it to stop, kill it when it takes longer than `STOP_S`, and return when it is gone."""
-        self._is_stopping = True
+        """Close the socket, kill the worker if it has not exited after `STOP_S`, and return when it is gone."""
+        self._transition("stop_requested")
         self._channel.close()
-        await asyncio.wait([self._gone], timeout=STOP_S)
-        self.kill("it did not stop when asked")
+        await asyncio.wait([self._reaper], timeout=STOP_S)
+        self.kill(f"it did not exit within {STOP_S:g} s of the stop request")
         await self.gone()
 
-    def kill(self, because: str) -> None:
-        """SIGKILL to it and the processes it started; nothing where it has ended."""
+    def kill(self, reason: str) -> None:
+        """Send SIGKILL to the worker and its child processes; do nothing if it has ended."""
         if self._proc.returncode is None:
-            self._killed_because = self._killed_because or because
+            self._transition("kill_sent")
+            self._kill_reason = self._kill_reason or reason
             with suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def gone(self) -> None:
-        """Wait until it has ended and everything it held is released."""
-        await asyncio.shield(self._gone)
+        """Wait until the process is reaped and its socket and pipe are closed."""
+        await asyncio.shield(self._reaper)
 
-    async def _hung_up(self) -> None:
-        """Wait for the end of a worker whose socket is closed; one that closed it itself has no business to live on."""
-        if not self._is_stopping:
-            await asyncio.wait([self._gone], timeout=_LAST_OUTPUT_S * 2)
+    async def _end_of_lost(self) -> None:
+        """Wait for the end of a worker that closed its socket; kill it if it does not exit by itself."""
+        if self._state != "stopping":
+            await asyncio.wait([self._reaper], timeout=_LAST_OUTPUT_S * 2)
             self.kill("it closed its socket")
         await self.gone()
 
-    async def _until_gone(self) -> None:
+    async def _reap(self) -> None:
         await self._proc.wait()
-        await self._output.closed_within(_LAST_OUTPUT_S)
+        await self._output.finish(_LAST_OUTPUT_S)
         self._channel.close()
-        self.task_id = None
+        self._transition("exited")
 
 
-class _Bucket:
-    """`most` at once, `per_s` on average. (`telemetry.Limited` would bring all of telemetry into the worker.)"""
-
-    def __init__(self, most: int, per_s: float) -> None:
-        self._most, self._per_s = most, per_s
-        self._left, self._at = float(most), time.monotonic()
-
-    def take(self) -> bool:
-        """Whether there is one."""
-        now = time.monotonic()
-        self._left, self._at = min(self._most, self._left + (now - self._at) * self._per_s), now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
-class _Lines(asyncio.Protocol):
-    """Reads a pipe and calls `printed` for each line, cut to a bearable length."""
-
-    def __init__(self, printed: Callable[[str], None]) -> None:
-        self._printed = printed
-        self._line = bytearray()
-        self._closed = asyncio.Event()
-        self._transport: asyncio.ReadTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.ReadTransport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        first, *more = _LINE_END.split(data)
-        self._add(first)
-        for piece in more:
-            self._flush()
-            self._add(piece)
-
-    def _add(self, piece: bytes) -> None:
-        self._line += piece[: OUTPUT_LINE_CHARS * 4 - len(self._line)]
-
-    def _flush(self) -> None:
-        line = self._line.decode(errors="replace").rstrip()
-        self._line.clear()
-        if line:
-            self._printed(line[:OUTPUT_LINE_CHARS])
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._flush()
-        self._closed.set()
-
-    async def closed_within(self, seconds: float) -> None:
-        """Read what is left, for at most `seconds`, and close."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._closed.wait()
-        self.close()
-        await self._closed.wait()
-
-    def close(self) -> None:
-        """Read no more."""
-        if self._transport is not None:
-            self._transport.close()
-
-
-async def _run_program(sock: socket.socket, printer: IO[bytes]) -> asyncio.subprocess.Process:
+async def _run_program(sock: socket.socket, output: IO[bytes]) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "gateway.workers.main", str(sock.fileno())),
         pass_fds=[sock.fileno()],
         stdin=asyncio.subprocess.DEVNULL,
-        stdout=printer,
-        stderr=printer,
+        stdout=output,
+        stderr=output,
         env=_environment(),
-        process_group=0,  # Ctrl-C is the gateway's business; and a kill takes its children along
+        process_group=0,  # Ctrl-C reaches the gateway only; a kill of the group includes the worker's children
     )
 
 
 def _environment() -> dict[str, str]:
-    """Ours, with our import path: a worker finds the plugins and the operator's modules where we do."""
+    """Our environment with our import path, so that a worker finds the same plugins and modules as the gateway."""
     paths = [os.path.abspath(entry) for entry in sys.path]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 

@@ -1,7 +1,7 @@
-"""The backend to read first: everything the gateway asks of a plugin, answered without any intelligence.
+"""The simplest backend: it implements the whole plugin interface and computes nothing.
 
-Task `echo` gives its JSON back; chat and completion give the user's text back, word by word in a stream;
-embeddings give each input a vector that depends on nothing but the input.
+Task `echo` returns its JSON. Chat and completion return the user's text, word by word in a stream. Embeddings return a
+vector that depends only on the input.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from gateway.plugin import Backend, BackendSettings, Part, Result, Services, Tas
 
 
 class EchoSettings(BackendSettings):
-    """What an operator may set."""
+    """Settings of the `echo` plugin."""
 
-    delay_s: float = Field(0.0, ge=0, description="seconds it waits before it answers")
+    delay_s: float = Field(0.0, ge=0, description="seconds to wait before the answer")
     dimension: int = Field(8, ge=1, le=4096, description="length of an embedding")
 
 
 class Echo(Backend[EchoSettings]):
-    """Answers with what it was asked."""
+    """Returns its input."""
 
     kinds = frozenset({"chat", "completion", "embeddings"})
     examples: ClassVar = {"echo": {"a": [1, 2]}}
@@ -38,49 +38,49 @@ class Echo(Backend[EchoSettings]):
         self.tasks = {"echo": "echo"} if settings.tasks is None else settings.tasks
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
-        """Wait the set time, then answer as the task's kind asks."""
+        """Wait for `delay_s`, then return the answer for the kind of the task."""
         await asyncio.sleep(self.settings.delay_s)
         if task.kind == "task":
-            yield Result(body=b'{"result":%b}' % body_of(task))
+            yield Result(body=b'{"result":%b}' % body_as_json(task))
         elif task.kind == "embeddings":
-            yield Result(json=[vector(text, self.settings.dimension) for text in inputs(task)])
+            yield Result(json=[vector(text, self.settings.dimension) for text in embedding_inputs(task)])
         elif not task.stream:
-            yield Result(json=asked(task))
+            yield Result(json=user_text(task))
         else:
-            for word in re.findall(r"\s*\S+\s*", asked(task)):
+            for word in re.findall(r"\s*\S+\s*", user_text(task)):
                 yield Part(word)
 
 
-def body_of(task: Task) -> bytes:
-    """The body, which must be JSON: looked at and not built, or a large one stops the loop. Raises TaskInvalid."""
+def body_as_json(task: Task) -> bytes:
+    """Return the JSON body undecoded: decoding a large one would block the event loop. Raises TaskInvalid."""
     try:
         return bytes(msgspec.json.decode(task.body, type=msgspec.Raw))
     except (msgspec.DecodeError, RecursionError):
-        return msgspec.json.encode(task.json)  # a form has a value too; who says what is wrong with the rest
+        return msgspec.json.encode(task.json)  # a form has a JSON value; anything else raises TaskInvalid
 
 
-def asked(task: Task) -> str:
-    """What the user said last. Raises TaskInvalid when there is nothing."""
-    said = task.json if isinstance(task.json, dict) else {}
+def user_text(task: Task) -> str:
+    """Return the text of the last user message. Raises TaskInvalid without one."""
+    body = task.json if isinstance(task.json, dict) else {}
     if task.kind == "completion":
-        return text_of(said.get("prompt"), "prompt")
-    turns = said.get("messages")
-    users = [turn for turn in turns if turn.get("role") == "user"] if isinstance(turns, list) else []
+        return text_of(body.get("prompt"), "prompt")
+    messages = body.get("messages")
+    users = [message for message in messages if message.get("role") == "user"] if isinstance(messages, list) else []
     if not users:
         raise TaskInvalid("`messages` has no message of role `user`", param="messages")
     return text_of(users[-1].get("content"), "messages")
 
 
-def inputs(task: Task) -> list[Any]:
-    """The inputs to embed. Raises TaskInvalid when there are none."""
-    given = task.json.get("input") if isinstance(task.json, dict) else None
-    if not given:
+def embedding_inputs(task: Task) -> list[Any]:
+    """Return the inputs to embed. Raises TaskInvalid without any."""
+    value = task.json.get("input") if isinstance(task.json, dict) else None
+    if not value:
         raise TaskInvalid("`input` is missing: a text, or a list of texts", param="input")
-    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    return value if isinstance(value, list) and not isinstance(value[0], int) else [value]
 
 
 def text_of(content: Any, param: str) -> str:
-    """A message's text, be it plain or in parts."""
+    """Return the text of a message, given as a string or in parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -89,7 +89,7 @@ def text_of(content: Any, param: str) -> str:
 
 
 def vector(value: Any, dimension: int) -> list[float]:
-    """A unit vector of `dimension` numbers, the same for the same value on every machine."""
+    """Return a unit vector of `dimension` numbers, the same for the same value on every machine."""
     digest = hashlib.shake_128(repr(value).encode()).digest(dimension * 2)
     raw = [int.from_bytes(digest[i : i + 2], "big") / 32767.5 - 1 for i in range(0, len(digest), 2)]
     length = math.hypot(*raw) or 1.0

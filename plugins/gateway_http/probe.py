@@ -1,4 +1,4 @@
-"""What the gateway asks an upstream for itself: is it there, how far away is it, what does it serve."""
+"""Requests for the gateway itself: health probes, lists of models and tasks."""
 
 from __future__ import annotations
 
@@ -12,40 +12,47 @@ from yarl import URL
 
 from gateway.plugin import BackendUnavailable, LinkSample
 
-from .settings import Base
+from .settings import BaseUrl
 from .transport.connection import Response
-from .transport.exceptions import bad_response
+from .transport.exceptions import bad_response, key_rejected
 from .transport.exchange import claimed_s
 
-PROBE_S = 5.0  # a probe that takes longer is an answer too
+PROBE_S = 5.0  # a slower probe is a failed probe
 MAX_PROBE_BYTES = 64 << 10
 MAX_LIST_BYTES = 4 << 20
-LIST_S = 20.0  # some ask all their own upstreams first
+LIST_S = 20.0  # some upstreams query all their own upstreams first
+NOT_NOW = frozenset({408, 425, 429})
 
 
-class _Item(msgspec.Struct):
+class _ListEntry(msgspec.Struct):
     id: str
 
 
-class _Listing(msgspec.Struct):
-    data: list[_Item]
+class _List(msgspec.Struct):
+    data: list[_ListEntry]
 
 
 class CaptivePortal(BackendUnavailable):
-    """Somebody else answers in the upstream's place: a web page, or the way to one, where there was none before."""
+    """A web page, or a redirect to one, from an address that served an API before."""
 
 
-class Upstream:
-    """Probes, with `rtt_s` as the last one found it, and lists."""
+class UpstreamClient:
+    """Probes an upstream and fetches its lists.
 
-    def __init__(self, session: aiohttp.ClientSession, base: Base) -> None:
+    `rtt_s` is the round-trip time of the last probe, in seconds.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, base: BaseUrl) -> None:
         self._session = session
         self._base = base
         self.rtt_s: float | None = None
-        self._was_itself = False
+        self._has_answered = False
 
     async def probe(self) -> LinkSample:
-        """One round trip on a warm connection. Raises what aiohttp raises, and BackendUnavailable for a 5xx."""
+        """Measure one round trip on a warm connection.
+
+        Raises exceptions of aiohttp, CaptivePortal, and BackendUnavailable for a 5xx.
+        """
         async with asyncio.timeout(PROBE_S):
             sample, was_warm = await self._round_trip()
             if not was_warm:
@@ -55,45 +62,49 @@ class Upstream:
 
     async def _round_trip(self) -> tuple[LinkSample, bool]:
         response = await self._get(self._base.url("/livez"))
-        wire, first = response.wire, response.wire.first_byte_at or time.monotonic()
-        asked, warm, tcp_rtt_s, peer = wire.asked_at, wire.requests > 1, wire.tcp_rtt_s(), wire.peer()
+        connection = response.upstream_connection
+        first_byte_at = connection.first_byte_at or time.monotonic()
+        # Read before the body: after it the connection may carry another request.
+        began_at, was_warm = connection.began_at, connection.requests > 1
+        tcp_rtt_s, peer = connection.tcp_rtt_s(), connection.peer()
         await _read_up_to(response, MAX_PROBE_BYTES)
-        self._check_who_answers(response)
+        self._check_captive_portal(response)
         if response.status >= 500:
-            raise bad_response(f"answers its health check with status {response.status}")
+            raise bad_response(f"answered its health check /livez with status {response.status}")
         claim = claimed_s(response.headers)
-        rtt_s = max(first - asked - (claim[0] if claim else 0.0), 0.0)
-        return LinkSample(rtt_s=rtt_s, tcp_rtt_s=tcp_rtt_s, peer=peer), warm
+        rtt_s = max(first_byte_at - began_at - (claim[0] if claim else 0.0), 0.0)
+        return LinkSample(rtt_s=rtt_s, tcp_rtt_s=tcp_rtt_s, peer=peer), was_warm
 
-    def _check_who_answers(self, response: Response) -> None:
-        """Raises CaptivePortal. An upstream that has always answered with web pages is taken as it is."""
+    def _check_captive_portal(self, response: Response) -> None:
+        """Raise CaptivePortal, unless the upstream has always answered with web pages."""
         is_page = response.status == 200 and response.content_type == "text/html"
         is_elsewhere = is_page or 300 <= response.status < 400
-        if response.status == 511 or (is_elsewhere and self._was_itself):  # RFC 6585 §6
-            raise CaptivePortal(f"{self._base.netloc} answers with a web page now: a captive portal, perhaps")
-        self._was_itself = self._was_itself or not is_elsewhere
+        if response.status == 511 or (is_elsewhere and self._has_answered):  # RFC 6585 §6
+            raise CaptivePortal(
+                f"{self._base.netloc} now answers with a web page (status {response.status}), perhaps that of a "
+                "captive portal; sign in there, or check the network"
+            )
+        self._has_answered = self._has_answered or not is_elsewhere
 
-    async def names(self, path: str) -> Mapping[str, str] | None:
-        """What it lists under `path`; empty where it has no such list; None where it cannot say now.
+    async def fetch_names(self, path: str) -> Mapping[str, str] | None:
+        """Return the names listed under `path`.
 
-        Raises BackendUnavailable where it refuses our key, and what aiohttp raises.
+        Empty if the upstream has no such list, None if it cannot return the list now.
+        Raises exceptions of aiohttp, and BackendUnavailable if the upstream rejects the gateway's key.
         """
         async with asyncio.timeout(LIST_S):
             response = await self._get(self._base.url(path))
             body = await _read_up_to(response, MAX_LIST_BYTES)
         if response.status in (401, 403):
-            raise BackendUnavailable(
-                f"the upstream does not accept this gateway's key (status {response.status}); check API_KEY",
-                code="upstream_auth",
-            )
-        if response.status >= 500 or response.status in (408, 425, 429):
+            raise key_rejected(response.status)
+        if response.status >= 500 or response.status in NOT_NOW:
             return None
         if response.status != 200:
             return {}
         try:
-            return listed(body)
+            return parse_names(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None if "json" in response.content_type else {}  # a cut list, or a page
+            return None if "json" in response.content_type else {}  # a truncated list, or a web page
 
     async def _get(self, url: URL) -> Response:
         response = await self._session.get(url, allow_redirects=False)
@@ -101,13 +112,14 @@ class Upstream:
         return response
 
 
-def listed(body: bytes) -> Mapping[str, str]:
-    """The names in a list; without a peer gateway's `auto` and pinned `<backend>/<model>` entries.
+def parse_names(body: bytes) -> Mapping[str, str]:
+    """Return the names in a list.
 
-    Empty for JSON that is no list. Raises msgspec.DecodeError or UnicodeDecodeError for what is no JSON.
+    Leaves out a peer gateway's `auto` and pinned `<backend>/<model>` entries.
+    Empty for JSON of another form. Raises msgspec.DecodeError or UnicodeDecodeError for a body that is not JSON.
     """
     try:
-        names = [item.id for item in msgspec.json.decode(body, type=_Listing).data]
+        names = [entry.id for entry in msgspec.json.decode(body, type=_List).data]
     except msgspec.ValidationError:
         return {}
     if "auto" in names:
@@ -117,17 +129,17 @@ def listed(body: bytes) -> Mapping[str, str]:
     return {name: name for name in names}
 
 
-async def _read_up_to(response: Response, cap: int) -> bytes:
-    """The body, or what came of it before the cap, where the connection is dropped."""
-    request, chunks, size = response.wire.requests, [], 0
+async def _read_up_to(response: Response, max_bytes: int) -> bytes:
+    """Return the body; above `max_bytes`, its beginning, and drop the connection."""
+    request, chunks, size = response.upstream_connection.requests, [], 0
     try:
         while chunk := await response.content.readany():
             chunks.append(chunk)
             size += len(chunk)
-            if size > cap:
+            if size > max_bytes:
                 break
         else:
-            response.wire.finish(request)
+            response.upstream_connection.finish_response(request)
     finally:
         response.close()
     return b"".join(chunks)

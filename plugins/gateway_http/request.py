@@ -1,4 +1,4 @@
-"""What is sent: where, with which headers, and the body, touched only where the model's name differs."""
+"""Build the request to the upstream: URL, headers, body with the model's name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from yarl import URL
 
 from gateway.plugin import NotServed, Task, encode_form
 
-from .rewrite_model import form_naming, is_form, json_naming
-from .settings import Base
+from .rewrite_model import is_form, set_form_model, set_json_model
+from .settings import BaseUrl
 
-# Ours to say, the connection's, or credentials: never taken from the client, whatever a task's headers hold.
+# Set by the gateway, hop-by-hop, or credentials: never forwarded, although a task's headers may hold them.
 NOT_FORWARDED = frozenset(
     {
         "accept-encoding", "api-key", "authorization", "connection", "content-encoding", "content-length",
@@ -23,12 +23,12 @@ NOT_FORWARDED = frozenset(
         "transfer-encoding", "upgrade", "x-api-key", "x-gateway-deadline-ms", "x-gateway-locality", "x-request-id",
     }
 )  # fmt: skip
-_OURS = re.compile(r"edge-gateway-[0-9a-f]{16}")
+_PSEUDONYM = re.compile(r"edge-gateway-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
-    """One request, ready to be sent, any number of times."""
+class OutgoingRequest:
+    """A request to the upstream; it may be sent more than once."""
 
     url: URL
     headers: dict[str, str]
@@ -36,46 +36,62 @@ class Outgoing:
     content_type: str
 
 
-def pseudonym() -> str:
-    """What a gateway calls itself in `Via`: it tells two apart, and nothing of either."""
+def new_pseudonym() -> str:
+    """Return a random name for `Via`.
+
+    It identifies this gateway without revealing its host name.
+    """
     return f"edge-gateway-{secrets.token_hex(8)}"
 
 
-def outgoing(task: Task, base: Base, me: str) -> Outgoing:
-    """The request that asks the upstream for `task`. Raises NotServed where it has come by `me` before."""
+def build_request(task: Task, base: BaseUrl, pseudonym: str) -> OutgoingRequest:
+    """Return the request for `task`.
+
+    Raises NotServed if the request has passed this gateway before.
+    """
     url = base.task_url(task.name) if task.kind == "task" else base.url(task.path)
     body, content_type = _body(task)
-    return Outgoing(url, _headers(task) | {"via": _via(task, me)}, body, content_type)
+    return OutgoingRequest(url, _headers(task) | {"via": _via(task, pseudonym)}, body, content_type)
 
 
 def _headers(task: Task) -> dict[str, str]:
     headers = {name: value for name, value in task.headers.items() if name not in NOT_FORWARDED}
     headers["x-request-id"] = task.id
-    if math.isfinite(task.parts_deadline):  # a peer's answer may be a stream, which only this may cut short
+    if math.isfinite(task.parts_deadline):  # the later deadline: a peer may answer with a stream
         left_ms = int((task.parts_deadline - time.monotonic()) * 1000)
         headers["x-gateway-deadline-ms"] = str(max(left_ms, 1))
     if not task.may_leave:
-        headers["x-gateway-locality"] = "edge-only"  # a peer on this site has a cloud of its own
+        headers["x-gateway-locality"] = "edge-only"  # a peer on this site may have cloud backends
     return headers
 
 
-def _via(task: Task, me: str) -> str:
-    """RFC 9110 §7.6.3. Peers that name each other would send a request round for ever; others' hops are not told."""
-    before = _OURS.findall(task.headers.get("via", ""))
-    if me in before:
-        what = "this request has come by here before: take one of two peers out of the other's backends"
-        raise NotServed(what, code="no_backend", again=False)
-    return ", ".join(f"1.1 {name}" for name in (*before, me))
+def _via(task: Task, pseudonym: str) -> str:
+    """Return the `Via` header (RFC 9110 §7.6.3).
+
+    It names this gateway and the gateways before it, and leaves out all other hops.
+    It stops request loops between gateways that are backends of each other.
+    """
+    earlier = _PSEUDONYM.findall(task.headers.get("via", ""))
+    if pseudonym in earlier:
+        message = (
+            "this request has passed this gateway before (`Via` names it): two gateways are backends of each other; "
+            "remove one of these backends"
+        )
+        raise NotServed(message, code="no_backend", again=False)
+    return ", ".join(f"1.1 {name}" for name in (*earlier, pseudonym))
 
 
 def _body(task: Task) -> tuple[bytes, str]:
-    """The body as it came, unless it names another model than this backend's; a form's, too."""
+    """Return body and content type.
+
+    They are unchanged unless the backend has another name for the model.
+    """
     if task.kind == "task" or not task.name:
         return task.body, task.content_type
     if task.fields is not None or is_form(task.content_type):
-        if (form := form_naming(task.body, task.content_type, task.name)) is not None:
+        if (form := set_form_model(task.body, task.content_type, task.name)) is not None:
             return form
         if task.fields is not None:
             return encode_form({**task.fields, "model": task.name}, task.files)
         return task.body, task.content_type
-    return json_naming(task.body, task.name), task.content_type
+    return set_json_model(task.body, task.name), task.content_type

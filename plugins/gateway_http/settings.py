@@ -1,8 +1,12 @@
-"""What an operator may say about an upstream, and where that puts each request.
+"""Settings of an upstream, and the URL of each request.
 
-A base URL is kept in two parts, origin and prefix. `https://host/v1` is `https://host`: requests keep their
-own path. `https://host/v1beta/openai` keeps its prefix, and requests lose their `/v1`. `https://host/openai/v1`
-keeps its prefix too, and the `/v1` that ended it is the one the request brings.
+A base URL consists of an origin and a prefix:
+
+| base URL | URL of `/v1/chat/completions` |
+|---|---|
+| `https://host`, `https://host/v1` | `https://host/v1/chat/completions` |
+| `https://host/openai/v1` | `https://host/openai/v1/chat/completions`: the request brings the `/v1` |
+| `https://host/v1beta/openai` | `https://host/v1beta/openai/chat/completions`: the request loses its `/v1` |
 """
 
 from __future__ import annotations
@@ -27,15 +31,18 @@ PRIVATE_NETWORKS = tuple(
 
 
 def is_private(address: str) -> bool:
-    """Whether a literal address is loopback or private. Raises ValueError where it is no address."""
+    """Return whether a literal address is loopback or private.
+
+    Raises ValueError for a name.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
         ip = ip.ipv4_mapped
     return any(ip in network for network in PRIVATE_NETWORKS if network.version == ip.version)
 
 
-class Base:
-    """The upstream's address; turns a request's path into a URL."""
+class BaseUrl:
+    """The upstream's address; turns the path of a request into a URL."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -45,17 +52,19 @@ class Base:
         self.prefix = prefix
         self.host = parts.hostname or ""
         self.netloc = parts.netloc
-        self.is_tls = parts.scheme == "https"
         self._drops_v1 = bool(prefix) and prefix == path
 
     def url(self, path: str) -> URL:
-        """Where a request for `path` goes."""
+        """Return the URL of a request for `path`."""
         if self._drops_v1 and path.startswith("/v1/"):
             path = path.removeprefix("/v1")
         return URL(f"{self.origin}{self.prefix}{path}", encoded=True)
 
     def task_url(self, name: str) -> URL:
-        """Where the task goes that the backend calls `name`: a path of its own, or a peer's `/v1/tasks/NAME`."""
+        """Return the URL of a task.
+
+        `name` itself if it is a path, else a peer gateway's `/v1/tasks/NAME`.
+        """
         return self.url(name if name.startswith("/") else f"/v1/tasks/{quote(name, safe='')}")
 
 
@@ -64,35 +73,37 @@ class HttpSettings(BackendSettings):
 
     url: HttpUrl = Field(description="the upstream's base URL; a trailing `/v1` is dropped")
     api_key: SecretStr | None = Field(None, description="sent as `Authorization: Bearer`")
-    ca_file: Path | None = Field(None, description="PEM file of the only authorities trusted; default: the system's")
+    ca_file: Path | None = Field(
+        None, description="PEM file with the only trusted certificate authorities; default: the system's"
+    )
     client_cert_file: Path | None = Field(None, description="PEM file with a certificate and its key, for mutual TLS")
     proxy: SecretStr | None = Field(
-        None, description="`http://[user:password@]host:port` of a proxy; none is taken from the environment"
+        None, description="`http://[user:password@]host:port` of a proxy; the environment's proxy settings are ignored"
     )
     resume: Literal["none", "prefill"] = Field(
-        "none", description="`prefill`: continues an assistant's turn that was cut, given its beginning"
+        "none", description="`prefill`: the upstream continues an assistant message from its first part"
     )
 
     @field_validator("url")
     @classmethod
-    def _plain(cls, url: HttpUrl) -> HttpUrl:
+    def _check_url(cls, url: HttpUrl) -> HttpUrl:
         if url.username or url.password:
-            raise ValueError("credentials do not belong into the URL; set API_KEY")
+            raise ValueError("the URL holds credentials; remove them and set API_KEY")
         if url.query or url.fragment:
-            raise ValueError("the URL ends at the path: remove what follows `?` or `#`")
+            raise ValueError("the URL holds a query or fragment; remove the part from `?` or `#` on")
         return url
 
     @field_validator("api_key")
     @classmethod
-    def _one_line(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_api_key(cls, key: SecretStr | None) -> SecretStr | None:
         text = key.get_secret_value().strip() if key else ""
         if not text.isascii() or any(c.isspace() or not c.isprintable() for c in text):
-            raise ValueError("an API key is one word of printable ASCII; is this the right file?")
+            raise ValueError("an API key is one word of printable ASCII; check that this is the right file")
         return SecretStr(text) if text else None
 
     @field_validator("proxy")
     @classmethod
-    def _proxy_url(cls, proxy: SecretStr | None) -> SecretStr | None:
+    def _check_proxy(cls, proxy: SecretStr | None) -> SecretStr | None:
         if proxy is not None:
             parts = urlsplit(proxy.get_secret_value())
             if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -100,16 +111,19 @@ class HttpSettings(BackendSettings):
         return proxy
 
     @model_validator(mode="after")
-    def _stays_here(self) -> Self:
+    def _check_edge(self) -> Self:
         if self.site != "edge":
             return self
         if self.proxy is not None:
-            raise ValueError("PROXY does not go with SITE=edge: where a proxy connects to cannot be checked")
-        host = Base(str(self.url)).host
+            raise ValueError(
+                "SITE=edge excludes PROXY: the gateway cannot check the address a proxy connects to; "
+                "remove PROXY or set SITE=cloud"
+            )
+        host = BaseUrl(str(self.url)).host
         try:
             private = is_private(host)
         except ValueError:
-            return self  # a name: checked at each connection
+            return self  # a name: each connection checks the address
         if not private:
             raise ValueError(f"SITE=edge, but {host} is not a loopback or private address; set SITE=cloud")
         return self

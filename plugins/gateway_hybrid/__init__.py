@@ -1,11 +1,11 @@
-"""Puts two other backends to use together, one here and one far away, for one request.
+"""Serves one request with two other backends, one on this site and one in the cloud.
 
-    scatter   divides a batch (a list, embedding inputs, a long recording) over both: sooner than either alone
-    cascade   asks the edge, and the cloud only where the edge is not sure
-    hedge     asks the second side where the first is later than usual
+    scatter   divides a batch (a list, embedding inputs, a long recording) over both sides
+    cascade   uses the edge, and the cloud only if the edge is not confident
+    hedge     uses the second side if the first takes longer than usual
 
-All it does is to dispatch subtasks: the gateway decides, queues, limits and times each of them like any request,
-and keeps what may not leave on the site.
+A hybrid only dispatches subtasks. The gateway decides, queues, limits and times each of them like any request, and
+enforces the locality rules for each of them.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["Hybrid", "HybridSettings"]
 
 
 class Mode(Protocol):
-    """A way to put two sides to use. Its estimate, and its plan for `explain`, are for the policy."""
+    """A strategy for two sides. The policy uses its estimate, and `explain` shows its plan."""
 
     def __init__(self, settings: HybridSettings, services: Services) -> None: ...
 
     async def run(self, task: Task) -> Result:
-        """As `Backend.run`."""
+        """See `Backend.run`."""
         ...
 
     def estimate(self, task: Task, view: View) -> float | None:
-        """As `Backend.estimate`."""
+        """See `Backend.estimate`."""
         ...
 
     def plan(self, task: Task, view: View) -> Mapping[str, Any] | None:
-        """As `Backend.plan`."""
+        """See `Backend.plan`."""
         ...
 
 
@@ -45,11 +45,11 @@ DIVISIBLE: frozenset[Kind] = frozenset({"embeddings", "transcription"})
 
 
 class Hybrid(Backend[HybridSettings]):
-    """Serves by two others."""
+    """Serves tasks with two other backends."""
 
     site = "hybrid"
     slots = 64
-    repeatable = True  # what is scattered is a function of an item alone; REPEATABLE=false where it is not
+    repeatable = True  # each item is computed independently; operators set REPEATABLE=false otherwise
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         super().__init__(settings, services)
@@ -57,19 +57,18 @@ class Hybrid(Backend[HybridSettings]):
         self._mode = MODES[settings.mode](settings, services)
 
     async def __aenter__(self) -> Self:
-        """Find what the settings name."""
+        """Import the validator that the settings name."""
         if isinstance(self._mode, Cascade):
             self._mode.open()
         return self
 
     async def run(self, task: Task) -> Result:
-        """Serve it by the mode that is set."""
         return await self._mode.run(task)
 
     def estimate(self, task: Task, view: View) -> float | None:
-        """Predicted seconds until both have done it together."""
+        """Predicted seconds until the request is complete."""
         return self._mode.estimate(task, view)
 
     def plan(self, task: Task, view: View) -> Mapping[str, Any] | None:
-        """What it would ask of whom."""
+        """The division of the work, for `explain`."""
         return self._mode.plan(task, view)

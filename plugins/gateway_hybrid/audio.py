@@ -1,8 +1,7 @@
-"""A long recording as work that can be divided: cut where it is quietest, transcribed in pieces, times put right.
+"""Divides a long recording: cut at quiet places, transcribed in pieces, with times shifted to the whole recording.
 
-The recording is RIFF WAV, 8 or 16 bit. It is cut in plain bytes: loudness is the sum of magnitudes over 10 ms, and
-every piece ends in the middle of the quietest 0.3 s there is around its due length; where nobody pauses there, up to
-two and a half times the length later.
+The recording is RIFF WAV, 8 or 16 bit. Loudness is the sum of magnitudes over 10 ms. A piece ends in the middle of the
+quietest 0.3 s around its nominal length. Without a pause there, the search extends to 2.5 times the nominal length.
 """
 
 from __future__ import annotations
@@ -17,32 +16,31 @@ from typing import Any
 from gateway.plugin import BackendFailed, Result, Task, Upload, encode_form
 
 FRAME_S, QUIET_S = 0.01, 0.3
-SILENCE = 0.2  # of the mean loudness: quieter than that is a pause
-EVERY = 4  # samples; loudness does not need them all
-SUBTITLES = frozenset({"srt", "vtt", "verbose_json"})  # formats that need times
+SILENCE_RATIO = 0.2  # of the mean loudness: a quieter place is a pause
+SAMPLE_STEP = 4  # every fourth sample is enough for the loudness
+TIMED_FORMATS = frozenset({"srt", "vtt", "verbose_json"})  # response formats with times
 
 
 class Wav:
-    """The sound of a WAV and what it takes to write another like it. Raises ValueError for what it cannot cut."""
+    """A WAV recording that can be cut. Raises ValueError if it is not WAV or its sample format is not supported."""
 
     def __init__(self, data: bytes) -> None:
         try:
             with wave.open(io.BytesIO(data), "rb") as file:
                 self.channels, self.width, self.rate_hz = file.getparams()[:3]
-                self.frames = file.readframes(len(data))  # a length in the header may be a streamer's guess
+                self.frames = file.readframes(len(data))  # a program that streams writes a length it does not know yet
         except (wave.Error, EOFError, RuntimeError) as exc:
-            raise ValueError(f"no WAV: {exc}") from exc
+            raise ValueError(f"not WAV: {exc}") from exc
         if self.width not in (1, 2) or not self.rate_hz:
             raise ValueError(f"samples of {self.width} bytes at {self.rate_hz} Hz")
         self.block = self.channels * self.width
 
     @property
     def seconds(self) -> float:
-        """Its length."""
         return len(self.frames) / self.block / self.rate_hz
 
     def between(self, start_s: float, end_s: float) -> bytes:
-        """That part of it, as a WAV."""
+        """Return the part between two instants as WAV."""
         out = io.BytesIO()
         with wave.open(out, "wb") as file:
             file.setnchannels(self.channels)
@@ -55,24 +53,24 @@ class Wav:
         return round(seconds * self.rate_hz) * self.block
 
     def loudness(self, start_s: float, end_s: float) -> list[float]:
-        """The mean magnitude of each 10 ms between two instants."""
+        """Return the mean magnitude of each 10 ms between two instants."""
         step = max(round(FRAME_S * self.rate_hz), 1) * self.block
         sound = self.frames[self._at(start_s) : self._at(end_s)]
         return [self._magnitude(sound[at : at + step]) for at in range(0, len(sound) - step + 1, step)]
 
     def _magnitude(self, sound: bytes) -> float:
         if self.width == 1:
-            samples: Sequence[int] = [byte - 128 for byte in sound[:: EVERY * self.channels]]
+            samples: Sequence[int] = [byte - 128 for byte in sound[:: SAMPLE_STEP * self.channels]]
         else:
-            samples = array("h", sound)[:: EVERY * self.channels]
+            samples = array("h", sound)[:: SAMPLE_STEP * self.channels]
         return sum(map(abs, samples)) / max(len(samples), 1)
 
 
-def cuts(wav: Wav, piece_s: float) -> list[float]:
-    """The instants between which the pieces are, from 0 to the end."""
+def cut_points(wav: Wav, piece_s: float) -> list[float]:
+    """Return the boundaries of the pieces in seconds, from 0 to the end."""
     found = [0.0]
     usual = wav.loudness(0.0, min(wav.seconds, piece_s))
-    silence = SILENCE * sum(usual) / max(len(usual), 1)
+    silence = SILENCE_RATIO * sum(usual) / max(len(usual), 1)
     while wav.seconds - found[-1] > 1.5 * piece_s:
         found.append(_next_cut(wav, found[-1], piece_s, silence))
     return [*found, wav.seconds]
@@ -87,7 +85,7 @@ def _next_cut(wav: Wav, after_s: float, piece_s: float, silence: float) -> float
 
 
 def _quietest(wav: Wav, start_s: float, end_s: float) -> tuple[float, float]:
-    """The middle of the quietest 0.3 s between two instants, and how loud it is there."""
+    """Return the middle of the quietest 0.3 s between two instants, and its loudness."""
     loudness = wav.loudness(start_s, end_s)
     width = min(round(QUIET_S / FRAME_S), len(loudness))
     if not width:
@@ -102,7 +100,7 @@ def _quietest(wav: Wav, start_s: float, end_s: float) -> tuple[float, float]:
 
 
 class AudioWork:
-    """A transcription of which each piece is an item. Raises ValueError where the recording cannot be cut."""
+    """A transcription divided into pieces of sound. Raises ValueError if the recording cannot be cut."""
 
     def __init__(self, task: Task, upload: Upload, piece_s: float) -> None:
         self._task, self._upload, self._piece_s = task, upload, piece_s
@@ -110,17 +108,17 @@ class AudioWork:
         self.count = max(1, round(self._wav.seconds / piece_s))
         self._cuts = [min(n * piece_s, self._wav.seconds) for n in range(self.count)] + [self._wav.seconds]
         fields = task.fields or {}
-        asked = fields.get("response_format", "json")
-        changes = {"model": task.name, "response_format": "verbose_json" if asked in SUBTITLES else "json"}
+        requested = fields.get("response_format", "json")
+        changes = {"model": task.name, "response_format": "verbose_json" if requested in TIMED_FORMATS else "json"}
         self._fields = {name: value for name, value in fields.items() if name != "stream"} | changes
 
     async def prepare(self) -> None:
-        """Find the cuts; in a thread, for the gateway's loop has others to serve meanwhile."""
-        self._cuts = await asyncio.to_thread(cuts, self._wav, self._piece_s)
+        """Find the cuts, in a thread: the search would block the event loop."""
+        self._cuts = await asyncio.to_thread(cut_points, self._wav, self._piece_s)
         self.count = len(self._cuts) - 1
 
     def part(self, start: int, stop: int) -> Task:
-        """A request to transcribe these pieces, which are one stretch of sound."""
+        """Return the request to transcribe these consecutive pieces."""
         sound = self._wav.between(self._cuts[start], self._cuts[stop])
         files = {**self._task.files, "file": Upload(sound, self._upload.filename or "part.wav", "audio/wav")}
         body, content_type = encode_form(self._fields, files)
@@ -128,16 +126,16 @@ class AudioWork:
         return whole.subtask(items=stop - start)
 
     def check(self, answer: Result, items: int) -> dict[str, Any]:
-        """The transcript. Raises BackendFailed where there is none."""
+        """Return the transcript. Raises BackendFailed if the answer has none."""
         value = answer.value()
         value = {"text": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            who = answer.backend or "a backend"
-            raise BackendFailed(f"{who} was to answer with a transcript, and did not", code="upstream_bad_response")
+            backend = answer.backend or "a backend"
+            raise BackendFailed(f"{backend} did not return a transcript", code="upstream_bad_response")
         return {**value, "items": items, "confidence": answer.confidence}
 
     def join(self, answers: Sequence[dict[str, Any]]) -> Result:
-        """One transcript, its times counted from the beginning of the recording."""
+        """Return one transcript, with times from the beginning of the recording."""
         starts_s = self._starts_of(answers)
         texts = [answer["text"].strip() for answer in answers]
         whole: dict[str, Any] = {"text": " ".join(text for text in texts if text)}
@@ -145,10 +143,10 @@ class AudioWork:
             whole["language"] = language
         whole["duration"] = round(self._wav.seconds, 3)
         for name in ("segments", "words"):
-            moved = [_moved(one, start_s) for answer, start_s in zip(answers, starts_s, strict=True)
-                     for one in answer.get(name) or ()]  # fmt: skip
+            moved = [_shifted(entry, start_s) for answer, start_s in zip(answers, starts_s, strict=True)
+                     for entry in answer.get(name) or ()]  # fmt: skip
             if moved:
-                whole[name] = [{**one, "id": n} for n, one in enumerate(moved)] if name == "segments" else moved
+                whole[name] = [{**entry, "id": n} for n, entry in enumerate(moved)] if name == "segments" else moved
         return Result(json=whole, confidence=_mean_confidence(answers))
 
     def _starts_of(self, answers: Sequence[dict[str, Any]]) -> list[float]:
@@ -159,11 +157,11 @@ class AudioWork:
         return starts_s
 
 
-def _moved(one: Mapping[str, Any], by_s: float) -> dict[str, Any]:
-    """A segment or word, its times counted from `by_s` earlier."""
+def _shifted(entry: Mapping[str, Any], by_s: float) -> dict[str, Any]:
+    """Return a segment or word with its times shifted by `by_s`."""
     return {
-        **one,
-        **{end: round(one[end] + by_s, 3) for end in ("start", "end") if isinstance(one.get(end), int | float)},
+        **entry,
+        **{end: round(entry[end] + by_s, 3) for end in ("start", "end") if isinstance(entry.get(end), int | float)},
     }
 
 

@@ -1,7 +1,7 @@
-"""How sure a backend is of its answer, 0 to 1, by whatever it says of itself; None where it says nothing.
+"""The confidence of an answer, 0 to 1, from what the answer contains; None if it contains nothing usable.
 
-In this order: what the plugin gave with its Result (a decoder's probability); the mean log-probability of a language
-model's tokens, as the probability of a token; a transcript's mean `avg_logprob`; a task's own `confidence`.
+The sources, in this order: the confidence of the Result (a decoder's probability); the mean log-probability of a
+language model's tokens, as a probability; the mean `avg_logprob` of a transcript; a task's own `confidence`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Validator = Callable[..., Any]
 
 
 def confidence_of(task: Task, answer: Result) -> float | None:
-    """How sure the answer is of itself."""
+    """Return the confidence of the answer, or None."""
     if answer.confidence is not None:
         return answer.confidence
     value = answer.value() if answer.body is None or "json" in answer.content_type else None
@@ -25,17 +25,17 @@ def confidence_of(task: Task, answer: Result) -> float | None:
     if task.kind in ("chat", "completion"):
         return _probability(_logprobs(value))
     if task.kind == "transcription":
-        return _probability(one.get("avg_logprob") for one in value.get("segments") or ())
+        return _probability(segment.get("avg_logprob") for segment in value.get("segments") or ())
     inner = value.get("result")
     return _ratio(inner.get("confidence") if isinstance(inner, dict) else None, value.get("confidence"))
 
 
 def _logprobs(value: dict[str, Any]) -> Iterable[Any]:
     for choice in value.get("choices") or ():
-        said = choice.get("logprobs") if isinstance(choice, dict) else None
-        if isinstance(said, dict):
-            yield from (token.get("logprob") for token in said.get("content") or ())  # chat
-            yield from said.get("token_logprobs") or ()  # completions
+        logprobs = choice.get("logprobs") if isinstance(choice, dict) else None
+        if isinstance(logprobs, dict):
+            yield from (token.get("logprob") for token in logprobs.get("content") or ())  # chat
+            yield from logprobs.get("token_logprobs") or ()  # completions
 
 
 def _probability(logprobs: Iterable[Any]) -> float | None:
@@ -50,11 +50,11 @@ def _ratio(*values: Any) -> float | None:
     return None
 
 
-# ── an operator's own opinion ────────────────────────────────────────────────────────────────────
+# ── validators ────────────────────────────────────────────────────────────────────
 
 
-def judged(validator: Validator, answer: Result, task: Task) -> float:
-    """What it says of an answer to a request: False and True are 0 and 1. Its own failure is no confidence."""
-    asked = None if task.fields is not None else task.json
-    verdict = validator(answer.value(), asked if asked is not None else dict(task.fields or {}))
-    return min(max(float(verdict), 0.0), 1.0)
+def validate_answer(validator: Validator, answer: Result, task: Task) -> float:
+    """Return the validator's rating of an answer, from 0 to 1; False and True are 0 and 1."""
+    request = None if task.fields is not None else task.json
+    rating = validator(answer.value(), request if request is not None else dict(task.fields or {}))
+    return min(max(float(rating), 0.0), 1.0)

@@ -1,7 +1,7 @@
-"""What can be divided, and how the parts are put together again: list tasks and embedding inputs.
+"""Divisible tasks: list tasks, embedding inputs, recordings. Each makes subtasks, checks their answers and joins them.
 
-A work knows how many items it has, makes the subtask for some of them, checks what came back for these, and joins
-all answers in the order of the items they are for.
+A divisible task knows its number of items, makes the subtask for a range of items, checks the answer to it, and joins
+all answers in the order of the items.
 """
 
 from __future__ import annotations
@@ -16,77 +16,77 @@ from gateway.plugin import BackendFailed, Result, Task, TaskInvalid
 from gateway_hybrid.audio import AudioWork
 
 
-class Work(Protocol):
-    """One divisible task. Before `prepare`, `count` may be a guess."""
+class DivisibleWork(Protocol):
+    """One divisible task. Before `prepare`, `count` may be an estimate."""
 
     count: int
 
     async def prepare(self) -> None:
-        """Cut it up."""
+        """Find the items; may take long."""
         ...
 
     def part(self, start: int, stop: int) -> Task:
-        """The subtask for these items, not yet meant for anybody."""
+        """Return the subtask for these items, without a backend."""
         ...
 
     def check(self, answer: Result, items: int) -> Any:
-        """What `join` needs of a good answer for so many items. Raises BackendFailed where it is none."""
+        """Return the value that `join` needs. Raises BackendFailed if the answer does not fit `items`."""
         ...
 
     def join(self, answers: Sequence[Any]) -> Result:
-        """The answer to all of it, from what `check` gave for each part, in order."""
+        """Return the whole answer from the values of `check`, in the order of the items."""
         ...
 
 
-def work_of(task: Task, argument: str, piece_s: float) -> Work | None:
-    """The task as divisible work; None where there is nothing to divide. Raises TaskInvalid for a task without list."""
+def divide_task(task: Task, argument: str, piece_s: float) -> DivisibleWork | None:
+    """Return the task as divisible work; None if it cannot be divided.
+
+    Raises TaskInvalid for a list task without list.
+    """
     if task.kind == "task":
-        return ListWork(task, argument)
+        return ListItemsWork(task, argument)
     if task.kind == "embeddings":
-        return InputsWork(task) if task.items > 1 else None
+        return EmbeddingInputsWork(task) if task.items > 1 else None
     if task.kind == "transcription" and (upload := task.files.get("file")):
         with contextlib.suppress(ValueError):
             return AudioWork(task, upload, piece_s)
     return None
 
 
-class ListWork:
-    """A task that takes a list and answers `{"result": [...]}` with one value for each item."""
+class ListItemsWork:
+    """A task that takes a list and returns `{"result": [...]}` with one value for each item."""
 
     def __init__(self, task: Task, argument: str) -> None:
         self._task, self._argument = task, argument
         arguments = task.json
         items = arguments.get(argument) if isinstance(arguments, dict) else None
         if not isinstance(items, list):
-            message = f'{task.name} takes an object with a list {argument!r}: {{"{argument}": [...]}}'
+            message = f'{task.name} needs a JSON object with the list {argument!r}: {{"{argument}": [...]}}'
             raise TaskInvalid(message, param=argument)
         self._items = items
         self.count = len(items)
 
     async def prepare(self) -> None:
-        """It is in items already."""
+        """Do nothing: the items are known."""
 
     def part(self, start: int, stop: int) -> Task:
-        """The same call with a shorter list."""
         return self._task.subtask(
             json={**self._task.json, self._argument: self._items[start:stop]}, items=max(stop - start, 1)
         )
 
     def check(self, answer: Result, items: int) -> list[Any]:
-        """The values. Raises BackendFailed."""
         value = answer.value()
         values = value.get("result") if isinstance(value, dict) else None
         if not isinstance(values, list) or len(values) != items:
-            raise _wrong(answer, f'{{"result": [...]}} with {items} values for its group')
+            raise _unexpected(answer, f'{{"result": [...]}} with {items} values for its group')
         return values
 
     def join(self, answers: Sequence[list[Any]]) -> Result:
-        """One list of all values."""
         return Result(json={"result": [value for values in answers for value in values]})
 
 
 class _Vectors(msgspec.Struct):
-    """An embeddings answer, its vectors unread: they go out as they came in."""
+    """An embeddings answer. Its vectors stay encoded and are passed on unchanged."""
 
     data: list[dict[str, msgspec.Raw]]
     usage: dict[str, int] | None = None
@@ -95,7 +95,7 @@ class _Vectors(msgspec.Struct):
 _VECTORS = msgspec.json.Decoder(_Vectors)
 
 
-class InputsWork:
+class EmbeddingInputsWork:
     """The inputs of an embeddings request."""
 
     def __init__(self, task: Task) -> None:
@@ -104,25 +104,24 @@ class InputsWork:
         self.count = len(self._inputs)
 
     async def prepare(self) -> None:
-        """It is in items already."""
+        """Do nothing: the items are known."""
 
     def part(self, start: int, stop: int) -> Task:
-        """The same request for fewer inputs."""
         return self._task.subtask(json={**self._task.json, "input": self._inputs[start:stop]}, items=stop - start)
 
     def check(self, answer: Result, items: int) -> _Vectors:
-        """The vectors in the order of their inputs. Raises BackendFailed."""
+        """Return the vectors in the order of their inputs. Raises BackendFailed."""
         try:
             found = _read_vectors(answer)
             found.data.sort(key=lambda one: int(bytes(one.get("index", b"0"))))
         except (msgspec.DecodeError, ValueError, TypeError) as exc:
-            raise _wrong(answer, f"embeddings that can be read ({exc})") from exc
+            raise _unexpected(answer, f"readable embeddings ({exc})") from exc
         if len(found.data) != items or not all("embedding" in one for one in found.data):
-            raise _wrong(answer, f"{items} vectors for its group")
+            raise _unexpected(answer, f"{items} vectors for its group")
         return found
 
     def join(self, answers: Sequence[_Vectors]) -> Result:
-        """All vectors, numbered through; what they cost is added up."""
+        """Return all vectors with consecutive indices and the sum of the usage."""
         data = [one for answer in answers for one in answer.data]
         for index, one in enumerate(data):
             one["index"] = msgspec.Raw(b"%d" % index)
@@ -140,7 +139,7 @@ class InputsWork:
 
 
 def _read_vectors(answer: Result) -> _Vectors:
-    """From an upstream's body, from the same as JSON, or from bare vectors, as a plugin may give them."""
+    """Read an upstream's body, the same as JSON, or bare vectors from a plugin."""
     if answer.body is not None:
         return _VECTORS.decode(answer.body)
     value = answer.json
@@ -151,6 +150,6 @@ def _read_vectors(answer: Result) -> _Vectors:
     return _VECTORS.decode(msgspec.json.encode(value))
 
 
-def _wrong(answer: Result, wanted: str) -> BackendFailed:
-    who = answer.backend or "a backend"
-    return BackendFailed(f"{who} was to answer {wanted}, and did not", code="upstream_bad_response")
+def _unexpected(answer: Result, wanted: str) -> BackendFailed:
+    backend = answer.backend or "a backend"
+    return BackendFailed(f"{backend} did not return {wanted}", code="upstream_bad_response")

@@ -1,10 +1,10 @@
-"""Scatter: one batch over both sides at once. `deal` says who does what; here it is done.
+"""Scatter: divide one batch over both sides. `assignment` decides; this module dispatches.
 
 The estimate follows from the theory of divisible loads: both sides begin at once and end together, so
 
     T = (N + o_edge / t_edge + o_cloud / t_cloud) / (1 / t_edge + 1 / t_cloud)
 
-with o what a side needs before its first item (round trip, wait) and t for each further one.
+where o is the overhead of a side before its first item (round trip, wait) and t its time for each further item.
 """
 
 from __future__ import annotations
@@ -24,133 +24,133 @@ from gateway.plugin import (
     View,
 )
 from gateway_hybrid.assignment import Assignment, Group
-from gateway_hybrid.divisible import Work, work_of
+from gateway_hybrid.divisible import DivisibleWork, divide_task
 from gateway_hybrid.settings import HybridSettings
-from gateway_hybrid.sides import PASSED_ON, EdgeCloudPair, may_have_run
+from gateway_hybrid.sides import CLIENT_ERROR_STATUSES, EdgeCloudPair, may_have_run
 from gateway_hybrid.throughput import MIN_S, Throughput
 
-FIRST_GROUPS = 2  # in flight far away, whatever is known: one on its way, one being done
-HANDLING_S = 0.003  # of dividing and joining, for the estimate
-REMEMBERED = 1024  # classes of work
+FIRST_GROUPS = 2  # groups in flight in the cloud at least: one in transit, one being computed
+HANDLING_S = 0.003  # time to divide and to join, for the estimate
+MAX_CLASSES = 1024  # classes of tasks with a learned speed
 
 
-class Speed(NamedTuple):
-    """One side's prediction for a batch: seconds before its first item, and for each."""
+class PredictedSpeed(NamedTuple):
+    """The prediction for one side: seconds before its first item, and seconds for each item."""
 
     overhead_s: float
     per_item_s: float
 
 
-class Memory(NamedTuple):
-    """What the last batch of a class taught of a side: seconds for each item, and how many it does at once."""
+class LearnedSpeed(NamedTuple):
+    """The result of the last batch of a class on a side: seconds for each item, and items computed in parallel."""
 
     per_item_s: float
     servers: float
 
 
 class Scatter:
-    """The mode `scatter`. It remembers the speed of each side by class of work; its waits, the view knows better."""
+    """The mode `scatter`. Keeps the learned speed of each side by class; the view supplies the waits."""
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.settings, self.services = settings, services
         self.sides = EdgeCloudPair(settings, services)
-        self._memory: dict[tuple[str, str, str], Memory] = {}
+        self._learned: dict[tuple[str, str, str], LearnedSpeed] = {}
 
     async def run(self, task: Task) -> Result:
-        """Divide, assign, run, put together. What cannot be divided is done by the side that is faster at it."""
+        """Divide, assign, dispatch and join. An indivisible task goes to the faster side."""
         task.terms.enter("split")
-        work = work_of(task, self.settings.argument, self.settings.piece_s)
+        work = divide_task(task, self.settings.argument, self.settings.piece_s)
         if work is not None:
             await work.prepare()
         if work is None:
             task.terms.leave()
             return await self._undivided(task)
-        batch = _Batch(self, task, work, self._paces(task, work))
+        batch = _Batch(self, task, work, self._throughputs(task, work))
         task.terms.leave()
-        answers = await batch.work_off()
+        answers = await batch.run()
         task.terms.enter("aggregate")
         if isinstance(answers, Result):
             return answers
-        self._remember(task, batch.paces)
+        self._remember(task, batch.throughputs)
         return work.join(answers)
 
     async def _undivided(self, task: Task) -> Result:
         predicted = self.sides.seconds(task, self.services.view)
-        order = sorted(self.sides.of(task), key=lambda side: predicted.get(side, float("inf")))
+        order = sorted(self.sides.eligible(task), key=lambda side: predicted.get(side, float("inf")))
         for side in order[:-1]:
             try:
-                return await self.sides.ask(side, task.subtask())
+                return await self.sides.dispatch(side, task.subtask())
             except (TaskInvalid, DeadlineExceeded):
                 raise
             except GatewayError as exc:
                 if may_have_run(exc) and self.settings.repeatable is False:
                     raise
-        return await self.sides.ask(order[-1], task.subtask())
+        return await self.sides.dispatch(order[-1], task.subtask())
 
-    # ── how fast the sides are ───────────────────────────────────────────────────────────────────
+    # ── speed of the sides ───────────────────────────────────────────────────────────────────
 
-    def _paces(self, task: Task, work: Work) -> dict[str, Throughput]:
+    def _throughputs(self, task: Task, work: DivisibleWork) -> dict[str, Throughput]:
         view = self.services.view
         speeds = self._speeds(task, work, view)
-        return {side: self._pace(side, task, view, speeds.get(side)) for side in self.sides.of(task)}
+        return {side: self._throughput(side, task, view, speeds.get(side)) for side in self.sides.eligible(task)}
 
-    def _pace(self, side: str, task: Task, view: View, speed: Speed | None) -> Throughput:
-        most = max(1, view.slots(side))
-        at_first = most if side == self.sides.edge else FIRST_GROUPS
+    def _throughput(self, side: str, task: Task, view: View, speed: PredictedSpeed | None) -> Throughput:
+        max_groups = max(1, view.slots(side))
+        initial_groups = max_groups if side == self.sides.edge else FIRST_GROUPS
         if speed is None or speed.overhead_s <= 0.0:
-            return Throughput(most=most, at_first=at_first)
+            return Throughput(max_groups=max_groups, initial_groups=initial_groups)
         return Throughput(
-            most=most,
-            at_first=at_first,
+            max_groups=max_groups,
+            initial_groups=initial_groups,
             per_item_s=speed.per_item_s,
             overhead_s=speed.overhead_s,
             servers=self._servers(side, task, view),
         )
 
     def _servers(self, side: str, task: Task, view: View) -> float:
-        known = self._memory.get((side, task.kind, task.name))
+        known = self._learned.get((side, task.kind, task.name))
         if known is not None:
             return known.servers
         return float(max(1, view.slots(side))) if side == self.sides.edge else 1.0
 
-    def _remember(self, task: Task, paces: Mapping[str, Throughput]) -> None:
-        if len(self._memory) >= REMEMBERED:
-            self._memory.clear()
-        for side, pace in paces.items():
-            if pace.is_measured and pace.per_item_s is not None:
-                self._memory[side, task.kind, task.name] = Memory(pace.per_item_s, pace.servers)
+    def _remember(self, task: Task, throughputs: Mapping[str, Throughput]) -> None:
+        if len(self._learned) >= MAX_CLASSES:
+            self._learned.clear()
+        for side, throughput in throughputs.items():
+            if throughput.is_measured and throughput.per_item_s is not None:
+                self._learned[side, task.kind, task.name] = LearnedSpeed(throughput.per_item_s, throughput.servers)
 
-    def _speeds(self, task: Task, work: Work, view: View) -> dict[str, Speed]:
-        """What is predicted of each side. An overhead of 0 means that sizes have told nothing apart yet."""
+    def _speeds(self, task: Task, work: DivisibleWork, view: View) -> dict[str, PredictedSpeed]:
+        """Return the prediction for each side. An overhead of 0 means that no batch sizes have been compared yet."""
         if work.count < 2:
             return {}
         one = work.part(0, 1)
-        out: dict[str, Speed] = {}
+        out: dict[str, PredictedSpeed] = {}
         for side, whole_s in self.sides.seconds(task, view).items():
             first_s = view.seconds(side, one)
             if first_s is None:
                 continue
-            known = self._memory.get((side, task.kind, task.name))
+            known = self._learned.get((side, task.kind, task.name))
             per_item_s = known.per_item_s if known else (whole_s - first_s) / (work.count - 1)
-            is_told_apart = per_item_s > 0.01 * whole_s / work.count
+            is_distinct = per_item_s > 0.01 * whole_s / work.count
             out[side] = (
-                Speed(max(first_s - per_item_s, MIN_S), per_item_s)
-                if is_told_apart
-                else Speed(0.0, whole_s / work.count)
+                PredictedSpeed(max(first_s - per_item_s, MIN_S), per_item_s)
+                if is_distinct
+                else PredictedSpeed(0.0, whole_s / work.count)
             )
         return out
 
-    # ── what it will take ────────────────────────────────────────────────────────────────────────
+    # ── estimate ────────────────────────────────────────────────────────────────────────
 
     def estimate(self, task: Task, view: View) -> float | None:
-        """Seconds for the batch divided; for what cannot be divided, a little more than the faster side."""
+        """Seconds for the divided batch; for an indivisible task, slightly more than the faster side."""
         alone = self.sides.seconds(task, view)
         if not alone:
             return None
         return self._shares(task, view, alone)[0]
 
     def plan(self, task: Task, view: View) -> dict[str, Any] | None:
-        """The shares it would aim for; the pulling decides."""
+        """The predicted shares; the real ones follow from the speed of the sides."""
         alone = self.sides.seconds(task, view)
         if not alone:
             return None
@@ -161,9 +161,9 @@ class Scatter:
         work = self._work(task)
         return work.count if work else 1
 
-    def _work(self, task: Task) -> Work | None:
+    def _work(self, task: Task) -> DivisibleWork | None:
         try:
-            return work_of(task, self.settings.argument, self.settings.piece_s)
+            return divide_task(task, self.settings.argument, self.settings.piece_s)
         except TaskInvalid:
             return None
 
@@ -174,15 +174,15 @@ class Scatter:
         if work is None or work.count < 2:
             return whole
         speeds = {
-            side: Speed(speed.overhead_s, speed.per_item_s / self._servers(side, task, view))
+            side: PredictedSpeed(speed.overhead_s, speed.per_item_s / self._servers(side, task, view))
             for side, speed in self._speeds(task, work, view).items()
         }
         divided = divide(work.count, speeds)
         return divided if divided[0] < whole[0] else whole
 
 
-def divide(count: int, speeds: Mapping[str, Speed]) -> tuple[float, dict[str, float]]:
-    """Seconds, and each side's part, when all begin at once and end together. A side too slow to help gets nothing."""
+def divide(count: int, speeds: Mapping[str, PredictedSpeed]) -> tuple[float, dict[str, float]]:
+    """Seconds and the share of each side if all begin and end together. A side that is too slow gets no share."""
     useful = dict(speeds)
     while useful:
         rate = sum(1 / speed.per_item_s for speed in useful.values())
@@ -200,63 +200,67 @@ def divide(count: int, speeds: Mapping[str, Speed]) -> tuple[float, dict[str, fl
 
 
 class _Batch:
-    """One batch on its way: which groups run, and what came back for each."""
+    """One batch in flight: the running groups and the answers so far."""
 
-    def __init__(self, scatter: Scatter, task: Task, work: Work, paces: dict[str, Throughput]) -> None:
+    def __init__(self, scatter: Scatter, task: Task, work: DivisibleWork, throughputs: dict[str, Throughput]) -> None:
         self.sides, self.services, self.task = scatter.sides, scatter.services, task
-        self.work, self.paces = work, paces
+        self.work, self.throughputs = work, throughputs
         self._repeatable = scatter.settings.repeatable is not False
-        self._deal = Assignment(work.count, paces, groups=scatter.settings.groups, repeatable=self._repeatable)
+        self._assignment = Assignment(
+            work.count, throughputs, groups=scatter.settings.groups, repeatable=self._repeatable
+        )
         self._running: dict[asyncio.Task[Any], Group] = {}
         self._answers: dict[int, Any] = {}
         self._refusal: Result | None = None
         self._now = asyncio.get_running_loop().time
 
-    async def work_off(self) -> list[Any] | Result:
-        """The answers to all parts, in order; or a side's refusal, which is the answer to the whole.
+    async def run(self) -> list[Any] | Result:
+        """Return the answers to all parts in order, or a side's client error, which answers the whole batch.
 
-        Raises the first failure that neither side could mend. What still runs then is cancelled.
+        Raises the first failure that the other side could not resolve. Running groups are cancelled then.
         """
         try:
-            while not self._deal.is_done and self._refusal is None:
-                self._start(self._deal.assign(self._now()))
-                await self._news()
+            while not self._assignment.is_done and self._refusal is None:
+                self._start(self._assignment.assign(self._now()))
+                await self._wait()
         finally:
             await self._cancel(self._running)
         return self._refusal or [self._answers[start] for start in sorted(self._answers)]
 
     def _start(self, groups: Iterable[Group]) -> None:
-        for late in self._deal.reclaimed:
-            self._moved(late, "stalled")
-            self._drop(late)
-        self._deal.reclaimed.clear()
+        for late in self._assignment.reclaimed:
+            self._log_move(late, "stalled")
+            self._cancel_group(late)
+        self._assignment.reclaimed.clear()
         for group in groups:
             part = self.work.part(group.start, group.stop)
-            asked = asyncio.ensure_future(self.sides.ask(group.side, part))
-            asked.add_done_callback(_seen)
-            self._running[asked] = group
+            call = asyncio.ensure_future(self.sides.dispatch(group.side, part))
+            call.add_done_callback(_consume_exception)
+            self._running[call] = group
 
-    async def _news(self) -> None:
-        """Wait until something came back, or it is time to look again."""
-        wait_s = self._deal.look_again_s(self._now())
+    async def _wait(self) -> None:
+        """Wait for an answer, or until the assignment must be checked again."""
+        wait_s = self._assignment.next_check_s(self._now())
         if not self._running:
             await asyncio.sleep(wait_s or 0.0)
             if self._now() >= self.task.deadline:
-                raise DeadlineExceeded("the time was over before both sides could be asked again")
+                raise DeadlineExceeded("the deadline passed while both sides paused after failures")
             return
         done, _ = await asyncio.wait(self._running, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        for asked in done:
-            if (group := self._running.pop(asked, None)) is not None and not asked.cancelled():
-                self._settle(group, asked)
+        for call in done:
+            if (group := self._running.pop(call, None)) is not None and not call.cancelled():
+                self._settle(group, call)
 
-    def _settle(self, group: Group, asked: asyncio.Task[Any]) -> None:
+    def _settle(self, group: Group, call: asyncio.Task[Any]) -> None:
         try:
-            answer = asked.result()
-            if answer.status in PASSED_ON:
+            answer = call.result()
+            if answer.status in CLIENT_ERROR_STATUSES:
                 self._refusal = answer
                 return
             if answer.status >= 400:
-                self._failed(group, BackendFailed(f"{group.side} refused it with status {answer.status}"), answer)
+                self._failed(
+                    group, BackendFailed(f"{group.side} returned status {answer.status} for its group"), answer
+                )
                 return
             checked = self.work.check(answer, group.items)
         except (TaskInvalid, DeadlineExceeded):
@@ -265,23 +269,25 @@ class _Batch:
             self._failed(group, exc, None)
             return
         self._answers[group.start] = checked
-        self._deal.answered(group, self._now())
-        if group.twin is not None:
-            self._drop(group.twin)
+        self._assignment.on_answer(group, self._now())
+        if group.duplicate is not None:
+            self._cancel_group(group.duplicate)
 
     def _failed(self, group: Group, error: GatewayError, refusal: Result | None) -> None:
-        ran = may_have_run(error)
-        if ran and not self._repeatable:
+        may_have_effect = may_have_run(error)
+        if may_have_effect and not self._repeatable:
             raise error
-        is_open = self._deal.failed(group, self._now(), is_refusal=not ran, retry_after_s=error.retry_after_s)
+        is_open = self._assignment.on_failure(
+            group, self._now(), is_refusal=not may_have_effect, retry_after_s=error.retry_after_s
+        )
         if is_open:
-            self._moved(group, error.code)
+            self._log_move(group, error.code)
         elif refusal is not None:
             self._refusal = refusal
         else:
             raise error
 
-    def _moved(self, group: Group, why: str) -> None:
+    def _log_move(self, group: Group, why: str) -> None:
         self.services.log.info(
             "hybrid.group_moved",
             parent_id=self.task.id,
@@ -290,21 +296,21 @@ class _Batch:
             error=why,
         )
 
-    def _drop(self, group: Group) -> None:
-        for asked, running in list(self._running.items()):
+    def _cancel_group(self, group: Group) -> None:
+        for call, running in list(self._running.items()):
             if running is group:
-                del self._running[asked]
-                asked.cancel()
+                del self._running[call]
+                call.cancel()
 
-    async def _cancel(self, asked: Iterable[asyncio.Task[Any]]) -> None:
-        left = list(asked)
+    async def _cancel(self, call: Iterable[asyncio.Task[Any]]) -> None:
+        left = list(call)
         for each in left:
             each.cancel()
         if left:
             await asyncio.wait(left)
 
 
-def _seen(asked: asyncio.Future[Any]) -> None:
-    """Whoever has lost interest in it needs no report of how it failed."""
-    if not asked.cancelled():
-        asked.exception()
+def _consume_exception(call: asyncio.Future[Any]) -> None:
+    """Mark the exception of a cancelled call as retrieved, or asyncio logs it."""
+    if not call.cancelled():
+        call.exception()

@@ -1,4 +1,4 @@
-"""The two backends a hybrid works with, and how it asks them."""
+"""The two backends of a hybrid, and the subtasks it sends to them."""
 
 from __future__ import annotations
 
@@ -7,43 +7,42 @@ from typing import Any
 from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Result, Services, Task, View, encode_form
 from gateway_hybrid.settings import HybridSettings
 
-PASSED_ON = frozenset({400, 422})  # the client's mistake: the other side would say the same
+CLIENT_ERROR_STATUSES = frozenset({400, 422})  # an error in the request: the other side would return it too
 
 
 class EdgeCloudPair:
-    """Asks one side or the other. What may not leave the site knows one side only."""
+    """Dispatches subtasks to the edge or the cloud backend. A task that may not leave the site has one side only."""
 
     def __init__(self, settings: HybridSettings, services: Services) -> None:
         self.edge, self.cloud = settings.edge, settings.cloud
         self.services = services
 
-    def of(self, task: Task) -> tuple[str, ...]:
-        """The sides that may serve the task."""
+    def eligible(self, task: Task) -> tuple[str, ...]:
+        """Return the sides that may serve the task."""
         return (self.edge, self.cloud) if task.may_leave else (self.edge,)
 
     def other(self, side: str) -> str:
-        """The one that is not `side`."""
         return self.cloud if side == self.edge else self.edge
 
-    async def ask(self, side: str, part: Task) -> Result:
-        """Have a subtask served there. Raises what a request can end in."""
+    async def dispatch(self, side: str, part: Task) -> Result:
+        """Dispatch a subtask to `side`. Raises GatewayError."""
         return await self.services.dispatch(part.replace(pin=side))
 
     def seconds(self, task: Task, view: View) -> dict[str, float]:
-        """What each side that can serve the task is predicted to take."""
-        found = {side: view.seconds(side, task) for side in self.of(task)}
+        """Return the predicted seconds of each side that can serve the task."""
+        found = {side: view.seconds(side, task) for side in self.eligible(task)}
         return {side: seconds for side, seconds in found.items() if seconds is not None}
 
 
 def may_have_run(error: GatewayError) -> bool:
-    """Whether work may have been done before it failed. Refusals (a busy side, a link known to be down) did none."""
+    """Whether the task may have run before the failure. A refusal (busy side, link known to be down) ran nothing."""
     return error.began and isinstance(error, BackendUnavailable | BackendFailed)
 
 
-def whole(task: Task, **members: Any) -> Task:
-    """The task once more, as a subtask that asks for a whole answer even where the client asked for a stream.
+def as_whole_subtask(task: Task, **members: Any) -> Task:
+    """Return the task as a subtask that requests a whole answer, even if the client requested a stream.
 
-    members: what its JSON is to have besides.
+    members: members to set in its JSON body.
     """
     if not task.stream and not members:
         return task.subtask(items=task.items)
@@ -56,5 +55,5 @@ def whole(task: Task, **members: Any) -> Task:
 
 
 def is_final(answer: Result) -> bool:
-    """Whether an answer stands, whatever the other side may say."""
-    return answer.status < 400 or answer.status in PASSED_ON
+    """Whether the answer is returned without trying the other side."""
+    return answer.status < 400 or answer.status in CLIENT_ERROR_STATUSES

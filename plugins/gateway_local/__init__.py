@@ -1,7 +1,7 @@
-"""An operator's own Python functions as tasks, in worker processes where they may compute and block.
+"""Serves an operator's Python functions as tasks, in worker processes in which they may compute and block.
 
-A JSON object's members are the keyword arguments; what the function returns is the result, and each value a
-generator yields is a part. Functions and generators may be plain or async.
+The members of the JSON body are the keyword arguments. The return value is the result; each value that a generator
+yields is a part of a stream. Functions and generators may be plain or async.
 
     TASKS=weather.tools:forecast,weather.tools:alarm     by name, or {"wx": "weather.tools:forecast"}
     TASKS_DIR=/etc/edge-gateway/tasks                    every public function of every file there
@@ -31,22 +31,22 @@ from gateway.plugin import (
     Task,
     frames_of,
 )
-from gateway_local.calling import Callee, as_json
-from gateway_local.loading import load_folder, load_named
+from gateway_local.calling import BoundFunction, as_json
+from gateway_local.loading import load_folder, load_functions
 
-SHIPPED = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
+EXAMPLE_FUNCTIONS = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
 EXAMPLES = {"add": {"a": 10, "b": 20}, "burn": {"seconds": 0.001}, "count": {"n": 3}, "squares": {"items": [2, 3]}}
-TELL_EVERY_S = 60.0
+LOG_INTERVAL_S = 60.0
 TRACEBACK_CHARS = 8000
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 class LocalSettings(BackendSettings):
-    """What an operator may set."""
+    """Settings of the `local` plugin."""
 
     tasks: dict[str, str] | None = Field(
         None,
-        description="functions to serve, `package.module:function,…`, or a map from the client's name to such a one",
+        description="functions to serve, `package.module:function,…`, or a map from the client's name to such a target",
     )
     tasks_dir: DirectoryPath | None = Field(
         None, description="a folder; every public function of every `*.py` file in it is served"
@@ -55,20 +55,20 @@ class LocalSettings(BackendSettings):
     @field_validator("tasks")
     @classmethod
     def _client_names(cls, tasks: dict[str, str] | None) -> dict[str, str] | None:
-        """A function given without a name is called by its own."""
+        """A function listed without a name is served by its own name."""
         named: dict[str, str] = {}
         for name, target in (tasks or {}).items():
             if not _TARGET.fullmatch(target):
                 raise ValueError(f"`{target}` is not of the form `package.module:function`")
             name = re.split(r"[:.]", target)[-1] if name == target else name
             if name in named:
-                raise ValueError(f"`{named[name]}` and `{target}` are both called `{name}`; name one by a map")
+                raise ValueError(f"`{named[name]}` and `{target}` are both called `{name}`; rename one by a map")
             named[name] = target
         return named or None
 
 
 class Local(Backend[LocalSettings]):
-    """Calls functions."""
+    """Calls Python functions."""
 
     isolation = "process"
     examples: ClassVar = EXAMPLES
@@ -77,53 +77,53 @@ class Local(Backend[LocalSettings]):
     def __init__(self, settings: LocalSettings, services: Services) -> None:
         super().__init__(settings, services)
         self.tasks = None
-        self._callees: dict[str, Callee] = {}
-        self._told: dict[tuple[str, str, str], tuple[float, int]] = {}
+        self._callees: dict[str, BoundFunction] = {}
+        self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     async def __aenter__(self) -> Self:
-        """Import the functions. Raises BackendUnavailable that names what is wrong with which."""
+        """Import the functions. Raises BackendUnavailable, which names the function and the error."""
         settings = self.settings
-        named = settings.tasks or ({} if settings.tasks_dir else SHIPPED)
-        functions = load_named(named)
+        named = settings.tasks or ({} if settings.tasks_dir else EXAMPLE_FUNCTIONS)
+        functions = load_functions(named)
         if settings.tasks_dir is not None:
             for name, function in load_folder(settings.tasks_dir).items():
                 if name in functions:
                     raise BackendUnavailable(f"`{name}` is both in TASKS ({named[name]}) and in {settings.tasks_dir}")
                 functions[name] = function
-        self._callees = {name: Callee(name, function) for name, function in functions.items()}
+        self._callees = {name: BoundFunction(name, function) for name, function in functions.items()}
         self.tasks = {name: name for name in self._callees}
         return self
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
-        """Call the function; yields one result, or a part for each value of a generator.
+        """Call the function; yield one result, or a part for each value of a generator.
 
-        What the function raises is its own affair, and often its argument's: that says nothing of the others.
+        An exception of the function often depends on its argument, so it does not count against the backend.
         """
         try:
-            async with aclosing(self._called(task)) as items:
+            async with aclosing(self._call(task)) as items:
                 async for item in items:
                     yield item
         except GatewayError:
             raise
         except Exception as exc:
-            self._tell(task, exc)
+            self._log_exception(task, exc)
             message = f"`{task.name}` raised {type(exc).__name__}"
             raise BackendUnavailable(message, code="plugin_error", again=False, detail=str(exc)) from exc
 
-    def _tell(self, task: Task, exc: Exception) -> None:
-        """Once a minute of each place: clients can cause it."""
+    def _log_exception(self, task: Task, exc: Exception) -> None:
+        """Log at most once a minute for each place: a client can cause any number of exceptions."""
         what = type(exc).__name__
         frames = frames_of(exc)
         key, now = (task.name, what, frames[-1]), time.monotonic()
-        told_at, left_out = self._told.get(key, (-math.inf, 0))
-        if now - told_at < TELL_EVERY_S:
-            self._told[key] = (told_at, left_out + 1)
+        logged_at, suppressed = self._logged.get(key, (-math.inf, 0))
+        if now - logged_at < LOG_INTERVAL_S:
+            self._logged[key] = (logged_at, suppressed + 1)
             return
-        self._told[key] = (now, 0)
+        self._logged[key] = (now, 0)
         where = "\n".join(frames)[-TRACEBACK_CHARS:]
-        self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where, suppressed=left_out)
+        self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where, suppressed=suppressed)
 
-    async def _called(self, task: Task) -> AsyncGenerator[Part | Result, None]:
+    async def _call(self, task: Task) -> AsyncGenerator[Part | Result, None]:
         value = self._callees[task.name].call(task.json)
         if inspect.isawaitable(value):
             value = await value

@@ -1,7 +1,7 @@
-"""Calling a function with a JSON object's members, and its value as JSON.
+"""Call a function with the members of a JSON object, and convert its value to JSON.
 
-A wrong name is the client's mistake and is told before anything runs, so that a TypeError from inside the
-function stays what it is: the function's own. Values are given as they came; annotations convert nothing.
+Argument names are checked before the call, so a TypeError from inside the function is an error of the function. Values
+are passed as decoded; annotations convert nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIO
 _SPREAD = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class Callee:
-    """A function under the name that clients call it by. Raises BackendUnavailable where it takes no names."""
+class BoundFunction:
+    """A function with the task name. Raises BackendUnavailable if its arguments have no names."""
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
@@ -35,12 +35,15 @@ class Callee:
 
     @property
     def shape(self) -> str:
-        """How it is called, such as `add(a, b)`."""
+        """The signature, such as `add(a, b)`."""
         bare = [p.replace(annotation=inspect.Parameter.empty) for p in self._signature.parameters.values()]
         return f"{self.name}{inspect.Signature(bare)}"
 
     def call(self, arguments: Any) -> Any:
-        """Call it with `arguments`, a JSON object. Raises TaskInvalid for wrong ones, and what it raises."""
+        """Call with `arguments`, a JSON object.
+
+        Raises TaskInvalid for wrong arguments; the function's exceptions pass.
+        """
         self._check(arguments)
         by_position = [
             arguments[p.name] for p in self._named.values() if p.kind in _BY_POSITION and p.name in arguments
@@ -64,12 +67,12 @@ class Callee:
 
 
 def as_json(value: Any, name: str) -> Any:
-    """`value` in JSON's own types. Raises BackendFailed where there is no way."""
+    """Convert `value` to JSON types. Raises BackendFailed if that is impossible."""
     try:
         return msgspec.to_builtins(value, str_keys=True, enc_hook=_as_plain)
     except (TypeError, ValueError, RecursionError) as exc:
         raise BackendFailed(
-            f"`{name}` answered with something that is not JSON ({exc}); return numbers, texts, bytes, lists, "
+            f"`{name}` returned a value that has no JSON form ({exc}); return numbers, texts, bytes, lists, "
             "maps, dates or dataclasses of these"
         ) from exc
 

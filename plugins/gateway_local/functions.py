@@ -1,4 +1,4 @@
-"""The functions that are served when an operator has named none of his own: examples, and what the demo runs."""
+"""Example functions, served if no function is configured, and used by the demo."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def add(a: Any, b: Any) -> Any:
-    """The sum of a and b."""
+    """Return the sum of a and b."""
     return a + b
 
 
 def burn(seconds: float) -> float:
-    """Keep one core busy for that many seconds; how many it were, in CPU time."""
+    """Keep one core busy for `seconds`; return the CPU seconds used."""
     began, end = time.process_time(), time.monotonic() + seconds
     while time.monotonic() < end:
         pass
@@ -21,10 +21,10 @@ def burn(seconds: float) -> float:
 
 
 def count(n: int) -> Iterator[int]:
-    """The numbers from 1 to n, one part each."""
+    """Yield the numbers from 1 to n."""
     yield from range(1, n + 1)
 
 
 def squares(items: list[float]) -> list[float]:
-    """The square of each item."""
+    """Return the square of each item."""
     return [item * item for item in items]

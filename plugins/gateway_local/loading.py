@@ -1,6 +1,6 @@
-"""Finding an operator's functions: by `package.module:function`, and in every file of a folder.
+"""Load an operator's functions: by `package.module:function`, and from every file of a folder.
 
-Every complaint names the function or the file it is about.
+Errors name the function or the file.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from gateway.plugin import BackendUnavailable, load_function
 Function = Callable[..., Any]
 
 
-def load_named(targets: Mapping[str, str]) -> dict[str, Function]:
-    """The functions of `targets`, a map from a name to `package.module:function`. Raises BackendUnavailable."""
+def load_functions(targets: Mapping[str, str]) -> dict[str, Function]:
+    """Load `targets`, a map from a name to `package.module:function`. Raises BackendUnavailable."""
     return {name: load_function(target, f"task `{name}`") for name, target in targets.items()}
 
 
 def load_folder(folder: Path) -> dict[str, Function]:
-    """Every public function defined in the `*.py` files of `folder`. Raises BackendUnavailable.
+    """Load every public function defined in the `*.py` files of `folder`. Raises BackendUnavailable.
 
-    Files may import each other; one whose name begins with `_` is only imported, never served.
+    Files may import each other. A file with a name that begins with `_` can be imported but is not served.
     """
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
@@ -42,7 +42,9 @@ def load_folder(folder: Path) -> dict[str, Function]:
 
 
 def _import_file(file: Path) -> ModuleType:
-    name = f"_task_file_{file.stem}"  # a `queue.py` of the operator's must not take the library's place
+    name = (
+        f"_task_file_{file.stem}"  # a prefix, so that an operator's `queue.py` does not replace the standard library's
+    )
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None

@@ -1,8 +1,7 @@
-"""RIFF WAV as 16 kHz, mono, 16 bit, which is what the recogniser hears; no numpy, and no `audioop`, which Python 3.13
-no longer has.
+"""Convert RIFF WAV to 16 kHz, mono, 16 bit, the input of the recognizer. Uses no `audioop` (removed in Python 3.13).
 
-Rates that are a multiple of 16 kHz are averaged down, others are interpolated. Recordings of 16 kHz, mono, 16 bit
-pass untouched.
+A rate that is a multiple of 16 kHz is averaged down, any other rate is interpolated. Recordings of 16 kHz, mono, 16 bit
+are not changed.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from gateway.plugin import TaskInvalid
 RATE_HZ = 16_000
 BYTES_PER_S = RATE_HZ * 2
 _RATES_HZ = range(8_000, 48_001)
-_HEADER_BYTES = 44  # at least
-_UNKNOWN_LENGTH = 0xFFFF_0000  # what programs that stream write for a length they do not know yet, and above
+_HEADER_BYTES = 44  # minimum
+_UNKNOWN_LENGTH = 0xFFFF_0000  # written by programs that stream and do not know the length; larger values too
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a WAV says of itself."""
+    """The header of a WAV file."""
 
     channels: int
     bytes_per_sample: int
@@ -34,17 +33,15 @@ class Header:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one instant, all channels."""
         return self.channels * self.bytes_per_sample
 
     @property
     def seconds(self) -> float:
-        """Its length."""
         return self.frames / self.rate_hz
 
 
 def read_pcm(data: bytes) -> array[int]:
-    """The samples of a WAV at 16 kHz, mono, 16 bit. Raises TaskInvalid that says what is wrong with it."""
+    """Return the samples of a WAV at 16 kHz, mono, 16 bit. Raises TaskInvalid, which names the fault."""
     with _opened(data) as file:
         header = _header(file, data)
         _check(header)
@@ -57,7 +54,7 @@ def read_pcm(data: bytes) -> array[int]:
 
 
 def seconds_of(data: bytes) -> float:
-    """The length by the header alone, or a guess by the size where that cannot be read; never raises."""
+    """Return the length from the header, or an estimate from the size if the header is not readable. Never raises."""
     try:
         with _opened(data) as file:
             return _header(file, data).seconds
@@ -66,7 +63,7 @@ def seconds_of(data: bytes) -> float:
 
 
 def resample(samples: array[int], rate_hz: int) -> array[int]:
-    """`samples`, taken at `rate_hz`, as they would have been at 16 kHz."""
+    """Resample from `rate_hz` to 16 kHz."""
     if rate_hz == RATE_HZ or not samples:
         return samples
     step, rest = divmod(rate_hz, RATE_HZ)
@@ -90,7 +87,7 @@ def _opened(data: bytes) -> wave.Wave_read:
     try:
         return wave.open(io.BytesIO(data), "rb")
     except EOFError:
-        raise _invalid("it ends before its header does") from None
+        raise _invalid("it ends within its header") from None
     except (wave.Error, RuntimeError) as exc:
         raise _invalid(str(exc) or "its header is broken") from exc
 
@@ -115,7 +112,7 @@ def _check(header: Header) -> None:
 
 
 def _samples(raw: bytes, bytes_per_sample: int) -> array[int]:
-    if bytes_per_sample == 1:  # unsigned, by the format
+    if bytes_per_sample == 1:  # unsigned in WAV
         return array("h", ((byte - 128) << 8 for byte in raw))
     samples = array("h", raw)
     if sys.byteorder == "big":
@@ -124,4 +121,4 @@ def _samples(raw: bytes, bytes_per_sample: int) -> array[int]:
 
 
 def _invalid(why: str) -> TaskInvalid:
-    return TaskInvalid(f"`file` is no WAV (PCM) that can be read: {why}", param="file")
+    return TaskInvalid(f"`file` is not a readable WAV file (PCM): {why}", param="file")

@@ -1,4 +1,7 @@
-"""Clients of other people's making, unmodified but for their base URL; run by `./run test --clients`."""
+"""Third-party clients, unmodified except for their base URL.
+
+They are run by `./run test --clients`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from gateway_echo import vector
-from support.chats import TEXT, USAGE
-from support.clients import VECTOR, found_by, house, run
+from support.chat_upstreams import TEXT, USAGE
+from support.client_programs import VECTOR, client_gateway, result_of_program, run
 from support.programs import CLIENTS_PYTHON, needs
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(180)]
@@ -24,9 +27,9 @@ SAID = pytest.approx(vector("a text", 8), abs=1e-6)  # 32-bit floats
     "program", ["with_openai.py", pytest.param("with_openai.mjs", marks=needs("node", "npm"))], ids=["python", "node"]
 )
 @pytest.mark.parametrize("path", ["/v1", ""], ids=["with /v1", "without"])
-async def test_openais_own_clients(program: str, path: str) -> None:
-    async with house() as gateway:
-        found = await found_by(program, gateway.url + path, RECORDING)
+async def test_openai_clients_work_unchanged(program: str, path: str) -> None:
+    async with client_gateway() as gateway:
+        found = await result_of_program(program, gateway.url + path, RECORDING)
     assert {"auto", "echo", "echo/echo", "gpt", "cloud/gpt"} <= set(found["models"])
     assert found["model"] == "echo"
     for model, text in MODELS.items():
@@ -37,17 +40,17 @@ async def test_openais_own_clients(program: str, path: str) -> None:
             "usage": [] if model == "echo" else [USAGE["total_tokens"]],
         }
     assert found["completion"] == "go on"
-    assert (found["embedding"], found["floats"]) == (SAID, SAID)  # asked for in base64, and as floats
-    assert found["relayed"] == VECTOR  # base64 to both, as they came and as they went
-    assert (found["heard as json"], found["heard as text"].strip()) == ("ten and twenty", "ten and twenty")
+    assert (found["embedding"], found["floats"]) == (SAID, SAID)  # requested in base64, and as floats
+    assert found["relayed"] == VECTOR  # base64 from the upstream, and to the client
+    assert (found["transcribed as json"], found["transcribed as text"].strip()) == ("ten and twenty", "ten and twenty")
     assert found["response"] == "hello back"
     assert found["unknown"] == ["model_not_found", "model", True]
     assert found["headers"] == ["echo", True, True]
 
 
-async def test_langchain() -> None:
-    async with house() as gateway:
-        found = await found_by("with_langchain.py", f"{gateway.url}/v1")
+async def test_langchain_client_works_unchanged() -> None:
+    async with client_gateway() as gateway:
+        found = await result_of_program("with_langchain.py", f"{gateway.url}/v1")
     for model, text in MODELS.items():
         usage = [] if model == "echo" else [USAGE["total_tokens"]]
         assert found[model] == {"whole": text, "streamed": text, "usage": usage, "batch": [text] * 3}
@@ -55,26 +58,29 @@ async def test_langchain() -> None:
     assert len(found["embeddings"]) == 2
 
 
-async def test_litellm() -> None:
-    async with house() as gateway:
-        found = await found_by("with_litellm.py", f"{gateway.url}/v1")
+async def test_litellm_client_works_unchanged() -> None:
+    async with client_gateway() as gateway:
+        found = await result_of_program("with_litellm.py", f"{gateway.url}/v1")
     assert {model: found[model] for model in MODELS} == {
         model: {"whole": text, "streamed": text} for model, text in MODELS.items()
     }
     assert (found["embedding"], found["unknown"]) == (SAID, 404)
 
 
-async def test_openapi_json_is_true(tmp_path: Path) -> None:
-    """Schemathesis makes requests of it, good and bad, and holds every answer against it."""
+async def test_every_answer_conforms_to_openapi_json(tmp_path: Path) -> None:
+    """Schemathesis checks every answer against the document.
+
+    It generates valid and invalid requests.
+    """
     options = {
         "--max-examples": "15",
         "--seed": "1",
         "--phases": "examples,coverage,fuzzing",
-        # 5xx are answers here, each of them declared. To JSON Schema 1.0 is an integer, to us it is no token. And a
-        # header nobody declared violates no schema, though schemathesis holds that it does.
+        # Every 5xx answer is declared. JSON Schema accepts 1.0 as an integer, the gateway rejects it as a token. An
+        # undeclared header violates no schema, although schemathesis reports it.
         "--exclude-checks": "not_a_server_error,positive_data_acceptance,negative_data_rejection",
     }
-    async with house() as gateway:
+    async with client_gateway() as gateway:
         schemathesis = str(CLIENTS_PYTHON.with_name("schemathesis"))
         words = [word for option in options.items() for word in option]
         await run(schemathesis, "run", f"{gateway.url}/openapi.json", "--no-color", *words, cwd=tmp_path)

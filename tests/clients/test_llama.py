@@ -1,4 +1,7 @@
-"""A real engine behind the gateway: llama.cpp's server, with a model whose answers are known (bench/llama_world)."""
+"""llama.cpp's server behind the gateway, with a model of known answers.
+
+bench/llama_world creates the model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import openai
 import pytest
 
 from gateway.testing import RunningGateway, running_gateway
-from support.chats import QUESTION, Speaker, breaks, talking
+from support.chat_upstreams import QUESTION, ChatUpstream, breaks, talking
 from support.documents import ROOT
 from support.programs import CLIENTS_PYTHON
 from support.upstream import Upstream, cut
@@ -24,12 +27,12 @@ COUNT = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
 )
-ALL_IT_COULD_SAY = 32_768  # tokens, the context of one of its slots
+CONTEXT_TOKENS = 32_768  # the context of one slot of the server
 
 
 @asynccontextmanager
 async def llama() -> AsyncIterator[str]:
-    """llama.cpp's server; its URL."""
+    """Run llama.cpp's server; yields its URL."""
     server = await asyncio.create_subprocess_exec(
         str(CLIENTS_PYTHON),
         str(ROOT / "bench" / "llama_world" / "server.py"),
@@ -50,7 +53,10 @@ async def llama() -> AsyncIterator[str]:
 async def served(
     url: str, environ: dict[str, str] | None = None, **settings: str
 ) -> AsyncIterator[tuple[RunningGateway, openai.AsyncOpenAI]]:
-    """A gateway with the server at `url` as `llama` on this site, and a client of it."""
+    """Run a gateway with the server at `url` as edge backend `llama`.
+
+    Yields it with an OpenAI client.
+    """
     here = cloud(url, "llama", SITE="edge", SLOTS="2", **settings)
     async with (
         running_gateway(**here, **(environ or {})) as gateway,
@@ -59,7 +65,7 @@ async def served(
         yield gateway, ai
 
 
-async def test_its_ordinary_calls() -> None:
+async def test_llama_server_answers_ordinary_calls_through_the_gateway() -> None:
     async with llama() as url, served(url) as (gateway, ai):
         models = {model.id async for model in ai.models.list()}
         whole = await ai.chat.completions.create(model="counting", messages=[QUESTION])
@@ -75,7 +81,7 @@ async def test_its_ordinary_calls() -> None:
     assert {"auto", "counting", "llama/counting"} <= models
     assert whole.choices[0].message.content == COUNT
     assert whole.model_extra is not None
-    assert whole.model_extra["timings"]["predicted_n"] == 21  # what only this server says is kept
+    assert whole.model_extra["timings"]["predicted_n"] == 21  # a member specific to this server is kept
     said = [choice.delta.content or "" for chunk in chunks for choice in chunk.choices]
     assert "".join(said) == COUNT
     assert [chunk.usage.completion_tokens for chunk in chunks if chunk.usage] == [21]
@@ -88,9 +94,9 @@ async def test_its_ordinary_calls() -> None:
     }
 
 
-async def test_an_answer_that_broke_off_in_the_cloud_is_finished_by_it() -> None:
+async def test_stream_broken_in_the_cloud_is_resumed_by_the_llama_server() -> None:
     words = ["one ", "two ", "three ", "four"]
-    far = breaks(cut(), after=len(words), speaker=Speaker(name="far", words=[*words, " five"]))
+    far = breaks(cut(), after=len(words), speaker=ChatUpstream(name="far", words=[*words, " five"]))
     async with llama() as url, Upstream(talking(far)) as upstream:
         environ = cloud(upstream.url, "far", MODELS="counting", REPEATABLE="true")
         environ |= {"GATEWAY_POLICY__USD": "1", "GATEWAY_BACKENDS__LLAMA__USD_PER_REQUEST": "9"}
@@ -106,32 +112,32 @@ async def test_an_answer_that_broke_off_in_the_cloud_is_finished_by_it() -> None
     assert (line["backend"], line["reason"], line["outcome"], line["attempts"]) == ("llama", "resumed", "served", 2)
 
 
-async def test_a_prompt_too_long_for_it_is_its_own_answer_and_nobody_else_is_asked() -> None:
-    async with llama() as url, Upstream(talking(Speaker(name="far"))) as upstream:
+async def test_prompt_over_the_context_size_returns_400_without_failover() -> None:
+    async with llama() as url, Upstream(talking(ChatUpstream(name="far"))) as upstream:
         environ = cloud(upstream.url, "far", MODELS="counting", USD_PER_REQUEST="9") | {"GATEWAY_POLICY__USD": "1"}
         async with served(url, environ) as (gateway, ai):
             with pytest.raises(openai.BadRequestError, match="exceeds the available context size") as raised:
                 await ai.chat.completions.create(
-                    model="counting", messages=[{"role": "user", "content": "x" * 2 * ALL_IT_COULD_SAY}]
+                    model="counting", messages=[{"role": "user", "content": "x" * 2 * CONTEXT_TOKENS}]
                 )
             line = await gateway.line()
-    assert raised.value.body["n_ctx"] == ALL_IT_COULD_SAY  # type: ignore[index]
+    assert raised.value.body["n_ctx"] == CONTEXT_TOKENS  # type: ignore[index]
     assert (line["backend"], line["status"], line["attempts"]) == ("llama", 400, 1)
     assert [request.path for request in upstream.requests if request.method == "POST"] == []
 
 
-async def test_it_stops_computing_when_the_client_leaves() -> None:
+async def test_generation_stops_when_the_client_disconnects() -> None:
     async with llama() as url, served(url) as (gateway, ai), aiohttp.ClientSession() as http:
         stream = await ai.completions.create(model="counting", prompt=" tick", stream=True)
         await anext(aiter(stream))
         await stream.close()
         assert (await gateway.line())["outcome"] == "cancelled"
-        while not await is_idle(http, url):  # its own answer is the pause
+        while not await is_idle(http, url):  # the request itself is the pause
             pass
         metrics = await (await http.get(f"{url}/metrics")).text()
     said = re.search(r"^llamacpp:tokens_predicted_total (\d+)", metrics, re.MULTILINE)
     assert said is not None, metrics
-    assert 0 < int(said[1]) < ALL_IT_COULD_SAY / 2
+    assert 0 < int(said[1]) < CONTEXT_TOKENS / 2
 
 
 async def is_idle(http: aiohttp.ClientSession, url: str) -> bool:

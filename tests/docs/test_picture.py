@@ -1,4 +1,7 @@
-"""The picture-to-text example, for real: its library is heavy, so it runs where the heavy client programs do."""
+"""The picture-to-text example with its real library.
+
+The library is large, so the test runs with the large client programs.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ def run(*args: str) -> str:
 
 @pytest.mark.clients
 @pytest.mark.timeout(120)
-def test_the_shipped_picture_is_read_on_this_host() -> None:
+def test_shipped_picture_is_read_on_this_host() -> None:
     answer, backend, site = json.loads(run("-c", READS).splitlines()[-1])
     assert answer["result"] == "CONVEYOR BELT 3\nSTOP AT 250 kg"
     assert all(line["score"] > 0.9 for line in answer["lines"])
@@ -53,5 +56,5 @@ def test_the_shipped_picture_is_read_on_this_host() -> None:
 
 @pytest.mark.clients
 @pytest.mark.timeout(120)
-def test_the_example_keeps_the_promises_of_a_backend() -> None:
+def test_picture_example_passes_the_conformance_kit() -> None:
     assert "FAIL" not in run("-m", "gateway.cli", "plugins", "test", "gateway_picture:Picture")

@@ -1,4 +1,7 @@
-"""The recipes of docs/plugins.md are whole plugins: each keeps the promises of a backend, and does what it says."""
+"""The recipes of docs/plugins.md are complete plugins.
+
+Each passes the conformance kit and works as documented.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(RECIPES)
 
 
-async def test_wrap_a_function() -> None:
+async def test_wrap_function_recipe() -> None:
     from wrap_function import Quartiles
 
     await check_backend(Quartiles, settings={"isolation": "loop"})
@@ -33,7 +36,7 @@ async def test_wrap_a_function() -> None:
         await answer_of(Quartiles, a_task("quartiles", {"numbers": [1]}))
 
 
-async def test_call_a_vendors_api() -> None:
+async def test_vendor_api_recipe() -> None:
     from vendor_api import Translate
 
     async with FakeNetwork() as network:
@@ -50,12 +53,12 @@ async def test_call_a_vendors_api() -> None:
 
 
 @asynccontextmanager
-async def a_scale(says: bytes) -> AsyncIterator[str]:
-    """A pseudo-terminal with a scale at its other end."""
+async def a_scale(reply: bytes) -> AsyncIterator[str]:
+    """A pseudo-terminal with a simulated scale at the other end."""
     ours, theirs = os.openpty()
     tty.setraw(ours)
     loop = asyncio.get_running_loop()
-    loop.add_reader(ours, lambda: os.read(ours, 256).endswith(b"W\r") and os.write(ours, says))
+    loop.add_reader(ours, lambda: os.read(ours, 256).endswith(b"W\r") and os.write(ours, reply))
     try:
         yield os.ttyname(theirs)
     finally:
@@ -64,7 +67,7 @@ async def a_scale(says: bytes) -> AsyncIterator[str]:
         os.close(theirs)
 
 
-async def test_drive_a_serial_device() -> None:
+async def test_serial_device_recipe() -> None:
     from serial_device import Scale
 
     async with a_scale(b"1.250 kg\n") as device:
@@ -77,7 +80,7 @@ async def test_drive_a_serial_device() -> None:
         await answer_of(Scale, a_task("weigh", {}), device="/dev/no-such-line")
 
 
-async def test_stream_tokens() -> None:
+async def test_stream_tokens_recipe() -> None:
     from stream_tokens import Parrot
 
     await check_backend(Parrot)
@@ -87,7 +90,7 @@ async def test_stream_tokens() -> None:
     assert last["usage"]["completion_tokens"] == 3
 
 
-async def test_report_confidence() -> None:
+async def test_confidence_recipe() -> None:
     from confidence import Language
 
     await check_backend(Language)
@@ -96,7 +99,7 @@ async def test_report_confidence() -> None:
     assert (await answer_of(Language, a_task("language", {"text": "ΑΒΓ"}))).confidence == 0
 
 
-async def test_split_through_dispatch() -> None:
+async def test_split_work_recipe() -> None:
     from split_work import Summaries
 
     async def summed_up(task: Task) -> Result:
@@ -109,7 +112,7 @@ async def test_split_through_dispatch() -> None:
     assert (await answer_of(Summaries, asked, dispatch=summed_up)).json == {"result": ["al", "be"]}
 
 
-async def test_read_a_picture_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_picture_recipe_without_its_library_reports_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(RECIPES.parent / "picture_to_text")
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     from gateway_picture import Picture

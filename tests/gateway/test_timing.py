@@ -141,8 +141,8 @@ def test_parallel_work_counts_once_per_term_and_overlap_is_the_time_saved() -> N
     two.stop()
     clock.now += 0.1
     one.stop()
-    one.did("edge", 4)
-    two.did("cloud", 6)
+    one.add_items("edge", 4)
+    two.add_items("cloud", 6)
     account = watch.close()
     assert (account.total_us, account.overlap_us, account.path) == (400_000, 300_000, "parallel")
     found = rates(account, 10)
@@ -174,8 +174,7 @@ def test_cloud_wait_is_divided_between_network_and_cloud() -> None:
 def test_cloud_wait_without_a_response_is_divided_by_the_round_trip_estimate() -> None:
     clock = Clock()
     watch = Watch(clock)
-    lost, won = watch.fork(), watch.fork()
-    lost.rtt_s = won.rtt_s = 0.04
+    lost, _ = watch.fork(rtt_s=0.04), watch.fork(rtt_s=0.04)
     lost.enter("upload")
     clock.now += 0.1
     lost.enter("cloud")
@@ -189,9 +188,8 @@ def test_cloud_wait_without_a_response_is_divided_by_the_round_trip_estimate() -
 def test_cloud_time_from_a_header_is_not_overridden_by_an_unanswered_attempt() -> None:
     clock = Clock()
     watch = Watch(clock)
-    won, lost = watch.fork(), watch.fork()
+    won, lost = watch.fork(rtt_s=0.04), watch.fork(rtt_s=0.04)
     for each in (won, lost):
-        each.rtt_s = 0.04
         each.enter("cloud")
         clock.now += 0.1
         each.leave()

@@ -1,6 +1,8 @@
-"""Real gateways at both ends of an emulated link that breaks while they work. Needs root.
+"""Two real gateways connected by an emulated link that fails under load.
 
-`EDGE_GATEWAY_LIVE_TIMES` repeats each scenario (2 by default; the figures in docs/routing.md are of 20).
+Needs root.
+
+`EDGE_GATEWAY_LIVE_TIMES` is the number of repetitions of each scenario (2 by default; docs/routing.md uses 20).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ pytestmark = [pytest.mark.net, pytest.mark.skipif(bool(why := why_no_namespaces(
 TIMES = int(os.environ.get("EDGE_GATEWAY_LIVE_TIMES", "2"))
 EDGE_S, CLOUD_S = 0.6, 0.02
 PORT = 8080
+EDGE, CLOUD = f"edge-{os.getpid()}", f"cloud-{os.getpid()}"  # two runs on one machine share no namespace
 
 WORK = """
 import os, time
@@ -38,7 +41,7 @@ def work(n=0):
 
 
 class Site:
-    """One gateway process in a namespace, spoken to through a Unix socket."""
+    """A gateway process in a namespace, reached through a Unix socket."""
 
     def __init__(self, folder: Path, name: str, **environ: str) -> None:
         self.folder, self.name = folder / name, name
@@ -63,14 +66,14 @@ class Site:
 
 
 class Pair:
-    """An edge gateway with slow compute of its own, and a fast cloud behind the link `wan`."""
+    """An edge gateway with slow local compute, and a fast cloud behind the link `wan`."""
 
     def __init__(self, net: Emulator, edge: Site) -> None:
         self.net, self.edge = net, edge
         self.socket = f"{edge.folder}/http.sock"
 
     async def ask(self, http: aiohttp.ClientSession) -> tuple[float, str, int]:
-        """Seconds, who answered, status."""
+        """Return the seconds taken, the answering backend and the status."""
         began = time.monotonic()
         async with http.post("http://localhost/v1/tasks/work", json={"n": 7}) as answer:
             body = await answer.json()
@@ -84,10 +87,10 @@ class Pair:
             yield http
 
     async def until_cloud(self, http: aiohttp.ClientSession, give_up_s: float = 15.0) -> float:
-        """Ask until the cloud answers; seconds that took."""
+        """Send requests until the cloud answers. Returns the seconds taken."""
         began = time.monotonic()
         while (await self.ask(http))[1] != "cloud":
-            assert time.monotonic() - began < give_up_s, "the cloud is not used again"
+            assert time.monotonic() - began < give_up_s, "the cloud was not used again in time"
         return time.monotonic() - began
 
 
@@ -97,7 +100,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     tasks = folder / "tasks"
     tasks.mkdir()
     (tasks / "work.py").write_text(WORK)
-    with Emulator({"wan": ("edge", "cloud")}, {"wan": "delay=20ms rate=50mbit"}) as net:
+    with Emulator({"wan": (EDGE, CLOUD)}, {"wan": "delay=20ms rate=50mbit"}) as net:
         cloud = Site(
             folder,
             "cloud",
@@ -121,7 +124,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
             GATEWAY_BACKENDS__CLOUD__REPEATABLE="true",
             WORK_S=str(EDGE_S),
         )
-        processes = [cloud.start(net, "cloud"), edge.start(net, "edge")]
+        processes = [cloud.start(net, CLOUD), edge.start(net, EDGE)]
         try:
             _wait_ready(net, cloud, edge)
             yield Pair(net, edge)
@@ -139,7 +142,10 @@ def _wait_ready(net: Emulator, *sites: Site) -> None:
 
 
 async def _warmed(pair: Pair, http: aiohttp.ClientSession) -> None:
-    """Both sides known: the edge by pins of its own, the cloud because it is faster."""
+    """Let the edge gateway measure both sides.
+
+    Edge-only requests use the edge; the others use the cloud because it is faster.
+    """
     headers = {"x-gateway-locality": "edge-only"}
     for _ in range(3):
         async with http.post("http://localhost/v1/tasks/work", json={"n": 7}, headers=headers) as answer:
@@ -148,7 +154,7 @@ async def _warmed(pair: Pair, http: aiohttp.ClientSession) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_what_a_black_hole_swallows_is_answered_at_the_edge_and_the_cloud_is_used_again_after(pair: Pair) -> None:
+async def test_requests_lost_in_a_black_hole_are_answered_at_the_edge_and_the_cloud_recovers(pair: Pair) -> None:
     lost, late, back = 0, [], []
     async with pair.session() as http:
         await _warmed(pair, http)
@@ -159,17 +165,19 @@ async def test_what_a_black_hole_swallows_is_answered_at_the_edge_and_the_cloud_
             answers = await asyncio.gather(*asked)
             answers.append(await pair.ask(http))
             lost += sum(status != 200 for _, _, status in answers)
-            late += [seconds - EDGE_S for seconds, who, _ in answers if who == "local"]
+            late += [seconds - EDGE_S for seconds, backend, _ in answers if backend == "local"]
             pair.net.cmd("set wan both state=up")
             back.append(await pair.until_cloud(http))
     print(f"\nblack hole: late {_figures(late)}, back {_figures(back)}")
     assert lost == 0
     assert max(late) <= 2.5
-    assert statistics.median(back) <= 1.0 + 2 * 0.04 + EDGE_S + 0.3  # a probe, two round trips, and the ask under way
+    assert (
+        statistics.median(back) <= 1.0 + 2 * 0.04 + EDGE_S + 0.3
+    )  # a probe, two round trips, and the request in flight
 
 
 @pytest.mark.timeout(240)
-async def test_a_lost_carrier_is_noticed_at_once(pair: Pair) -> None:
+async def test_lost_carrier_is_detected_at_once(pair: Pair) -> None:
     late = []
     async with pair.session() as http:
         await _warmed(pair, http)
@@ -177,18 +185,18 @@ async def test_a_lost_carrier_is_noticed_at_once(pair: Pair) -> None:
             await pair.until_cloud(http)
             device = _device(pair.net)
             asked = [asyncio.create_task(pair.ask(http)) for _ in range(3)]
-            pair.net.run("edge", ["ip", "link", "set", device, "down"], check=True)
+            pair.net.run(EDGE, ["ip", "link", "set", device, "down"], check=True)
             answers = [*await asyncio.gather(*asked), await pair.ask(http)]
             assert [status for _, _, status in answers] == [200] * 4
-            late += [seconds - EDGE_S for seconds, who, _ in answers if who == "local"]
-            pair.net.run("edge", ["ip", "link", "set", device, "up"], check=True)
+            late += [seconds - EDGE_S for seconds, backend, _ in answers if backend == "local"]
+            pair.net.run(EDGE, ["ip", "link", "set", device, "up"], check=True)
             await pair.until_cloud(http)
     print(f"\ncarrier: late {_figures(late)}")
     assert statistics.median(late) <= 0.3
 
 
 @pytest.mark.timeout(240)
-async def test_a_slow_link_in_the_place_of_a_fast_one_is_adapted_to(pair: Pair) -> None:
+async def test_routing_adapts_to_a_slower_link(pair: Pair) -> None:
     took = []
     async with pair.session() as http:
         await _warmed(pair, http)
@@ -206,9 +214,9 @@ async def test_a_slow_link_in_the_place_of_a_fast_one_is_adapted_to(pair: Pair) 
 
 
 def _device(net: Emulator) -> str:
-    told = net.run("edge", ["ip", "-j", "addr"], capture_output=True, check=True).stdout
+    listed = net.run(EDGE, ["ip", "-j", "addr"], capture_output=True, check=True).stdout
     return next(
-        each["ifname"] for each in json.loads(told) for a in each["addr_info"] if a["local"] == net.addr("wan", "a")
+        each["ifname"] for each in json.loads(listed) for a in each["addr_info"] if a["local"] == net.addr("wan", "a")
     )
 
 

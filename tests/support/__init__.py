@@ -1,1 +1,4 @@
-"""Equipment that tests share; `tests/` is on the path, so `from support.programs import needs`."""
+"""Modules that tests share.
+
+`tests/` is on the path: `from support.programs import needs`.
+"""

@@ -1,4 +1,4 @@
-"""Backends that each break one promise, for tests of the kit; and one that breaks none."""
+"""Backends that each break one rule of the conformance kit, and one that conforms."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from typing import Any, ClassVar, Self
 
 from gateway.plugin import Backend, BackendSettings, NotServed, Part, Result, Task
 
-PUBLIC = ("203.0.113.7", 80)  # RFC 5737: nobody is there, and nobody will be
+PUBLIC = ("203.0.113.7", 80)  # RFC 5737 documentation address: never assigned to a host
 
 
-class Sound(Backend[BackendSettings]):
-    """Keeps every promise."""
+class Conforming(Backend[BackendSettings]):
+    """Passes every check."""
 
     tasks: Any = ("say",)
     examples: ClassVar[Any] = {"say": {"text": "hello"}}
-    kept: ClassVar[list[Any]] = []  # what a broken one leaves behind, so that the test can clear it away
+    kept: ClassVar[list[Any]] = []  # resources a broken backend leaks, so that the test can release them
 
     async def run(self, task: Task) -> Any:
         await asyncio.sleep(0)
         return Result(json={"result": task.argument("text", str).upper()})
 
 
-class LeaksTask(Sound):
+class LeaksTask(Conforming):
     async def __aenter__(self) -> Self:
         self.kept.append(asyncio.create_task(self._tick()))
         return self
@@ -39,7 +39,7 @@ class LeaksTask(Sound):
         await asyncio.Event().wait()
 
 
-class LeaksFile(Sound):
+class LeaksFile(Conforming):
     async def run(self, task: Task) -> Any:
         self.kept.append(Path(os.devnull).open())  # noqa: ASYNC230, SIM115
         return await super().run(task)
@@ -50,7 +50,7 @@ class LeaksFile(Sound):
         self.kept.clear()
 
 
-class LeaksThread(Sound):
+class LeaksThread(Conforming):
     async def __aenter__(self) -> Self:
         over = threading.Event()
         threading.Thread(target=over.wait, name="poller").start()
@@ -58,25 +58,25 @@ class LeaksThread(Sound):
         return self
 
 
-class LeaksProcess(Sound):
+class LeaksProcess(Conforming):
     async def __aexit__(self, *exc: object) -> None:
         self.kept.append(subprocess.Popen(["sleep", "60"]))  # noqa: ASYNC220
 
 
-class Blocks(Sound):
+class Blocks(Conforming):
     async def run(self, task: Task) -> Any:
         time.sleep(0.06)  # noqa: ASYNC251
         return await super().run(task)
 
 
-class SwallowsCancel(Sound):
+class SwallowsCancel(Conforming):
     async def run(self, task: Task) -> Any:
         with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.01)
         return Result(json={"result": task.argument("text", str)})
 
 
-class OutlivesCancel(Sound):
+class OutlivesCancel(Conforming):
     async def run(self, task: Task) -> Any:
         task.argument("text", str)
         try:
@@ -87,7 +87,7 @@ class OutlivesCancel(Sound):
         return Result(json=1)
 
 
-class LiesAboutItsSite(Sound):
+class ConnectsOffSite(Conforming):
     async def run(self, task: Task) -> Any:
         task.argument("text", str)
         with socket.socket() as sock, suppress(OSError):
@@ -96,7 +96,7 @@ class LiesAboutItsSite(Sound):
         return Result(json=1)
 
 
-class HalfStarted(Sound):
+class HalfStarted(Conforming):
     async def __aenter__(self) -> Self:
         self.sock = socket.socket()
         self.kept.append(self.sock)
@@ -107,34 +107,34 @@ class HalfStarted(Sound):
         self.sock.close()
 
 
-class WrongType(Sound):
+class WrongType(Conforming):
     async def run(self, task: Task) -> Any:
         return {"result": task.argument("text", str)}
 
 
-class NotAsync(Sound):
+class NotAsync(Conforming):
     def run(self, task: Task) -> Any:
         return Result(json=1)
 
 
-class NotJson(Sound):
+class NotJson(Conforming):
     async def run(self, task: Task) -> Any:
         return Result(json={"result": {task.argument("text", str)}.__iter__()})
 
 
-class Untranslated(Sound):
+class Untranslated(Conforming):
     async def run(self, task: Task) -> Any:
         return Result(json={"result": task.json["text"].upper()})
 
 
-class Raises(Sound):
+class Raises(Conforming):
     async def run(self, task: Task) -> Any:
         if task.body != b'{"text":"hello"}':
             raise RuntimeError("no text")
         return Result(json={"result": "HELLO"})
 
 
-class SharesState(Sound):
+class SharesState(Conforming):
     slots = 4
     tasks: Any = ("say", "shout")
     examples: ClassVar[Any] = {"say": {"text": "hello"}, "shout": {"text": "ahoy"}}
@@ -146,60 +146,60 @@ class SharesState(Sound):
         return Result(json={"result": self.text})
 
 
-class MadSize(Sound):
+class NanSize(Conforming):
     def size(self, task: Task) -> float:
         return float("nan")
 
 
-class FragileSize(Sound):
+class RaisingSize(Conforming):
     def size(self, task: Task) -> float:
         return float(len(task.json["text"]))
 
 
-class OneName(Sound):
+class TasksIsString(Conforming):
     tasks: Any = "say"
 
 
-class NothingToAsk(Sound):
+class NoExamples(Conforming):
     examples: ClassVar[Any] = {}
 
 
-class NamesNothing(Sound):
+class NoTasks(Conforming):
     tasks: Any = ()
 
 
-class ServesNothing(Sound):
+class ServesNothing(Conforming):
     async def run(self, task: Task) -> Any:
-        raise NotServed(f"there is no {task.name}", code="not_found")
+        raise NotServed(f"unknown task {task.name}", code="not_found")
 
 
-class ServesSome(Sound):
+class ServesSome(Conforming):
     tasks: Any = ("say", "sing")
     examples: ClassVar[Any] = {"say": {"text": "hello"}, "sing": {"text": "hello"}}
 
     async def run(self, task: Task) -> Any:
         if task.name == "sing":
-            raise NotServed("there is no sing", code="not_found")
+            raise NotServed("unknown task sing", code="not_found")
         return await super().run(task)
 
 
-class ForgetsItself(Sound):
+class EntersAsNone(Conforming):
     async def __aenter__(self) -> Any:
         return None
 
 
-class HangsInStop(Sound):
+class HangsInExit(Conforming):
     async def __aexit__(self, *exc: object) -> None:
         await asyncio.Event().wait()
 
 
-class MixesPartsAndResult(Sound):
+class MixesPartsAndResult(Conforming):
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         yield Part(task.argument("text", str))
         yield Result(json=1)
 
 
-class StreamsOn(Sound):
+class IgnoresGeneratorExit(Conforming):
     async def run(self, task: Task) -> AsyncIterator[Part]:
         task.argument("text", str)
         for n in range(3):
@@ -207,12 +207,12 @@ class StreamsOn(Sound):
                 yield Part(n)
 
 
-class CallerSettings(BackendSettings):
+class UpstreamCallerSettings(BackendSettings):
     url: str = ""
 
 
-class Caller(Backend[CallerSettings]):
-    """Asks a service, and knows nothing of what can go wrong."""
+class UpstreamCaller(Backend[UpstreamCallerSettings]):
+    """Calls a service without translating its errors."""
 
     tasks = ("ask",)
     examples: ClassVar[Any] = {"ask": {}}
@@ -229,7 +229,7 @@ class Caller(Backend[CallerSettings]):
 
 
 def caller_network() -> Any:
-    from gateway.testing import FakeNetwork  # not above: a worker need not load it
+    from gateway.testing import FakeNetwork  # imported here because workers do not need it
 
     network = FakeNetwork()
     network.answer("/ask", json={"text": "hi"})

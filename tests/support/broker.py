@@ -1,30 +1,25 @@
-"""A real mosquitto on a free loopback port, by the configuration that docs/mqtt.md shows."""
+"""A real mosquitto on a free loopback port, configured as in docs/mqtt.md."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+from support.ports import free_port
 from support.programs import program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 PASSWORDS = {"edge-gateway": "gateway's own", "lamp": "a lamp's", "meter": "a meter's"}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return sock.getsockname()[1]
-
-
 class Broker:
-    """A broker that can be stopped, killed and started again with what it has saved."""
+    """A broker that can be stopped, killed and restarted with its saved state."""
 
     def __init__(self, folder: Path, *, more: str = "", anonymous: bool = True, listener: str = "") -> None:
         self.folder, self.port = folder, free_port()
@@ -50,7 +45,7 @@ class Broker:
         return f"mqtt://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        """Start it, and return when it accepts connections."""
+        """Start the broker. Returns when it accepts connections."""
         self._process = await asyncio.create_subprocess_exec(
             program("mosquitto"), "-c", str(self.folder / "mosquitto.conf"), "-v",
             stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL,
@@ -69,7 +64,7 @@ class Broker:
             return
         while self._process.returncode is None:
             self._process.send_signal(how)
-            with suppress(TimeoutError):  # a SIGTERM that comes just before its loop begins is forgotten
+            with suppress(TimeoutError):  # mosquitto loses a SIGTERM that arrives just before its loop starts
                 await asyncio.wait_for(self._process.wait(), 1)
         await self._reader
 
@@ -80,7 +75,7 @@ class Broker:
 
 @contextmanager
 def broker_folder() -> Iterator[Path]:
-    """Not under pytest's own folders: mosquitto wants to read it as whoever it runs as."""
+    """Create a folder outside pytest's own, which the mosquitto user could not read."""
     folder = Path(tempfile.mkdtemp(prefix="broker-"))
     try:
         yield folder

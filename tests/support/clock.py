@@ -1,10 +1,13 @@
-"""A clock that only a test moves, either way: for code that measures. `gateway.testing.FakeClock` is for what waits."""
+"""A clock that a test sets, for code that measures time.
+
+For code that waits, use `gateway.testing.FakeClock`.
+"""
 
 from __future__ import annotations
 
 
 class Clock:
-    """Give it wherever a `clock` is taken; `now` is in seconds."""
+    """Pass as a `clock` argument; `now` is in seconds."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now

@@ -1,4 +1,4 @@
-"""Plugins installed for a test, and what is said about configurations that use them."""
+"""Plugins installed for a test, and the problems of configurations that use them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ rotten = rotten_wood:Rotten
 
 
 class ShoutSettings(BackendSettings):
-    suffix: str = Field("!", description="what to end with")
+    suffix: str = Field("!", description="suffix of the answer")
     words: tuple[str, ...] = Field((), description="words")
     port: int = Field(1, description="a port")
 
 
 class Shout(Backend[ShoutSettings]):
-    """Answers in capitals."""
+    """Returns its suffix."""
 
     tasks = ("shout",)
 
@@ -57,7 +57,7 @@ class RemoteSettings(BackendSettings):
 
 
 class Remote(Backend[RemoteSettings]):
-    """Asks somebody else."""
+    """A cloud backend with typical settings."""
 
     site = "cloud"
 
@@ -67,7 +67,10 @@ class Remote(Backend[RemoteSettings]):
 
 @pytest.fixture
 def test_plugins(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three installed plugins: shout, remote, and rotten, whose module does not exist. Returns where."""
+    """Install three plugins: shout, remote, and rotten, which has no module.
+
+    Returns the folder.
+    """
     site = tmp_path_factory.mktemp("site")
     dist_info = site / "test_plugins-1.2.3.dist-info"
     dist_info.mkdir()
@@ -78,7 +81,7 @@ def test_plugins(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 
 def wrong(environ: dict[str, str], env_file: Path | None = None) -> dict[str, str]:
-    """The problems of a configuration, by variable, as they are printed."""
+    """Return the printed problems of a configuration, by variable."""
     with pytest.raises(SettingsError) as caught:
         load(environ, env_file)
     found = {problem.variable: str(problem) for problem in caught.value.problems}
@@ -87,7 +90,7 @@ def wrong(environ: dict[str, str], env_file: Path | None = None) -> dict[str, st
 
 
 def only(environ: dict[str, str], env_file: Path | None = None) -> str:
-    """The one problem of a configuration that has just one."""
+    """Return the problem of a configuration that has exactly one."""
     found = list(wrong(environ, env_file).values())
     assert len(found) == 1, found
     return found[0]

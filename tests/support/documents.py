@@ -1,11 +1,10 @@
-"""The documents as data: fenced blocks with what is said to come of them, links, and a shell to run blocks in."""
+"""The documents as data: blocks with expected output, links, and a block runner."""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from support.notify import NotifySocket
+from support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "bench").glob("*.md")))
@@ -23,9 +23,12 @@ _HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 
 
 class Block(NamedTuple):
-    """A fenced block. says: the words after the backticks; expected: the text block right behind it, if any."""
+    """A fenced block.
 
-    says: tuple[str, ...]
+    info_words: after the backticks. expected: the text block directly after it, if any.
+    """
+
+    info_words: tuple[str, ...]
     text: str
     expected: str | None
     page: str
@@ -36,7 +39,7 @@ class Block(NamedTuple):
 
     @property
     def is_runnable(self) -> bool:
-        return "runnable" in self.says
+        return "runnable" in self.info_words
 
 
 def blocks(page: Path) -> list[Block]:
@@ -52,31 +55,25 @@ def blocks(page: Path) -> list[Block]:
 
 
 def links(page: Path) -> Iterator[str]:
-    """Where a page links to; not what stands in its code."""
+    """Yield the link targets of a page, except those in code."""
     yield from _LINK.findall(_FENCE.sub("", page.read_text()))
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of the headings of a page, in GitHub's format."""
     headings = _HEADING.findall(_FENCE.sub("", page.read_text()))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-def matches(said: str, came: str) -> bool:
-    """Whether `came` is what a document said, `…` standing for anything."""
-    pattern = ".*?".join(re.escape(piece) for piece in said.strip().split("…"))
-    return re.fullmatch(pattern, came.replace("\r", "").strip(), re.DOTALL) is not None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def matches(expected: str, output: str) -> bool:
+    """Whether `output` equals the documented text, where `…` matches any text."""
+    pattern = ".*?".join(re.escape(piece) for piece in expected.strip().split("…"))
+    return re.fullmatch(pattern, output.replace("\r", "").strip(), re.DOTALL) is not None
 
 
 @dataclass
-class Terminals:
-    """Runs the blocks of a page one after the other: what keeps running, in the background; ports of its own."""
+class BlockRunner:
+    """Runs the blocks of a page in order, services in the background, on free ports."""
 
     folder: Path
     extra_env: dict[str, str] = field(default_factory=dict)
@@ -98,13 +95,13 @@ class Terminals:
         return others | ours | self.extra_env
 
     def run(self, block: Block) -> str | None:
-        """What a block prints; None for one that keeps running."""
+        """Run a block and return its output; None if it keeps running."""
         text = re.sub(r"\b(8080|8081|9000)\b", lambda found: self.ports[found[1]], block.text)
-        if "gateway" in block.says:
+        if "gateway" in block.info_words:
             self._stop(self._gateway)
             self._gateway = self._start_gateway(text)
             return None
-        if "service" in block.says:
+        if "service" in block.info_words:
             self._services.append(self._start_service(text))
             return None
         done = subprocess.run(
@@ -120,7 +117,7 @@ class Terminals:
         return done.stdout
 
     def _start_gateway(self, text: str) -> subprocess.Popen[bytes]:
-        """Started, and ready, as systemd would hear it."""
+        """Start a gateway. Returns when it has notified READY=1."""
         log = self.folder / "gateway.log"
         with NotifySocket(self.folder / "notify") as notify, log.open("wb") as out:
             env = self.environ | {"NOTIFY_SOCKET": str(notify.path)}
@@ -135,7 +132,7 @@ class Terminals:
         return process
 
     def _start_service(self, text: str) -> subprocess.Popen[bytes]:
-        """Started, and its first line written: it listens."""
+        """Start a service. Returns after its first line of output, when it listens."""
         process = subprocess.Popen(
             ["sh", "-e", "-c", text], cwd=self.cwd, env=self.environ, stdout=subprocess.PIPE, start_new_session=True
         )

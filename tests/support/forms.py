@@ -12,7 +12,7 @@ _ESCAPES = {"\\": "\\\\", '"': "%22", "\r": "%0D", "\n": "%0A"}
 
 
 def encode(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[str, bytes]:
-    """A form as (content type, body); the boundary occurs nowhere in what it bounds."""
+    """Return a form as (content type, body). The boundary does not occur in any part."""
     chunks = [*_encoded_fields(fields), *_encoded_files(files)]
     boundary = secrets.token_hex(16)
     while any(boundary.encode() in chunk for chunk in chunks):
@@ -25,8 +25,8 @@ def encode(fields: Mapping[str, Any], files: Mapping[str, Upload]) -> tuple[str,
 def _encoded_fields(fields: Mapping[str, Any]) -> Iterator[bytes]:
     for name, value in fields.items():
         values: Sequence[Any] = value if isinstance(value, list | tuple) else [value]
-        for one in values:
-            yield _head(name) + b"\r\n\r\n" + _field_text(one).encode()
+        for item in values:
+            yield _head(name) + b"\r\n\r\n" + _field_text(item).encode()
 
 
 def _encoded_files(files: Mapping[str, Upload]) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Functions an operator might serve by `local`, for tests that kill them at work."""
+"""Functions served by a `local` backend, for tests that kill their worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 
 def stumble(marker: str) -> str:
-    """The first call says in `marker` who it is, and never returns; any later one does."""
+    """On the first call, write the process id to `marker` and hang.
+
+    On later calls, return.
+    """
     if Path(marker).exists():
         return "served"
     ready = Path(marker).with_suffix(".new")
@@ -24,6 +27,6 @@ def add(a: int, b: int) -> int:
 
 
 def read_aloud(text: str) -> int:
-    """Takes as long as its text: 20 ms, and 40 µs a character."""
+    """Sleep 20 ms plus 40 µs per character of the text."""
     time.sleep(0.02 + 40e-6 * len(text))
     return len(text)

@@ -1,4 +1,4 @@
-"""An `http` backend outside the gateway: opened, asked, its samples and its account of time at hand."""
+"""An `http` backend outside a gateway, with its link samples and time terms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gateway.timing import Account, Watch
 from gateway_http import Http
 
 
-class Recorded:
-    """Services that remember what they were told."""
+class SampleRecorder:
+    """Services that record link samples."""
 
     name = "up"
     log = structlog.get_logger()
@@ -25,7 +25,7 @@ class Recorded:
         self.samples: list[LinkSample] = []
 
     async def dispatch(self, task: Task) -> Result:
-        raise AssertionError("this backend asks nobody")
+        raise AssertionError("this backend does not dispatch")
 
     def observe(self, sample: LinkSample) -> None:
         self.samples.append(sample)
@@ -36,8 +36,8 @@ class Recorded:
 
 
 @asynccontextmanager
-async def opened(url: str, **settings: Any) -> AsyncIterator[tuple[Http, Recorded]]:
-    services = Recorded()
+async def opened(url: str, **settings: Any) -> AsyncIterator[tuple[Http, SampleRecorder]]:
+    services = SampleRecorder()
     backend = Http(Http.Settings.model_validate({"url": url, **settings}), services)
     async with backend:
         yield backend, services
@@ -57,7 +57,10 @@ def job(name: str = "/add", *, deadline_s: float = 5.0, json: Any = None, **chan
 
 
 async def result(backend: Http, task: Task) -> Result:
-    """The one Result of a task, put together where its body came in pieces. Fails where it was a stream."""
+    """Return the Result of a task, joined if its body arrives in pieces.
+
+    Fails on a stream of events.
+    """
     items = [item async for item in backend.run(task)]
     if isinstance(items[0], Part) and (content_type := items[0].content_type):
         return Result(body=b"".join(item.data for item in items if isinstance(item, Part)), content_type=content_type)
@@ -67,7 +70,7 @@ async def result(backend: Http, task: Task) -> Result:
 
 
 async def parts(backend: Http, task: Task) -> list[bytes]:
-    """The framed events of a stream."""
+    """Return the framed events of a stream."""
     events = []
     async for item in backend.run(task):
         assert isinstance(item, Part)
@@ -77,7 +80,7 @@ async def parts(backend: Http, task: Task) -> list[bytes]:
 
 
 async def accounted(backend: Http, task: Task) -> tuple[Result, Account]:
-    """The result, and where its time went."""
+    """Return the result and its time terms."""
     watch = Watch()
     answer = await result(backend, task.replace(terms=watch))
     return answer, watch.close()

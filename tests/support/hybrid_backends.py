@@ -1,4 +1,7 @@
-"""An edge in worker processes for tests of hybrids; answers tell who gave them."""
+"""An edge backend in worker processes for tests of hybrids.
+
+Its answers identify it.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from gateway.plugin import Backend, BackendSettings, Kind, Result, Task
 KINDS: frozenset[Kind] = frozenset({"chat", "embeddings"})
 
 
-class Hand(Backend[BackendSettings]):
-    """Squares, vectors, and a word whose confidence the client chooses."""
+class EdgeWorker(Backend[BackendSettings]):
+    """Returns squares, vectors, and a text with the confidence given in the request."""
 
     isolation = "process"
     slots = 1
@@ -22,7 +25,7 @@ class Hand(Backend[BackendSettings]):
 
     async def run(self, task: Task) -> Result:
         asked: dict[str, Any] = task.json
-        time.sleep(asked.get("edge_s", 0.0) * task.items)  # noqa: ASYNC251  # that is what a worker is for
+        time.sleep(asked.get("edge_s", 0.0) * task.items)  # noqa: ASYNC251  # a worker may block
         if task.kind == "embeddings":
             return Result(json=[[float(len(text)), 1.0] for text in asked["input"]])
         if task.kind == "chat":

@@ -1,4 +1,7 @@
-"""A backend that remembers what it ran, and can be held up; in the gateway's own loop."""
+"""A backend that counts its runs and can be held.
+
+It runs in the gateway's event loop.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,14 @@ from typing import Any, ClassVar, Self
 
 from gateway.plugin import Backend, BackendFailed, BackendSettings, Part, Result, Task
 
-TALLY = {"GATEWAY_BACKENDS__T__PLUGIN": "support.mqtt_backend:Tally"}
+COUNTING_BACKEND = {"GATEWAY_BACKENDS__T__PLUGIN": "support.mqtt_backend:CountingBackend"}
 
 
-class Tally(Backend[BackendSettings]):
-    """Task `tally` counts its runs by `id`; `hold` waits until `Tally.open`; the others are for streams."""
+class CountingBackend(Backend[BackendSettings]):
+    """Task `tally` counts its runs by `id`.
+
+    `hold` waits until `CountingBackend.open`; the others are for streams.
+    """
 
     tasks = ("tally", "hold", "dawdle", "parts", "breaks", "huge")
     slots = 256
@@ -25,40 +31,40 @@ class Tally(Backend[BackendSettings]):
     most_active: ClassVar[int] = 0
 
     async def __aenter__(self) -> Self:
-        Tally.active = Tally.most_active = 0
-        Tally.runs, Tally.open, Tally.held = Counter(), asyncio.Event(), asyncio.Event()
+        CountingBackend.active = CountingBackend.most_active = 0
+        CountingBackend.runs, CountingBackend.open, CountingBackend.held = Counter(), asyncio.Event(), asyncio.Event()
         return self
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         async for item in getattr(self, f"_{task.name}")(task.json):
             yield item
 
-    async def _tally(self, asked: Any) -> AsyncIterator[Result]:
-        Tally.runs[asked["id"]] += 1
-        yield Result(json={"result": Tally.runs[asked["id"]]})
+    async def _tally(self, body: Any) -> AsyncIterator[Result]:
+        CountingBackend.runs[body["id"]] += 1
+        yield Result(json={"result": CountingBackend.runs[body["id"]]})
 
-    async def _dawdle(self, asked: Any) -> AsyncIterator[Result]:
-        Tally.runs[asked["id"]] += 1
-        Tally.active += 1
-        Tally.most_active = max(Tally.most_active, Tally.active)
-        await asyncio.sleep(random.uniform(0.0, 0.03))  # work, not synchronisation: answers get out of order
-        Tally.active -= 1
-        yield Result(json={"result": asked["id"]})
+    async def _dawdle(self, body: Any) -> AsyncIterator[Result]:
+        CountingBackend.runs[body["id"]] += 1
+        CountingBackend.active += 1
+        CountingBackend.most_active = max(CountingBackend.most_active, CountingBackend.active)
+        await asyncio.sleep(random.uniform(0.0, 0.03))  # work, not synchronisation: reorders the answers
+        CountingBackend.active -= 1
+        yield Result(json={"result": body["id"]})
 
-    async def _hold(self, asked: Any) -> AsyncIterator[Result]:
-        Tally.runs[asked["id"]] += 1
-        Tally.held.set()
-        await Tally.open.wait()
+    async def _hold(self, body: Any) -> AsyncIterator[Result]:
+        CountingBackend.runs[body["id"]] += 1
+        CountingBackend.held.set()
+        await CountingBackend.open.wait()
         yield Result(json={"result": "held"})
 
-    async def _parts(self, asked: Any) -> AsyncIterator[Part]:
-        for n in range(asked["n"]):
+    async def _parts(self, body: Any) -> AsyncIterator[Part]:
+        for n in range(body["n"]):
             yield Part(n)
             await asyncio.sleep(0)
 
-    async def _breaks(self, asked: Any) -> AsyncIterator[Part]:
+    async def _breaks(self, body: Any) -> AsyncIterator[Part]:
         yield Part(0)
         raise BackendFailed("it broke in the middle")
 
-    async def _huge(self, asked: Any) -> AsyncIterator[Result]:
-        yield Result(json={"result": "x" * asked["bytes"]})
+    async def _huge(self, body: Any) -> AsyncIterator[Result]:
+        yield Result(json={"result": "x" * body["bytes"]})

@@ -1,4 +1,4 @@
-"""A way to the broker that can be cut, or go silent, and that notes what passes on it."""
+"""A proxy to the broker that can be cut or stalled, and that records packet ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ PUBLISH, PUBACK = 3, 4
 
 
 class Sniffer:
-    """Finds the packet ids of one kind in a stream of MQTT packets; QoS 1 only, where it matters."""
+    """Finds the packet ids of one packet type in a stream of MQTT packets.
+
+    It supports PUBLISH with QoS 1 only.
+    """
 
     def __init__(self, kind: int) -> None:
         self.kind, self.ids = kind, list[int]()
@@ -40,7 +43,10 @@ class Sniffer:
 
 
 class Proxy:
-    """What is sent to `port` goes to the broker. handed: ids of messages it sent; acknowledged: of PUBACKs it got."""
+    """Forwards `port` to the broker.
+
+    handed: ids of the broker's messages. acknowledged: ids of the client's PUBACKs.
+    """
 
     def __init__(self, broker_port: int) -> None:
         self._broker_port = broker_port
@@ -79,7 +85,7 @@ class Proxy:
         writer.transport.abort()
 
     def cut(self) -> None:
-        """Every connection breaks, as when a router restarts."""
+        """Abort every connection, as a router restart does."""
         for writer in self._writers:
             writer.transport.abort()
 

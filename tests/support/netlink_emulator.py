@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""netlink_emulator.py - a scriptable WAN link between network namespaces, in user space.
+"""netlink_emulator.py - a scriptable WAN link between network namespaces.
+
+It runs in user space.
 
 Use it where the kernel has no netem qdisc, or where a test must change the link
 while traffic flows.  Standard library only; Linux; Python >= 3.9; needs
@@ -132,7 +134,10 @@ def parse_queue(text: str):
 
 
 def load_trace(path: str):
-    """A mahimahi trace: ascending integers, milliseconds; returns seconds and the period."""
+    """A mahimahi trace: ascending integers, milliseconds.
+
+    Returns seconds and the period.
+    """
     with open(path) as f:
         ms = [int(line) for line in f if line.strip()]
     if not ms or any(b < a for a, b in itertools.pairwise(ms)) or ms[-1] <= 0:
@@ -287,11 +292,11 @@ class Direction:
             self.q_bytes += len(packet)
 
     def _send_time(self, arrival: float, size: int) -> float:
-        """When the head packet will have left the transmitter."""
+        """Return the time at which the head packet has left the transmitter."""
         start = max(self.free_at, arrival)
         if self.trace is None:
             return start if self.rate == INF else start + size * 8 / self.rate
-        if self.opp_at < start:  # chances that passed while idle are gone
+        if self.opp_at < start:  # opportunities that passed while idle are lost
             self.opp_left = 0
             self.opp_next = max(self.opp_next, self._opportunity_from(start))
         while size > 0:
@@ -306,7 +311,7 @@ class Direction:
         return self.opp_at
 
     def _opportunity_from(self, t: float) -> int:
-        """Number of the first delivery opportunity at or after t."""
+        """Return the number of the first delivery opportunity at or after t."""
         cycle, phase = divmod(t - self.trace_t0, self.period)
         return int(cycle) * len(self.trace) + bisect.bisect_left(self.trace, phase - 1e-9)
 
@@ -455,7 +460,7 @@ class Engine:
     # -- set-up and teardown
 
     def _build(self, links: dict) -> None:
-        cleanup(quiet=True)  # what a killed instance left behind
+        cleanup(quiet=True)  # remains of a killed instance
         os.makedirs(STATE_DIR, exist_ok=True)
         self.state_file = f"{STATE_DIR}/{os.getpid()}.json"
         for number, (name, (a, b)) in enumerate(links.items(), 1):
@@ -633,7 +638,7 @@ class Engine:
                 if source in tuns:
                     d = tuns[source]
                     try:
-                        for _ in range(32):  # bounded: the other end must get a turn
+                        for _ in range(32):  # bounded, so that the other end is served too
                             d.enqueue(read(source, size), now())
                     except BlockingIOError:
                         pass
@@ -680,7 +685,7 @@ class Engine:
 
 
 def cleanup(quiet: bool = False) -> None:
-    """Delete the namespaces recorded by instances whose process is gone."""
+    """Delete the namespaces of instances that have ended."""
     if not os.path.isdir(STATE_DIR):
         return
     for name in os.listdir(STATE_DIR):

@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket, for what a client library would never send, or never show."""
+"""HTTP as bytes on a socket, for messages client libraries do not support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer as it came. `body` is what followed the head, its framing included."""
+    """A received answer. `body` is everything after the head, framing included."""
 
     status: int
     headers: Mapping[str, str]
@@ -37,14 +37,17 @@ async def connected(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 def post(path: str, body: bytes = b"", *lines: str, host: str = "localhost", length: int | None = None) -> bytes:
-    """A POST of `body`; more header lines as they are to be written."""
+    """Return a POST of `body`; `lines` are further header lines, written unchanged."""
     size = len(body) if length is None else length
     head = [f"POST {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {size}", *lines]
     return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
 
 
 async def answered(url: str, data: bytes) -> Answer:
-    """Send `data` and read one answer that says how long it is, or that ends with the connection."""
+    """Send `data` and read one answer.
+
+    Content-Length or the end of the connection delimits it.
+    """
     async with connected(url) as (reader, writer):
         writer.write(data)
         return await read_answer(reader)
@@ -64,7 +67,7 @@ async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 async def read_to_end(reader: asyncio.StreamReader) -> bytes:
-    """Everything up to the end of the connection, however it ends."""
+    """Return all bytes up to the end of the connection, by FIN or reset."""
     pieces = []
     try:
         while piece := await reader.read(65536):

@@ -1,4 +1,4 @@
-"""The gateway as a process of its own, with its log in a file and an ear for what it tells systemd."""
+"""A gateway in its own process, with its log and systemd notifications."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def slow(seconds: float) -> str:
     return "done"
 
 def held(fifo: str) -> str:
-    with open(fifo) as gate:  # returns when somebody opens it for writing, and they hear of it so
+    with open(fifo) as gate:  # blocks until a writer opens the fifo
         gate.read()
     return "done"
 """
-# What systemd does before it starts a service that has a socket: descriptor 3, and who it is meant for.
+# systemd's steps before it starts a socket-activated service: the socket at descriptor 3, and LISTEN_PID.
 ACTIVATE = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ['LISTEN_PID'] = str(os.getpid()); "
     "os.execv(sys.argv[2], sys.argv[2:])"
@@ -57,7 +57,10 @@ def gateway(
     await_ready: bool = True,
     **more: str,
 ) -> Iterator[Gateway]:
-    """A process that serves; `listener` is handed to it as systemd would. log_to: its standard error, else a file."""
+    """Run a serving process.
+
+    `listener` is passed as systemd does. log_to: its standard error; by default a file.
+    """
     port = free_port()
     (folder / "jobs.py").write_text(JOBS)
     env_file = folder / "gateway.env"
@@ -66,6 +69,8 @@ def gateway(
         environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")} | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(ROOT / "tests")]),
             "NOTIFY_SOCKET": str(notify.path),
+            # __pycache__ in the tasks' folder changes its time: the first SIGHUP would replace the backend `here`.
+            "PYTHONDONTWRITEBYTECODE": "1",
             "GATEWAY_LISTEN": f"127.0.0.1:{port}",
             "GATEWAY_ADMIN_LISTEN": "127.0.0.1:0",
             "GATEWAY_STATE_DIR": str(folder / "state"),
@@ -87,7 +92,7 @@ def gateway(
             process.wait()
 
 
-async def until(check: Callable[[], object]) -> None:
+async def wait_until(check: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not check():
             await asyncio.to_thread(os.sched_yield)

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""tcp_delay_proxy.py - delay, rate, stall and break TCP on loopback; no root, one file.
+"""tcp_delay_proxy.py - delay, rate, stall and break TCP on loopback.
+
+It needs no root and is one file.
 
 In a test's own event loop:
     async with DelayProxy("127.0.0.1", upstream_port, delay=0.02, rate=10e6) as proxy:
@@ -7,7 +9,7 @@ In a test's own event loop:
         proxy.delay = 0.2                 # one-way seconds; applies to data read from now on
         proxy.stall(); proxy.resume()     # hold all data; connections stay open
         proxy.reset()                     # RST to every client now
-        proxy.refuse = True               # new connections get a RST: a dead cloud
+        proxy.refuse = True               # new connections get a RST: the cloud is down
         proxy.blackhole = True            # new connections are swallowed: a lost route
     `refuse` and `blackhole` do not touch open connections: call reset() as well.  An HTTP
     client may retry a GET once by itself when a kept-alive connection breaks (aiohttp does).
@@ -15,7 +17,7 @@ Command line:
     tcp_delay_proxy.py LISTEN_PORT HOST:PORT --delay 20 --rate 10
 
 asyncio rounds timers up to whole milliseconds, so each direction is 0.3-0.9 ms late.
-What it cannot show (use netlink_emulator.py for these): the kernel's handshake with the
+Not emulated (use netlink_emulator.py for these): the kernel's handshake with the
 proxy is local, so connect() takes microseconds and TCP_INFO rtt is the loopback's; there
 is no packet loss, no congestion control over the delay, and no UDP or QUIC.
 `handshake=True` (the default) delays a new connection's data by one further round trip,
@@ -108,7 +110,10 @@ class DelayProxy:
                     w.close()
 
     async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str) -> None:
-        """One task reads and stamps, one delivers; at most `window` bytes are on the way."""
+        """Forward one direction: a task reads and stamps, another delivers.
+
+        At most `window` bytes are in flight.
+        """
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue = asyncio.Queue()
         room, held = asyncio.Event(), 0

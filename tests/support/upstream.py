@@ -1,15 +1,14 @@
-"""A scriptable HTTP upstream on a raw socket, for every way in which one can be wrong.
+"""A scriptable HTTP upstream on a raw socket, for any kind of faulty answer.
 
     async with Upstream(answer(json={"ok": True})) as upstream:
         upstream.url                    # http://127.0.0.1:PORT
-        upstream.requests[-1].headers   # what it was asked: method, path, headers (lower-cased), body
-        upstream.script = reset()       # from the next request on
-        upstream.connections            # how many it has accepted
+        upstream.requests[-1].headers   # the last request: method, path, headers (lower-cased), body
+        upstream.script = reset()       # applies from the next request
+        upstream.connections            # number of accepted connections
 
 A script is `async def script(talk: Talk) -> None`; it answers one request (`talk.request`) by `talk.send(bytes)`,
-and may `talk.cut()` (FIN), `talk.reset()` (RST) or wait for `talk.gone()` (the client went). Requests follow each
-other on a connection as in life, unless the script ended it. Ready-made scripts are below; `by_path` and
-`in_turn` combine them.
+and may `talk.cut()` (FIN), `talk.reset()` (RST) or wait for `talk.gone()` (the client disconnected). A connection
+serves several requests, unless the script ends it. Ready-made scripts are below; `by_path` and `in_turn` combine them.
 """
 
 from __future__ import annotations
@@ -41,14 +40,14 @@ class Request:
 
 @dataclass
 class Talk:
-    """One request, and the means to answer it."""
+    """One request, with methods to answer it."""
 
     request: Request
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
     async def send(self, data: bytes) -> None:
-        """Raises ConnectionError when the client has gone."""
+        """Send data. Raises ConnectionError if the client has disconnected."""
         self.writer.write(data)
         await self.writer.drain()
 
@@ -85,7 +84,7 @@ class Upstream:
         for task in tuple(self._talks):
             task.cancel()
         await asyncio.gather(*self._talks, return_exceptions=True)
-        await asyncio.sleep(0)  # the transports' own last step
+        await asyncio.sleep(0)  # lets the transports close
 
     @property
     def url(self) -> str:
@@ -108,7 +107,7 @@ class Upstream:
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """The next request, or None at the connection's end."""
+    """Return the next request, or None at the end of the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -146,7 +145,7 @@ def whole(
     headers: Iterable[tuple[str, str]] = (),
     length: int | None = None,
 ) -> bytes:
-    """A whole answer, or one whose Content-Length lies."""
+    """Return a whole answer; `length` sets a wrong Content-Length."""
     fields = [*headers, ("Content-Length", str(len(body) if length is None else length))]
     if content_type is not None:
         fields.append(("Content-Type", content_type))
@@ -157,12 +156,15 @@ def whole(
 
 
 def answer(body: bytes = b"", *, json: Any = None, **options: Any) -> Script:
-    """A whole answer: `json` or `body`; `status`, `content_type`, `headers`, and `length` to lie about it."""
+    """Send a whole answer: `json` or `body`.
+
+    Options: `status`, `content_type`, `headers`, and `length` for a wrong Content-Length.
+    """
     return sends(whole(stdlib_json.dumps(json).encode() if json is not None else body, **options))
 
 
 def sends(*pieces: bytes) -> Script:
-    """Exactly these bytes, one write each."""
+    """Send exactly these bytes, one write each."""
 
     async def script(talk: Talk) -> None:
         for piece in pieces:
@@ -172,7 +174,7 @@ def sends(*pieces: bytes) -> Script:
 
 
 def sends_and_cuts(*pieces: bytes) -> Script:
-    """These bytes, then the connection's end."""
+    """Send these bytes, then close the connection."""
 
     async def script(talk: Talk) -> None:
         await sends(*pieces)(talk)
@@ -182,12 +184,12 @@ def sends_and_cuts(*pieces: bytes) -> Script:
 
 
 def cut() -> Script:
-    """Hangs up instead of answering."""
+    """Close the connection without an answer."""
     return sends_and_cuts()
 
 
 def reset(*pieces: bytes) -> Script:
-    """Sends these bytes, if any, then a RST."""
+    """Send these bytes, if any, then a RST."""
 
     async def script(talk: Talk) -> None:
         await sends(*pieces)(talk)
@@ -197,7 +199,7 @@ def reset(*pieces: bytes) -> Script:
 
 
 def stall(*pieces: bytes, gone: asyncio.Event | None = None) -> Script:
-    """Sends these bytes, then nothing more until the client goes; then sets `gone`."""
+    """Send these bytes, then stall until the client disconnects; then set `gone`."""
 
     async def script(talk: Talk) -> None:
         await sends(*pieces)(talk)
@@ -214,7 +216,7 @@ def stall(*pieces: bytes, gone: asyncio.Event | None = None) -> Script:
 
 
 def endless(start: bytes, piece: bytes) -> Script:
-    """`start`, and then `piece` for ever."""
+    """Send `start`, then `piece` without end."""
 
     async def script(talk: Talk) -> None:
         await talk.send(start)
@@ -225,24 +227,27 @@ def endless(start: bytes, piece: bytes) -> Script:
 
 
 def sse(*data: Any, done: bool = True, end: bytes = LAST_CHUNK) -> Script:
-    """An event for each of `data` (a string goes as it is), then [DONE], then the body's end."""
+    """Send an event for each of `data`, then [DONE] and the end of the body.
+
+    Strings are sent unchanged.
+    """
     return sends(sse_bytes(*data, done=done) + end)
 
 
 def sse_bytes(*data: Any, done: bool = True) -> bytes:
-    """The head of a stream, and an event for each of `data`."""
+    """Return the head of a stream and an event for each of `data`."""
     texts = [item if isinstance(item, str) else stdlib_json.dumps(item) for item in data]
     events = [f"data: {text}\n\n".encode() for text in (*texts, *(["[DONE]"] if done else []))]
     return head(200, [EVENTS, CHUNKED]) + b"".join(chunk(event) for event in events)
 
 
 def gzip_bomb(size: int) -> Script:
-    """`size` zeros, compressed a thousandfold."""
+    """Send `size` zeros as gzip, about 1000 times smaller."""
     return answer(gzip.compress(bytes(size), 9), headers=[("Content-Encoding", "gzip")])
 
 
 def by_path(scripts: Mapping[str, Script], otherwise: Script | None = None) -> Script:
-    """A script per path, 404 for any other."""
+    """Select a script by path; `otherwise`, or 404, for any other path."""
     missing = otherwise or answer(json={"error": {"message": "no such path"}}, status=404)
 
     async def script(talk: Talk) -> None:
@@ -252,7 +257,7 @@ def by_path(scripts: Mapping[str, Script], otherwise: Script | None = None) -> S
 
 
 def in_turn(*scripts: Script) -> Script:
-    """One script after the other; the last one stays."""
+    """Run one script per request, in order; the last one repeats."""
     left = list(scripts)
 
     async def script(talk: Talk) -> None:

@@ -1,10 +1,12 @@
-"""An event loop whose clock jumps: whoever sleeps wakes at once, at exactly the instant it wanted.
+"""An event loop on virtual time.
+
+A sleep returns at once, and the clock shows exactly its end.
 
     with virtual_time() as runner:
         runner.run(work())
 
-Nothing waits for anything real, so an hour of somebody's traffic takes as long as the computing in it, and gives the
-same result each time. Threads and sockets still work; time stands still while the loop waits for them alone.
+No real time passes in a sleep, so an hour of simulated traffic takes only its computing time, and every run gives the
+same result. Threads and sockets still work; virtual time does not advance while the loop waits only for them.
 """
 
 from __future__ import annotations
@@ -15,17 +17,17 @@ from typing import Any
 
 
 class _Jumping(selectors.DefaultSelector):
-    """Where nothing has happened, time moves on to when something is due."""
+    """If no event is ready, advance the clock to the next timer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        happened = super().select(None if timeout is None else 0)
-        if not happened and timeout is not None and timeout > 0:
+        ready = super().select(None if timeout is None else 0)
+        if not ready and timeout is not None and timeout > 0:
             self.now += timeout
-        return happened
+        return ready
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -38,5 +40,5 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def virtual_time() -> asyncio.Runner:
-    """Runs coroutines on a clock of their own, which begins at 0 s."""
+    """Return a runner with a clock that starts at 0 s."""
     return asyncio.Runner(loop_factory=VirtualLoop)

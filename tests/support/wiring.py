@@ -1,4 +1,4 @@
-"""Gateways between a test and scripted upstreams, and configurations they share."""
+"""Gateways in front of scripted upstreams, and shared configurations."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from contextlib import asynccontextmanager
 from gateway.testing import RunningGateway, running_gateway
 from support.upstream import Script, Upstream
 
-DESK = {"GATEWAY_BACKENDS__DESK__PLUGIN": "support.desk:Desk"}
-OFF_SITE_DESK = {"GATEWAY_BACKENDS__FAR__PLUGIN": "support.desk:Desk", "GATEWAY_BACKENDS__FAR__SITE": "cloud"}
+STUB = {"GATEWAY_BACKENDS__DESK__PLUGIN": "support.stub_backend:StubBackend"}
+OFF_SITE_STUB = {
+    "GATEWAY_BACKENDS__FAR__PLUGIN": "support.stub_backend:StubBackend",
+    "GATEWAY_BACKENDS__FAR__SITE": "cloud",
+}
 ADD = '{"add":"/add"}'
 
 
 def backend(name: str, plugin: str, **settings: str) -> dict[str, str]:
-    """One backend's variables; `settings` by their last name."""
+    """Return the variables of a backend; `settings` by their last name."""
     prefix = f"GATEWAY_BACKENDS__{name.upper()}__"
     return {f"{prefix}PLUGIN": plugin, **{prefix + key: text for key, text in settings.items()}}
 
 
 def cloud(url: str, name: str = "cloud", **settings: str) -> dict[str, str]:
-    """An `http` backend."""
+    """Return the variables of an `http` backend."""
     return backend(name, "http", URL=url, **settings)
 
 
@@ -29,7 +32,7 @@ def cloud(url: str, name: str = "cloud", **settings: str) -> dict[str, str]:
 async def relaying(
     script: Script, *, tls: ssl.SSLContext | None = None, environ: dict[str, str] | None = None, **settings: str
 ) -> AsyncIterator[tuple[RunningGateway, Upstream]]:
-    """A gateway with the backend `cloud`, which is a scripted upstream; `environ` for more."""
+    """A gateway with a scripted upstream as backend `cloud`; `environ` adds variables."""
     async with (
         Upstream(script, tls=tls) as upstream,
         running_gateway(**cloud(upstream.url, **settings), **(environ or {})) as gateway,

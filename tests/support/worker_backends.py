@@ -1,4 +1,4 @@
-"""Backends for tests of workers: importable, as a class that runs in processes has to be."""
+"""Backends for tests of workers; worker processes import them by name."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class ToolSettings(BackendSettings):
 
 
 class Panic(BaseException):
-    """What native extensions raise: no Exception."""
+    """A BaseException that is not an Exception, as native extensions raise."""
 
 
 class Tool(Backend[ToolSettings]):
-    """Does what the task is called."""
+    """Runs the method with the name of the task."""
 
     isolation = "process"
     kinds = frozenset({"chat"})
@@ -99,7 +99,7 @@ class Tool(Backend[ToolSettings]):
 
     async def block(self, task: Task) -> AsyncIterator[Part]:
         yield Part(os.getpid())
-        time.sleep(task.json["seconds"])  # noqa: ASYNC251  # that is what a worker is for
+        time.sleep(task.json["seconds"])  # noqa: ASYNC251  # a worker may block
         yield Part("done")
 
     async def wait(self, task: Task) -> AsyncIterator[Part]:
@@ -131,11 +131,11 @@ class Tool(Backend[ToolSettings]):
         sys.exit("enough")
 
     async def panic(self, task: Task) -> AsyncIterator[Part]:
-        yield Part("next: no Exception")
+        yield Part("next: a BaseException")
         raise Panic("enough")
 
     async def cancelled(self, task: Task) -> AsyncIterator[Part]:
-        yield Part("next: a cancellation nobody asked for")
+        yield Part("next: an unrequested cancellation")
         raise asyncio.CancelledError
 
     async def divide(self, task: Task) -> AsyncIterator[Result]:
@@ -167,11 +167,11 @@ class Tool(Backend[ToolSettings]):
 
 
 class Picky(TaskInvalid):
-    """An error class of the plugin's own."""
+    """An error class defined by the plugin."""
 
 
 class Quick(Backend[BackendSettings]):
-    """As little as a backend can do, by a coroutine."""
+    """A minimal backend with a coroutine."""
 
     tasks = ("echo",)
     isolation = "process"
@@ -180,8 +180,8 @@ class Quick(Backend[BackendSettings]):
         return Result(json={"result": task.json})
 
 
-class Lingers(Quick):
-    """Streams, and has more to say when the time of a whole answer is over."""
+class StreamsPastDeadline(Quick):
+    """Streams a further part after the deadline."""
 
     async def run(self, task: Task) -> AsyncIterator[Part]:  # type: ignore[override]
         yield Part("in time")
@@ -189,8 +189,8 @@ class Lingers(Quick):
         yield Part("after that")
 
 
-class Wrong(Quick):
-    """Gives answers that are none: the task's JSON says what."""
+class InvalidResults(Quick):
+    """Returns invalid results built from the JSON of the task."""
 
     async def run(self, task: Task) -> Result:
         given = {name: bytearray(b"x") if value == "bytearray" else value for name, value in task.json.items()}
@@ -202,12 +202,14 @@ class Wrong(Quick):
         return Result(**({"json": 1} | given))
 
 
-class Stubborn(Quick):
-    """Does not let itself be cancelled for a while."""
+class DelaysCancel(Quick):
+    """Ignores cancellation for `seconds`. begun: a file that it creates when it begins."""
 
     async def run(self, task: Task) -> Result:
-        with_mercy = asyncio.get_running_loop().time() + task.json["seconds"]
-        while (left := with_mercy - asyncio.get_running_loop().time()) > 0:
+        if "begun" in task.json:
+            Path(task.json["begun"]).touch()  # noqa: ASYNC240 - of its own worker process
+        end = asyncio.get_running_loop().time() + task.json["seconds"]
+        while (left := end - asyncio.get_running_loop().time()) > 0:
             try:
                 await asyncio.sleep(left)
             except asyncio.CancelledError:
@@ -216,28 +218,28 @@ class Stubborn(Quick):
 
 
 class Broken(Quick):
-    """Cannot start, and says why."""
+    """Raises BackendUnavailable on start."""
 
     async def __aenter__(self) -> Self:
         raise BackendUnavailable("the model file is missing; set MODEL")
 
 
-class Faulty(Quick):
-    """Cannot start, by accident."""
+class RaisesOnStart(Quick):
+    """Raises an unexpected KeyError on start."""
 
     async def __aenter__(self) -> Self:
         raise KeyError("weights")
 
 
 class CrashesLoading(Quick):
-    """A native library takes the process down while it loads."""
+    """Aborts the process on start, as a crashing native library does."""
 
     async def __aenter__(self) -> Self:
         print("loading libbad", flush=True)
         os.abort()
 
 
-class OnceBroken(Backend[ToolSettings]):
+class StartsWhenFileExists(Backend[ToolSettings]):
     """Starts only while the file `broken_until` exists."""
 
     tasks = ("echo", "die")
@@ -255,18 +257,21 @@ class OnceBroken(Backend[ToolSettings]):
         return Result(json=os.getpid())
 
 
-class Patient(Backend[ToolSettings]):
-    """Its health is what the file `broken_until` says: nothing, or what is wrong, or `raise`, or `wait`."""
+class HealthFromFile(Backend[ToolSettings]):
+    """Takes its health from the file `broken_until`.
+
+    The file is empty, or holds an error text, `raise` or `wait`.
+    """
 
     tasks = ("echo", "block")
 
     async def health(self) -> str | None:
-        said = self.settings.broken_until.read_text() if self.settings.broken_until else ""
-        if said == "raise":
+        text = self.settings.broken_until.read_text() if self.settings.broken_until else ""
+        if text == "raise":
             raise KeyError("pulse")
-        if said == "wait":
+        if text == "wait":
             await asyncio.Event().wait()
-        return said or None
+        return text or None
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         if task.name == "block":
@@ -275,8 +280,8 @@ class Patient(Backend[ToolSettings]):
         yield Result(json=os.getpid())
 
 
-class Sends(Backend[BackendSettings]):
-    """Has its task's parts done by others."""
+class Dispatches(Backend[BackendSettings]):
+    """Dispatches subtasks to other backends."""
 
     tasks = ("one", "many", "again", "later", "gives_up", "leaves", "strays", "whole")
     kinds = frozenset({"chat"})
@@ -300,7 +305,7 @@ class Sends(Backend[BackendSettings]):
             await self.services.dispatch(task.subtask())
         except GatewayError as exc:
             return Result(json=[type(exc).__name__, exc.message, exc.code, exc.retry_after_s, exc.began])
-        raise AssertionError("it was to fail")
+        raise AssertionError("the subtask did not fail")
 
     async def gives_up(self, task: Task) -> Result:
         try:
@@ -308,7 +313,7 @@ class Sends(Backend[BackendSettings]):
                 await self.services.dispatch(task.subtask())
         except TimeoutError:
             return Result(json="gave up")
-        raise AssertionError("it was to take too long")
+        raise AssertionError("the subtask did not time out")
 
     async def leaves(self, task: Task) -> Result:
         self._left = asyncio.create_task(self.services.dispatch(task.subtask()))
@@ -323,8 +328,8 @@ class Sends(Backend[BackendSettings]):
         return Result(json=(await self.services.dispatch(task.subtask())).value())
 
 
-class Buggy(Quick):
-    """Starts, and raises at every task."""
+class RaisesInRun(Quick):
+    """Starts, and raises in every task."""
 
     async def run(self, task: Task) -> Result:
         raise LookupError("a bug")

@@ -1,4 +1,4 @@
-"""What tests of workers do again and again; the workers are real processes."""
+"""Helpers for tests of workers; the workers are real processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.plugin import (
     Task,
 )
 from gateway.workers import WorkerBackend
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 
 
 def a_task(name: str, json: Any = None, *, within_s: float = 20, **more: Any) -> Task:
@@ -28,7 +28,7 @@ def a_task(name: str, json: Any = None, *, within_s: float = 20, **more: Any) ->
 
 
 def of(cls: type[Backend[Any]], slots: int = 1, **settings: Any) -> WorkerBackend:
-    return WorkerBackend(cls, cls.Settings(**settings), KeptServices(), slots=slots)
+    return WorkerBackend(cls, cls.Settings(**settings), RecordingServices(), slots=slots)
 
 
 def events(backend: WorkerBackend, event: str) -> list[dict[str, Any]]:
@@ -63,8 +63,8 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-# Other processes send no event when they end; their state is asked for until it is as claimed.
-async def until(claim: Callable[[], bool], within_s: float = 5) -> None:
+# Other processes send no event when they end, so their state is polled.
+async def wait_until(claim: Callable[[], bool], within_s: float = 5) -> None:
     async with asyncio.timeout(within_s):
         while not claim():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
@@ -72,7 +72,7 @@ async def until(claim: Callable[[], bool], within_s: float = 5) -> None:
 
 @asynccontextmanager
 async def begun(backend: WorkerBackend, task: Task) -> AsyncIterator[tuple[Any, asyncio.Task[list[Any]]]]:
-    """`task` at work: its first part, and the asyncio task that collects the others."""
+    """Start `task`. Yields its first part, and the asyncio task for the rest."""
     first: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     async def collect() -> list[Any]:
@@ -94,7 +94,7 @@ async def begun(backend: WorkerBackend, task: Task) -> AsyncIterator[tuple[Any, 
 
 
 def children() -> set[int]:
-    """This process's children, zombies included."""
+    """Return the children of this process, zombies included."""
     own = os.getpid()
     found = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
     return {pid for pid in found if parent_of(pid) == own}

@@ -1,3 +1,6 @@
-"""The plugins below are distributions with tests of their own, run where they are installed."""
+"""The plugins in this folder are distributions.
+
+Their tests run in the environment where they are installed.
+"""
 
 collect_ignore_glob = ["gateway-*"]

@@ -1,6 +1,6 @@
-"""Somebody else's plugin, as they would ship it: both wheels built, installed outside the checkout, enabled, asked.
+"""A third-party plugin as a distribution, installed outside the checkout.
 
-The new environment sees the libraries of this one, through a path file, and nothing of the checkout.
+A path file gives the new environment access to the libraries of this one, but not to the checkout.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLUGIN = Path(__file__).parent / "gateway-redact"
 
 
 class Place(NamedTuple):
-    """A folder outside the checkout, and the environment in it."""
+    """A folder outside the checkout, with a virtual environment."""
 
     folder: Path
 
@@ -76,7 +76,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 @contextmanager
 def serving(place: Place, **settings: str) -> Iterator[tuple[str, Path]]:
-    """Its URL, and where its log goes."""
+    """Run the gateway; yields its URL and the path of its log."""
     log, port = place.folder / "gateway.log", free_port()
     listeners = {"GATEWAY_LISTEN": f"127.0.0.1:{port}", "GATEWAY_ADMIN_LISTEN": f"127.0.0.1:{free_port()}"}
     with NotifySocket(place.folder / "notify") as notify, log.open("wb") as out:
@@ -97,7 +97,7 @@ def asked(url: str, body: Any) -> Any:
         return json.load(answer)
 
 
-def test_nothing_of_the_checkout_is_used(place: Place) -> None:
+def test_no_module_is_imported_from_the_checkout(place: Place) -> None:
     code = (
         "import gateway, gateway_echo, gateway_redact as g; print(gateway.__file__, gateway_echo.__file__, g.__file__)"
     )
@@ -105,7 +105,7 @@ def test_nothing_of_the_checkout_is_used(place: Place) -> None:
     assert all(Path(file).is_relative_to(place.folder / "venv") for file in files), files
 
 
-def test_an_installed_plugin_is_enabled_by_one_variable_and_serves(place: Place) -> None:
+def test_installed_plugin_serves_after_one_variable_is_set(place: Place) -> None:
     with serving(place, GATEWAY_BACKENDS__PRIVACY__PLUGIN="redact", GATEWAY_BACKENDS__PRIVACY__MASK="*") as (url, log):
         answer = asked(f"{url}/v1/tasks/redact", {"text": "Write to ada@example.org."})
     assert answer == {"result": {"text": "Write to *.", "masked": {"email": 1}}}
@@ -114,20 +114,22 @@ def test_an_installed_plugin_is_enabled_by_one_variable_and_serves(place: Place)
     assert (line["backend"], line["site"], line["status"], line["model"]) == ("privacy", "edge", 200, "redact")
 
 
-def test_an_installed_plugin_is_listed_with_its_distribution(place: Place) -> None:
+def test_installed_plugin_is_listed_with_its_distribution(place: Place) -> None:
     rows = json.loads(place.run(place.bin / "edge-gateway", "plugins", "list", "--json"))
     row = next(row for row in rows if row["plugin"] == "redact")
     assert (row["distribution"], row["version"], row["serves"]) == ("gateway-redact", "1.0.0", "tasks redact")
 
 
-def test_it_passes_the_kit_and_its_own_tests_where_it_is_installed(place: Place) -> None:
-    told = place.run(place.bin / "edge-gateway", "plugins", "test", "redact", "--set", "isolation=loop")
-    assert "FAIL" not in told
+def test_installed_plugin_passes_the_conformance_kit_and_its_own_tests(place: Place) -> None:
+    output = place.run(place.bin / "edge-gateway", "plugins", "test", "redact", "--set", "isolation=loop")
+    assert "FAIL" not in output
     tests = shutil.copytree(PLUGIN / "tests", place.folder / "tests")
     place.run(place.bin / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
 
 
-def test_a_new_plugin_can_be_made_from_the_wheel(place: Place) -> None:
+def test_plugin_scaffold_from_the_wheel_passes_the_conformance_kit(place: Place) -> None:
     place.run(place.bin / "edge-gateway", "plugins", "new", "ocr")
-    told = place.run(place.bin / "edge-gateway", "plugins", "test", "gateway_ocr:Ocr", cwd=place.folder / "gateway-ocr")
-    assert "FAIL" not in told
+    output = place.run(
+        place.bin / "edge-gateway", "plugins", "test", "gateway_ocr:Ocr", cwd=place.folder / "gateway-ocr"
+    )
+    assert "FAIL" not in output

@@ -15,7 +15,7 @@ from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import Broker, running_broker
 from support.mqtt_clients import Device, device
-from support.wiring import DESK
+from support.wiring import STUB
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -60,7 +60,7 @@ async def unhandled() -> list[dict]:
 @pytest.fixture
 async def desk() -> AsyncIterator[RunningGateway]:
     """A gateway with one backend of class Desk."""
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         yield gateway
 
 

@@ -18,10 +18,10 @@ from gateway.settings import load
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
 from support.configurations import only
-from support.desk import Desk
 from support.raw import Answer, answered, connected, post, read_answer
+from support.stub_backend import StubBackend
 from support.upstream import Upstream, answer
-from support.wiring import DESK, OFF_SITE_DESK, cloud
+from support.wiring import OFF_SITE_STUB, STUB, cloud
 
 ANY = "egw_any_" + "a" * SECRET_CHARS
 CHAT = b'{"model":"%s","messages":[{"role":"user","content":"x"}]}'
@@ -59,7 +59,7 @@ def code(answer: Answer) -> str:
 
 
 async def test_every_endpoint_except_health_requires_an_api_key(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         for route in ROUTES:
             path = route.path.replace("{", "").replace("}", "")
             asked = post(path, b"{}") if route.method == "POST" else get(path)
@@ -73,7 +73,7 @@ async def test_every_endpoint_except_health_requires_an_api_key(keys: Any) -> No
 
 @pytest.mark.parametrize("header", [f"Authorization: bearer {ANY}", f"x-api-key: {ANY}", f"api-key: {ANY}"])
 async def test_api_key_is_accepted_from_each_header_that_clients_use(keys: Any, header: str) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", header))
         assert (answer.status, answer.json) == (200, {"result": 1})
 
@@ -91,12 +91,12 @@ async def test_api_key_is_accepted_from_each_header_that_clients_use(keys: Any, 
     ],
 )
 async def test_failed_authentication_never_falls_through_to_another_credential(keys: Any, lines: list[str]) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))).status == 401
 
 
 async def test_key_in_url_is_ignored_and_duplicate_authorization_header_is_400(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         assert (await answered(gateway.url, post(f"/v1/tasks/say?api-key={ANY}", b"1"))).status == 401
         twice = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer(), bearer()))
         assert (twice.status, code(twice)) == (400, "bad_request")
@@ -106,19 +106,19 @@ async def test_key_in_url_is_ignored_and_duplicate_authorization_header_is_400(k
     "path", ["/v1/tasks/say/../../livez", "/livez/../v1/tasks/say", "//v1/tasks/say", "/v1/tasks%2Fsay"]
 )
 async def test_no_path_spelling_bypasses_authentication(keys: Any, path: str) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         assert (await answered(gateway.url, post(path, b"1"))).status in (401, 404, 405)
 
 
 async def test_unknown_key_is_rejected_before_the_body_is_read(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB, **keys()) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"", length=30_000_000))
         answer = await asyncio.wait_for(read_answer(reader), 5)
         assert (answer.status, answer.headers["connection"]) == (401, "close")
 
 
 async def test_client_key_is_ignored_when_no_keys_file_is_configured() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         asked = post("/v1/tasks/say", b"1", "Authorization: Bearer sk-anything")
         assert (await answered(gateway.url, asked)).status == 200
 
@@ -147,7 +147,7 @@ async def test_duplicate_or_differently_cased_model_field_cannot_bypass_key_rule
 
 async def test_key_may_use_only_the_models_and_tasks_it_lists(keys: Any) -> None:
     rules = keys(narrow={"models": ("desk/clerk",), "tasks": ("say",)})
-    async with running_gateway(**DESK, **rules) as gateway:
+    async with running_gateway(**STUB, **rules) as gateway:
 
         async def ask(path: str, body: bytes) -> int:
             return (await answered(gateway.url, post(path, body, bearer("narrow")))).status
@@ -162,7 +162,7 @@ async def test_key_may_use_only_the_models_and_tasks_it_lists(keys: Any) -> None
 
 async def test_model_and_task_lists_show_only_what_the_key_may_use(keys: Any) -> None:
     rules = keys(narrow={"models": ("desk/*",), "tasks": ("say", "boom")})
-    async with running_gateway(**DESK, **rules) as gateway:
+    async with running_gateway(**STUB, **rules) as gateway:
         models = (await answered(gateway.url, get("/v1/models", bearer("narrow")))).json["data"]
         tasks = (await answered(gateway.url, get("/v1/tasks", bearer("narrow")))).json
         assert [model["id"] for model in models] == ["desk/clerk"]
@@ -172,7 +172,7 @@ async def test_model_and_task_lists_show_only_what_the_key_may_use(keys: Any) ->
 
 
 async def test_body_over_the_keys_limit_is_413_and_the_error_states_the_limit(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(small={"max_body_bytes": 4})) as gateway:
+    async with running_gateway(**STUB, **keys(small={"max_body_bytes": 4})) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"12345", bearer("small")))
         assert (answer.status, code(answer)) == (413, "body_too_large")
         assert "4 bytes" in answer.json["error"]["message"]
@@ -180,7 +180,7 @@ async def test_body_over_the_keys_limit_is_413_and_the_error_states_the_limit(ke
 
 async def test_request_of_a_key_without_cloud_access_never_leaves_the_site(keys: Any) -> None:
     before = metrics.EGRESS.values.copy()
-    async with running_gateway(**OFF_SITE_DESK, **keys(home={"allow_cloud": False})) as gateway:
+    async with running_gateway(**OFF_SITE_STUB, **keys(home={"allow_cloud": False})) as gateway:
         kept = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("home")))
         assert (kept.status, code(kept)) == (503, "no_backend")
         assert metrics.EGRESS.values == before
@@ -188,14 +188,14 @@ async def test_request_of_a_key_without_cloud_access_never_leaves_the_site(keys:
 
 
 async def test_expired_key_is_401_and_the_error_names_the_key(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(old={"expires": datetime(2020, 1, 1, tzinfo=UTC)})) as gateway:
+    async with running_gateway(**STUB, **keys(old={"expires": datetime(2020, 1, 1, tzinfo=UTC)})) as gateway:
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("old")))
         assert answer.status == 401
         assert "old has expired" in answer.json["error"]["message"]
 
 
 async def test_request_over_the_keys_rate_is_429_with_retry_after(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(slow={"requests_per_minute": 1.0, "burst": 1})) as gateway:
+    async with running_gateway(**STUB, **keys(slow={"requests_per_minute": 1.0, "burst": 1})) as gateway:
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))).status == 200
         answer = await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("slow")))
         assert (answer.status, code(answer)) == (429, "rate_limited")
@@ -206,17 +206,17 @@ async def test_request_over_the_keys_rate_is_429_with_retry_after(keys: Any) -> 
 
 
 async def test_key_concurrency_limit_is_enforced_and_freed_when_the_client_disconnects(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys(one={"concurrency": 1})) as gateway:
+    async with running_gateway(**STUB, **keys(one={"concurrency": 1})) as gateway:
         async with connected(gateway.url) as (_, writer):
             writer.write(post("/v1/tasks/wait", b"{}", bearer("one")))
-            await Desk.waiting.wait()
+            await StubBackend.waiting.wait()
             assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 429
         await gateway.line(outcome="cancelled")
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1", bearer("one")))).status == 200
 
 
 async def test_keys_appear_in_no_log_line_and_no_response(keys: Any) -> None:
-    async with running_gateway(**DESK, **keys()) as gateway:
+    async with running_gateway(**STUB, **keys()) as gateway:
         for lines in ([bearer()], [f"x-api-key: {ANY}x"], [f"Authorization: {ANY}", "api-key: other"]):
             answer = await answered(gateway.url, post("/v1/tasks/say", b"1", *lines))
             assert "a" * 20 not in answer.body.decode() + str(answer.headers)
@@ -229,7 +229,7 @@ async def test_keys_appear_in_no_log_line_and_no_response(keys: Any) -> None:
 
 async def test_public_admin_listener_requires_an_admin_key(keys: Any) -> None:
     rules = keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
-    async with running_gateway(**DESK, **rules) as gateway:
+    async with running_gateway(**STUB, **rules) as gateway:
         url = gateway.admin_url.replace("0.0.0.0", "127.0.0.1")
         found = [(await answered(url, get("/status", *lines))).status for lines in ([], [bearer()], [bearer("root")])]
         assert found == [401, 403, 200]
@@ -238,7 +238,7 @@ async def test_public_admin_listener_requires_an_admin_key(keys: Any) -> None:
 async def test_commands_that_query_the_admin_listener_send_the_key_from_a_file(
     keys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rules = DESK | keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
+    rules = STUB | keys(root={"admin": True}) | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:0"}
     (tmp_path / "root.key").write_text(f"egw_root_{'a' * SECRET_CHARS}\n")
     (tmp_path / "any.key").write_text(ANY)
     async with running_gateway(**rules) as gateway:
@@ -264,13 +264,13 @@ async def test_commands_that_query_the_admin_listener_send_the_key_from_a_file(
 
 
 def test_public_listener_is_rejected_without_keys_and_accepted_with_keys(keys: Any) -> None:
-    public = DESK | {"GATEWAY_LISTEN": "0.0.0.0:8080"}
+    public = STUB | {"GATEWAY_LISTEN": "0.0.0.0:8080"}
     assert "set GATEWAY_KEYS_FILE" in only(public)
     assert load(public | keys()).keys is not None
 
 
 def test_public_admin_listener_requires_an_unexpired_key_with_admin(keys: Any) -> None:
-    public = DESK | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
+    public = STUB | {"GATEWAY_ADMIN_LISTEN": "0.0.0.0:8081"}
     told = "no valid API key has `admin`"
     assert told in only(public)
     assert told in only(public | keys())
@@ -278,4 +278,4 @@ def test_public_admin_listener_requires_an_unexpired_key_with_admin(keys: Any) -
 
 
 def test_unreadable_keys_file_is_reported_as_an_error_of_its_variable(tmp_path: Path) -> None:
-    assert only(DESK | {"GATEWAY_KEYS_FILE": str(tmp_path / "none")}).startswith("GATEWAY_KEYS_FILE: ")
+    assert only(STUB | {"GATEWAY_KEYS_FILE": str(tmp_path / "none")}).startswith("GATEWAY_KEYS_FILE: ")

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import admin
 from gateway.service import service
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
 from support.raw import answered, connected, post
+from support.stub_backend import StubBackend
 from support.upstream import answer, by_path
-from support.wiring import ADD, DESK, backend, relaying
+from support.wiring import ADD, STUB, backend, relaying
 
 # Contract §5, verbatim: metric names with the labels they must have.
 METRICS: dict[str, set[str]] = {
@@ -60,7 +60,7 @@ async def samples(gateway: RunningGateway) -> dict[str, list[tuple[dict[str, str
 async def test_every_contract_metric_is_exposed_after_some_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "TICK_S", 0.01)
     script = by_path({"/add": answer(json={"result": BIG})})
-    async with relaying(script, TASKS=ADD, environ=DESK) as (gateway, _):
+    async with relaying(script, TASKS=ADD, environ=STUB) as (gateway, _):
         for path, body in (("add", json.dumps({"a": BIG}).encode()), ("say", b"1"), ("refuse", b""), ("boom", b"")):
             for _ in range(2):
                 await answered(gateway.url, post(f"/v1/tasks/{path}", body))
@@ -80,7 +80,7 @@ async def test_every_contract_metric_is_exposed_after_some_traffic(monkeypatch: 
 
 
 async def test_request_counters_match_the_request_log() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         before = await counted(gateway)
         for path in ("say", "say", "boom", "nosuch", "invalid", "refuse", "count"):
             await answered(gateway.url, post(f"/v1/tasks/{path}", b"", "Connection: close"))
@@ -101,7 +101,7 @@ ROUNDS = 20
 
 
 async def test_unknown_models_tasks_and_paths_create_no_metric_series() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         await ask_for_nonsense(gateway, 0)
         before = await series_in(gateway)
         for n in range(1, ROUNDS + 1):
@@ -128,17 +128,17 @@ async def ask_for_nonsense(gateway: RunningGateway, n: int) -> None:
 
 
 async def test_running_request_is_counted_as_busy_in_its_lane() -> None:
-    environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
+    environ = STUB | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     async with running_gateway(**environ) as gateway, connected(gateway.url) as (_, first):
         first.write(post("/v1/tasks/wait"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         _, status, _ = await get(f"{gateway.admin_url}/status")
         busy = (await samples(gateway))["edge_gateway_lane_busy"]
     assert (status["backends"]["desk"]["lane"]["busy"], busy) == (1, [({"backend": "desk"}, 1.0)])
 
 
 async def test_status_reports_state_tasks_models_breaker_and_lane_of_each_backend() -> None:
-    environ = DESK | backend("locked", "support.desk:Desk", REFUSES_TO_OPEN="true")
+    environ = STUB | backend("locked", "support.stub_backend:StubBackend", REFUSES_TO_OPEN="true")
     async with relaying(by_path({"/add": answer(json={})}), TASKS=ADD, MODELS="gpt", environ=environ) as (gateway, _):
         await answered(gateway.url, post("/v1/tasks/add", b"{}"))
         code, status, _ = await get(f"{gateway.admin_url}/status")
@@ -156,7 +156,7 @@ async def test_status_reports_state_tasks_models_breaker_and_lane_of_each_backen
 
 
 async def test_status_reports_each_worker_process() -> None:
-    async with running_gateway(**backend("quick", "support.worker_backends:Quick"), **DESK) as gateway:
+    async with running_gateway(**backend("quick", "support.worker_backends:Quick"), **STUB) as gateway:
         _, status, _ = await get(f"{gateway.admin_url}/status")
     (worker,) = status["backends"]["quick"]["workers"]
     assert worker["pid"] > 1

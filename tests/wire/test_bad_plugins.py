@@ -14,14 +14,18 @@ from gateway.dispatch import leaks
 from gateway.health import quarantine
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
-from support import faulty, worker_backends
-from support.faulty import Faulty
+from support import faulty_backend, worker_backends
+from support.faulty_backend import FaultyBackend
+from support.polling import wait_until
 from support.raw import answered, connected, post
-from support.until import until
 from support.wiring import backend
 
-FAULTY = backend("bad", "support.faulty:Faulty")
-SLEEP = next(n for n, line in enumerate(Path(faulty.__file__).read_text().splitlines(), 1) if "this is the sin" in line)
+FAULTY = backend("bad", "support.faulty_backend:FaultyBackend")
+SLEEP = next(
+    n
+    for n, line in enumerate(Path(faulty_backend.__file__).read_text().splitlines(), 1)
+    if "this blocks the loop" in line
+)
 
 
 @pytest.fixture
@@ -30,7 +34,7 @@ async def gateway() -> AsyncIterator[RunningGateway]:
         try:
             yield running
         finally:
-            Faulty.may_end.set()
+            FaultyBackend.may_end.set()
 
 
 async def test_blocking_plugin_is_logged_once_with_line_and_backend_and_counted(gateway: RunningGateway) -> None:
@@ -39,7 +43,7 @@ async def test_blocking_plugin_is_logged_once_with_line_and_backend_and_counted(
         assert (await answered(gateway.url, post("/v1/tasks/block", b"{}"))).status == 200
         assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
     (told,) = await gateway.lines.wait("loop.stalled")
-    assert told["where"] == f"{faulty.__file__}:{SLEEP}"
+    assert told["where"] == f"{faulty_backend.__file__}:{SLEEP}"
     assert (told["backend"], told["stack"][0]) == ("bad", f"{told['where']} _block")
     assert told["stalled_ms"] >= 90
     assert metrics.STALLS.values[("bad",)] > before
@@ -52,15 +56,15 @@ async def test_task_ignoring_cancellation_is_counted_and_its_backend_excluded_wh
     for _ in range(2):
         async with connected(gateway.url) as (_, writer):
             writer.write(post("/v1/tasks/ignore", b"{}"))
-            await Faulty.ignoring.wait()
-            Faulty.ignoring.clear()
+            await FaultyBackend.ignoring.wait()
+            FaultyBackend.ignoring.clear()
     told = await gateway.lines.wait("dispatch.leaked", 2)
     assert {line["backend"] for line in told} == {"bad"}
     assert metrics.LEAKED.values[("bad",)] == 2
     refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
     assert (refused.status, refused.json["error"]["code"]) == (503, "unavailable")
     assert "do not end" in refused.json["error"]["message"]
-    Faulty.may_end.set()
+    FaultyBackend.may_end.set()
     await asyncio.wait(set(gateway.service.dispatcher._attempts))
     gateway.service.dispatcher.look_for_leaks()
     assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
@@ -70,7 +74,7 @@ async def test_task_ignoring_cancellation_is_counted_and_its_backend_excluded_wh
 async def test_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 3)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 3)
     for _ in range(3):
         assert (await answered(gateway.url, post("/v1/tasks/raise", b"{}"))).status == 500
     refused = await answered(gateway.url, post("/v1/tasks/serve", b"{}"))
@@ -79,7 +83,7 @@ async def test_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
     assert len(gateway.lines.of("backend.quarantined")) == 1
 
 
-BUGGY = backend("buggy", "support.worker_backends:Buggy", REPEATABLE="true")
+BUGGY = backend("buggy", "support.worker_backends:RaisesInRun", REPEATABLE="true")
 
 
 async def test_exception_in_a_worker_plugin_makes_the_gateway_try_another_backend() -> None:
@@ -93,7 +97,7 @@ async def test_exception_in_a_worker_plugin_makes_the_gateway_try_another_backen
 async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_states_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 3)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 3)
     async with running_gateway(**BUGGY) as gateway:
         for _ in range(3):
             answer = await answered(gateway.url, post("/v1/tasks/echo", b"1"))
@@ -107,7 +111,7 @@ async def test_worker_plugin_that_only_raises_is_quarantined_and_the_error_state
 async def test_arguments_that_make_a_function_raise_do_not_quarantine_its_backend(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quarantine, "RAISES", 3)
+    monkeypatch.setattr(quarantine, "MAX_EXCEPTIONS", 3)
     async with running_gateway(**backend("local", "local", SLOTS="1")) as gateway:
         for _ in range(4):
             answer = await answered(gateway.url, post("/v1/tasks/add", b'{"a":1,"b":"x"}'))
@@ -132,11 +136,11 @@ async def test_plugin_that_raises_system_exit_fails_only_its_own_request(gateway
 
 
 async def test_plugin_that_raises_busy_makes_the_gateway_try_another_backend() -> None:
-    other = backend("desk", "support.desk:Desk", TASKS="refuse,serve", USD_PER_REQUEST="1")
+    other = backend("desk", "support.stub_backend:StubBackend", TASKS="refuse,serve", USD_PER_REQUEST="1")
     tasks = {"GATEWAY_BACKENDS__DESK__TASKS": '{"refuse":"say"}'}
     async with running_gateway(**FAULTY, **(other | tasks), GATEWAY_POLICY__USD="1") as running:
         answer = await answered(running.url, post("/v1/tasks/refuse", b"1"))
-        Faulty.may_end.set()
+        FaultyBackend.may_end.set()
     assert (answer.status, answer.headers["x-gateway-backend"]) == (200, "desk")
 
 
@@ -144,7 +148,7 @@ async def test_client_deadlines_that_expire_do_not_open_the_breaker(gateway: Run
     for _ in range(7):
         late = await answered(gateway.url, post("/v1/tasks/hang_on", b"{}", "x-gateway-deadline-ms: 30"))
         assert late.status == 504
-    Faulty.may_end.set()
+    FaultyBackend.may_end.set()
     assert (await answered(gateway.url, post("/v1/tasks/serve", b"{}"))).status == 200
     assert not gateway.lines.of("breaker.opened")
 
@@ -154,20 +158,20 @@ async def test_gateway_stops_even_if_a_plugin_ignores_cancellation(monkeypatch: 
     async with running_gateway(**FAULTY) as running:
         async with connected(running.url) as (_, writer):
             writer.write(post("/v1/tasks/ignore", b"{}"))
-            await Faulty.ignoring.wait()
+            await FaultyBackend.ignoring.wait()
         await running.line(outcome="cancelled")
-    Faulty.may_end.set()
+    FaultyBackend.may_end.set()
 
 
 async def test_stream_hanging_in_a_worker_is_killed_at_the_deadline_of_a_whole_response() -> None:
-    hangs = backend("slow", "support.worker_backends:Stubborn", MODELS="m", SLOTS="1")
+    hangs = backend("slow", "support.worker_backends:DelaysCancel", MODELS="m", SLOTS="1")
     chat = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": True, "seconds": 600}
     async with running_gateway(**hangs, GATEWAY_FIRST_BYTE_S="0.2", GATEWAY_DEADLINE_S="0.3") as gateway:
         answer = await answered(gateway.url, post("/v1/chat/completions", json.dumps(chat).encode()))
         assert answer.status == 504
         (died,) = await gateway.lines.wait("worker.died")
         assert died["how"] == "was killed because a cancelled task did not end in time"
-        await until(lambda: not gateway.service.dispatcher.is_stuck)
+        await wait_until(lambda: not gateway.service.dispatcher.is_stuck)
 
 
 WRONG = [
@@ -182,8 +186,8 @@ WRONG = [
     ({"content_type": "a\r\nx-in: b"}, "`content_type` holds a control character"),
     ({"headers": {"x": 5}}, "`headers` maps str to int"),
     ({"headers": ["x"]}, "`headers` is list"),
-    ({"headers": {"x": "a\r\nx-in: b"}}, "`headers` holds what cannot be a header"),
-    ({"headers": {"x y": "a"}}, "`headers` holds what cannot be a header"),
+    ({"headers": {"x": "a\r\nx-in: b"}}, "`headers` holds an invalid header"),
+    ({"headers": {"x y": "a"}}, "`headers` holds an invalid header"),
     ({"confidence": "high"}, "`confidence` is str"),
     ({"own": "cancellation"}, "raised CancelledError"),
 ]
@@ -193,7 +197,9 @@ WRONG = [
 async def test_result_with_a_wrong_field_type_is_a_plugin_error_naming_the_field(
     isolation: str,
 ) -> None:
-    async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION=isolation)) as gateway:
+    async with running_gateway(
+        **backend("wrong", "support.worker_backends:InvalidResults", ISOLATION=isolation)
+    ) as gateway:
         for given, why in WRONG:
             answer = await answered(gateway.url, post("/v1/tasks/echo", json.dumps(given).encode()))
             assert (answer.status, answer.json["error"]["code"]) == (500, "plugin_error"), given
@@ -212,7 +218,9 @@ async def test_plugin_headers_cannot_change_framing_or_be_duplicated() -> None:
         "Content-Length": "5", "TRANSFER-encoding": "chunked", "Connection": "keep-alive, X-Hop", "x-hop": "1",
         "Upgrade": "h2c", "Content-Type": "text/html", "X-Gateway-Backend": "another", "X-Kept": "é",
     }  # fmt: skip
-    async with running_gateway(**backend("wrong", "support.worker_backends:Wrong", ISOLATION="loop")) as gateway:
+    async with running_gateway(
+        **backend("wrong", "support.worker_backends:InvalidResults", ISOLATION="loop")
+    ) as gateway:
         for body in ([1], ["x" * 100_000]):
             asked = post("/v1/tasks/echo", json.dumps({"headers": given, "json": body}).encode())
             async with connected(gateway.url) as (reader, writer):
@@ -231,7 +239,7 @@ async def test_plugin_headers_cannot_change_framing_or_be_duplicated() -> None:
 
 @pytest.mark.parametrize("task", ["breaks", "gone"])
 async def test_stream_that_breaks_midway_is_logged_as_failed_even_if_retryable(task: str) -> None:
-    async with running_gateway(**backend("desk", "support.desk:Desk", TASKS=task)) as gateway:
+    async with running_gateway(**backend("desk", "support.stub_backend:StubBackend", TASKS=task)) as gateway:
         async with gateway.session() as http, http.post(f"{gateway.url}/v1/tasks/{task}", json={}) as got:
             with pytest.raises(aiohttp.ClientPayloadError):
                 await got.read()

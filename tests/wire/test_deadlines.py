@@ -7,8 +7,8 @@ import time
 import pytest
 
 from gateway.testing import running_gateway
+from support.polling import wait_until
 from support.raw import answered, connected, post, read_to_end
-from support.until import until
 from support.wiring import backend, cloud
 
 ASKED = post("/v1/tasks/echo", b"1", "Connection: close")
@@ -16,7 +16,7 @@ WHOLE = [b'data: {"part":"in time"}', b'data: {"part":"after that"}', b"data: [D
 
 
 def lingering(deadline_s: float, isolation: str = "loop") -> dict[str, str]:
-    lingers = backend("slow", "support.worker_backends:Lingers", ISOLATION=isolation)
+    lingers = backend("slow", "support.worker_backends:StreamsPastDeadline", ISOLATION=isolation)
     return lingers | {"GATEWAY_DEADLINE_S": str(deadline_s)}
 
 
@@ -60,6 +60,6 @@ async def test_worker_is_freed_when_the_client_leaves_a_stream_past_its_deadline
             (attempt,) = gateway.service.dispatcher._attempts.values()
             while time.monotonic() < attempt.task.deadline:
                 await reader.read(4096)
-        await until(lambda: gateway.service.dispatcher.lanes.busy()["slow"] == 0)
+        await wait_until(lambda: gateway.service.dispatcher.scheduler.busy()["slow"] == 0)
         assert (await answered(gateway.url, post("/v1/tasks/json", b"1"))).json == 1
         assert gateway.lines.of("worker.died") == []

@@ -15,11 +15,11 @@ import trustme
 from gateway.api.errors import ERRORS
 from gateway.ingress.http import adapter, body, server
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
+from support.polling import wait_until
 from support.raw import Answer, answered, connected, post, read_answer, read_to_end
-from support.until import until
+from support.stub_backend import StubBackend
 from support.upstream import answer, by_path, cut
-from support.wiring import ADD, DESK, OFF_SITE_DESK, relaying
+from support.wiring import ADD, OFF_SITE_STUB, STUB, relaying
 
 OURS = ("x-request-id", "x-gateway-backend", "x-gateway-site", "x-gateway-reason", "x-gateway-attempts")
 MEMBERS = {"message", "type", "code", "param", "request_id", "retryable"}
@@ -49,7 +49,7 @@ class Case:
     says: str
     attempts: int = 0
     param: str | None = None
-    environ: dict[str, str] = field(default_factory=lambda: DESK)
+    environ: dict[str, str] = field(default_factory=lambda: STUB)
     more: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -106,9 +106,9 @@ CASES = [
     Case("a method that is not allowed", post("/v1/models", b"{}"), "method_not_allowed", "GET",
          more={"allow": "GET, HEAD"}),
     Case("a declared body over the limit", post("/v1/tasks/say", b"", length=1001), "body_too_large", "1000 bytes",
-         environ=DESK | LIMIT),
+         environ=STUB | LIMIT),
     Case("a chunked body over the limit", chunked("/v1/tasks/say", b" " * 600, b" " * 600), "body_too_large",
-         "1000 bytes", environ=DESK | LIMIT),
+         "1000 bytes", environ=STUB | LIMIT),
     Case("a compressed body", post("/v1/tasks/say", b"{}", "Content-Encoding: gzip"), "unsupported_encoding", "gzip"),
     Case("another host", post("/v1/tasks/say", b"{}", host="evil.example"), "misdirected_request", "evil.example"),
     Case("a Host that is not a name", post("/v1/tasks/say", b"{}", host="a/#@b"), "bad_request", "not a host name"),
@@ -120,13 +120,13 @@ CASES = [
     Case("a backend that is busy", post("/v1/tasks/refuse"), "overloaded", "busy", 1,
          more={"retry-after": "3", "retry-after-ms": "2500"}),
     Case("edge-only, with a cloud backend only", post("/v1/tasks/say", b"{}", "x-gateway-locality: edge-only"),
-         "no_backend", "far: edge-only", environ=OFF_SITE_DESK),
+         "no_backend", "far: edge-only", environ=OFF_SITE_STUB),
     Case("the client's deadline", post("/v1/tasks/wait", b"{}", "x-gateway-deadline-ms: 50"), "deadline_exceeded",
-         "nothing came from desk", 1),
-    Case("the operator's deadline", post("/v1/tasks/wait"), "deadline_exceeded", "nothing came from desk", 1,
-         environ=DESK | {"GATEWAY_DEADLINE_S": "0.05"}),
+         "no response from desk", 1),
+    Case("the operator's deadline", post("/v1/tasks/wait"), "deadline_exceeded", "no response from desk", 1,
+         environ=STUB | {"GATEWAY_DEADLINE_S": "0.05"}),
     Case("the read timeout of the client library", post("/v1/tasks/wait", b"", "x-stainless-read-timeout: 0.05"),
-         "deadline_exceeded", "nothing came from desk", 1),
+         "deadline_exceeded", "no response from desk", 1),
 ]  # fmt: skip
 
 TOLD_ELSEWHERE = {
@@ -258,7 +258,7 @@ async def test_body_timeout_is_extended_in_proportion_to_the_received_bytes(
 
 async def test_request_head_that_does_not_arrive_closes_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.05)
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(b"POST /v1/tasks/say HTTP/1.1\r\nHost: loc")
         assert b"200" not in await read_to_end(reader)
 
@@ -275,7 +275,7 @@ async def test_expect_100_continue_receives_100_before_the_body_is_sent(desk: Ru
 
 
 async def test_expect_100_continue_with_an_oversized_body_is_rejected_before_it_is_sent() -> None:
-    async with running_gateway(**DESK, **LIMIT) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB, **LIMIT) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", b"", "Expect: 100-continue", length=5000))
         assert "1000 bytes" in check(await read_answer(reader), "body_too_large")
 
@@ -313,7 +313,7 @@ async def test_absolute_request_target_must_match_the_host_header(desk: RunningG
 
 async def test_browser_of_an_allowed_origin_gets_cors_headers_and_preflight() -> None:
     origin = "http://app.example"
-    async with running_gateway(**DESK, GATEWAY_ALLOWED_ORIGINS=origin) as gateway:
+    async with running_gateway(**STUB, GATEWAY_ALLOWED_ORIGINS=origin) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", f"Origin: {origin}"))
         assert (found.json, found.headers["access-control-allow-origin"]) == ({"result": 1}, origin)
         assert "x-gateway-backend" in found.headers["access-control-expose-headers"]
@@ -332,16 +332,16 @@ async def test_browser_of_an_allowed_origin_gets_cors_headers_and_preflight() ->
 
 
 async def test_request_is_503_with_retry_after_when_slots_and_queue_are_full() -> None:
-    few = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "1"}
+    few = STUB | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "1"}
     async with (
         running_gateway(**few) as gateway,
         connected(gateway.url) as (_, one),
         connected(gateway.url) as (_, two),
     ):
         one.write(post("/v1/tasks/wait", b"{}"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         two.write(post("/v1/tasks/wait", b"{}"))
-        await until(lambda: gateway.service.scheduler.waiting()["desk"] == 1)
+        await wait_until(lambda: gateway.service.scheduler.waiting()["desk"] == 1)
         found = await answered(gateway.url, post("/v1/tasks/say", b"1"))
     check(found, "overloaded", attempts=0)
     assert int(found.headers["retry-after-ms"]) > 0
@@ -349,7 +349,7 @@ async def test_request_is_503_with_retry_after_when_slots_and_queue_are_full() -
 
 @pytest.mark.parametrize("line", ["X_API_KEY: a", "api-key: a\r\napi-key: b"])
 async def test_ambiguous_header_is_rejected_and_logged_like_any_request(line: str) -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"1", line))
         check(found, "bad_request")
         assert found.headers["connection"] == "close"
@@ -357,7 +357,7 @@ async def test_ambiguous_header_is_rejected_and_logged_like_any_request(line: st
 
 
 async def test_repeated_content_encoding_header_is_rejected() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         asked = post("/v1/tasks/say", b"1", "Content-Encoding: gzip", "Content-Encoding: identity")
         check(await answered(gateway.url, asked), "unsupported_encoding")
 
@@ -375,16 +375,16 @@ async def test_server_timing_is_not_sent_to_remote_clients(
 
 
 async def test_request_is_503_overloaded_with_retry_after_when_the_queue_is_full() -> None:
-    environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "0"}
+    environ = STUB | {"GATEWAY_BACKENDS__DESK__SLOTS": "1", "GATEWAY_BACKENDS__DESK__QUEUE": "0"}
     async with running_gateway(**environ) as gateway, gateway.session() as http:
         first = asyncio.create_task(http.post(f"{gateway.url}/v1/tasks/wait"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         found = await answered(gateway.url, post("/v1/tasks/say"))
         assert "0 are waiting" in found.json["error"]["message"]
         assert (found.status, found.json["error"]["code"]) == (503, "overloaded")
         assert int(found.headers["retry-after"]) >= 1
         assert int(found.headers["retry-after-ms"]) >= 1
-        Desk.open.set()
+        StubBackend.open.set()
         async with await first as served:
             assert served.status == 200
 
@@ -407,7 +407,7 @@ async def test_unknown_model_is_503_not_404_while_the_model_list_is_not_loaded()
 
 
 async def test_edge_only_request_is_503_even_if_the_cloud_backend_failed_to_open() -> None:
-    environ = OFF_SITE_DESK | {"GATEWAY_BACKENDS__FAR__REFUSES_TO_OPEN": "true"}
+    environ = OFF_SITE_STUB | {"GATEWAY_BACKENDS__FAR__REFUSES_TO_OPEN": "true"}
     async with running_gateway(**environ) as gateway:
         found = await answered(gateway.url, post("/v1/tasks/say", b"{}"))
         assert "not known yet" not in found.json["error"]["message"]

@@ -13,14 +13,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.dispatch import patience
-from gateway.lanes import Work
+from gateway.dispatch import retry
+from gateway.lanes import Work, WorkOwner
 from gateway.plugin import TERMS, TaskRefused
 from gateway.testing import RunningGateway, running_gateway
 from support.tcp_delay_proxy import DelayProxy
 from support.upstream import Upstream, answer, by_path, cut, reset, sends_and_cuts, stall, whole
-from support.wiring import ADD, DESK, backend, cloud, relaying
-from support.workers import until
+from support.wiring import ADD, STUB, backend, cloud, relaying
+from support.workers import wait_until
 
 ATTEMPTS = 3  # the best of several measurements counts: the machine may be loaded
 SUM = {"result": 30}
@@ -65,7 +65,7 @@ async def kill_the_worker(gateway: RunningGateway, marker: Path, *, slots: int) 
 
 async def until_written(marker: Path) -> int:
     """Return the pid that the running worker wrote to `marker`."""
-    await until(marker.exists)
+    await wait_until(marker.exists)
     return int(await asyncio.to_thread(marker.read_text))
 
 
@@ -193,15 +193,15 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
     monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """The queue became full, or was closed, after the backend was chosen."""
-    both = backend("one", "support.desk:Desk") | backend("two", "support.desk:Desk")
+    both = backend("one", "support.stub_backend:StubBackend") | backend("two", "support.stub_backend:StubBackend")
     async with running_gateway(**both) as gateway:
         submit, refused = gateway.service.scheduler.submit, list[str]()
 
-        def refuse_once(work: Work, name: str) -> None:
+        def refuse_once(work: Work, name: str, owner: WorkOwner) -> None:
             if not refused:
                 refused.append(name)
                 raise TaskRefused("no place", code=code)
-            submit(work, name)
+            submit(work, name, owner)
 
         monkeypatch.setattr(gateway.service.scheduler, "submit", refuse_once)
         status, answered, headers = await call(gateway, "/v1/tasks/say", 1)
@@ -210,8 +210,8 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
 
 
 async def test_hanging_upstream_times_out_early_enough_to_try_the_next_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PATIENCE", 0.1)
-    monkeypatch.setattr(patience, "PATIENCE_SHARE", 0.01)
+    monkeypatch.setattr(retry, "TIMEOUT_PREDICTIONS", 0.1)
+    monkeypatch.setattr(retry, "TIMEOUT_SHARE", 0.01)
     gone = asyncio.Event()
     async with (
         Upstream(by_path({"/add": stall(gone=gone)})) as bad,
@@ -274,7 +274,7 @@ async def test_edge_serves_while_the_link_is_down_and_the_cloud_serves_after_rec
         DelayProxy("127.0.0.1", upstream.port) as link,
     ):
         environ = (
-            backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", TASKS="say", REPEATABLE="true")
+            backend("desk", "support.stub_backend:StubBackend", USD_PER_REQUEST="9", TASKS="say", REPEATABLE="true")
             | cloud(f"http://127.0.0.1:{link.port}", TASKS='{"say":"/say"}', REPEATABLE="true")
             | {"GATEWAY_POLICY__USD": "1", "GATEWAY_POLICY__PROBE_S": "0.05"}
         )
@@ -333,7 +333,7 @@ def seen_by(upstream: Upstream) -> bytes:
 async def test_edge_only_data_is_never_sent_to_the_cloud(path: str, body: Any, served: bool) -> None:
     tasks = json.dumps({name: f"/{name}" for name in ("say", "down", "only", "squares")})
     environ = (
-        backend("desk", "support.desk:Desk", USD_PER_REQUEST="9", REPEATABLE="true")
+        backend("desk", "support.stub_backend:StubBackend", USD_PER_REQUEST="9", REPEATABLE="true")
         | backend("hybrid", "hybrid", EDGE="desk", CLOUD="cloud", TASKS='{"scatter":"squares"}', GROUPS="3")
         | {"GATEWAY_POLICY__USD": "1"}
     )
@@ -349,7 +349,7 @@ async def test_edge_only_data_is_never_sent_to_the_cloud(path: str, body: Any, s
 
 
 async def test_plugin_subtask_of_an_edge_only_request_cannot_leave_the_site() -> None:
-    environ = backend("smuggler", "support.smuggler:Smuggler")
+    environ = backend("smuggler", "support.exfiltrating_backend:ExfiltratingBackend")
     async with relaying(by_path({}, answer(json={})), TASKS='{"out":"/out"}', environ=environ) as (gateway, upstream):
         status, said, _ = await call(gateway, "/v1/tasks/smuggle", {"text": SECRET}, x_gateway_locality="edge-only")
         assert (status, said["error"]["code"]) == (503, "no_backend")
@@ -365,16 +365,19 @@ async def test_plugin_subtask_of_an_edge_only_request_cannot_leave_the_site() ->
     ("broken", "says"),
     [
         (backend("broken", "support.nowhere:Missing"), "support.nowhere"),
-        (backend("broken", "support.desk:Absent"), "Absent"),
-        (backend("broken", "support.desk:DESK_IS_NO_CLASS"), "DESK_IS_NO_CLASS"),
-        (backend("broken", "support.desk:Desk", REFUSES_TO_OPEN="true", MODELS="other"), "the desk is locked"),
+        (backend("broken", "support.stub_backend:Absent"), "Absent"),
+        (backend("broken", "support.stub_backend:DESK_IS_NO_CLASS"), "DESK_IS_NO_CLASS"),
+        (
+            backend("broken", "support.stub_backend:StubBackend", REFUSES_TO_OPEN="true", MODELS="other"),
+            "the desk is locked",
+        ),
     ],
     ids=["no module", "no attribute", "no class", "does not open"],
 )
 async def test_plugin_that_fails_to_load_is_excluded_and_named_while_others_serve(
     broken: dict[str, str], says: str
 ) -> None:
-    async with running_gateway(**DESK, **broken) as gateway, gateway.session() as http:
+    async with running_gateway(**STUB, **broken) as gateway, gateway.session() as http:
         assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200
         async with http.get(f"{gateway.admin_url}/status") as got:
             told = (await got.json())["backends"]["broken"]
@@ -423,7 +426,7 @@ async def test_breaker_closes_after_the_backend_recovers() -> None:
 
 
 async def test_client_errors_never_open_the_breaker() -> None:
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         for _ in range(10):
             assert (await call(gateway, "/v1/tasks/invalid"))[0] == 400
         assert (await call(gateway, "/v1/tasks/say", 1))[0] == 200

@@ -13,9 +13,9 @@ import pytest
 import trustme
 
 from gateway.testing import running_gateway
-from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, talking
-from support.hostile import STREAMS, WHOLE_ANSWERS
-from support.measured import Cost, MeasuredGateway, measured_gateway
+from support.chat_upstreams import CHAT, QUESTION, TEXT, ChatUpstream, asked, talking
+from support.hostile_upstreams import STREAMS, WHOLE_ANSWERS
+from support.measured_gateway import Cost, MeasuredGateway, measured_gateway
 from support.upstream import CHUNKED, JSON, Script, Talk, Upstream, chunk, head, sse
 from support.wiring import cloud
 
@@ -51,8 +51,8 @@ def pair(bad: str, good: str) -> dict[str, str]:
 @asynccontextmanager
 async def between() -> AsyncIterator[tuple[MeasuredGateway, Upstream]]:
     async with (
-        Upstream(talking(Speaker())) as bad,
-        Upstream(talking(Speaker(name="b"))) as good,
+        Upstream(talking(ChatUpstream())) as bad,
+        Upstream(talking(ChatUpstream(name="b"))) as good,
         measured_gateway(pair(bad.url, good.url)) as gateway,
     ):
         yield gateway, bad
@@ -82,7 +82,7 @@ async def test_hostile_upstream_falls_back_to_the_other_with_bounded_memory_and_
             bad.script = talking(script)
             assert await ask(gateway, stream=stream) == (TEXT, "good")
             costs.append(await gateway.cost())
-            bad.script = talking(Speaker())
+            bad.script = talking(ChatUpstream())
             assert await ask(gateway, stream=stream) == (TEXT, "bad")  # it is used again immediately
             await gateway.cost()
     assert min(cost.longest_s for cost in costs) <= MAX_STALL_S
@@ -112,8 +112,8 @@ async def test_upstream_with_an_invalid_certificate_receives_nothing_and_the_oth
     }
     with ca.cert_pem.tempfile() as ca_file:
         async with (
-            Upstream(talking(Speaker()), tls=contexts[fault](), name="localhost") as bad,
-            Upstream(talking(Speaker(name="b"))) as good,
+            Upstream(talking(ChatUpstream()), tls=contexts[fault](), name="localhost") as bad,
+            Upstream(talking(ChatUpstream(name="b"))) as good,
             running_gateway(**pair(bad.url, good.url) | {
                 "GATEWAY_BACKENDS__BAD__CA_FILE": ca_file}) as gateway,
             gateway.session() as http,

@@ -15,7 +15,7 @@ import pytest
 
 from gateway.plugin import TERMS
 from gateway.testing import RunningGateway, running_gateway
-from support.faulty import Faulty
+from support.faulty_backend import FaultyBackend
 from support.upstream import Script, Talk, Upstream, answer, by_path, reset
 from support.wiring import backend, cloud
 
@@ -65,7 +65,7 @@ async def hybrid_gateway(
 ) -> AsyncIterator[tuple[RunningGateway, Upstream, aiohttp.ClientSession]]:
     async with Upstream(script or cloud_script()) as upstream:
         environ = {
-            **backend("hand", "support.hybrid_backends:Hand"),
+            **backend("hand", "support.hybrid_backends:EdgeWorker"),
             **cloud(upstream.url, TASKS='{"squares":"/squares","guess":"/guess"}', MODELS="m", REPEATABLE="true"),
             **hybrid("split", "scatter", TASKS='{"split_squares":"squares","squares":"squares"}'),
             **hybrid("careful", "cascade", WAIT_S="0.3"),
@@ -246,7 +246,7 @@ def open_breakers(gateway: RunningGateway) -> set[str]:
 
 @pytest.mark.parametrize("mode", ["hedge", "cascade"])
 async def test_failures_of_one_side_do_not_open_the_hybrids_breaker(mode: str) -> None:
-    ill = backend("near", "support.canary:Canary", FAILS="true", REPEATABLE="true")
+    ill = backend("near", "support.recording_backend:RecordingBackend", FAILS="true", REPEATABLE="true")
     body = {"model": "duet", "messages": HELLO}
     async with running_gateway(**over(mode, ill, MODELS='{"duet":"bird"}')) as gateway, gateway.session() as http:
         for _ in range(12):
@@ -269,7 +269,9 @@ async def test_endpoint_missing_on_one_side_is_not_marked_missing_on_the_hybrid(
             status, _, headers = await post(gateway, http, "/v1/embeddings", body)
             assert (status, headers["x-gateway-backend"]) == (200, "both")
             members = gateway.service.registry.members
-            assert [name for name in members if members[name].lacks.has("/v1/embeddings")] == ["near"]
+            assert [name for name in members if members[name].missing_endpoints.is_missing("/v1/embeddings")] == [
+                "near"
+            ]
 
 
 async def test_short_client_deadlines_open_no_breaker_of_a_hybrid_or_its_sides() -> None:
@@ -300,10 +302,10 @@ async def test_full_queue_of_a_side_does_not_open_the_hybrids_breaker() -> None:
 
 
 async def test_timeout_of_a_side_opens_that_sides_breaker_and_not_the_hybrids() -> None:
-    stuck = backend("near", "support.faulty:Faulty", TASKS='{"hang_on":"hang_on"}')
+    stuck = backend("near", "support.faulty_backend:FaultyBackend", TASKS='{"hang_on":"hang_on"}')
     environ = over("hedge", stuck, TASKS='{"wait":"hang_on"}') | {"GATEWAY_DEADLINE_S": "0.1"}
     async with running_gateway(**environ) as gateway, gateway.session() as http:
         for _ in range(6):
             assert (await post(gateway, http, "/v1/tasks/wait", {}, **EDGE_ONLY))[0] in (503, 504)
-        Faulty.may_end.set()
+        FaultyBackend.may_end.set()
         assert open_breakers(gateway) == {"near"}

@@ -7,7 +7,7 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,10 @@ from gateway.plugin import DeadlineExceeded
 from gateway.service.main import on_unhandled_exception
 from gateway.telemetry import metrics
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
+from support.polling import wait_until
 from support.raw import answered, connected, post, read_answer, read_to_end
-from support.until import until
-from support.wiring import DESK
+from support.stub_backend import StubBackend
+from support.wiring import STUB
 
 SAY = post("/v1/tasks/say", b"1")
 
@@ -52,7 +52,7 @@ async def test_new_requests_are_rejected_unread_when_memory_is_short_and_running
 ) -> None:
     async with connected(desk.url) as (reader, writer):
         writer.write(post("/v1/tasks/wait", b"{}"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         await pressed(desk, 0.86)
         async with connected(desk.url) as (other, to):
             to.write(post("/v1/tasks/say", b"", length=20_000_000))
@@ -60,7 +60,7 @@ async def test_new_requests_are_rejected_unread_when_memory_is_short_and_running
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
         assert (refused.headers["retry-after"], refused.headers["connection"]) == ("2", "close")
         assert (await answered(desk.url, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
-        Desk.open.set()
+        StubBackend.open.set()
         assert (await read_answer(reader)).status == 200
     await pressed(desk, 0.84)
     assert (await answered(desk.url, SAY)).status == 200
@@ -108,7 +108,7 @@ async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: 
             except ConnectionError:
                 pass
 
-    async with running_gateway(**DESK, GATEWAY_MAX_BODY_BYTES="4000000") as gateway:
+    async with running_gateway(**STUB, GATEWAY_MAX_BODY_BYTES="4000000") as gateway:
         for _ in range(5):
             await too_much(gateway)
         before = resident_bytes()
@@ -118,23 +118,23 @@ async def test_bodies_rejected_at_the_limit_leave_no_memory_behind(monkeypatch: 
 
 
 async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_read(desk: RunningGateway) -> None:
-    desk.service.handler.room.measured(4 * 1_000_000)
+    desk.service.shedding.bodies.set_free_memory(4 * 1_000_000)
     async with connected(desk.url) as (_, first):
         first.write(post("/v1/tasks/say", b"", length=900_000))  # announced by Content-Length but not sent yet
-        await until(lambda: desk.service.handler.room.promised == 900_000)
+        await wait_until(lambda: desk.service.shedding.bodies.announced_bytes == 900_000)
         refused = await answered(desk.url, post("/v1/tasks/say", b"", length=900_000))
         assert (refused.status, refused.json["error"]["code"]) == (503, "overloaded")
         assert refused.headers["retry-after"] == "2"
         assert (await answered(desk.url, SAY)).status == 200
     await desk.line(outcome="cancelled")
-    assert desk.service.handler.room.promised == 0
+    assert desk.service.shedding.bodies.announced_bytes == 0
 
 
 async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 1.0)
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (_, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         before = resident_bytes()
         writer.write(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4_000)
@@ -207,10 +207,11 @@ async def attack(gateway: RunningGateway, attacking: Attack) -> None:
             attacker.cancel()
 
 
-async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
-    took = []
+async def latencies(gateway: RunningGateway, attacks: Sequence[asyncio.Future[None]] = ()) -> list[float]:
+    """Of 60 requests, or of as many as there is time for before the first attacker is gone."""
+    took: list[float] = []
     async with connected(gateway.url) as (reader, writer):
-        for _ in range(count):
+        while len(took) < 60 and not any(attacker.done() for attacker in attacks):
             began = time.perf_counter()
             writer.write(SAY)
             assert (await read_answer(reader)).status == 200
@@ -218,6 +219,7 @@ async def latencies(gateway: RunningGateway, count: int = 60) -> list[float]:
     return took
 
 
+@pytest.mark.alone  # compares latencies at two times
 @pytest.mark.parametrize("attacking", [slow_head, slow_body])
 async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_fast(
     attacking: Attack, monkeypatch: pytest.MonkeyPatch
@@ -225,13 +227,11 @@ async def test_slow_head_and_slow_body_clients_are_disconnected_and_others_stay_
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.5)
     monkeypatch.setattr(body, "BODY_TIMEOUT_S", 0.5)
     monkeypatch.setattr(server, "LINGER_S", 0.1)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         undisturbed = await latencies(gateway)
         attacks = [asyncio.ensure_future(attack(gateway, attacking)) for _ in range(ATTACKERS)]
-        disturbed = await latencies(gateway)
-        assert not any(attacker.done() for attacker in attacks), (
-            "an attacking client was disconnected before the measurement ended"
-        )
+        disturbed = await latencies(gateway, attacks)
+        assert len(disturbed) >= 20, "the attacking clients were disconnected before the measurement ended"
         async with asyncio.timeout(5):
             await asyncio.gather(*attacks)
         ratio = statistics.median(disturbed) / statistics.median(undisturbed)
@@ -243,7 +243,7 @@ async def test_late_request_head_is_408_and_an_idle_connection_closes_silently(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server, "HEAD_TIMEOUT_S", 0.2)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(SAY)
             assert (await read_answer(reader)).status == 200
@@ -259,7 +259,7 @@ async def test_late_request_head_is_408_and_an_idle_connection_closes_silently(
 
 async def test_client_that_does_not_read_a_whole_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.3)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
         await gateway.lines.wait("request.finished", 4)
         assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"cancelled"}
@@ -272,7 +272,7 @@ async def test_write_timeout_is_shortened_when_many_clients_do_not_read(monkeypa
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 60.0)
     monkeypatch.setattr(response, "CROWDED_S", 0.2)
     monkeypatch.setattr(response, "MANY", 3)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(3)]
         await gateway.lines.wait("request.finished", 3)
         assert {line["outcome"] for line in gateway.lines.of("request.finished")} == {"cancelled"}
@@ -284,7 +284,7 @@ async def test_write_timeout_is_shortened_when_many_clients_do_not_read(monkeypa
 async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.2)
     said = b'"' + b"x" * 6_000_000 + b'"'
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", said))
         head = await reader.readuntil(b"\r\n\r\n")
         length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
@@ -299,7 +299,7 @@ async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monke
 
 async def test_client_that_does_not_read_is_disconnected_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
-    async with running_gateway(**DESK) as gateway, connected(gateway.url) as (reader, writer):
+    async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(post("/v1/tasks/say", b'"' + b"x" * 6_000_000 + b'"'))
         await gateway.line()

@@ -17,14 +17,14 @@ from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.api.routes import match
 from gateway.dispatch.eligibility import is_edge_only
-from gateway.ingress.auth import places_of
+from gateway.ingress.task import entry_points_of
 from gateway.plugin import Services, Task
 from gateway.telemetry import metrics
 from gateway.testing import running_gateway
 from support.broker import free_port
-from support.canary import Canary, CanarySettings
 from support.configurations import only
 from support.raw import answered, post
+from support.recording_backend import RecordingBackend, RecordingSettings
 from support.upstream import Upstream, answer
 from support.wiring import backend, cloud
 
@@ -36,16 +36,17 @@ RULES = "hum,wren,/v1/images/*"
 def keys(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "keys.json"
     write_keys(path, {"any": Key(sha256=hash_of(SECRET)), "home": Key(sha256=hash_of(SECRET), allow_cloud=False)})
-    Canary.given.clear()
+    RecordingBackend.received.clear()
     yield str(path)
-    Canary.given.clear()
+    RecordingBackend.received.clear()
 
 
 def edge_cloud_and_hybrid(keys: str, *, edge_fails: bool) -> dict[str, str]:
     """Configure a costly or failing edge backend, a free cloud backend and a hybrid."""
     return (
-        backend("near", "support.canary:Canary", USD_PER_REQUEST="9", FAILS=str(edge_fails).lower(), REPEATABLE="true")
-        | backend("far", "support.canary:Canary", SITE="cloud", REPEATABLE="true")
+        backend("near", "support.recording_backend:RecordingBackend", USD_PER_REQUEST="9",
+                FAILS=str(edge_fails).lower(), REPEATABLE="true")
+        | backend("far", "support.recording_backend:RecordingBackend", SITE="cloud", REPEATABLE="true")
         | backend("both", "hybrid", EDGE="near", CLOUD="far", TASKS='{"choir":"sing"}', MODELS='{"duet":"bird"}')
         | {"GATEWAY_POLICY__USD": "1", "GATEWAY_KEYS_FILE": keys, "GATEWAY_POLICY__EDGE_ONLY": RULES}
     )  # fmt: skip
@@ -81,12 +82,12 @@ async def test_only_permitted_requests_leave_the_site_for_every_path_key_and_hea
     reached: set[str] = set()
     async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=edge_fails)) as gateway:
         for (path, body, by_rule), key, says_so in itertools.product(ASKED, ("any", "home"), (False, True)):
-            Canary.given.clear()
+            RecordingBackend.received.clear()
             locality = ["x-gateway-locality: edge-only"] if says_so else []
             lines = [f"Authorization: Bearer egw_{key}_{SECRET}", "Connection: close", *locality]
             answer = await answered(gateway.url, post(path, body, *lines))
             stays = by_rule or key == "home" or says_so
-            sites = {site for site, _ in Canary.given}
+            sites = {site for site, _ in RecordingBackend.received}
             reached |= sites
             assert not (stays and "cloud" in sites), (path, body, key, says_so)
             assert not (stays and answer.headers.get("x-gateway-site") == "cloud")
@@ -119,12 +120,12 @@ async def test_off_site_body_is_logged_before_the_backend_is_known_to_be_reachab
 
 @pytest.mark.parametrize("says_so", [False, True])
 async def test_task_created_by_a_plugin_inherits_locality_and_deadline_of_its_request(keys: str, says_so: bool) -> None:
-    makes = backend("maker", "support.canary:Maker")
+    makes = backend("maker", "support.recording_backend:DispatchingBackend")
     locality = ["x-gateway-locality: edge-only"] if says_so else []
     async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False), **makes) as gateway:
         lines = [f"x-api-key: egw_any_{SECRET}", "x-gateway-deadline-ms: 60000", *locality]
         assert (await answered(gateway.url, post("/v1/tasks/made", b"{}", *lines))).status == 200
-    ((site, task),) = Canary.given
+    ((site, task),) = RecordingBackend.received
     assert site == ("edge" if says_so else "cloud")
     assert task.deadline <= time.monotonic() + 60.0
 
@@ -135,12 +136,12 @@ async def test_final_egress_check_stops_a_task_that_both_filters_missed(
     async with running_gateway(**edge_cloud_and_hybrid(keys, edge_fails=False)) as gateway:
         planner = gateway.service.dispatcher.planner
         query_of = planner._query
-        monkeypatch.setattr(planner, "_refusal", lambda *_: None)  # both filters are broken
+        monkeypatch.setattr(planner.eligibility, "refusal", lambda *_: None)  # both filters are broken
         monkeypatch.setattr(planner, "_query", lambda *args: query_of(*args)._replace(may_leave=True))
         asked = post("/v1/chat/completions", chat("far/bird"), f"x-api-key: egw_home_{SECRET}")
         assert (await answered(gateway.url, asked)).status == 403
         assert [line["backend"] for line in gateway.lines.of("egress.refused")] == ["far"]
-    assert Canary.given == []
+    assert RecordingBackend.received == []
 
 
 @pytest.mark.parametrize("more", ["", "#", "#x", ";x", " ", " HTTP/1.1", "?x#y"])
@@ -159,10 +160,10 @@ async def test_suffixes_after_an_edge_only_path_do_not_let_it_leave(more: str) -
         assert [each.path for each in upstream.requests if "images" in each.path] == []
 
 
-class Claims(Canary):
+class Claims(RecordingBackend):
     """A backend that sets `site = "hybrid"` on the instance only, to bypass the rule."""
 
-    def __init__(self, settings: CanarySettings, services: Services) -> None:
+    def __init__(self, settings: RecordingSettings, services: Services) -> None:
         super().__init__(settings, services)
         self.site = "hybrid"
 
@@ -171,7 +172,7 @@ async def test_only_a_class_level_site_lets_a_backend_divide_edge_only_work(keys
     async with running_gateway(**backend("c", f"{__name__}:Claims")) as gateway:
         asked = post("/v1/tasks/sing", b"{}", "x-gateway-locality: edge-only")
         assert (await answered(gateway.url, asked)).status == 503
-        assert Canary.given == []
+        assert RecordingBackend.received == []
         assert (await answered(gateway.url, post("/v1/tasks/sing", b"{}"))).status == 200
         assert [line["backend"] for line in gateway.lines.of("egress.sent")] == ["c"]
 
@@ -180,7 +181,9 @@ async def test_only_a_class_level_site_lets_a_backend_divide_edge_only_work(keys
 
 
 async def test_auto_is_edge_only_if_a_model_it_may_resolve_to_is() -> None:
-    world = backend("far", "support.canary:Canary", SITE="cloud", MODELS='{"assistant":"bird","other":"wren"}')
+    world = backend(
+        "far", "support.recording_backend:RecordingBackend", SITE="cloud", MODELS='{"assistant":"bird","other":"wren"}'
+    )
     async with running_gateway(**world, GATEWAY_POLICY__EDGE_ONLY="assistant") as gateway:
         found = {}
         for model in ("assistant", "auto", "far/auto", "other"):
@@ -242,7 +245,7 @@ TOPIC = "edge-gateway/req/v1/chat/completions"
 def test_edge_only_rule_matches_a_topic_as_routed_and_as_written(target: str) -> None:
     found = match("POST", target)
     topic = f"edge-gateway/req{target}"
-    places = places_of(found.path, target, topic)
+    places = entry_points_of(found.path, target, topic)
     assert is_edge_only((TOPIC,), (), places)
     assert is_edge_only(("edge-gateway/req/v1/chat/*",), (), places)
     assert is_edge_only((topic,), (), places)
@@ -263,6 +266,6 @@ async def test_edge_only_name_stays_edge_only_under_its_hybrid_alias(keys: str, 
             ("/v1/chat/completions", chat("both/duet")),
         ):
             await answered(gateway.url, post(path, body, f"x-api-key: egw_any_{SECRET}"))
-        assert {site for site, _ in Canary.given} == {"edge"}
+        assert {site for site, _ in RecordingBackend.received} == {"edge"}
         assert gateway.lines.of("egress.sent") == gateway.lines.of("egress.refused") == []
         assert all("far" not in line["error"] for line in gateway.lines.of("request.finished") if line["error"])

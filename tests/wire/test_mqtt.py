@@ -15,10 +15,10 @@ import pytest
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import Key, hash_of
 from gateway.ingress.mqtt.connection import Delivery
-from gateway.ingress.mqtt.properties import Message
+from gateway.ingress.mqtt.messages import Message
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import PASSWORDS, Broker, running_broker
-from support.mqtt_backend import TALLY, Tally
+from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
 from support.mqtt_clients import ANSWERS, Device, device, run, streamed
 from support.programs import needs
 
@@ -30,7 +30,7 @@ TALK = {"model": "echo", "messages": [{"role": "user", "content": "to be or not"
 
 @pytest.fixture
 async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(**ECHO, **TALLY, GATEWAY_MQTT__URL=broker.url) as gateway:
+    async with running_gateway(**ECHO, **COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
         yield gateway
 
@@ -96,7 +96,7 @@ async def test_qos_0_request_is_answered(lamp: Device) -> None:
 async def test_request_without_a_response_topic_is_run(lamp: Device, gateway: RunningGateway) -> None:
     await lamp.publish("edge-gateway/req/v1/tasks/tally", {"id": "a"})
     await gateway.line(door="mqtt", outcome="served")
-    assert Tally.runs["a"] == 1
+    assert CountingBackend.runs["a"] == 1
 
 
 async def test_user_properties_are_read_as_request_headers(lamp: Device, gateway: RunningGateway) -> None:
@@ -133,12 +133,12 @@ async def test_retained_message_on_the_response_topic_is_left_alone(broker: Brok
     await lamp.client.publish("edge-gateway/reply/lamp/1", b"junk", qos=1, retain=True)
     v311 = {"protocol": aiomqtt.ProtocolVersion.V311}
     async with device(broker.port, "edge-gateway/reply/lamp/1", **v311) as old:
-        await old.until(lambda heard: len(heard) == 1)
+        await old.wait_until(lambda heard: len(heard) == 1)
         await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/echo", b"5", qos=1)
-        heard = await old.until(lambda heard: len(heard) == 2)
+        heard = await old.wait_until(lambda heard: len(heard) == 2)
     assert [(answer.payload, answer.is_retained) for answer in heard] == [(b"junk", True), (b'{"result":5}', False)]
     async with device(broker.port, "edge-gateway/reply/#") as later:
-        heard = await later.until(lambda heard: len(heard) == 1)
+        heard = await later.wait_until(lambda heard: len(heard) == 1)
     assert heard[0].payload == b"junk"  # the gateway left no retained message
 
 
@@ -179,14 +179,14 @@ async def test_stream_that_breaks_is_marked_as_aborted(lamp: Device, gateway: Ru
 async def test_stream_to_an_mqtt_3_1_1_client_arrives_as_one_message(broker: Broker, gateway: RunningGateway) -> None:
     async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
         await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/parts", b'{"n":3}', qos=1)
-        (answer,) = await old.until(lambda heard: len(heard) == 1)
+        (answer,) = await old.wait_until(lambda heard: len(heard) == 1)
     assert answer.payload.count(b'{"part":') == 3
     assert answer.payload.endswith(b"data: [DONE]\n\n")
 
 
 async def test_repeated_stream_request_is_answered_with_the_same_parts(lamp: Device) -> None:
     first = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
-    lamp.heard.clear()
+    lamp.received.clear()
     again = await streamed(lamp, "/v1/tasks/parts", {"n": 3})
     assert [(part.payload, part.user) for part in again] == [(part.payload, part.user) for part in first]
 
@@ -232,7 +232,7 @@ async def test_oversized_mqtt_body_is_answered_413(broker: Broker) -> None:
 async def test_response_over_the_brokers_packet_limit_becomes_an_error() -> None:
     async with (
         running_broker(more="max_packet_size 5000") as broker,
-        running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway,
+        running_gateway(**COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway,
         device(broker.port) as lamp,
     ):
         await gateway.line("mqtt.connected")
@@ -253,10 +253,10 @@ async def test_expired_request_is_dropped_and_logged(gateway: RunningGateway) ->
     settled: list[bool] = []
     message = Message(topic="edge-gateway/req/v1/tasks/tally", payload=b'{"id":"a"}', qos=1, mid=1, expiry_s=0)
     assert gateway.service.mqtt is not None
-    gateway.service.mqtt._take(Delivery(message, lambda: settled.append(True), asyncio.Event()))
+    gateway.service.mqtt._on_message(Delivery(message, lambda: settled.append(True), asyncio.Event()))
     assert (await gateway.line("mqtt.expired"))["topic"] == message.topic
     assert settled == [True]
-    assert Tally.runs["a"] == 0
+    assert CountingBackend.runs["a"] == 0
     assert gateway.lines.of("request.finished") == []
 
 
@@ -267,7 +267,7 @@ async def test_response_topic_that_is_a_request_topic_is_rejected(
     await lamp.send("/v1/tasks/tally", {"id": "a"}, ResponseTopic=response)
     assert response.rpartition("/")[0].split("/")[1] in (await gateway.line("mqtt.rejected"))["why"]
     assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}  # and the rejected message was acknowledged
-    assert Tally.runs["a"] == 0
+    assert CountingBackend.runs["a"] == 0
 
 
 async def test_message_on_an_invalid_request_topic_is_rejected_and_logged(
@@ -284,11 +284,11 @@ async def test_qos_0_messages_over_the_limit_are_answered_503_with_retry_after(
     monkeypatch.setattr("gateway.ingress.mqtt.adapter.MAX_QOS_0", 2)
     for n in range(2):
         await lamp.send("/v1/tasks/hold", {"id": n}, str(n).encode(), qos=0)
-    await Tally.held.wait()
+    await CountingBackend.held.wait()
     answer = await lamp.ask("/v1/tasks/echo", 1, b"x", qos=0)
     assert (answer.user["status"], answer.user["Retry-After"]) == ("503", "1")
     assert (await lamp.ask("/v1/tasks/echo", 1, b"y", qos=1)).user["status"] == "200"
-    Tally.open.set()
+    CountingBackend.open.set()
 
 
 async def test_request_that_kills_its_worker_is_answered_once_and_not_redelivered(broker: Broker) -> None:
@@ -297,7 +297,7 @@ async def test_request_that_kills_its_worker_is_answered_once_and_not_redelivere
         async with running_gateway(**tool) as gateway:
             await gateway.line("mqtt.connected")
             await lamp.send("/v1/tasks/segfault", {})
-            (*_, last) = await lamp.until(lambda heard: any("final" in part.user for part in heard))
+            (*_, last) = await lamp.wait_until(lambda heard: any("final" in part.user for part in heard))
             assert last.user["aborted"] == "true"
             await gateway.line("worker.died")
         async with running_gateway(**tool) as gateway:
@@ -325,7 +325,7 @@ async def test_rules_of_the_configured_mqtt_key_apply(broker: Broker, tmp_path: 
     keys = tmp_path / "keys.toml"
     write_keys(keys, {"mqtt": Key(sha256=hash_of("secret"), tasks=("echo",))})
     with_keys = {"GATEWAY_KEYS_FILE": str(keys), "GATEWAY_MQTT__KEY": "mqtt", "GATEWAY_MQTT__URL": broker.url}
-    async with running_gateway(**ECHO, **TALLY, **with_keys) as gateway, device(broker.port) as lamp:
+    async with running_gateway(**ECHO, **COUNTING_BACKEND, **with_keys) as gateway, device(broker.port) as lamp:
         await gateway.line("mqtt.connected")
         assert (await lamp.ask("/v1/tasks/echo", 1)).user["status"] == "200"
         refused = await lamp.ask("/v1/tasks/tally", {"id": 1}, b"2")
@@ -345,7 +345,7 @@ async def test_each_device_receives_its_own_responses_on_a_broker_with_acls() ->
         assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
         await meter.client.subscribe("devices/meter/answers", qos=1)
         await meter.publish("edge-gateway/req/v1/tasks/echo", 2, ResponseTopic="devices/meter/answers")
-        assert [answer.json for answer in await meter.until(lambda heard: len(heard) == 1)] == [{"result": 2}]
+        assert [answer.json for answer in await meter.wait_until(lambda heard: len(heard) == 1)] == [{"result": 2}]
 
 
 # ── presence and telemetry ───────────────────────────────────────────────────────────────────────
@@ -354,19 +354,19 @@ async def test_each_device_receives_its_own_responses_on_a_broker_with_acls() ->
 async def test_retained_status_is_online_while_serving_and_offline_after_the_stop(broker: Broker) -> None:
     async with running_gateway(**ECHO, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
-        host = gateway.service.mqtt.topics.host  # type: ignore[union-attr]
+        host = gateway.service.mqtt.session.topics.host  # type: ignore[union-attr]
         async with device(broker.port, "edge-gateway/status/+") as watcher:
-            (status,) = await watcher.until(lambda heard: len(heard) == 1)
+            (status,) = await watcher.wait_until(lambda heard: len(heard) == 1)
         assert (status.topic, status.payload, status.is_retained) == (f"edge-gateway/status/{host}", b"online", True)
     async with device(broker.port, "edge-gateway/status/+") as watcher:
-        (status,) = await watcher.until(lambda heard: len(heard) == 1)
+        (status,) = await watcher.wait_until(lambda heard: len(heard) == 1)
     assert (status.payload, status.is_retained) == (b"offline", True)
 
 
 async def test_telemetry_is_published_at_the_configured_interval(broker: Broker) -> None:
     faster = {"GATEWAY_MQTT__TELEMETRY_S": "0.05", "GATEWAY_MQTT__URL": broker.url, "GATEWAY_MQTT__PREFIX": "site/7"}
     async with device(broker.port, "site/7/telemetry/+") as watcher, running_gateway(**ECHO, **faster):
-        said = [answer.json for answer in await watcher.until(lambda heard: len(heard) == 3)]
+        said = [answer.json for answer in await watcher.wait_until(lambda heard: len(heard) == 3)]
     assert said[0]["ts"] < said[1]["ts"] < said[2]["ts"]
     assert said[-1]["ready"] is True
     assert set(said[-1]["load"]) >= {"cpu", "psi", "mem", "temp_c"}
@@ -379,23 +379,23 @@ async def test_telemetry_is_published_at_the_configured_interval(broker: Broker)
 
 
 async def test_running_request_is_answered_at_a_stop_and_a_later_one_stays_queued(broker: Broker) -> None:
-    with_broker = TALLY | {"GATEWAY_MQTT__URL": broker.url}
+    with_broker = COUNTING_BACKEND | {"GATEWAY_MQTT__URL": broker.url}
     async with device(broker.port) as lamp:
         async with running_gateway(**with_broker) as gateway:
             await gateway.line("mqtt.connected")
             await lamp.send("/v1/tasks/hold", {"id": "a"}, b"a")
-            await Tally.held.wait()
+            await CountingBackend.held.wait()
             stopping = asyncio.create_task(gateway.service.stop())
             await asyncio.sleep(0)  # lets the stop begin
             await lamp.send("/v1/tasks/tally", {"id": "b"}, b"b")
-            Tally.open.set()
+            CountingBackend.open.set()
             await stopping
-            assert [answer.correlation for answer in lamp.heard] == [b"a"]
-            assert Tally.runs["b"] == 0
+            assert [answer.correlation for answer in lamp.received] == [b"a"]
+            assert CountingBackend.runs["b"] == 0
             gateway.service.stop = _nothing  # type: ignore[method-assign]
         async with running_gateway(**with_broker) as gateway:
-            await lamp.until(lambda heard: [answer.correlation for answer in heard] == [b"a", b"b"])
-            assert Tally.runs == {"b": 1}
+            await lamp.wait_until(lambda heard: [answer.correlation for answer in heard] == [b"a", b"b"])
+            assert CountingBackend.runs == {"b": 1}
 
 
 async def _nothing() -> None:

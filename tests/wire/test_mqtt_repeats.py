@@ -9,10 +9,10 @@ import aiomqtt
 import pytest
 
 from gateway.ingress.mqtt.connection import Connection, PublishRefused
-from gateway.ingress.mqtt.properties import Publication
+from gateway.ingress.mqtt.messages import Publication
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import Broker
-from support.mqtt_backend import TALLY, Tally
+from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
 from support.mqtt_clients import ANSWERS, Device, device, streamed
 from support.programs import needs
 from support.upstream import Upstream, answer
@@ -23,7 +23,7 @@ pytestmark = needs("mosquitto")
 
 @pytest.fixture
 async def gateway(broker: Broker) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(**TALLY, GATEWAY_MQTT__URL=broker.url) as gateway:
+    async with running_gateway(**COUNTING_BACKEND, GATEWAY_MQTT__URL=broker.url) as gateway:
         await gateway.line("mqtt.connected")
         yield gateway
 
@@ -32,7 +32,7 @@ async def test_repeated_request_is_answered_from_memory(lamp: Device, gateway: R
     first = await lamp.ask("/v1/tasks/tally", {"id": "a"})
     again = await lamp.ask("/v1/tasks/tally", {"id": "a"})
     assert (again.payload, again.user) == (first.payload, first.user)
-    assert Tally.runs["a"] == 1
+    assert CountingBackend.runs["a"] == 1
     assert (await gateway.line("mqtt.repeated"))["how"] == "remembered"
     assert len(gateway.lines.of("request.finished")) == 1
 
@@ -41,9 +41,9 @@ async def test_repeated_request_joins_the_running_one(lamp: Device, gateway: Run
     for _ in range(3):
         await lamp.send("/v1/tasks/hold", {"id": "a"})
     assert {line["how"] for line in await gateway.lines.wait("mqtt.repeated", 2)} == {"joined"}
-    Tally.open.set()
-    await lamp.until(lambda heard: len(heard) == 1)
-    assert Tally.runs["a"] == 1
+    CountingBackend.open.set()
+    await lamp.wait_until(lambda heard: len(heard) == 1)
+    assert CountingBackend.runs["a"] == 1
 
 
 async def test_repeated_request_gets_the_response_whose_publication_was_refused(
@@ -62,7 +62,7 @@ async def test_repeated_request_gets_the_response_whose_publication_was_refused(
     await gateway.lines.wait("mqtt.answer_refused")
     answer = await lamp.ask("/v1/tasks/tally", {"id": "a"})
     assert answer.json == {"result": 1}
-    assert Tally.runs["a"] == 1
+    assert CountingBackend.runs["a"] == 1
     again = await lamp.ask("/v1/tasks/tally", {"id": "a"})
     assert again.payload == answer.payload
 
@@ -115,7 +115,7 @@ async def test_repeated_request_is_served_after_a_retryable_error(broker: Broker
 
 async def test_repeated_request_is_run_again_after_an_aborted_stream(lamp: Device, gateway: RunningGateway) -> None:
     for _ in range(2):
-        lamp.heard.clear()
+        lamp.received.clear()
         assert (await streamed(lamp, "/v1/tasks/breaks", {}))[-1].user["aborted"] == "true"
     assert len(await gateway.lines.wait("request.finished", 2)) == 2
 
@@ -123,13 +123,13 @@ async def test_repeated_request_is_run_again_after_an_aborted_stream(lamp: Devic
 async def test_request_with_another_correlation_or_body_is_not_a_repeat(lamp: Device) -> None:
     for correlation, asked in ((b"1", "a"), (b"2", "a"), (b"1", "b")):
         await lamp.ask("/v1/tasks/tally", {"id": asked}, correlation)
-    assert Tally.runs == {"a": 2, "b": 1}
+    assert CountingBackend.runs == {"a": 2, "b": 1}
 
 
 async def test_mqtt_3_1_1_call_with_the_same_id_is_a_repeat(broker: Broker, gateway: RunningGateway) -> None:
     async with device(broker.port, "edge-gateway/reply/lamp/#", protocol=aiomqtt.ProtocolVersion.V311) as old:
         for _ in range(2):
             await old.client.publish("edge-gateway/call/lamp/1/v1/tasks/tally", b'{"id":"a"}', qos=1)
-        heard = await old.until(lambda heard: len(heard) >= 1 and Tally.runs["a"] >= 1)
+        heard = await old.wait_until(lambda heard: len(heard) >= 1 and CountingBackend.runs["a"] >= 1)
     assert {answer.payload for answer in heard} == {b'{"result":1}'}
-    assert Tally.runs["a"] == 1
+    assert CountingBackend.runs["a"] == 1

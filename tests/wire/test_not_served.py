@@ -11,14 +11,14 @@ import pytest
 
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import free_port
-from support.chats import CHAT, Speaker, talking
-from support.until import until
+from support.chat_upstreams import CHAT, ChatUpstream, talking
+from support.polling import wait_until
 from support.upstream import Script, Upstream, answer, by_path
 from support.wiring import cloud, relaying
 
 RESPONSES = "/v1/responses"
 SAID = {"id": "r", "object": "response", "output": []}
-CHATTY = talking(Speaker())
+CHATTY = talking(ChatUpstream())
 
 
 def posts(upstream: Upstream) -> list[str]:
@@ -143,7 +143,7 @@ async def test_peers_that_name_each_other_do_not_loop_a_request() -> None:
     ):
         got = await say(gateway, via="1.1 secret.host")
         assert (got.status, got.json["error"]["code"]) == (503, "no_backend")
-        await until(
+        await wait_until(
             lambda: got.json["error"]["request_id"] in {line["request_id"] for line in attempted_requests(other)}
         )
         assert len(attempted_requests(other)) == 3  # both gateways: here, there, and here again

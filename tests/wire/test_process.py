@@ -13,7 +13,7 @@ from pathlib import Path
 
 from support.documents import ROOT
 from support.raw import answered, connected, post, read_answer
-from support.serving import ACTIVATE, SERVE, gateway, until
+from support.serving import ACTIVATE, SERVE, gateway, wait_until
 
 
 async def test_running_request_finishes_before_the_exit_and_readiness_reports_draining(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ async def test_running_request_finishes_before_the_exit_and_readiness_reports_dr
             assert (done.status, done.json, done.headers["connection"]) == (200, {"result": "done"}, "close")
         assert await asyncio.to_thread(it.process.wait, 10) == 0
         assert it.lines("service.stopped")
-        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in it.notify.said)
+        assert any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in it.notify.received)
 
 
 async def test_sighup_applies_valid_settings_keeps_old_ones_otherwise_and_notifies_systemd(tmp_path: Path) -> None:
@@ -44,21 +44,21 @@ async def test_sighup_applies_valid_settings_keeps_old_ones_otherwise_and_notifi
         good = env_file.read_text()
         env_file.write_text(good + "GATEWAY_MAX_BODY_BYTES=3\n")
         it.process.send_signal(signal.SIGHUP)
-        await until(lambda: it.lines("service.reloaded"))
+        await wait_until(lambda: it.lines("service.reloaded"))
         assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 413
         env_file.write_text(good + "GATEWAY_MAX_BODY=3\n")
         it.process.send_signal(signal.SIGHUP)
-        await until(lambda: it.lines("service.reload_failed"))
+        await wait_until(lambda: it.lines("service.reload_failed"))
         assert "GATEWAY_MAX_BODY_BYTES" in it.lines("service.reload_failed")[0]["problems"][0]
         assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 413
-        await until(lambda: it.notify.heard("READY=1") == 3)
-        said = [line.partition("=")[0] for line in it.notify.said if not line.startswith(("STATUS", "WATCHDOG"))]
+        await wait_until(lambda: it.notify.count_of("READY=1") == 3)
+        said = [line.partition("=")[0] for line in it.notify.received if not line.startswith(("STATUS", "WATCHDOG"))]
         assert said == ["READY", "RELOADING", "MONOTONIC_USEC", "READY", "RELOADING", "MONOTONIC_USEC", "READY"]
 
 
 async def test_sighup_during_startup_does_not_end_the_process(tmp_path: Path) -> None:
     with gateway(tmp_path, await_ready=False) as it:
-        await until(lambda: ignores_hangup(it.process.pid))
+        await wait_until(lambda: ignores_hangup(it.process.pid))
         it.process.send_signal(signal.SIGHUP)
         await asyncio.to_thread(it.notify.wait_for, "READY=1")
         assert (await answered(it.url, post("/v1/tasks/slow", b'{"seconds":0}'))).status == 200
@@ -76,25 +76,27 @@ def ignores_hangup(pid: int) -> bool:
 
 
 async def test_watchdog_is_notified_only_while_the_event_loop_runs(tmp_path: Path) -> None:
-    more = {"WATCHDOG_USEC": "600000", "GATEWAY_BACKENDS__BAD__PLUGIN": "support.faulty:Faulty"}
+    more = {"WATCHDOG_USEC": "600000", "GATEWAY_BACKENDS__BAD__PLUGIN": "support.faulty_backend:FaultyBackend"}
     with gateway(tmp_path, **more) as it:
-        await until(lambda: it.notify.heard("WATCHDOG=1") >= 3)
+        await wait_until(lambda: it.notify.count_of("WATCHDOG=1") >= 3)
         async with connected(it.url) as (_, writer):
             turns = tmp_path / "turns"
             writer.write(post("/v1/tasks/hang", json.dumps({"file": str(turns)}).encode()))
-            await until(lambda: it.lines("loop.stalled"))
-            fed, since = it.notify.heard("WATCHDOG=1"), turns.stat().st_size
-            await until(lambda: turns.stat().st_size >= since + 7)  # 0.1 s each; the watchdog is notified every 0.2 s
-            assert it.notify.heard("WATCHDOG=1") == fed
+            await wait_until(lambda: it.lines("loop.stalled"))
+            fed, since = it.notify.count_of("WATCHDOG=1"), turns.stat().st_size
+            await wait_until(
+                lambda: turns.stat().st_size >= since + 7
+            )  # 0.1 s each; the watchdog is notified every 0.2 s
+            assert it.notify.count_of("WATCHDOG=1") == fed
         assert it.lines("loop.stalled")[0]["backend"] == "bad"
 
 
 async def test_plugin_that_never_stops_does_not_prevent_the_exit(tmp_path: Path) -> None:
-    with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty:Faulty") as it:
+    with gateway(tmp_path, GATEWAY_BACKENDS__BAD__PLUGIN="support.faulty_backend:FaultyBackend") as it:
         async with connected(it.url) as (_, writer):
             begun = tmp_path / "begun"
             writer.write(post("/v1/tasks/ignore", json.dumps({"file": str(begun)}).encode()))
-            await until(begun.exists)
+            await wait_until(begun.exists)
         it.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
         assert it.lines("service.abandoned")[0]["backends"] == ["bad"]
@@ -102,7 +104,7 @@ async def test_plugin_that_never_stops_does_not_prevent_the_exit(tmp_path: Path)
 
 async def test_plugin_whose_close_never_returns_does_not_prevent_the_exit(tmp_path: Path) -> None:
     late = "GATEWAY_BACKENDS__LATE__"
-    more = {f"{late}PLUGIN": "support.latecomer:Latecomer", f"{late}OPENS_AT_ONCE": "true"}
+    more = {f"{late}PLUGIN": "support.slow_lifecycle:SlowLifecycle", f"{late}OPENS_AT_ONCE": "true"}
     with gateway(tmp_path, **more, **{f"{late}CLOSES_AT_ONCE": "false"}) as it:
         it.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(it.process.wait, 20) == 0
@@ -143,7 +145,7 @@ async def test_restart_behind_a_systemd_socket_refuses_no_request(tmp_path: Path
     activated = {"LISTEN_FDS": "1", "GATEWAY_BACKENDS__HERE__SLOTS": "2"}
     with gateway(first, listener=listener, **activated) as one:
         clients = [asyncio.ensure_future(client()) for _ in range(100)]
-        await until(lambda: len(answers) >= 20)
+        await wait_until(lambda: len(answers) >= 20)
         one.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(one.process.wait, 20) == 0
     with gateway(second, listener=listener, **activated):

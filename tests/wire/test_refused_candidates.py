@@ -8,8 +8,10 @@ from gateway.testing import RunningGateway, running_gateway
 from support.raw import answered, post
 from support.wiring import backend
 
-TWO_FAR = backend("far", "support.desk:Desk", SITE="cloud") | backend("farther", "support.desk:Desk", SITE="cloud")
-LOCKED = backend("locked", "support.desk:Desk", REFUSES_TO_OPEN="true", TASKS="say")
+TWO_FAR = backend("far", "support.stub_backend:StubBackend", SITE="cloud") | backend(
+    "farther", "support.stub_backend:StubBackend", SITE="cloud"
+)
+LOCKED = backend("locked", "support.stub_backend:StubBackend", REFUSES_TO_OPEN="true", TASKS="say")
 SAY = "/v1/tasks/say"
 CHAT = b'{"model":"far/clerk","messages":[{"role":"user","content":"x"}]}'
 

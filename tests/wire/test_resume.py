@@ -10,7 +10,19 @@ import pytest
 
 from gateway.ingress import handler
 from gateway.testing import RunningGateway, running_gateway
-from support.chats import QUESTION, TEXT, USAGE, WORDS, Speaker, asked, between, breaks, event, refuses, talking
+from support.chat_upstreams import (
+    QUESTION,
+    TEXT,
+    USAGE,
+    WORDS,
+    ChatUpstream,
+    asked,
+    between,
+    breaks,
+    event,
+    refuses,
+    talking,
+)
 from support.upstream import LAST_CHUNK, Script, Talk, Upstream, cut, reset, sends, stall
 from support.wiring import cloud
 
@@ -54,7 +66,7 @@ FAULTS: dict[str, Script] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 async def test_broken_stream_is_continued_by_a_backend_given_the_text_so_far(fault: str) -> None:
-    async with between(breaks(FAULTS[fault]), Speaker(name="b"), **PREFILL) as (gateway, one, two):
+    async with between(breaks(FAULTS[fault]), ChatUpstream(name="b"), **PREFILL) as (gateway, one, two):
         chunks = await chunks_of(gateway)
         line = await gateway.line()
     assert text_of(chunks) == TEXT
@@ -65,7 +77,7 @@ async def test_broken_stream_is_continued_by_a_backend_given_the_text_so_far(fau
 
 
 async def test_continued_stream_has_one_id_model_role_end_and_usage() -> None:
-    async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b"), **PREFILL) as (gateway, *_):
         chunks = await chunks_of(gateway, stream_options={"include_usage": True})
     assert only(chunk.id for chunk in chunks) == "id-a"
     assert only(chunk.model for chunk in chunks) == "model-a"
@@ -76,12 +88,12 @@ async def test_continued_stream_has_one_id_model_role_end_and_usage() -> None:
 
 
 async def test_continuing_backend_that_repeats_the_given_text_adds_no_duplicate() -> None:
-    async with between(breaks(cut()), Speaker(name="b", repeats=True), **PREFILL) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b", repeats=True), **PREFILL) as (gateway, *_):
         assert text_of(await chunks_of(gateway)) == TEXT
 
 
 async def test_backend_that_rejects_a_continuation_is_sent_the_original_request() -> None:
-    async with between(breaks(cut()), Speaker(name="b", continues=False), **PREFILL) as (gateway, one, two):
+    async with between(breaks(cut()), ChatUpstream(name="b", continues=False), **PREFILL) as (gateway, one, two):
         chunks = await chunks_of(gateway)
         line = await gateway.line()
     assert text_of(chunks) == TEXT
@@ -91,7 +103,7 @@ async def test_backend_that_rejects_a_continuation_is_sent_the_original_request(
 
 
 async def test_broken_stream_is_continued_by_a_backend_that_generates_the_same_text() -> None:
-    async with between(breaks(reset()), Speaker(name="b")) as (gateway, one, two):
+    async with between(breaks(reset()), ChatUpstream(name="b")) as (gateway, one, two):
         chunks = await chunks_of(gateway, stream_options={"include_usage": True})
     assert text_of(chunks) == TEXT
     assert asked(two) == asked(one)
@@ -105,22 +117,22 @@ async def test_broken_stream_is_continued_by_a_backend_that_generates_the_same_t
     ids=["differs", "shorter", "one letter short", "silent", "differs later"],
 )
 async def test_stream_ends_in_an_error_when_the_next_backend_generates_other_text(other: list[str]) -> None:
-    async with between(breaks(cut()), Speaker(name="b", words=other)) as (gateway, *_):
+    async with between(breaks(cut()), ChatUpstream(name="b", words=other)) as (gateway, *_):
         with pytest.raises(openai.APIError) as raised:
             await chunks_of(gateway)
         line = await gateway.line()
     assert text_of(raised.value.chunks) == SO_FAR  # type: ignore[attr-defined]
     assert (line["status"], line["outcome"], line["attempts"]) == (200, "failed", 2)
-    assert "broke its answer off" in line["error"]  # the error of the first backend
+    assert "broke off its response" in line["error"]  # the error of the first backend
 
 
 async def test_second_break_is_continued_by_a_third_backend() -> None:
     environ = cloud("http://x", "three", MODELS="gpt", RESUME="prefill", USD_PER_REQUEST="99")
 
     async def breaks_again(talk: Talk) -> None:
-        await breaks(cut(), after=3, speaker=Speaker(name="b", words=WORDS[4:]))(talk)
+        await breaks(cut(), after=3, speaker=ChatUpstream(name="b", words=WORDS[4:]))(talk)
 
-    async with Upstream(talking(Speaker(name="c"))) as three:
+    async with Upstream(talking(ChatUpstream(name="c"))) as three:
         environ["GATEWAY_BACKENDS__THREE__URL"] = three.url
         async with between(breaks(cut()), breaks_again, environ=environ, **PREFILL) as (gateway, *_):
             chunks = await chunks_of(gateway)
@@ -132,11 +144,11 @@ async def test_second_break_is_continued_by_a_third_backend() -> None:
 async def test_stream_broken_in_the_cloud_is_continued_at_the_edge() -> None:
     async with Upstream(talking(breaks(cut()))) as one:
         environ = cloud(one.url, "one", MODELS="clerk") | {
-            "GATEWAY_BACKENDS__DESK__PLUGIN": "support.desk:Desk",
+            "GATEWAY_BACKENDS__DESK__PLUGIN": "support.stub_backend:StubBackend",
             "GATEWAY_BACKENDS__DESK__USD_PER_REQUEST": "9",
             "GATEWAY_POLICY__USD": "1",
         }
-        one.script = talking(breaks(cut(), after=2, speaker=Speaker(words=["to ", "be ", "and so on"])))
+        one.script = talking(breaks(cut(), after=2, speaker=ChatUpstream(words=["to ", "be ", "and so on"])))
         async with (
             running_gateway(**environ) as gateway,
             openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai,
@@ -155,7 +167,7 @@ async def test_stream_broken_in_the_cloud_is_continued_at_the_edge() -> None:
 async def test_stalled_stream_is_continued_by_another_backend() -> None:
     environ = {"GATEWAY_STALL_S": "0.1"}
     gone = asyncio.Event()
-    async with between(breaks(stall(gone=gone)), Speaker(name="b"), environ=environ, **PREFILL) as (gateway, *_):
+    async with between(breaks(stall(gone=gone)), ChatUpstream(name="b"), environ=environ, **PREFILL) as (gateway, *_):
         assert text_of(await chunks_of(gateway)) == TEXT
         await asyncio.wait_for(gone.wait(), 5)
 
@@ -166,11 +178,13 @@ async def test_broken_text_completion_is_continued_from_prompt_and_text_so_far()
         return event({"id": "c", "object": "text_completion", "created": 1, "model": "gpt", "choices": [choice]})
 
     async def first(talk: Talk) -> None:
-        await talk.send(Speaker().opening()[: Speaker().opening().index(b"\r\n\r\n") + 4] + completion("two "))
+        await talk.send(
+            ChatUpstream().opening()[: ChatUpstream().opening().index(b"\r\n\r\n") + 4] + completion("two ")
+        )
         talk.cut()
 
     async def second(talk: Talk) -> None:
-        opening = Speaker().opening()
+        opening = ChatUpstream().opening()
         await talk.send(opening[: opening.index(b"\r\n\r\n") + 4] + completion("three", "stop") + LAST_CHUNK)
 
     async with between(first, second, **PREFILL) as (gateway, one, two):
@@ -186,17 +200,17 @@ async def test_stream_with_a_tool_call_is_not_continued() -> None:
     call = {"index": 0, "id": "t", "type": "function", "function": {"name": "f", "arguments": "{"}}
 
     async def calls_a_tool(talk: Talk) -> None:
-        await talk.send(Speaker().opening() + event(Speaker().said(delta={"tool_calls": [call]})))
+        await talk.send(ChatUpstream().opening() + event(ChatUpstream().said(delta={"tool_calls": [call]})))
         talk.cut()
 
-    async with between(calls_a_tool, Speaker(name="b"), **PREFILL) as (gateway, _, two):
+    async with between(calls_a_tool, ChatUpstream(name="b"), **PREFILL) as (gateway, _, two):
         with pytest.raises(openai.APIError):
             await chunks_of(gateway)
     assert asked(two) == []
 
 
 async def test_edge_only_stream_is_not_continued_in_the_cloud() -> None:
-    async with Upstream(talking(breaks(cut()))) as one, Upstream(talking(Speaker(name="b"))) as two:
+    async with Upstream(talking(breaks(cut()))) as one, Upstream(talking(ChatUpstream(name="b"))) as two:
         environ = cloud(one.url, "one", MODELS="gpt", SITE="edge") | cloud(two.url, "two", MODELS="gpt", **PREFILL)
         async with running_gateway(**environ) as gateway:
             with pytest.raises(openai.APIError):
@@ -205,7 +219,7 @@ async def test_edge_only_stream_is_not_continued_in_the_cloud() -> None:
 
 
 async def test_stream_of_a_pinned_backend_is_not_continued_elsewhere() -> None:
-    async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, _, two):
+    async with between(breaks(cut()), ChatUpstream(name="b"), **PREFILL) as (gateway, _, two):
         with pytest.raises(openai.APIError):
             await chunks_of(gateway, model="one/gpt")
     assert asked(two) == []
@@ -217,7 +231,7 @@ async def test_client_receives_comments_while_another_backend_is_tried(monkeypat
 
     async def thinks(talk: Talk) -> None:
         await may_speak.wait()
-        await Speaker(name="b")(talk)
+        await ChatUpstream(name="b")(talk)
 
     async with between(breaks(cut()), thinks, **PREFILL) as (gateway, *_), gateway.session() as http:
         body = {"model": "gpt", "messages": [QUESTION], "stream": True}
@@ -249,7 +263,7 @@ async def test_client_disconnect_cancels_the_continuing_backend() -> None:
 
 
 async def test_backend_that_breaks_streams_repeatedly_is_no_longer_tried() -> None:
-    async with between(breaks(cut()), Speaker(name="b"), **PREFILL) as (gateway, one, _):
+    async with between(breaks(cut()), ChatUpstream(name="b"), **PREFILL) as (gateway, one, _):
         for _ in range(12):
             assert text_of(await chunks_of(gateway)) == TEXT
     assert len(asked(one)) < 12
@@ -257,7 +271,7 @@ async def test_backend_that_breaks_streams_repeatedly_is_no_longer_tried() -> No
 
 async def test_stream_with_a_finish_reason_is_complete_without_its_end() -> None:
     async def hangs_up_after_its_last_word(talk: Talk) -> None:
-        speaker = Speaker()
+        speaker = ChatUpstream()
         await talk.send(speaker.opening() + speaker.events(WORDS) + event(speaker.said(finish_reason="stop")))
         talk.reset()
 

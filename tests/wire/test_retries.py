@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from gateway.dispatch import dispatcher
+from gateway.dispatch import retry
 from gateway.dispatch.retry import BURST_TOKENS
 from gateway.testing import RunningGateway
-from support.chats import CHAT, QUESTION, TEXT, Speaker, asked, refuses, talking
+from support.chat_upstreams import CHAT, QUESTION, TEXT, ChatUpstream, asked, refuses, talking
 from support.raw import Answer, answered, post
 from support.upstream import Script, answer, in_turn
 from support.wiring import ADD, relaying
@@ -28,7 +28,7 @@ def retry_fields(found: Answer) -> tuple[int, str, str | None]:
 
 @pytest.mark.parametrize("fault", [refuses(500), refuses(503), refuses(429)], ids=["500", "503", "429"])
 async def test_one_failure_of_the_only_upstream_is_retried(fault: Script) -> None:
-    async with relaying(talking(in_turn(fault, Speaker())), MODELS="gpt") as (gateway, upstream):
+    async with relaying(talking(in_turn(fault, ChatUpstream())), MODELS="gpt") as (gateway, upstream):
         found = await ask(gateway)
         line = await gateway.line()
     assert (found.status, found.json["choices"][0]["message"]["content"]) == (200, TEXT)
@@ -39,7 +39,7 @@ async def test_one_failure_of_the_only_upstream_is_retried(fault: Script) -> Non
 @pytest.mark.parametrize("header", [("Retry-After", "1"), ("retry-after-ms", "400")])
 async def test_retry_waits_for_the_upstreams_retry_after(header: tuple[str, str]) -> None:
     busy = refuses(429, None, header)
-    async with relaying(talking(in_turn(busy, Speaker())), MODELS="gpt") as (gateway, upstream):
+    async with relaying(talking(in_turn(busy, ChatUpstream())), MODELS="gpt") as (gateway, upstream):
         began = time.monotonic()
         found = await ask(gateway)
     assert found.status == 200
@@ -96,10 +96,10 @@ async def test_non_repeatable_task_is_not_retried() -> None:
 
 
 async def test_retries_stay_within_the_retry_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatcher, "PAUSE_S", 0.001)
-    monkeypatch.setattr(dispatcher, "PAUSE_MARGIN_S", 0.0)
+    monkeypatch.setattr(retry, "RETRY_PAUSE_S", 0.001)
+    monkeypatch.setattr(retry, "PAUSE_MARGIN_S", 0.0)
     turns = [
-        script for _ in range(40) for script in (refuses(500), Speaker(), Speaker())
+        script for _ in range(40) for script in (refuses(500), ChatUpstream(), ChatUpstream())
     ]  # two successes per failure keep the breaker closed
     async with relaying(talking(in_turn(*turns)), MODELS="gpt") as (gateway, upstream):
         requests = 0

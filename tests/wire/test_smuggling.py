@@ -17,8 +17,8 @@ from gateway.testing import RunningGateway, running_gateway
 from support.documents import free_port
 from support.programs import needs, program
 from support.raw import Answer, answered, connected, post, read_answer, read_head, read_to_end
-from support.smuggling import CORPUS, OK, TRACE_ID, TRACEPARENT, Smuggled
-from support.wiring import DESK
+from support.request_smuggling import CORPUS, OK, TRACE_ID, TRACEPARENT, Smuggled
+from support.wiring import STUB
 
 _marks = itertools.count()
 
@@ -30,7 +30,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[RunningGateway]:
-    async with running_gateway(**DESK) as running:
+    async with running_gateway(**STUB) as running:
         yield running
 
 

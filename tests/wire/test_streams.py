@@ -13,9 +13,7 @@ import pytest
 
 from gateway.ingress.http import adapter, response
 from gateway.testing import RunningGateway, running_gateway
-from support.desk import Desk
-from support.raw import answered, connected, post, read_head, read_to_end
-from support.streamed import (
+from support.chat_streams import (
     FINISH,
     OPENING,
     ROLE,
@@ -28,7 +26,9 @@ from support.streamed import (
     said,
     streaming,
 )
-from support.until import until
+from support.polling import wait_until
+from support.raw import answered, connected, post, read_head, read_to_end
+from support.stub_backend import StubBackend
 from support.upstream import (
     LAST_CHUNK,
     Script,
@@ -41,7 +41,7 @@ from support.upstream import (
     sse,
     stall,
 )
-from support.wiring import DESK, cloud, relaying
+from support.wiring import STUB, cloud, relaying
 
 ATTEMPTS = 5  # the best of several measurements counts: the machine may be loaded
 
@@ -72,7 +72,7 @@ async def test_event_reaches_the_client_before_the_upstream_sends_the_next() -> 
 
 
 async def test_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
         events, is_whole = await all_events(reader)
     assert [json.loads(each[6:]) for each in events[:3]] == [{"part": 0}, {"part": 1}, {"part": 2}]
@@ -84,7 +84,7 @@ async def test_generator_is_sent_part_by_part(unhandled: list[Any]) -> None:
 
 async def test_timing_comment_is_not_sent_to_remote_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "is_local", lambda _: False)
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/count", b"") as (reader, _):
         await read_head(reader)
         events, _ = await all_events(reader)
     assert [each for each in events if each.startswith(":")] == []
@@ -156,7 +156,7 @@ async def test_http_1_0_client_sees_a_cut_stream_as_a_reset() -> None:
 
 
 async def test_generator_that_raises_midway_ends_in_an_error() -> None:
-    async with running_gateway(**DESK) as gateway, streaming(gateway, "/v1/tasks/breaks", b"") as (reader, _):
+    async with running_gateway(**STUB) as gateway, streaming(gateway, "/v1/tasks/breaks", b"") as (reader, _):
         await read_head(reader)
         events, is_whole = await all_events(reader)
     assert [json.loads(each[6:]) for each in events[:1]] == [{"part": 0}]
@@ -228,19 +228,19 @@ async def test_client_that_leaves_before_the_response_closes_the_upstream_within
 
 
 async def test_queued_request_is_removed_when_its_client_disconnects() -> None:
-    environ = DESK | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
+    environ = STUB | {"GATEWAY_BACKENDS__DESK__SLOTS": "1"}
     async with running_gateway(**environ) as gateway, connected(gateway.url) as (_, first):
         first.write(post("/v1/tasks/wait"))
-        await Desk.waiting.wait()
+        await StubBackend.waiting.wait()
         async with connected(gateway.url) as (_, second):
             second.write(post("/v1/tasks/wait", b'{"who":2}'))
-            await until(lambda: gateway.service.scheduler.waiting()["desk"] == 1)
+            await wait_until(lambda: gateway.service.scheduler.waiting()["desk"] == 1)
             second.transport.abort()
             line = await gateway.line(outcome="cancelled")
         assert gateway.service.scheduler.waiting()["desk"] == 0
         assert (line["t_queue_ms"] > 0, line["t_edge_ms"]) == (True, 0)
-        assert not Desk.callers[2].is_set()
-        assert not Desk.left.is_set()
+        assert not StubBackend.callers[2].is_set()
+        assert not StubBackend.left.is_set()
 
 
 async def test_client_that_does_not_read_a_stream_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ async def test_client_that_does_not_read_a_stream_is_disconnected(monkeypatch: p
     script = chatting(endless(OPENING, event(said("x" * 60_000))))
     async with relaying(script, MODELS="gpt") as (gateway, upstream), streaming(gateway):
         line = await gateway.line()
-        await until(lambda: not upstream._talks)
+        await wait_until(lambda: not upstream._talks)
     assert line["outcome"] == "cancelled"
     assert line["t_write_ms"] >= 90
 
@@ -270,7 +270,7 @@ async def test_slow_reader_applies_backpressure_to_the_backend() -> None:
         before = pieces
         for _ in range(200):
             await next_event(reader)
-        await until(lambda: pieces > before)
+        await wait_until(lambda: pieces > before)
 
 
 async def settled(value: Callable[[], int], turns: int = 2000) -> None:
@@ -380,7 +380,7 @@ async def chunks_of(ai: openai.AsyncOpenAI, model: str, **options: Any) -> list[
 @pytest.mark.parametrize("with_usage", [True, False])
 async def test_openai_client_reads_a_stream_generated_by_the_gateway(with_usage: bool) -> None:
     options = {"stream_options": {"include_usage": True}} if with_usage else {}
-    async with running_gateway(**DESK) as gateway, client(gateway) as ai:
+    async with running_gateway(**STUB) as gateway, client(gateway) as ai:
         chunks = await chunks_of(ai, "clerk", **options)
     spoken = [each for each in chunks if each.choices]
     assert "".join(each.choices[0].delta.content or "" for each in spoken) == "to be or not"
@@ -406,7 +406,7 @@ async def test_openai_client_reads_a_relayed_stream_with_its_usage() -> None:
 
 
 async def test_client_without_stream_gets_a_whole_response_from_a_streaming_backend() -> None:
-    async with running_gateway(**DESK) as gateway, client(gateway) as ai:
+    async with running_gateway(**STUB) as gateway, client(gateway) as ai:
         got = await ai.chat.completions.create(model="clerk", messages=[{"role": "user", "content": "x"}])
         raw = await ai.completions.with_raw_response.create(model="clerk", prompt="x")
     assert (got.choices[0].message.content, got.choices[0].finish_reason) == ("to be or not", "stop")
@@ -417,7 +417,7 @@ async def test_client_without_stream_gets_a_whole_response_from_a_streaming_back
 
 
 async def test_openai_client_raises_the_matching_class_for_each_error() -> None:
-    async with running_gateway(**DESK) as gateway, client(gateway) as ai:
+    async with running_gateway(**STUB) as gateway, client(gateway) as ai:
         with pytest.raises(openai.NotFoundError) as caught:
             await chunks_of(ai, "clark")
         with pytest.raises(openai.BadRequestError):

@@ -19,9 +19,9 @@ from gateway.ingress.http import listener
 from gateway.ingress.http.checks import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
+from support.polling import wait_until
 from support.raw import answered, connected, post, read_answer, read_to_end
-from support.until import until
-from support.wiring import DESK
+from support.wiring import STUB
 
 HERE = "127.0.0.1"
 
@@ -76,14 +76,14 @@ async def status(gateway: RunningGateway, context: ssl.SSLContext, *, path: str 
 
 
 async def test_client_that_trusts_the_certificate_is_served(files: Files) -> None:
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         assert await status(gateway, files.client()) == 200
         with pytest.raises(aiohttp.ClientConnectorCertificateError):
             await status(gateway, ssl.create_default_context())
 
 
 async def test_client_without_a_valid_certificate_is_rejected_by_mutual_tls(files: Files) -> None:
-    async with running_gateway(**DESK, **files.mutual) as gateway:
+    async with running_gateway(**STUB, **files.mutual) as gateway:
         assert await status(gateway, files.client(ca=files.ca)) == 200
         for context in (files.client(), files.client(ca=trustme.CA())):
             with pytest.raises(aiohttp.ClientError):
@@ -93,7 +93,7 @@ async def test_client_without_a_valid_certificate_is_rejected_by_mutual_tls(file
 
 async def test_client_certificate_grants_exactly_the_rights_of_the_key_that_names_it(files: Files) -> None:
     keys = files.keys(sensor={"certificate": "client.example", "tasks": ("say",)}, other={})
-    async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
+    async with running_gateway(**STUB, **files.mutual, **keys) as gateway:
         sensor = files.client(ca=files.ca)
         assert await status(gateway, sensor) == 200
         assert await status(gateway, sensor, path="count") == 403
@@ -105,7 +105,7 @@ async def test_client_certificate_grants_exactly_the_rights_of_the_key_that_name
 
 async def test_client_certificate_named_by_no_key_is_401(files: Files) -> None:
     keys = files.keys(sensor={"certificate": "another.example"})
-    async with running_gateway(**DESK, **files.mutual, **keys) as gateway:
+    async with running_gateway(**STUB, **files.mutual, **keys) as gateway:
         assert await status(gateway, files.client(ca=files.ca)) == 401
 
 
@@ -129,13 +129,13 @@ async def test_tls_1_1_is_rejected(files: Files) -> None:
     context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
     context.set_ciphers("ALL:@SECLEVEL=0")
     context.maximum_version = ssl.TLSVersion.TLSv1_1
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         with pytest.raises(aiohttp.ClientError):
             await status(gateway, context)
 
 
 async def test_plain_http_on_a_tls_port_is_rejected_without_a_traceback(files: Files) -> None:
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(post("/v1/tasks/say", b"1"))
             assert b"200" not in await read_to_end(reader)
@@ -147,16 +147,16 @@ async def test_client_that_does_not_finish_the_handshake_is_disconnected(
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listener, "HANDSHAKE_S", 0.05)
-    async with running_gateway(**DESK, **files.environ) as gateway, connected(gateway.url) as (reader, _):
+    async with running_gateway(**STUB, **files.environ) as gateway, connected(gateway.url) as (reader, _):
         assert await asyncio.wait_for(read_to_end(reader), 5) == b""
 
 
 def test_invalid_tls_files_are_reported_before_the_start(files: Files) -> None:
-    assert "no such file" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.folder / "none")})
-    assert "no certificate with its key" in only(DESK | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.cert)})
+    assert "no such file" in only(STUB | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.folder / "none")})
+    assert "no certificate with its key" in only(STUB | files.environ | {"GATEWAY_TLS__KEY_FILE": str(files.cert)})
     files.ca_file.write_text("not a certificate")
-    assert "no certificate authority" in only(DESK | files.mutual)
-    assert "no CERT_FILE" in only(DESK | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
+    assert "no certificate authority" in only(STUB | files.mutual)
+    assert "no CERT_FILE" in only(STUB | {"GATEWAY_TLS__KEY_FILE": str(files.key)})
 
 
 # ── connection limits ────────────────────────────────────────────────────────────────────────────
@@ -164,7 +164,7 @@ def test_invalid_tls_files_are_reported_before_the_start(files: Files) -> None:
 
 async def test_connection_over_the_limit_is_503_and_the_others_are_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 2)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         async with connected(gateway.url) as (reader, writer), connected(gateway.url) as (second, other):
             for there, to in ((reader, writer), (second, other)):
                 to.write(post("/v1/tasks/say", b"1"))
@@ -180,14 +180,14 @@ async def test_connection_over_the_limit_is_503_and_the_others_are_served(monkey
 
 async def test_burst_of_connections_is_cut_at_the_connection_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 8)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         socks = [socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) for _ in range(60)]
         refused = [sock for sock in socks if await asyncio.to_thread(is_closed_by_gateway, sock)]
         assert len(refused) == 52
         for sock in socks:
             sock.close()
         server = gateway.service.listeners._runners[0].server
-        await until(lambda: not server.connections)  # type: ignore[union-attr]
+        await wait_until(lambda: not server.connections)  # type: ignore[union-attr]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 
@@ -196,7 +196,7 @@ async def test_unfinished_tls_handshakes_are_limited_to_a_share_of_the_connectio
     files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 8)
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         port = int(gateway.url.rpartition(":")[2])
         socks = [socket.create_connection(("127.0.0.1", port)) for _ in range(30)]
         gone = [sock for sock in socks if await asyncio.to_thread(is_closed_by_gateway, sock)]
@@ -207,7 +207,7 @@ async def test_unfinished_tls_handshakes_are_limited_to_a_share_of_the_connectio
 
 async def test_failed_tls_handshakes_release_their_slots(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
-    async with running_gateway(**DESK, **files.environ) as gateway:
+    async with running_gateway(**STUB, **files.environ) as gateway:
         for junk in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", b"") * 4:
             async with connected(gateway.url) as (reader, writer):
                 writer.write(junk)
@@ -222,7 +222,7 @@ async def test_tls_handshake_limit_is_per_listener(
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
     path = tmp_path / "plain.sock"
     async with (
-        running_gateway(**DESK, **files.environ, GATEWAY_LISTEN=f"127.0.0.1:0,unix:{path}") as gateway,
+        running_gateway(**STUB, **files.environ, GATEWAY_LISTEN=f"127.0.0.1:0,unix:{path}") as gateway,
         connected(gateway.url),
         aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session,
     ):
@@ -234,14 +234,14 @@ async def test_tls_handshake_limit_is_per_listener(
 async def test_connections_rejected_at_the_limit_release_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 1)
     monkeypatch.setattr("gateway.service.listeners.max_handshakes", lambda connections: 2)
-    async with running_gateway(**DESK) as gateway:
+    async with running_gateway(**STUB) as gateway:
         async with connected(gateway.url) as (reader, writer):
             writer.write(post("/v1/tasks/say", b"1"))
             assert (await read_answer(reader)).status == 200
             for _ in range(8):
                 assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 503
         server = gateway.service.listeners._runners[0].server
-        await until(lambda: not server.connections)  # type: ignore[union-attr]
+        await wait_until(lambda: not server.connections)  # type: ignore[union-attr]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
 
 

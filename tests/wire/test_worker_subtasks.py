@@ -8,13 +8,13 @@ import pytest
 
 from gateway.testing import running_gateway
 from support.raw import answered, post
-from support.wiring import DESK, backend
-from wire.test_account import check as check_account
+from support.wiring import STUB, backend
+from wire.test_request_timing import check as check_account
 
 SENDING = {"SLOTS": "1", "TASKS": '{"pass_on":"whole"}'}
-SENDS = backend("sends", "support.worker_backends:Sends", ISOLATION="process", **SENDING)
-NEAR = backend("near", "support.desk:Desk", TASKS='{"whole":"say"}')
-FAR = backend("far", "support.desk:Desk", SITE="cloud", TASKS='{"whole":"say"}')
+SENDS = backend("sends", "support.worker_backends:Dispatches", ISOLATION="process", **SENDING)
+NEAR = backend("near", "support.stub_backend:StubBackend", TASKS='{"whole":"say"}')
+FAR = backend("far", "support.stub_backend:StubBackend", SITE="cloud", TASKS='{"whole":"say"}')
 
 
 async def test_subtask_has_its_own_log_line_and_its_time_in_the_parents_account() -> None:
@@ -40,8 +40,8 @@ async def test_subtask_of_an_edge_only_request_stays_on_the_site() -> None:
 
 
 async def test_exception_in_a_subtasks_plugin_is_not_charged_to_the_calling_backend() -> None:
-    broken = backend("broken", "support.desk:Desk", TASKS='{"whole":"boom"}')
-    async with running_gateway(**SENDS, **broken, **DESK) as gateway:
+    broken = backend("broken", "support.stub_backend:StubBackend", TASKS='{"whole":"boom"}')
+    async with running_gateway(**SENDS, **broken, **STUB) as gateway:
         got = await answered(gateway.url, post("/v1/tasks/pass_on", json.dumps({}).encode()))
         assert (got.status, got.json["error"]["code"]) == (500, "plugin_error")
         assert "broken" in got.json["error"]["message"]
@@ -51,7 +51,7 @@ async def test_exception_in_a_subtasks_plugin_is_not_charged_to_the_calling_back
 
 @pytest.mark.parametrize("isolation", ["loop", "process"])
 async def test_failed_subtasks_open_no_breaker(isolation: str) -> None:
-    sends = backend("sends", "support.worker_backends:Sends", ISOLATION=isolation, **SENDING)
+    sends = backend("sends", "support.worker_backends:Dispatches", ISOLATION=isolation, **SENDING)
     async with running_gateway(**sends, **FAR) as gateway:
         for _ in range(8):
             asked = post("/v1/tasks/pass_on", b"{}", "x-gateway-locality: edge-only")

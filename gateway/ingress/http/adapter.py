@@ -1,9 +1,9 @@
-"""The HTTP door, on aiohttp's low-level server.
+"""The HTTP transport, on aiohttp's low-level server.
 
-What aiohttp leaves to us is here: who may call us what (Host), browsers (Origin), framing it lets pass, the limit
-it has not on a body that comes too slowly, and errors of the parser in our envelope instead of its own text. Of its
-private parts we lean on `_waiter`, `_request_count` and `_manager` of a connection (`_Connection`), and on a request's
-`_version`. How answers go out is in `http_reply.py`.
+aiohttp leaves these to us: the Host check (DNS rebinding), the Origin check (cross-site requests from browsers),
+framing that it accepts and other parsers read differently (request smuggling), a time limit for the body (slowloris),
+and parser errors in our error format. The private parts of aiohttp in use: a connection's `_waiter`, `_request_count`
+and `_manager` (`server.py`), and a request's `_version`. `response.py` writes the responses.
 """
 
 from __future__ import annotations
@@ -31,43 +31,45 @@ from gateway.ingress.http.server import log_rejected
 from gateway.ingress.transport import IncomingRequest
 from gateway.plugin import GatewayError
 
-
-def time_left(until: float) -> float:
-    """Seconds until then, of the loop's time."""
-    return until - asyncio.get_running_loop().time()
+_EXPOSED_HEADERS = (
+    "retry-after, retry-after-ms, server-timing, x-gateway-attempts, x-gateway-backend, x-gateway-reason, "
+    "x-gateway-site, x-request-id, x-should-retry"
+)
 
 
 class HttpTransport:
-    """Turns aiohttp's requests into the door's, and the door's answers into HTTP."""
+    """Converts aiohttp's requests to the handler's, and the handler's responses to HTTP."""
 
-    def __init__(self, door: RequestHandler, *, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]) -> None:
-        self._door, self._hosts, self._origins = door, allowed_hosts, allowed_origins
+    def __init__(
+        self, handler: RequestHandler, *, allowed_hosts: frozenset[str], allowed_origins: frozenset[str]
+    ) -> None:
+        self._handler, self._hosts, self._origins = handler, allowed_hosts, allowed_origins
         self.is_draining = False
         self._serving: set[asyncio.Task[Any]] = set()
 
     def allow(self, hosts: frozenset[str], origins: frozenset[str]) -> None:
-        """Other hosts and origins from now on."""
+        """Replace the allowed hosts and origins."""
         self._hosts, self._origins = hosts, origins
 
     async def drain(self, until: float) -> None:
-        """Close each connection after its answer; returns when what is being served now is done.
+        """Close each connection after its response; return when the requests open now are done.
 
-        until: the loop's time at which what is not done is told that it will not be.
+        until: the loop's time at which the requests that are still open get an error.
         """
         self.is_draining = True
         await self._wait(until)
-        if time_left(until) <= 0:
-            self._door.give_up()
+        if _time_left_s(until) <= 0:
+            self._handler.stop()
 
     async def finish(self, until: float) -> None:
-        """The same for all who came meanwhile, when nobody can come any more."""
-        while self._serving and time_left(until) > 0:
+        """Drain the requests that arrived during `drain`. Call it when no connection is accepted any more."""
+        while self._serving and _time_left_s(until) > 0:
             await self._wait(until)
-        self._door.give_up()
+        self._handler.stop()
 
     async def _wait(self, until: float) -> None:
         if self._serving:
-            await asyncio.wait(set(self._serving), timeout=max(0.0, time_left(until)))
+            await asyncio.wait(set(self._serving), timeout=max(0.0, _time_left_s(until)))
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request."""
@@ -80,24 +82,24 @@ class HttpTransport:
             self._serving.discard(task)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        # Behind an Upgrade, which nobody here knows, there may be bytes of another protocol.
-        reply = HttpResponseWriter(
-            request, self._cors(request), close_after="Upgrade" in request.headers, draining=self._drains
+        # Close after a request with Upgrade: bytes of the other protocol may follow (request smuggling).
+        writer = HttpResponseWriter(
+            request, self._cors(request), close_after="Upgrade" in request.headers, is_draining=self._is_draining
         )
         try:
             check_framing(request)
         except GatewayError as exc:
             log_rejected(exc.message, request.transport and request.transport.get_extra_info("peername"))
-            request._version = HttpVersion11  # an answer in the version of the request would be no HTTP
-            await reply.reject(exc)
-            return reply.response
-        await self._door.serve(self._incoming(request, reply), reply)
-        return reply.response
+            request._version = HttpVersion11  # a response with the request's unknown version would be invalid
+            await writer.reject(exc)
+            return writer.response
+        await self._handler.serve(self._incoming(request, writer), writer)
+        return writer.response
 
-    def _drains(self) -> bool:
+    def _is_draining(self) -> bool:
         return self.is_draining
 
-    def _incoming(self, request: web.BaseRequest, reply: HttpResponseWriter) -> IncomingRequest:
+    def _incoming(self, request: web.BaseRequest, writer: HttpResponseWriter) -> IncomingRequest:
         headers = headers_of(request)
         is_preflight = request.method == "OPTIONS" and "origin" in headers
         return IncomingRequest(
@@ -105,19 +107,19 @@ class HttpTransport:
             method=request.method,
             target=_path_of(request.raw_path),
             headers=headers,
-            read=lambda limit: read_body(request, reply, limit, self._door.room),
+            read=lambda limit: read_body(request, writer, limit, self._handler.shedding.bodies),
             is_trusted=is_local(request),
-            check=partial(self._check, request, reply),
+            check=partial(self._check, request, writer),
             preflight=preflight_of(request) if is_preflight else None,
-            certified=tuple(names_in(request.get_extra_info("peercert") or {})),
+            certificate_names=tuple(names_in(request.get_extra_info("peercert") or {})),
         )
 
-    def _check(self, request: web.BaseRequest, reply: HttpResponseWriter) -> None:
+    def _check(self, request: web.BaseRequest, writer: HttpResponseWriter) -> None:
         try:
             check_host(request, self._hosts)
             check_headers(request)
         except GatewayError:
-            reply.close_after = True  # who mixes up whose request it is, is not to go on with the connection
+            writer.close_after = True  # the rest of the connection may be a smuggled request
             raise
         check_origin(request, self._origins)
 
@@ -125,16 +127,19 @@ class HttpTransport:
         origin = request.headers.get("Origin")
         if origin is None or origin not in self._origins:
             return {}
-        return {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": _EXPOSED, "Vary": "Origin"}
-
-
-_EXPOSED = (
-    "retry-after, retry-after-ms, server-timing, x-gateway-attempts, x-gateway-backend, x-gateway-reason, "
-    "x-gateway-site, x-request-id, x-should-retry"
-)
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": _EXPOSED_HEADERS,
+            "Vary": "Origin",
+        }
 
 
 def _path_of(target: str) -> str:
+    """The path of a request target, which may be a whole URL (RFC 9112 §3.2.2)."""
     if target.startswith("/") or "://" not in target:
         return target
     return "/" + target.partition("://")[2].partition("/")[2]
+
+
+def _time_left_s(until: float) -> float:
+    return until - asyncio.get_running_loop().time()

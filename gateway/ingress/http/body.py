@@ -6,24 +6,30 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.ingress.body_budget import BodyBudget, BodyReservation
 from gateway.ingress.http.response import HttpResponseWriter
+from gateway.ingress.load_shedding import BodyBudget, BodyReservation
 from gateway.plugin import GatewayError, TaskInvalid
 
 BODY_TIMEOUT_S = 20.0
 BODY_S_PER_BYTE = 1.0 / 1000
 
 
-async def read_body(request: web.BaseRequest, reply: HttpResponseWriter, limit: int, room: BodyBudget) -> bytes:
-    """The whole body. Raises GatewayError when it is larger than `limit` or there is `room`, or comes too slowly."""
+async def read_body(request: web.BaseRequest, writer: HttpResponseWriter, limit: int, budget: BodyBudget) -> bytes:
+    """Read the whole body.
+
+    Raises GatewayError if the body exceeds `limit` bytes or the memory budget, arrives too slowly (slowloris), or its
+    framing is invalid.
+    """
     declared = request.content_length
     if declared is not None and declared > limit:
         raise _too_large(limit)
-    with room.reading(declared or 0) as reading:
-        return await _read(request, reply, limit, reading)
+    with budget.reserve(declared or 0) as reservation:
+        return await _read(request, writer, limit, reservation)
 
 
-async def _read(request: web.BaseRequest, reply: HttpResponseWriter, limit: int, reading: BodyReservation) -> bytes:
+async def _read(
+    request: web.BaseRequest, writer: HttpResponseWriter, limit: int, reservation: BodyReservation
+) -> bytes:
     if request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         request.writer.output_size = 0
@@ -36,7 +42,7 @@ async def _read(request: web.BaseRequest, reply: HttpResponseWriter, limit: int,
                 size += len(piece)
                 if size > limit:
                     raise _too_large(limit)
-                reading.took(len(piece))
+                reservation.consume(len(piece))
                 pieces.append(piece)
                 deadline.reschedule(until + size * BODY_S_PER_BYTE)
     except TimeoutError:
@@ -45,10 +51,10 @@ async def _read(request: web.BaseRequest, reply: HttpResponseWriter, limit: int,
             code="request_timeout",
         ) from None
     except web.RequestPayloadError as exc:
-        reply.close_after = True  # where the next request would begin, nobody knows
+        writer.close_after = True  # the start of the next request is unknown (request smuggling)
         raise TaskInvalid("the body's framing is broken: check the lengths of its chunks and their line ends") from exc
     finally:
-        reply.body_is_read = request.content.is_eof()
+        writer.is_body_read = request.content.is_eof()
     return b"".join(pieces)
 
 

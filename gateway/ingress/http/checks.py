@@ -1,4 +1,9 @@
-"""Checks of a request's head that the data listener and the admin listener share: framing, Host, Origin, headers."""
+"""Checks of a request's head for the data and admin listeners: framing, Host, Origin, headers.
+
+Each check stops an attack. Request smuggling and parser differential: a proxy in front of the gateway, or a server
+behind it, reads the same bytes as a different request. DNS rebinding: a web page points its own host name to the
+gateway's address, and so reaches it with the user's browser.
+"""
 
 from __future__ import annotations
 
@@ -13,35 +18,66 @@ from gateway.ingress.auth import CREDENTIAL_HEADERS
 from gateway.ingress.http.hosts import host_of
 from gateway.plugin import GatewayError, TaskInvalid
 
+# Some servers read a header with underscores as the same header with hyphens (parser differential).
+_NEVER_UNDERSCORED = frozenset({"host", "content-length", "transfer-encoding", *CREDENTIAL_HEADERS})
+_HEADER_NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(\s*,\s*[A-Za-z0-9-]{1,60}){0,60}")
+
+
+def check_framing(request: web.BaseRequest) -> None:
+    """Raise GatewayError for framing that another parser may read differently (request smuggling)."""
+    if request.version not in (HttpVersion10, HttpVersion11):
+        raise TaskInvalid("the HTTP version is not supported; use HTTP/1.1 or HTTP/1.0")
+    if request.method in ("CONNECT", "TRACE"):
+        raise MethodNotAllowed(f"the gateway does not support {request.method}", allow=("GET", "HEAD", "POST"))
+    coding = request.headers.getall("Transfer-Encoding", [])
+    if coding and [c.strip().lower() for c in coding] != ["chunked"]:
+        raise TaskInvalid("the only Transfer-Encoding supported is `chunked`, once")
+    if coding and "Content-Length" in request.headers:
+        raise TaskInvalid("the request has both Content-Length and Transfer-Encoding; send one of them")
+    if coding and request.version == HttpVersion10:  # RFC 9112 §6.1
+        raise TaskInvalid("HTTP/1.0 has no Transfer-Encoding; send a Content-Length, or use HTTP/1.1")
+
 
 def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
-    """Raises GatewayError unless the request is for us by a name of ours."""
+    """Raise GatewayError unless the Host header names this gateway (DNS rebinding)."""
     hosts = request.headers.getall("Host", [])
     if len(hosts) != 1:
         raise TaskInvalid(f"a request needs one Host header; this one has {len(hosts)}")
-    named = host_of(hosts[0])
+    host = host_of(hosts[0])
     if not request.raw_path.startswith("/") and request.raw_path != "*":
         authority = request.raw_path.partition("://")[2].partition("/")[0]
-        if host_of(authority) != named:
+        if host_of(authority) != host:
             raise GatewayError("the request line and the Host header name different hosts", code="misdirected_request")
-    if named not in allowed and "*" not in allowed:
+    if host not in allowed and "*" not in allowed:
         raise GatewayError(
-            f"this gateway is not called {named!r}; add it to GATEWAY_ALLOWED_HOSTS if it should be",
+            f"the Host header {host!r} is not a name of this gateway; add it to GATEWAY_ALLOWED_HOSTS to allow it",
             code="misdirected_request",
         )
 
 
 def check_origin(request: web.BaseRequest, allowed: frozenset[str]) -> None:
-    """Raises GatewayError for a browser's page of an origin that may not ask."""
+    """Raise GatewayError for a web page of an origin that is not allowed (cross-site request)."""
     origin = request.headers.get("Origin")
     if origin is not None and origin not in allowed:
         raise GatewayError(
-            f"pages of {origin[:80]!r} may not use this gateway; see GATEWAY_ALLOWED_ORIGINS", code="forbidden"
+            f"web pages of the origin {origin[:80]!r} may not use this gateway; "
+            f"add the origin to GATEWAY_ALLOWED_ORIGINS to allow it",
+            code="forbidden",
         )
 
 
+def check_headers(request: web.BaseRequest) -> None:
+    """Raise GatewayError for headers that another server may read differently (parser differential)."""
+    for name in CREDENTIAL_HEADERS:
+        if len(request.headers.getall(name, [])) > 1:
+            raise TaskInvalid(f"the header {name} came twice; send it once")
+    for name in request.headers:
+        if "_" in name and name.lower().replace("_", "-") in _NEVER_UNDERSCORED:
+            raise TaskInvalid(f"some servers read the header {name!r} as another header; write it with hyphens")
+
+
 def headers_of(request: web.BaseRequest) -> dict[str, str]:
-    """Its headers by lower-cased name; those of one that came twice are one list (RFC 9110 §5.3)."""
+    """The headers by lower-case name. Values of a repeated header are joined by commas (RFC 9110 §5.3)."""
     headers: dict[str, str] = {}
     for name, value in request.headers.items():
         key = name.lower()
@@ -49,37 +85,8 @@ def headers_of(request: web.BaseRequest) -> dict[str, str]:
     return headers
 
 
-def check_framing(request: web.BaseRequest) -> None:
-    """Raises GatewayError for what another parser might read differently, so that nobody knows where it ends."""
-    if request.version not in (HttpVersion10, HttpVersion11):
-        raise TaskInvalid("the only versions of HTTP spoken here are 1.1 and 1.0")
-    if request.method in ("CONNECT", "TRACE"):
-        raise MethodNotAllowed(f"{request.method} is not for gateways", allow=("GET", "HEAD", "POST"))
-    coding = request.headers.getall("Transfer-Encoding", [])
-    if coding and [c.strip().lower() for c in coding] != ["chunked"]:
-        raise TaskInvalid("the only Transfer-Encoding understood is `chunked`, once")
-    if coding and "Content-Length" in request.headers:
-        raise TaskInvalid("a request has either Content-Length or Transfer-Encoding, not both")
-    if coding and request.version == HttpVersion10:  # RFC 9112 §6.1
-        raise TaskInvalid("HTTP/1.0 has no Transfer-Encoding; send a Content-Length, or HTTP/1.1")
-
-
-def check_headers(request: web.BaseRequest) -> None:
-    """Raises GatewayError where another server might read another's header, or another of two."""
-    for name in CREDENTIAL_HEADERS:
-        if len(request.headers.getall(name, [])) > 1:
-            raise TaskInvalid(f"the header {name} came twice; send it once")
-    for name in request.headers:
-        if "_" in name and name.lower().replace("_", "-") in _NEVER_UNDERSCORED:
-            raise TaskInvalid(f"the header {name!r} is one that some servers take for another; write it with hyphens")
-
-
-_NEVER_UNDERSCORED = frozenset({"host", "content-length", "transfer-encoding", *CREDENTIAL_HEADERS})
-_HEADER_NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(\s*,\s*[A-Za-z0-9-]{1,60}){0,60}")
-
-
 def preflight_of(request: web.BaseRequest) -> dict[str, str]:
-    """What a page of an allowed origin may send: any header, since SDKs add their own."""
+    """The response headers for a CORS preflight request. Any header is allowed, since SDKs add their own."""
     wanted = request.headers.get("Access-Control-Request-Headers", "")
     return {
         "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
@@ -95,9 +102,9 @@ def is_local(request: web.BaseRequest) -> bool:
 
 
 def names_in(certificate: Mapping[str, Any]) -> Iterator[str]:
-    """The names in a client certificate that TLS has checked, as ssl.SSLSocket.getpeercert() tells it.
+    """The names in a verified client certificate, in the form of ssl.SSLSocket.getpeercert().
 
-    Those of its subjectAltName; where it has none, the common name of its subject (RFC 6125 §6.4.4).
+    Those of its subjectAltName, or without one the common name of its subject (RFC 6125 §6.4.4).
     """
     names = certificate.get("subjectAltName", ())
     yield from (name for _, name in names if isinstance(name, str))

@@ -1,4 +1,4 @@
-"""Which Host names are ours. A browser page that rebinds its own name to our address is told 421."""
+"""The host names of this gateway. Any other name in a Host header gets status 421 (DNS rebinding)."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import re
 import socket
 from collections.abc import Iterable
 
-from gateway.measure.addresses import own_addresses
+from gateway.measure.netlink import own_addresses
 from gateway.plugin import GatewayError
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?")  # RFC 3986 §3.2.3: a port may be empty
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]", "ip6-localhost")
-_ANY = ("0.0.0.0", "::", "")
+_UNSPECIFIED = ("0.0.0.0", "::", "")
 
 
 def host_of(header: str) -> str:
-    """The name in a Host header, lower-cased, without its port; an IPv6 address in its shortest form.
+    """The name in a Host header: lower case, without the port; an IPv6 address in its shortest form.
 
-    Raises GatewayError where it is none.
+    Raises GatewayError for anything else.
     """
     found = _HOST.fullmatch(header.strip())
     try:
@@ -30,14 +30,15 @@ def host_of(header: str) -> str:
 
 
 def own_hosts(bound: Iterable[str]) -> frozenset[str]:
-    """The names by which this host may be called now: bound addresses, host name, `.local` name, loopback.
+    """The names of this host: bound addresses, host name, `.local` name, loopback.
 
-    bound: addresses the listeners are bound to; an unspecified one stands for every interface's address. They come
-    and go (DHCP): ask again when the network changed. Raises OSError where the kernel does not tell them.
+    bound: addresses of the listeners; an unspecified address (`0.0.0.0`, `::`) stands for the addresses of all
+    interfaces. They change with the network (DHCP), so call this again after a change. Raises OSError if the kernel
+    does not list the addresses.
     """
     bound = set(bound)
     name = socket.gethostname().lower()
-    addresses = bound.difference(_ANY) | (own_addresses() if bound.intersection(_ANY) else set())
+    addresses = bound.difference(_UNSPECIFIED) | (own_addresses() if bound.intersection(_UNSPECIFIED) else set())
     return frozenset({*_LOOPBACK, name, f"{name.partition('.')[0]}.local", *map(_as_host, addresses)})
 
 
@@ -46,5 +47,5 @@ def _as_host(address: str) -> str:
 
 
 def _bracketed(address: str) -> str:
-    """Without its zone: that is this host's own affair, and no client sends it."""
+    """An IPv6 address as in a URL, without its zone: a zone is local to this host, and clients do not send it."""
     return f"[{ipaddress.IPv6Address(address.partition('%')[0])}]"

@@ -1,7 +1,7 @@
-"""Sockets we listen on: with TLS or without, as many connections as there are descriptors for, and a pause.
+"""Listening sockets: TLS, a limit on connections, and a pause.
 
-Above the most connections a client is told 503 at once and let go: nobody waits for a descriptor that the gateway needs
-to ask a backend. While it pauses, the kernel keeps those who come waiting, and no memory is spent on them.
+The limit on connections keeps file descriptors for the gateway's own work (backends, workers, files). A client above it
+gets 503 at once. While a listener pauses, new connections wait in the kernel and use no memory of the gateway.
 """
 
 from __future__ import annotations
@@ -15,75 +15,78 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from gateway.ingress.http.response import last_words
+from gateway.ingress.http.response import error_bytes
 from gateway.plugin import TaskRefused
 from gateway.telemetry import RateLimitedEvent, metrics
 
 BACKLOG = 1024
-AT_ONCE = 16  # connections taken in one go: those too many are told so before the next go
-HANDSHAKE_S = 10.0
+MAX_ACCEPTS = 16  # connections accepted in one turn of the loop; those above the limit get 503 before the next turn
+HANDSHAKE_S = 10.0  # against clients that do not finish their TLS handshake (slowloris)
 HANDSHAKES_SHARE = 8
-RESERVED_FDS = 128  # for backends, workers, files and the log; each slot of a backend beside it
+RESERVED_FDS = 128  # for backends, workers, files and the log; two more for each slot of a backend
 WANTED_FDS = 65_536
-GOODBYE_S = 1.0
-MAX_GOODBYES = 64  # at once; others are let go without a word
+REFUSAL_S = 1.0  # for the client to read its 503
+MAX_REFUSALS = 64  # at once; more connections are closed without a response
 
 _full = RateLimitedEvent("http.full", per_s=1.0, burst=1)
 
 
 def raise_descriptor_limit() -> int:
-    """Let the process open as many files as it may, or all we ever want; how many that is."""
+    """Raise the soft limit of file descriptors to the hard limit, at most WANTED_FDS; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_FDS if hard == resource.RLIM_INFINITY else min(hard, WANTED_FDS)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return WANTED_FDS if soft == resource.RLIM_INFINITY else soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):  # a sandbox that lets nobody ask
+    except (OSError, ValueError):  # a sandbox forbids it
         return soft
     return wanted
 
 
 def max_connections(descriptors: int, slots: int) -> int:
-    """How many clients may be connected, so that the gateway never lacks a descriptor for its own work."""
+    """The limit of connections that keeps enough descriptors for the gateway's own work."""
     available = descriptors - RESERVED_FDS - 2 * slots
     return max(16, available - max_handshakes(available))
 
 
 def max_handshakes(connections: int) -> int:
-    """How many clients may be in the middle of their TLS handshake, beside those who are connected."""
-    return max(4 * AT_ONCE, connections // HANDSHAKES_SHARE)
+    """The limit of TLS handshakes in progress, in addition to the connections."""
+    return max(4 * MAX_ACCEPTS, connections // HANDSHAKES_SHARE)
 
 
-class Handshakes:
-    """Makes connections for one listener, so many at once that have not ended their TLS handshake.
+class HandshakeLimiter:
+    """Protocol factory of one listener that limits the TLS handshakes in progress.
 
-    asyncio takes each connection in a task of its own, which asks for its protocol and ends with its handshake,
-    whichever way that ends; of one that fails the protocol never hears.
+    asyncio accepts each connection in its own task. The task calls the factory and ends with the handshake, whether it
+    succeeds or fails; the protocol is not called if it fails.
     """
 
-    def __init__(self, make: Callable[[], asyncio.BaseProtocol], most: int) -> None:
-        self._make, self._most = make, most
-        self._under_way: set[asyncio.Task[Any]] = set()
+    def __init__(self, make: Callable[[], asyncio.BaseProtocol], max_handshakes: int) -> None:
+        self._make, self._max = make, max_handshakes
+        self._in_progress: set[asyncio.Task[Any]] = set()
 
     def __call__(self) -> asyncio.BaseProtocol:
-        """One more. Raises ConnectionAbortedError, upon which asyncio lets it go: there is no word for it yet."""
-        if len(self._under_way) >= self._most:
-            raise ConnectionAbortedError("too many are in the middle of their handshake")
-        taking = asyncio.current_task()
-        assert taking is not None
-        self._under_way.add(taking)
-        taking.add_done_callback(self._under_way.discard)
+        """Make a protocol. Raises ConnectionAbortedError above the limit, upon which asyncio closes the connection.
+
+        An HTTP response is impossible before the handshake has ended.
+        """
+        if len(self._in_progress) >= self._max:
+            raise ConnectionAbortedError("too many TLS handshakes are in progress")
+        accepting = asyncio.current_task()
+        assert accepting is not None
+        self._in_progress.add(accepting)
+        accepting.add_done_callback(self._in_progress.discard)
         return self._make()
 
 
-Why = Literal["starting", "memory", "renewing", "stopping"]
+PauseReason = Literal["starting", "memory", "renewing", "stopping"]
 
 
-class Site(web.BaseSite):
-    """One listening socket. It accepts while nobody has a reason that it should not; stopping closes the socket itself.
+class HttpListener(web.BaseSite):
+    """One listening socket. It accepts connections while it has no reason to pause. `stop` closes the socket.
 
-    handshakes: how many TLS handshakes at once. held: begin with a pause, until the gateway has started.
+    handshakes: the limit of TLS handshakes in progress. held: start with a pause, until the gateway has started.
     """
 
     def __init__(
@@ -92,73 +95,73 @@ class Site(web.BaseSite):
         sock: socket.socket,
         tls: ssl.SSLContext | None = None,
         *,
-        handshakes: int = 4 * AT_ONCE,
+        handshakes: int = 4 * MAX_ACCEPTS,
         held: bool = False,
     ) -> None:
         super().__init__(runner, ssl_context=tls, backlog=BACKLOG)
-        self._is_unix = sock.family == socket.AF_UNIX  # what stays on this host stays plain
+        self._is_unix = sock.family == socket.AF_UNIX  # no TLS: the bytes stay on this host
         self._sock, self._tls = sock, None if self._is_unix else tls
         assert runner.server is not None
-        self._plain, self._shaking_hands = runner.server, Handshakes(runner.server, handshakes)
-        self._pauses: set[Why] = {"starting"} if held else set()
+        self._make_plain, self._make_tls = runner.server, HandshakeLimiter(runner.server, handshakes)
+        self._pause_reasons: set[PauseReason] = {"starting"} if held else set()
         self._resuming = asyncio.Lock()
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The address, for messages."""
         return str(self._sock.getsockname())
 
     @property
     def is_accepting(self) -> bool:
-        """Whether who connects now is served."""
+        """Whether new connections are accepted."""
         return self._server is not None
 
     async def start(self) -> None:
-        """Listen, and unless held, accept."""
+        """Listen; accept unless held."""
         await super().start()
         await self._accept()
 
     def renew(self, tls: ssl.SSLContext | None) -> None:
-        """Other TLS for those who connect from now on. It pauses (`renewing`): who comes until then waits."""
+        """Use another TLS context for new connections, and pause (`renewing`) until `resume`."""
         self._tls = None if self._is_unix else tls
         self.pause("renewing")
 
-    async def resume(self, why: Why) -> None:
-        """This is no reason any more. Where there is no other, accept again; nothing where it does. Raises OSError."""
-        self._pauses.discard(why)
+    async def resume(self, reason: PauseReason) -> None:
+        """Withdraw one reason to pause. Without another reason, accept again. Raises OSError."""
+        self._pause_reasons.discard(reason)
         await self._accept()
 
     async def _accept(self) -> None:
         async with self._resuming:
-            if self.is_accepting or self._pauses:
+            if self.is_accepting or self._pause_reasons:
                 return
             self._server = await self._new_server()
-            if self._pauses:  # since then
-                self._break_off()
+            if self._pause_reasons:  # added during the await
+                self._stop_accepting()
 
     async def _new_server(self) -> asyncio.Server:
-        """It listens on a duplicate, so that it can be closed while the socket goes on listening."""
+        """Accept on a duplicate, which `pause` can close while the socket itself keeps listening."""
         sock = self._sock.dup()
         try:
             server = await asyncio.get_running_loop().create_server(
-                self._shaking_hands if self._tls else self._plain,
+                self._make_tls if self._tls else self._make_plain,
                 sock=sock,
                 ssl=self._tls,
-                backlog=AT_ONCE,
+                backlog=MAX_ACCEPTS,
                 ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
             )
         except BaseException:
             sock.close()
             raise
-        self._sock.listen(BACKLOG)  # asyncio has one number for how many may wait, and how many it takes in one go
+        self._sock.listen(BACKLOG)  # asyncio uses one number for the backlog and for the accepts in one turn
         return server
 
-    def pause(self, why: Why) -> None:
-        """Accept nobody until this is no reason any more; connections there are go on."""
-        self._pauses.add(why)
-        self._break_off()
+    def pause(self, reason: PauseReason) -> None:
+        """Accept no connections until `resume` with the same reason. Open connections continue."""
+        self._pause_reasons.add(reason)
+        self._stop_accepting()
 
-    def _break_off(self) -> None:
+    def _stop_accepting(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -169,33 +172,33 @@ class Site(web.BaseSite):
         self._sock.close()
 
 
-class Goodbye(asyncio.Protocol):
-    """Serves a connection too many: 503, and the connection goes."""
+class TooManyConnections(asyncio.Protocol):
+    """Serves a connection above the limit: sends 503 and closes it."""
 
-    now = 0
+    open_count = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Say so, whatever they ask; a moment later break off."""
+        """Send 503 before any request arrives; close REFUSAL_S later."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         metrics.SHED.inc(reason="connections")
         peer = transport.get_extra_info("peername")
         _full.warning(peer=str(peer[0]) if isinstance(peer, tuple) else "unix")
-        Goodbye.now += 1
-        if Goodbye.now > MAX_GOODBYES:
+        TooManyConnections.open_count += 1
+        if TooManyConnections.open_count > MAX_REFUSALS:
             transport.abort()
             return
-        error = TaskRefused("as many clients are connected as there can be; come back later", retry_after_s=1.0)
-        transport.write(last_words(error))
+        error = TaskRefused("the gateway has as many connections as it can serve; try again later", retry_after_s=1.0)
+        transport.write(error_bytes(error))
         if transport.can_write_eof():
             transport.write_eof()
-        self._timer = asyncio.get_running_loop().call_later(GOODBYE_S, transport.abort)
+        self._timer = asyncio.get_running_loop().call_later(REFUSAL_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:
-        """Read and forget, lest a reset overtakes the answer."""
+        """Discard it: closing with unread bytes would send a reset, which discards the response."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """They have read it, or a moment has passed."""
-        Goodbye.now -= 1
+        """Count the connection out."""
+        TooManyConnections.open_count -= 1
         if timer := getattr(self, "_timer", None):
             timer.cancel()

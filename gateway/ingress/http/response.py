@@ -1,9 +1,9 @@
-"""How answers reach a client by HTTP: whole or as a stream, to one who reads slowly, to one who does not read.
+"""Writes responses by HTTP, whole or as a stream, with a time limit for clients that do not read.
 
-aiohttp has no deadline for writing. Here an answer goes out piece by piece, and each piece has WRITE_TIMEOUT_S to be
-taken: who reads slowly gets everything, who does not read is let go, with a reset, so that what it has of the answer
-cannot pass for the whole. Where MANY do not read at once they have CROWDED_S each: one reader that pauses is a person,
-a crowd of them is an attack on our memory.
+aiohttp has no time limit for writing. Here a response is written in pieces, and the client must take each piece within
+WRITE_TIMEOUT_S. A slow reader gets the whole response. The connection of a stalled reader is reset, so that a truncated
+response cannot look complete. If MANY clients stall at once, the limit is CROWDED_S: a single stalled reader may have
+paused, many of them are an attack on the memory (slow read).
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from gateway.plugin import GatewayError, new_id
 WRITE_TIMEOUT_S = 30.0
 CROWDED_S, MANY = 20.0, 32
 PIECE_BYTES = 32_768
-MAX_UNSENT_BYTES = 131_072  # in the kernel, per connection; its own limit is megabytes
-LAST_WORDS_S = 0.2  # for an error to leave the kernel before the reset that throws away what has not
-NEVER_WAITS_BYTES = 32_768  # what is less than asyncio's high-water mark is taken at once
+MAX_UNSENT_BYTES = 131_072  # in the kernel, per connection; the kernel's own limit is megabytes
+LAST_ERROR_S = 0.2  # for an error to leave the kernel before the reset, which discards unsent bytes
+NEVER_WAITS_BYTES = 32_768  # below asyncio's high-water mark: the transport takes it at once
 
-SERVER = {"Server": "edge-gateway"}  # not the versions of what we are made of
+SERVER = {"Server": "edge-gateway"}  # without versions: they help an attacker choose an exploit
 _RESET = struct.pack("ii", 1, 0)
 
 
 class WriteTimeouts:
-    """How long clients may not read. Knows who is being waited for, so that a crowd is seen."""
+    """Write timeouts of all connections; shortens them when many clients stall at once."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Timeout, float] = {}
 
     @asynccontextmanager
     async def wait(self) -> AsyncIterator[None]:
-        """Bounds what is done inside. Raises TimeoutError."""
+        """Limit the time of the block. Raises TimeoutError."""
         began = asyncio.get_running_loop().time()
-        crowded = len(self._waiting) >= MANY  # those who come later begin with less; only the crossing shortens others
-        async with asyncio.timeout_at(began + (CROWDED_S if crowded else WRITE_TIMEOUT_S)) as deadline:
+        is_crowded = len(self._waiting) >= MANY  # later writes start with the short limit; only the MANYth shortens all
+        async with asyncio.timeout_at(began + (CROWDED_S if is_crowded else WRITE_TIMEOUT_S)) as deadline:
             self._waiting[deadline] = began
             try:
-                if len(self._waiting) == MANY and not crowded:
+                if len(self._waiting) == MANY and not is_crowded:
                     self._shorten()
                 yield
             finally:
@@ -58,11 +58,11 @@ class WriteTimeouts:
                 deadline.reschedule(min(began + CROWDED_S, deadline.when() or began))
 
 
-_patience = WriteTimeouts()
+_write_timeouts = WriteTimeouts()
 
 
-def bound_unread(transport: asyncio.BaseTransport) -> None:
-    """What the kernel holds for a client is little; where nothing of it is taken for so long, the connection goes."""
+def limit_unsent(transport: asyncio.BaseTransport) -> None:
+    """Bound the unsent bytes in the kernel, and the time for which the client may acknowledge nothing."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
@@ -70,7 +70,10 @@ def bound_unread(transport: asyncio.BaseTransport) -> None:
 
 
 class HttpResponseWriter:
-    """`door.Reply` over one aiohttp request. Raises ConnectionError once the client is gone, or was let go."""
+    """Implements `transport.ResponseWriter` for one aiohttp request.
+
+    Raises ConnectionError once the client is gone, or was reset because it did not read.
+    """
 
     def __init__(
         self,
@@ -78,23 +81,23 @@ class HttpResponseWriter:
         headers: Mapping[str, str],
         *,
         close_after: bool,
-        draining: Callable[[], bool] = lambda: False,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._request, self._headers, self.close_after, self._draining = request, headers, close_after, draining
+        self._request, self._headers, self.close_after, self._is_draining = request, headers, close_after, is_draining
         self.response: web.StreamResponse = web.StreamResponse()
-        self.body_is_read = False
+        self.is_body_read = False
 
-    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """A complete answer."""
-        everything = {**SERVER, **self._headers, **headers}
+    async def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Send a whole response."""
+        all_headers = {**SERVER, **self._headers, **headers}
         is_large = len(body) > PIECE_BYTES and self._request.method != "HEAD"
         if is_large:
-            everything["Content-Length"] = str(len(body))
-            self.response = web.StreamResponse(status=status, headers=everything)
+            all_headers["Content-Length"] = str(len(body))
+            self.response = web.StreamResponse(status=status, headers=all_headers)
         else:
-            self.response = web.Response(status=status, body=body, headers=everything)
-        unread = status >= 400 and not self.body_is_read and self._request.can_read_body
-        if self.close_after or self._draining() or unread:
+            self.response = web.Response(status=status, body=body, headers=all_headers)
+        has_unread_body = status >= 400 and not self.is_body_read and self._request.can_read_body
+        if self.close_after or self._is_draining() or has_unread_body:
             self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
         if is_large:
@@ -102,21 +105,21 @@ class HttpResponseWriter:
         await self.end()
 
     async def reject(self, error: GatewayError) -> None:
-        """An answer for bytes that are no request; where the next one would begin, nobody knows."""
+        """Answer an invalid request and close: the start of the next request is unknown (request smuggling)."""
         self.response = error_response(error, new_id())
         self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
         await self.end()
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of a stream."""
+        """Send the head of a stream."""
         self.response = web.StreamResponse(status=status, headers={**SERVER, **self._headers, **headers})
-        if self.close_after or self._draining():
+        if self.close_after or self._is_draining():
             self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
 
     async def write(self, data: bytes) -> None:
-        """More of a stream; waits while the client does not read."""
+        """Send a piece. Waits while the client does not read (backpressure)."""
         transport = self._request.transport
         if transport is not None and transport.get_write_buffer_size() + len(data) < NEVER_WAITS_BYTES:
             await self.response.write(data)
@@ -124,50 +127,50 @@ class HttpResponseWriter:
         rest = memoryview(data)
         for at in range(0, len(rest), PIECE_BYTES):
             await self._in_time(self.response.write(rest[at : at + PIECE_BYTES]))
-            await self._taken()
+            await self._wait_until_taken()
 
     async def end(self) -> None:
-        """A stream's proper end."""
+        """End the response properly."""
         await self._in_time(self.response.write_eof())
-        await self._taken()
+        await self._wait_until_taken()
 
-    async def _taken(self) -> None:
-        """Wait until the transport holds little; aiohttp waits by what one answer has written, not by what is there."""
+    async def _wait_until_taken(self) -> None:
+        """Wait until the transport's buffer is small. aiohttp looks at what one response wrote, not at the buffer."""
         transport = self._request.transport
         if transport is not None and transport.get_write_buffer_size() >= NEVER_WAITS_BYTES:
             await self._in_time(self._request.writer.drain())
 
     async def abort(self, data: bytes) -> None:
-        """Write `data`, then close without the last chunk, so that nobody takes it for complete."""
-        if data:  # none would be the last chunk
+        """Send `data`, then close without the last chunk: the client sees that the stream is incomplete."""
+        if data:  # an empty write would be the last chunk
             await self.write(data)
         self.response.force_close()
-        if self._request.version == HttpVersion10:  # has no chunks: to it, an orderly end is a complete answer
-            await asyncio.sleep(LAST_WORDS_S)
-            self._let_go()
+        if self._request.version == HttpVersion10:  # has no chunks: an orderly close would look complete
+            await asyncio.sleep(LAST_ERROR_S)
+            self._reset()
         elif self._request.transport is not None:
             self._request.transport.close()
 
     async def _in_time(self, writing: Awaitable[Any]) -> None:
         try:
-            async with _patience.wait():
+            async with _write_timeouts.wait():
                 await writing
         except TimeoutError:
-            self._let_go()
+            self._reset()
             raise ConnectionResetError("the client does not read") from None
 
-    def _let_go(self) -> None:
+    def _reset(self) -> None:
         transport = self._request.transport
         if transport is None:
             return
         sock = transport.get_extra_info("socket")
-        if sock is not None:  # what it has not read is gone, for us and for the kernel
+        if sock is not None:  # SO_LINGER 0: the kernel discards unsent bytes and sends a reset
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         transport.abort()
 
 
-def last_words(error: GatewayError) -> bytes:
-    """An error as the bytes of a whole answer, for a connection that no request has come on, and that goes."""
+def error_bytes(error: GatewayError) -> bytes:
+    """An error as a whole response, for a connection without a request, which is closed after it."""
     response = error_response(error, new_id())
     assert isinstance(response.body, bytes)
     headers = {**response.headers, "Content-Length": str(len(response.body)), "Connection": "close"}
@@ -176,7 +179,7 @@ def last_words(error: GatewayError) -> bytes:
 
 
 def error_response(error: GatewayError, request_id: str) -> web.Response:
-    """An error in our envelope, for bytes that no door has seen."""
+    """An error in our format, for a request that does not reach the handler."""
     return web.Response(
         status=status_of(error),
         body=msgspec.json.encode(envelope(error, request_id)),

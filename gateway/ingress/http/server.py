@@ -1,4 +1,4 @@
-"""The HTTP server: aiohttp's, with limits on connections, request heads and unread bytes."""
+"""The HTTP server: aiohttp's, with limits on connections, time for request heads, and unread bytes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aiohttp.http_parser import HttpRequestParser, HttpRequestParserPy
 from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gateway.ingress.handler import report_bug
-from gateway.ingress.http.listener import Goodbye
-from gateway.ingress.http.response import bound_unread, error_response, last_words
+from gateway.ingress.http.listener import TooManyConnections
+from gateway.ingress.http.response import error_bytes, error_response, limit_unsent
+from gateway.ingress.response_writer import internal_error
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.telemetry import RateLimitedEvent
 
-HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only deadline for a request's head
-LINGER_S = 2.0  # what is still sent after an early answer is read this long, lest a reset overtakes the answer
+HEAD_TIMEOUT_S = 15.0  # aiohttp's keep-alive timeout is also its only time limit for a request's head (slowloris)
+LINGER_S = 2.0  # reads on for this long after an early response: a reset would discard the response
 
 _rejected = RateLimitedEvent("http.rejected", per_s=1.0, burst=10)
 
@@ -26,53 +26,53 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class _Connection(RequestHandler):
-    """aiohttp's connection, answering in our envelope what it would have answered in its own words."""
+    """aiohttp's connection, with errors in our format instead of its own text."""
 
-    __slots__ = ("_fed", "_has_part")
-    _fed: StreamReader | None  # the body the parser is at, or was at last
+    __slots__ = ("_body", "_has_partial_head")
+    _body: StreamReader | None  # the body that the parser fills, or filled last
 
     def data_received(self, data: bytes) -> None:
-        """Note whether what has come while nobody was served is the part of a head, for `force_close`.
+        """Record for `force_close` whether an idle connection has received part of a request head.
 
-        And tell whoever reads a body that its framing has broken: aiohttp only queues that, behind the request.
+        If the framing of a body is invalid, its reader gets an error: aiohttp only queues the error behind the request.
         """
         was_idle, count = self._waiter is not None and not self._waiter.done(), self._request_count
         super().data_received(data)
-        is_part = self._request_count == count
-        self._has_part = was_idle and is_part
-        if not is_part:
+        has_new_head = self._request_count != count
+        self._has_partial_head = was_idle and not has_new_head
+        if has_new_head:
             message, payload = self._messages[-1]
             if isinstance(message, _ErrInfo):
-                _break(self._fed)
+                _fail(self._body)
             else:
-                self._fed = payload
+                self._body = payload
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """From here on nobody reads its body but to throw it away, and need not hear of its framing."""
-        if request.content is self._fed:
-            self._fed = None
+        """Forget the body: from here on it is only discarded, so invalid framing does not matter."""
+        if request.content is self._body:
+            self._body = None
         return await super().finish_response(request, resp, start_time)
 
     def force_close(self) -> None:
-        """The end of an idle connection: aiohttp's keep-alive timeout. Whose head is half there is told why."""
-        if getattr(self, "_has_part", False) and self.transport is not None:
-            log_rejected("its head came too slowly", self.peername)
-            message = f"the request's head was not there within {HEAD_TIMEOUT_S:g} s"
-            self.transport.write(last_words(GatewayError(message, code="request_timeout")))
+        """Close an idle connection after aiohttp's keep-alive timeout; status 408 if part of a head was received."""
+        if getattr(self, "_has_partial_head", False) and self.transport is not None:
+            log_rejected("the request head came too slowly", self.peername)
+            message = f"the request head did not arrive within {HEAD_TIMEOUT_S:g} s"
+            self.transport.write(error_bytes(GatewayError(message, code="request_timeout")))
         super().force_close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Serve it; where it is one too many, tell it so."""
+        """Serve the connection, or send 503 if there are too many."""
         server = self._manager
         if isinstance(server, Server) and server.is_full:
-            goodbye = Goodbye()
-            transport.set_protocol(goodbye)
-            goodbye.connection_made(transport)
+            refusal = TooManyConnections()
+            transport.set_protocol(refusal)
+            refusal.connection_made(transport)
             return
-        bound_unread(transport)
-        self._fed = None
+        limit_unsent(transport)
+        self._body = None
         super().connection_made(transport)
 
     def handle_error(
@@ -82,12 +82,11 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Bytes that are no request, or a bug of ours. Never a traceback, neither to the client nor into the log."""
+        """Answer an invalid request, or a bug of ours. Neither the client nor the log gets a traceback."""
         request_id = new_id()
         error: GatewayError
         if exc is not None and status >= 500:
-            report_bug(exc, request_id)
-            error = GatewayError("the gateway failed on this request; its log says where")
+            error = internal_error(exc, request_id)
         else:
             why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
             log_rejected((why or ["malformed request"])[0], self.peername)
@@ -97,43 +96,40 @@ class _Connection(RequestHandler):
         return response
 
 
-def _break(body: StreamReader | None) -> None:
+def _fail(body: StreamReader | None) -> None:
     if body is not None and not body.is_eof():
         body.set_exception(web.RequestPayloadError("its chunks are malformed"))
-        body.feed_eof()  # there is no more of it
+        body.feed_eof()
 
 
 def log_rejected(why: str, peer: Any) -> None:
+    """Log a request that is not valid HTTP. peer: an address of getpeername()."""
     _rejected.warning(why=why[:200], peer=str(peer[0] if isinstance(peer, tuple) else "unix"))
 
 
 class Server(web.Server):
-    """Accepts connections and hands each request to `handler`; the handler is cancelled when its client leaves.
+    """Accepts connections and calls `handler` for each request; cancels it when the client leaves.
 
-    most: how many may be connected; one more is told so, and let go.
+    max_connections: a client above this number gets 503, and its connection is closed.
     """
 
-    def __init__(self, handler: Handler, most: int) -> None:
+    def __init__(self, handler: Handler, max_connections: int) -> None:
         super().__init__(handler, handler_cancellation=True)
-        self._most, self._count = most, 0
+        self._max, self._count = max_connections, 0
 
     @property
     def is_full(self) -> bool:
-        """Whether as many are connected as may be."""
-        return self._count >= self._most
+        return self._count >= self._max
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """One more."""
         self._count += 1
         super().connection_made(handler, transport)
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
-        """One less."""
         self._count -= 1
         super().connection_lost(handler, exc)
 
     def __call__(self) -> RequestHandler:
-        """One more connection, before it is made."""
         return _Connection(
             self,
             loop=asyncio.get_running_loop(),
@@ -145,9 +141,9 @@ class Server(web.Server):
 
 
 def check_parser() -> None:
-    """Refuse aiohttp's pure-Python parser: it lets pass what the compiled one does not."""
+    """Raise RuntimeError for aiohttp's pure-Python parser: it accepts framing that the compiled parser refuses."""
     if HttpRequestParser is HttpRequestParserPy:
         raise RuntimeError(
-            "aiohttp runs on its pure-Python HTTP parser, which is weaker against smuggled requests; "
+            "aiohttp uses its pure-Python HTTP parser, which is weaker against request smuggling; "
             "install aiohttp from a wheel with its C extensions, and unset AIOHTTP_NO_EXTENSIONS"
         )

@@ -1,12 +1,11 @@
-"""The MQTT door: requests as messages, answers as messages, by a broker.
+"""The MQTT transport: requests and responses as messages of a broker.
 
-`MqttTransport` takes what the broker hands over, has `gateway.ingress.handler.Door` serve it, and publishes the
-answer; a QoS 1 request is acknowledged when the broker has that answer, not before. docs/mqtt.md is the
-user's view of it.
+`MqttTransport` passes each message to `gateway.ingress.handler.RequestHandler` and publishes the response. A QoS 1
+request is acknowledged after the broker has the response. docs/mqtt.md describes the transport for users.
 """
 
 from gateway.ingress.mqtt.adapter import MqttTransport
 from gateway.ingress.mqtt.connection import Broker
-from gateway.ingress.mqtt.topics import Topics
+from gateway.ingress.mqtt.request import Topics
 
 __all__ = ["Broker", "MqttTransport", "Topics"]

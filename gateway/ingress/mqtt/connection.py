@@ -1,9 +1,9 @@
-"""One connection to the broker, from CONNECT until it is lost. The only file that knows what aiomqtt keeps private.
+"""One connection to the broker, from CONNECT until it is lost. The only file that uses private parts of aiomqtt.
 
-aiomqtt acknowledges a QoS 1 message before anybody has looked at it, drops what finds its queue full, and forgets a
-PUBACK's reason. The paho client inside it can do better, if it is told so before it connects; that client, and the
-future that says the connection broke, are the private parts leaned on here (tests/wire/test_mqtt_connection.py
-fails when a release moves them). A lost connection is not used again: aiomqtt would take it for connected.
+aiomqtt acknowledges a QoS 1 message on receipt, drops messages when its queue is full, and discards the reason of a
+PUBACK. The paho client inside it avoids all three if it is configured before it connects. The private parts in use are
+that client, and the future that ends when the connection breaks; tests/wire/test_mqtt_connection.py fails when a
+release moves them. A lost connection is not used again, because aiomqtt would treat it as connected.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from gateway.ingress.mqtt.properties import Message, Publication, message_of
+from gateway.ingress.mqtt.messages import Message, Publication, message_of
 
 KEEPALIVE_S = 15
 SESSION_S = 3600
-RECEIVE_MAXIMUM = 64  # requests the broker may hand over before we have acknowledged one
+RECEIVE_MAXIMUM = 64  # unacknowledged messages that the broker may deliver
 CONNECT_S = 10.0
-CONFIRM_S = 60.0  # a broker that answers pings, but no PUBLISH for so long, is broken
+CONFIRM_S = 60.0  # without a PUBACK for this long the broker is broken, even if it answers pings
 MAX_UNCONFIRMED = 64
 
 T = TypeVar("T")
 
 
 class ConnectionLost(ConnectionError):
-    """There is no connection (any more); on the next one it can be tried again."""
+    """The connection is lost, or could not be opened. A retry on the next connection may succeed."""
 
 
 class PublishRefused(ConnectionError):
-    """The broker will not have this message, on this connection or another; the text says why."""
+    """The broker refuses this message on every connection; the text gives the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
-    """Where the broker is, and who we are to it. tls: None for a plain connection."""
+    """The broker's address and the gateway's credentials. tls: None for a plain connection."""
 
     host: str
     port: int
@@ -63,42 +63,45 @@ class Broker:
 
 
 class Delivery:
-    """A message that was handed over, to be acknowledged once. The broker hears of it when all before it are."""
+    """A delivered message, to be acknowledged once. The PUBACK is sent after those of all earlier messages."""
 
-    def __init__(self, message: Message, settle: Callable[[], None], lost: asyncio.Event) -> None:
-        self.message, self._settle, self._lost = message, settle, lost
-        self.is_done = False
+    def __init__(self, message: Message, on_acknowledged: Callable[[], None], lost: asyncio.Event) -> None:
+        self.message, self._on_acknowledged, self._lost = message, on_acknowledged, lost
+        self.is_acknowledged = False
 
     @property
-    def is_void(self) -> bool:
-        """Whether it can no longer be acknowledged: the broker will deliver it again."""
+    def is_stale(self) -> bool:
+        """Whether its connection is lost: it cannot be acknowledged, and the broker delivers it again."""
         return self._lost.is_set()
 
     def acknowledge(self) -> None:
-        """The broker need not keep it any longer."""
-        self.is_done = True
-        self._settle()
+        """Let the broker discard the message."""
+        self.is_acknowledged = True
+        self._on_acknowledged()
 
 
 class Connection:
-    """Not yet open. `take` is called for each message, in order, from the loop; it must not raise."""
+    """A connection, to be opened. `on_message` is called for each message, in order; it must not raise.
+
+    why: the reason of its loss.
+    """
 
     def __init__(
         self,
         broker: Broker,
         client_id: str,
-        take: Callable[[Delivery], None],
+        on_message: Callable[[Delivery], None],
         *,
         will: Publication | None = None,
         max_packet_bytes: int = 268_435_455,
         session_s: int = SESSION_S,
     ) -> None:
-        self._take = take
+        self._handle = on_message
         self.lost = asyncio.Event()
         self.why = ""
         self.is_resumed = False
         self.broker_limits: Mapping[str, Any] = {}
-        self._unsettled: deque[Delivery] = deque()
+        self._unacknowledged: deque[Delivery] = deque()
         self._unconfirmed: dict[int, asyncio.Future[ReasonCode]] = {}
         self._window = asyncio.Semaphore(MAX_UNCONFIRMED)
         self._client = _client(broker, client_id, will, max_packet_bytes, session_s)
@@ -106,32 +109,32 @@ class Connection:
         self._paho.manual_ack_set(True)
         self._paho.on_message = self._on_message
         self._paho.on_publish = self._on_publish
-        self._theirs: tuple[Any, Any] = self._paho.on_connect, self._paho.on_disconnect
+        self._aiomqtt_callbacks: tuple[Any, Any] = self._paho.on_connect, self._paho.on_disconnect
         self._paho.on_connect = self._on_connect
         self._paho.on_disconnect = self._on_disconnect
 
     # ── opening and closing ──────────────────────────────────────────────────────────────────────
 
     async def open(self) -> None:
-        """Connect, taking up the session the broker kept. Raises ConnectionLost saying why not."""
+        """Connect, and resume the session that the broker has kept. Raises ConnectionLost with the reason."""
         try:
-            await self._while_connected(self._client.__aenter__())  # which would wait on for a CONNACK all the same
+            await self._while_connected(self._client.__aenter__())  # which waits for a CONNACK after a loss, too
         except (ConnectionLost, OSError, ValueError) as exc:
             self._lose(str(exc))
             raise ConnectionLost(str(exc)) from exc
-        self._client._disconnected.add_done_callback(self._broke)
-        if self.lost.is_set():  # while aiomqtt was not looking
+        self._client._disconnected.add_done_callback(self._on_disconnected)
+        if self.lost.is_set():  # before aiomqtt made that future
             raise ConnectionLost(self.why)
 
     async def subscribe(self, topics: tuple[str, ...]) -> None:
-        """Subscribe at QoS 1. Raises ConnectionLost, PublishRefused where the broker says no."""
-        asked = self._client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics], timeout=CONFIRM_S)
-        for topic, code in zip(topics, await self._while_connected(asked), strict=False):
+        """Subscribe at QoS 1. Raises ConnectionLost; PublishRefused if the broker refuses a subscription."""
+        subscribing = self._client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in topics], timeout=CONFIRM_S)
+        for topic, code in zip(topics, await self._while_connected(subscribing), strict=False):
             if isinstance(code, ReasonCode) and code.is_failure:
                 raise PublishRefused(f"the broker refuses the subscription {topic}: {code}")
 
     async def close(self) -> None:
-        """Say good-bye; the broker keeps the session, and publishes no will."""
+        """Send DISCONNECT: the broker keeps the session and does not publish the will."""
         with suppress(aiomqtt.MqttError, ValueError):
             await self._client.__aexit__(None, None, None)
         self._lose("closed")
@@ -144,38 +147,40 @@ class Connection:
         for waiting in self._unconfirmed.values():
             if not waiting.done():
                 waiting.set_exception(ConnectionLost(why))
-        asyncio.get_running_loop().call_soon(self._hang_up)  # not inside paho's callback: its lock is not reentrant
+        asyncio.get_running_loop().call_soon(self._close_socket)  # outside paho's callback: its lock is not reentrant
 
-    def _hang_up(self) -> None:
-        """aiomqtt leaves the socket open where we, or an exception, ended the connection, and not paho."""
+    def _close_socket(self) -> None:
+        """Close the socket, which aiomqtt leaves open unless paho itself ended the connection."""
         self._paho._sock_close()
-        if (ticking := self._client._misc_task) is not None:
-            ticking.cancel()
+        if (misc_task := self._client._misc_task) is not None:
+            misc_task.cancel()
 
     # ── publishing ───────────────────────────────────────────────────────────────────────────────
 
     async def publish(self, publication: Publication) -> None:
-        """Return when the broker has it (QoS 0: when the kernel has). Raises ConnectionLost, PublishRefused."""
-        most = self.broker_limits.get("MaximumPacketSize", math.inf)
-        if publication.size > most:
-            raise PublishRefused(f"{publication.size} bytes, and the broker takes packets of {most} at most")
+        """Return when the broker has the message (QoS 0: the kernel). Raises ConnectionLost, PublishRefused."""
+        max_bytes = self.broker_limits.get("MaximumPacketSize", math.inf)
+        if publication.size > max_bytes:
+            raise PublishRefused(
+                f"it has {publication.size} bytes, and the broker accepts packets of at most {max_bytes}"
+            )
         async with self._window:
-            reason = await self._confirmed(self._send(publication))
+            reason = await self._puback(self._send(publication))
         if reason.is_failure:
             raise PublishRefused(str(reason))
 
-    def _send(self, it: Publication) -> int:
+    def _send(self, message: Publication) -> int:
         if self.lost.is_set():
             raise ConnectionLost(self.why)
         try:
-            info = self._paho.publish(it.topic, it.payload, it.qos, it.retain, it.properties())
+            info = self._paho.publish(message.topic, message.payload, message.qos, message.retain, message.properties())
         except (ValueError, MQTTException) as exc:
-            raise PublishRefused(f"it is no MQTT message: {exc}") from exc
+            raise PublishRefused(f"it is not a valid MQTT message: {exc}") from exc
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             raise ConnectionLost(info.rc.name)
         return info.mid
 
-    async def _confirmed(self, mid: int) -> ReasonCode:
+    async def _puback(self, mid: int) -> ReasonCode:
         confirmed: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
         self._unconfirmed[mid] = confirmed
         try:
@@ -188,7 +193,7 @@ class Connection:
             del self._unconfirmed[mid]
 
     async def _while_connected(self, doing: Awaitable[T]) -> T:
-        """Raises ConnectionLost as soon as it is, however patient aiomqtt would be."""
+        """Await `doing`, but raise ConnectionLost at once on a loss; aiomqtt would wait for its timeout."""
         done = asyncio.ensure_future(doing)
         lost = asyncio.ensure_future(self.lost.wait())
         try:
@@ -202,7 +207,7 @@ class Connection:
             done.cancel()
             lost.cancel()
 
-    # ── what paho tells ──────────────────────────────────────────────────────────────────────────
+    # ── callbacks of paho ────────────────────────────────────────────────────────────────────────
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any = None) -> None:
         self.is_resumed = flags.session_present
@@ -212,31 +217,31 @@ class Connection:
             if hasattr(properties, name)
         }
         self._window = asyncio.Semaphore(min(MAX_UNCONFIRMED, self.broker_limits.get("ReceiveMaximum", 65_535)))
-        self._theirs[0](client, userdata, flags, reason, properties)
+        self._aiomqtt_callbacks[0](client, userdata, flags, reason, properties)
 
     def _on_disconnect(
         self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any = None
     ) -> None:
-        self._theirs[1](client, userdata, flags, reason, properties)
+        self._aiomqtt_callbacks[1](client, userdata, flags, reason, properties)
         by_broker = flags.is_disconnect_packet_from_server
-        self._lose(f"the broker sent us away: {reason}" if by_broker else "the connection broke")
+        self._lose(f"the broker disconnected: {reason}" if by_broker else "the connection broke")
 
-    def _broke(self, disconnected: asyncio.Future[None]) -> None:
+    def _on_disconnected(self, disconnected: asyncio.Future[None]) -> None:
         error = None if disconnected.cancelled() else disconnected.exception()
         self._lose(f"{type(error).__name__}: {error}"[:300])
 
     def _on_message(self, client: Any, userdata: Any, got: MQTTMessage) -> None:
-        delivery = Delivery(message_of(got), self._settle, self.lost)
+        delivery = Delivery(message_of(got), self._send_pubacks, self.lost)
         if got.qos > 0:
-            self._unsettled.append(delivery)
-        self._take(delivery)
+            self._unacknowledged.append(delivery)
+        self._handle(delivery)
 
-    def _settle(self) -> None:
-        """MQTT 5 §4.6: PUBACKs go out in the order in which the messages came in."""
-        while self._unsettled and self._unsettled[0].is_done:
-            settled = self._unsettled.popleft()
+    def _send_pubacks(self) -> None:
+        """Send PUBACKs in the order in which the messages arrived (MQTT 5 §4.6)."""
+        while self._unacknowledged and self._unacknowledged[0].is_acknowledged:
+            delivery = self._unacknowledged.popleft()
             if not self.lost.is_set():
-                self._paho.ack(settled.message.mid, settled.message.qos)
+                self._paho.ack(delivery.message.mid, delivery.message.qos)
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: ReasonCode, properties: Any = None) -> None:
         confirmed = self._unconfirmed.get(mid)
@@ -251,7 +256,7 @@ def _client(
     connect.SessionExpiryInterval = session_s
     connect.ReceiveMaximum = RECEIVE_MAXIMUM
     connect.MaximumPacketSize = max_packet_bytes
-    # Nagle here and delayed acknowledgements there make 44 ms of every QoS 1 round trip.
+    # Nagle's algorithm and delayed acknowledgements of the broker add 44 ms to every QoS 1 round trip.
     options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)] if broker.no_delay else []
     return aiomqtt.Client(
         broker.host,
@@ -266,6 +271,6 @@ def _client(
         properties=connect,
         keepalive=KEEPALIVE_S,
         timeout=CONNECT_S,
-        max_inflight_messages=0,  # the window above does it, and knows what the broker can take
+        max_inflight_messages=0,  # `_window` limits them, by the broker's receive maximum
         socket_options=options,
     )

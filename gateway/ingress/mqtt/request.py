@@ -1,19 +1,106 @@
-"""A message as the request it stands for: its headers, its time, and its body or why that is refused. Pure."""
+"""The request in a message: its topic, headers and body. No I/O.
+
+    PREFIX/req/v1/tasks/add              POST /v1/tasks/add, answered on the message's own response topic
+    PREFIX/call/CLIENT/ID/v1/tasks/add   the same, answered on PREFIX/reply/CLIENT/ID
+
+The first form needs MQTT 5. The second works with every version, because the topic of the request determines the topic
+of the response.
+"""
 
 from __future__ import annotations
 
-from gateway.ingress.mqtt.properties import Message
+from dataclasses import dataclass
+
+from gateway.ingress.mqtt.messages import MAX_TEXT_BYTES, Message
 from gateway.ingress.task import NUMBER
 from gateway.plugin import GatewayError, TaskRefused
 
-# The request headers of the contract that mean something here; other user properties are nobody's business.
-TAKEN = frozenset({"traceparent", "x-gateway-locality", "x-gateway-deadline-ms"})
 DEADLINE = "x-gateway-deadline-ms"
+HEADERS = frozenset({"traceparent", "x-gateway-locality", DEADLINE})  # all other user properties are ignored
+
+
+class Rejected(Exception):
+    """The message is not a request, or its response could do harm; the text gives the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """The path a message requests, and the topic of its response.
+
+    response_topic: None if the client wants no response. takes_parts: a stream may be sent as several messages.
+    """
+
+    target: str
+    response_topic: str | None
+    takes_parts: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topics:
+    """The topics of the gateway `host` in the group `group`."""
+
+    prefix: str = "edge-gateway"
+    group: str = "edge-gateway"
+    host: str
+
+    @property
+    def client_id(self) -> str:
+        """The MQTT client id, under which the broker keeps the session."""
+        return f"edge-gateway-{self.host}"
+
+    @property
+    def subscriptions(self) -> tuple[str, ...]:
+        """Shared subscriptions: the broker gives each message to one gateway of the group."""
+        return tuple(f"$share/{self.group}/{self.prefix}/{kind}/#" for kind in ("req", "call"))
+
+    @property
+    def status(self) -> str:
+        """The topic of the retained message `online` or `offline`."""
+        return f"{self.prefix}/status/{self.host}"
+
+    @property
+    def telemetry(self) -> str:
+        return f"{self.prefix}/telemetry/{self.host}"
+
+    def parse(self, message: Message) -> Address:
+        """Parse the topics of a message. Raises Rejected."""
+        if not message.topic:
+            raise Rejected("its topic is not UTF-8")
+        kind, _, rest = message.topic.removeprefix(f"{self.prefix}/").partition("/")
+        if kind == "req":
+            response_topic = self._checked(message.response_topic)
+            return Address(target=f"/{rest}", response_topic=response_topic, takes_parts=True)
+        if kind == "call":
+            return self._parse_call(rest)
+        raise Rejected(f"its topic is neither under {self.prefix}/req nor under {self.prefix}/call")
+
+    def _parse_call(self, rest: str) -> Address:
+        client, _, rest = rest.partition("/")
+        call_id, _, path = rest.partition("/")
+        if not client or not call_id:
+            raise Rejected(f"the topic of a call is {self.prefix}/call/CLIENT/ID/v1/..., with no empty level")
+        response_topic = f"{self.prefix}/reply/{client}/{call_id}"
+        return Address(target=f"/{path}", response_topic=response_topic, takes_parts=False)
+
+    def _checked(self, topic: str | None) -> str | None:
+        """A client's response topic. Raises Rejected for a topic on which the gateway must not publish."""
+        if topic is None:
+            return None
+        if not topic or len(topic.encode("utf-8", "replace")) > MAX_TEXT_BYTES or "\0" in topic:
+            raise Rejected("its response topic is not a valid topic")
+        if "+" in topic or "#" in topic:
+            raise Rejected("its response topic has wildcards")
+        if topic.startswith("$"):
+            raise Rejected("its response topic begins with $, which is reserved for the broker")
+        for kind in ("req", "call", "status", "telemetry"):  # a forged request, or a forged status of a gateway
+            if f"{topic}/".startswith(f"{self.prefix}/{kind}/"):
+                raise Rejected(f"its response topic is under {self.prefix}/{kind}, which is reserved for gateways")
+        return topic
 
 
 def headers_of(message: Message, waited_s: float = 0.0) -> dict[str, str]:
-    """The message's properties as the headers HTTP would have had. A message's expiry is a deadline."""
-    headers = {name.lower(): value for name, value in message.user if name.lower() in TAKEN}
+    """The message's properties as HTTP headers. Its expiry becomes a deadline, less the seconds it has waited."""
+    headers = {name.lower(): value for name, value in message.user if name.lower() in HEADERS}
     if message.content_type is not None:
         headers["content-type"] = message.content_type
     if message.expiry_s is not None:
@@ -21,17 +108,20 @@ def headers_of(message: Message, waited_s: float = 0.0) -> dict[str, str]:
     return headers
 
 
-def _sooner(asked: str | None, expiry_ms: int) -> str:
-    """The smaller of both; what is no number stays, for the door to refuse."""
-    if asked is not None and NUMBER.fullmatch(asked) is None:
-        return asked
-    return asked if asked is not None and not float(asked) > expiry_ms else str(expiry_ms)
+def _sooner(deadline_ms: str | None, expiry_ms: int) -> str:
+    """The smaller of both. A deadline that is not a number is returned as it is: the handler refuses it."""
+    if deadline_ms is not None and NUMBER.fullmatch(deadline_ms) is None:
+        return deadline_ms
+    return deadline_ms if deadline_ms is not None and not float(deadline_ms) > expiry_ms else str(expiry_ms)
 
 
 def body_of(message: Message, limit: int, *, is_too_many: bool) -> bytes:
-    """The body. Raises GatewayError where it is larger than `limit`, or too many are being served."""
+    """The body. Raises GatewayError if it exceeds `limit` bytes, or if too many requests are open."""
     if is_too_many:
-        raise TaskRefused("too many QoS 0 messages at once; ask again, or with QoS 1, which waits", retry_after_s=1.0)
+        raise TaskRefused(
+            "too many QoS 0 messages at once; try again later, or use QoS 1, for which the broker waits",
+            retry_after_s=1.0,
+        )
     if len(message.payload) > limit:
         raise GatewayError(
             f"the body is larger than {limit} bytes; send less, or raise GATEWAY_MAX_BODY_BYTES", code="body_too_large"

@@ -1,9 +1,9 @@
-"""The door's answers as messages: one for a whole answer, numbered parts for a stream.
+"""Writes responses as messages: one for a whole response, numbered parts for a stream.
 
-A stream's parts, put together by `seq`, are the body HTTP would have carried. What comes while a part is on its
-way to the broker goes into the next: on a fast network each event is a part, on a slow one nobody waits for
-round trips. Only the last part has `final`; one that also has `aborted` ends a stream that could not be completed.
-Where no parts may come (MQTT 3.1.1 has no properties to number them by) a stream is one message, at its end.
+The parts of a stream, joined in the order of `seq`, are the body that HTTP would send. Data that arrives while a part
+is on its way to the broker is collected into the next part: on a fast network each event is a part, on a slow one the
+stream does not wait for round trips. Only the last part has `final`; with `aborted` the stream is incomplete. If parts
+are impossible (MQTT 3.1.1 has no properties for their numbers), a stream is one message at its end.
 """
 
 from __future__ import annotations
@@ -15,151 +15,156 @@ import msgspec
 
 from gateway.api.errors import envelope, status_of
 from gateway.ingress.mqtt.connection import PublishRefused
-from gateway.ingress.mqtt.properties import Message, Pairs, Publication, clean_pairs
-from gateway.ingress.mqtt.topics import Address
+from gateway.ingress.mqtt.messages import Message, Pairs, Publication, clean_pairs
+from gateway.ingress.mqtt.request import Address
 from gateway.plugin import GatewayError
 from gateway.telemetry import log
 
-ROOM_BYTES = 64 * 1024  # what a stream may be ahead of the broker
+MAX_AHEAD_BYTES = 64 * 1024  # of a stream, not yet accepted by the broker (backpressure)
 MAX_COLLECTED_BYTES = 32 * 1024 * 1024
-TOLD_BYTES = 1024  # an answer no larger than this is not replaced by an error about its size
+MIN_REPLACED_BYTES = 1024  # a refused response up to this size is not replaced by an error, which is about as large
 
-# Of HTTP alone; what they say about the body is a property of its own, or means nothing to a broker.
-_OF_HTTP = frozenset({"content-type", "cache-control", "x-accel-buffering", "www-authenticate"})
+# Headers with a meaning in HTTP only; the content type is an MQTT property of its own.
+_HTTP_ONLY = frozenset({"content-type", "cache-control", "x-accel-buffering", "www-authenticate"})
 
-_COME_AGAIN = (408, 429, 502, 503, 504)
+_RETRYABLE = (408, 429, 502, 503, 504)
 
 
-class _Said(msgspec.Struct):
+class _Error(msgspec.Struct):
     retryable: bool = False
 
 
 class _Envelope(msgspec.Struct):
-    error: _Said
+    error: _Error
 
 
-Send = Callable[[Publication], Awaitable[None]]
+Publish = Callable[[Publication], Awaitable[None]]
 
 
 class MqttResponseWriter:
-    """`door.Reply` for one message. `send` returns when the broker has the publication. Close it at the end."""
+    """Implements `transport.ResponseWriter` for one message. Close it at the end.
 
-    def __init__(self, message: Message, address: Address, send: Send) -> None:
-        self._message, self._address, self._send = message, address, send
+    publish: returns when the broker has the publication.
+    invites_retry: the response was an error that may pass, or an incomplete stream.
+    """
+
+    def __init__(self, message: Message, address: Address, publish: Publish) -> None:
+        self._message, self._address, self._publish_message = message, address, publish
         self._content_type = ""
         self._head: Pairs = ()
         self._buffer = bytearray()
-        self._last: Pairs = ()
-        self.invites_again = False  # what was said is `come again`, or the half of something
-        self._pump: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
+        self._end_marks: Pairs = ()
+        self.invites_retry = False
+        self._publisher: asyncio.Task[None] | None = None
+        self._has_data = asyncio.Event()
+        self._has_space = asyncio.Event()
 
-    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """A complete answer; an error instead where the broker will not have it."""
-        self.invites_again = status in _COME_AGAIN or (status >= 500 and _is_retryable(body))
+    async def send(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Send a whole response; if the broker refuses it, an error instead. Raises PublishRefused in both cases."""
+        self.invites_retry = status in _RETRYABLE or (status >= 500 and _is_retryable(body))
         try:
             await self._publish(body, headers.get("Content-Type", ""), _pairs(status, headers))
         except PublishRefused as exc:
             log.warning("mqtt.answer_refused", why=str(exc), bytes=len(body))
-            if len(body) > TOLD_BYTES:
-                await self._say_why(exc, headers)
+            if len(body) > MIN_REPLACED_BYTES:
+                await self._publish_refusal(exc, headers)
             raise
 
-    async def _say_why(self, refused: PublishRefused, headers: Mapping[str, str]) -> None:
-        error = GatewayError(f"the broker refuses the answer: {refused}", code="upstream_bad_response")
+    async def _publish_refusal(self, refused: PublishRefused, headers: Mapping[str, str]) -> None:
+        error = GatewayError(f"the broker refuses the response: {refused}", code="upstream_bad_response")
         body = msgspec.json.encode(envelope(error, headers.get("x-request-id", "")))
         await self._publish(body, "application/json", _pairs(status_of(error), headers))
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        """The head of a stream; it goes out with the first part."""
+        """Begin a stream; its head is sent with the first part."""
         self._head, self._content_type = _pairs(status, headers), headers.get("Content-Type", "")
-        if self._address.in_parts and self._address.answer_to is not None:
-            self._pump = asyncio.create_task(self._publish_parts())
+        if self._address.takes_parts and self._address.response_topic is not None:
+            self._publisher = asyncio.create_task(self._publish_parts())
 
     async def write(self, data: bytes) -> None:
-        """More of a stream; waits while the broker takes none."""
+        """Add to the stream. Waits while the broker is MAX_AHEAD_BYTES behind (backpressure)."""
         self._buffer += data
-        if self._pump is None:
+        if self._publisher is None:
             self._check_collected()
             return
-        self._news.set()
-        if len(self._buffer) > ROOM_BYTES or self._pump.done():
-            self._room.clear()
-            await self._or_failed(self._room.wait())
+        self._has_data.set()
+        if len(self._buffer) > MAX_AHEAD_BYTES or self._publisher.done():
+            self._has_space.clear()
+            await self._wait_while_publishing(self._has_space.wait())
 
     async def end(self) -> None:
-        """A stream's proper end; returns when the broker has all of it."""
+        """End the stream; return when the broker has all of it."""
         await self._finish((("final", "true"),))
 
     async def abort(self, data: bytes) -> None:
-        """The end of a stream that cannot be completed: `data`, marked so that nobody takes it for complete."""
-        self.invites_again = True
-        if self._pump is None:
+        """End an incomplete stream with `data`, marked `aborted`."""
+        self.invites_retry = True
+        if self._publisher is None:
             self._buffer.clear()
         self._buffer += data
         await self._finish((("final", "true"), ("aborted", "true")))
 
     def close(self) -> None:
-        """Nothing more is sent."""
-        if self._pump is not None and not self._pump.cancel() and not self._pump.cancelled():
-            self._pump.exception()  # somebody has been told, or is gone
+        """Stop publishing."""
+        if self._publisher is not None and not self._publisher.cancel() and not self._publisher.cancelled():
+            self._publisher.exception()  # retrieved, so that asyncio does not log it: `write` has raised it
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────
 
-    async def _finish(self, last: Pairs) -> None:
-        if self._pump is None:
+    async def _finish(self, marks: Pairs) -> None:
+        if self._publisher is None:
             await self._publish(bytes(self._buffer), self._content_type, self._head)
         else:
-            self._last = last
-            self._news.set()
-            await self._pump
+            self._end_marks = marks
+            self._has_data.set()
+            await self._publisher
 
     async def _publish_parts(self) -> None:
-        seq, last = 0, Pairs()
-        while not last:
-            await self._news.wait()
-            self._news.clear()
-            data, last = bytes(self._buffer), self._last
+        seq, end_marks = 0, Pairs()
+        while not end_marks:
+            await self._has_data.wait()
+            self._has_data.clear()
+            data, end_marks = bytes(self._buffer), self._end_marks
             self._buffer.clear()
-            self._room.set()
+            self._has_space.set()
             head = () if seq else self._head
-            await self._publish(data, self._content_type, (*head, ("seq", str(seq)), *last))
+            await self._publish(data, self._content_type, (*head, ("seq", str(seq)), *end_marks))
             seq += 1
 
-    async def _or_failed(self, waiting: Awaitable[bool]) -> None:
-        """Wait for it, but not longer than parts are still sent."""
-        assert self._pump is not None
+    async def _wait_while_publishing(self, waiting: Awaitable[bool]) -> None:
+        """Wait, at most as long as parts are published. Raises the publisher's exception."""
+        assert self._publisher is not None
         waited = asyncio.ensure_future(waiting)
         try:
-            await asyncio.wait({waited, self._pump}, return_when=asyncio.FIRST_COMPLETED)
-            if self._pump.done():
-                self._pump.result()
+            await asyncio.wait({waited, self._publisher}, return_when=asyncio.FIRST_COMPLETED)
+            if self._publisher.done():
+                self._publisher.result()
         finally:
             waited.cancel()
 
     def _check_collected(self) -> None:
-        if self._address.answer_to is None:
+        if self._address.response_topic is None:
             self._buffer.clear()
         elif len(self._buffer) > MAX_COLLECTED_BYTES:
             problem = f"the stream is longer than the {MAX_COLLECTED_BYTES} bytes that fit into one message"
-            raise GatewayError(f"{problem}; ask by MQTT 5 on a req topic, where it comes in parts", code="bad_request")
+            advice = "use MQTT 5 and a req topic, where a stream is sent in parts"
+            raise GatewayError(f"{problem}; {advice}", code="bad_request")
 
     async def _publish(self, payload: bytes, content_type: str, user: Pairs) -> None:
-        if self._address.answer_to is not None:
-            it = Publication(
-                topic=self._address.answer_to,
+        if self._address.response_topic is not None:
+            publication = Publication(
+                topic=self._address.response_topic,
                 payload=payload,
                 qos=self._message.qos,
                 correlation=self._message.correlation,
                 content_type=content_type or None,
                 user=user,
             )
-            await self._send(it)
+            await self._publish_message(publication)
 
 
 def _is_retryable(body: bytes) -> bool:
-    """Whether it is an error in our envelope that says so."""
+    """Whether the body is an error of ours with `retryable`."""
     try:
         return msgspec.json.decode(body, type=_Envelope).error.retryable
     except msgspec.DecodeError:
@@ -167,5 +172,5 @@ def _is_retryable(body: bytes) -> bool:
 
 
 def _pairs(status: int, headers: Mapping[str, str]) -> Pairs:
-    said = ((name, value) for name, value in headers.items() if name.lower() not in _OF_HTTP)
-    return clean_pairs((("status", str(status)), *said))
+    more = ((name, value) for name, value in headers.items() if name.lower() not in _HTTP_ONLY)
+    return clean_pairs((("status", str(status)), *more))

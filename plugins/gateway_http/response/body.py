@@ -1,6 +1,7 @@
-"""The body of a whole answer: how much of it is read, unpacked, and given up at the first byte that makes it none.
+"""Read the body of a whole response: bounded, decompressed.
 
-It is kept once, and only as far as it may still be an answer.
+Reading stops at the first byte that makes the body invalid.
+The body is held once, and only as long as it can still be valid.
 """
 
 from __future__ import annotations
@@ -17,53 +18,61 @@ from ..transport.exceptions import bad_response
 from ..transport.exchange import Exchange
 from .json_scan import JsonScanner
 
-STEP_BYTES = 32 << 10  # looked at in one go
+STEP_BYTES = 32 << 10  # processed without a break for the event loop
 GZIP = 0x1F
 
 
 class NotJson(Exception):
-    """The body is none, or none that may begin so."""
+    """The body is not JSON, or not of the expected type."""
 
 
-async def read(exchange: Exchange, cap: int, walk: JsonScanner | None = None) -> bytes:
-    """All of it, unpacked. Raises NotJson where `walk` says so, BackendUnavailable, and what aiohttp raises."""
-    with BytesIO() as held:  # gives its bytes away without a copy; a failure, which may be kept, does not keep them
-        async with aclosing(pieces(exchange, cap)) as found:
-            async for piece in found:
-                if walk is not None and not walk.feed(piece):
+async def read_body(exchange: Exchange, max_bytes: int, scanner: JsonScanner | None = None) -> bytes:
+    """Return the whole body, decompressed.
+
+    Raises NotJson if the scanner rejects it, BackendUnavailable, and exceptions of aiohttp.
+    """
+    with BytesIO() as buffer:  # returns its bytes without a copy; an exception does not keep them alive
+        async with aclosing(read_pieces(exchange, max_bytes)) as pieces:
+            async for piece in pieces:
+                if scanner is not None and not scanner.feed(piece):
                     raise NotJson
-                held.write(piece)
-        if walk is not None and not walk.is_over:
+                buffer.write(piece)
+        if scanner is not None and not scanner.is_complete:
             raise NotJson
-        return held.getvalue()
+        return buffer.getvalue()
 
 
-async def pieces(exchange: Exchange, cap: int) -> AsyncGenerator[bytes, None]:
-    """The same piece by piece, as it arrives."""
+async def read_pieces(exchange: Exchange, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """Yield the body piece by piece as it arrives, decompressed.
+
+    Raises BackendUnavailable, and exceptions of aiohttp.
+    `max_bytes` bounds the declared length, the bytes received and the bytes decompressed (decompression bombs).
+    Without a declared length it also bounds the framing of the chunks.
+    """
     declared = exchange.response.content_length
-    if declared is not None and declared > cap:
-        raise too_large(cap)
-    inflater, size = _inflater(exchange), 0
+    if declared is not None and declared > max_bytes:
+        raise _too_large(max_bytes)
+    decompressor, size = _decompressor(exchange), 0
     while chunk := await exchange.read():
-        if max(exchange.received, exchange.response.wire.received if declared is None else 0) > cap:
-            raise too_large(cap)
-        for piece in inflater.feed(chunk) if inflater else _pieces(chunk):
+        framed = exchange.response.upstream_connection.received_bytes if declared is None else 0
+        if max(exchange.received_bytes, framed) > max_bytes:
+            raise _too_large(max_bytes)
+        for piece in decompressor.feed(chunk) if decompressor else _slices(chunk):
             size += len(piece)
-            if size > cap:
-                raise too_large(cap)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
             yield piece
             if len(chunk) > STEP_BYTES or len(piece) == STEP_BYTES:
                 await asyncio.sleep(0)
-    if inflater and exchange.received:
-        inflater.finish()
+    if decompressor and exchange.received_bytes:
+        decompressor.finish()
 
 
-def too_large(cap: int) -> BackendUnavailable:
-    """The answer goes over its cap."""
-    return bad_response(f"answers with more than {cap} bytes")
+def _too_large(max_bytes: int) -> BackendUnavailable:
+    return bad_response(f"returned a response of more than {max_bytes} bytes")
 
 
-def _pieces(chunk: bytes) -> Iterator[bytes]:
+def _slices(chunk: bytes) -> Iterator[bytes]:
     if len(chunk) <= STEP_BYTES:
         yield chunk
         return
@@ -71,39 +80,50 @@ def _pieces(chunk: bytes) -> Iterator[bytes]:
         yield chunk[start : start + STEP_BYTES]
 
 
-def _inflater(exchange: Exchange) -> Inflater | None:
-    """What unpacks the body, where an upstream packed it though it was asked not to."""
+def _decompressor(exchange: Exchange) -> Decompressor | None:
+    """Return a decompressor if the body is compressed.
+
+    Some upstreams compress in spite of `Accept-Encoding: identity`.
+    """
     coding = exchange.response.headers.get("Content-Encoding", "identity").strip().lower()
     if coding in ("", "identity"):
         return None
     if coding not in ("gzip", "x-gzip", "deflate"):
-        raise bad_response(f"compresses its answer ({coding[:20]}), though it was asked not to")
-    return Inflater()
+        raise bad_response(
+            f"returned Content-Encoding {coding[:20]} in spite of Accept-Encoding: identity; turn its compression off"
+        )
+    return Decompressor()
 
 
-class Inflater:
-    """Unpacks gzip, of however many members (RFC 1952 §2.2), zlib or raw deflate, in small steps."""
+class Decompressor:
+    """Decompresses gzip, zlib or raw deflate, in small steps.
+
+    gzip may have any number of members (RFC 1952 §2.2).
+    """
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj()
         self._first: int | None = None
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """What the chunk unpacks to, piece by piece. Raises BackendUnavailable where it is corrupt."""
+        """Yield the decompressed pieces of the chunk.
+
+        Raises BackendUnavailable if the chunk is corrupt.
+        """
         try:
-            yield from self._unpacked(chunk)
+            yield from self._decompress(chunk)
         except zlib.error as exc:
             raise _corrupt() from exc
 
     def finish(self) -> None:
-        """Raises BackendUnavailable where more should have come."""
+        """Raise BackendUnavailable if the data is truncated."""
         if not self._inner.eof:
-            raise bad_response("sent a compressed answer that is cut")
+            raise bad_response("returned a compressed response that is cut short")
 
-    def _unpacked(self, rest: bytes) -> Iterator[bytes]:
+    def _decompress(self, rest: bytes) -> Iterator[bytes]:
         if self._first is None and rest:
             self._first = rest[0]
-            self._inner = self._member()
+            self._inner = self._new_member()
         piece = b""
         while rest or (len(piece) == STEP_BYTES and not self._inner.eof):
             if self._inner.eof and not (rest := self._next_member(rest)):
@@ -111,15 +131,18 @@ class Inflater:
             yield (piece := self._inner.decompress(rest, STEP_BYTES))
             rest = self._inner.unused_data if self._inner.eof else self._inner.unconsumed_tail
 
-    def _member(self) -> zlib._Decompress:
+    def _new_member(self) -> zlib._Decompress:
         assert self._first is not None
         is_raw = self._first != GZIP and (self._first & 0x0F) != zlib.DEFLATED
         return zlib.decompressobj(-zlib.MAX_WBITS if is_raw else zlib.MAX_WBITS | 32)
 
     def _next_member(self, rest: bytes) -> bytes:
-        """The rest, where it is another member's; zeros may follow the last one, as gzip(1) allows."""
+        """Return the rest if another member begins there.
+
+        Zeros may follow the last member, as gzip(1) allows.
+        """
         if rest[0] == GZIP == self._first:
-            self._inner = self._member()
+            self._inner = self._new_member()
             return rest
         if rest.strip(b"\0"):
             raise _corrupt()
@@ -127,4 +150,4 @@ class Inflater:
 
 
 def _corrupt() -> BackendUnavailable:
-    return bad_response("sent a compressed answer that is corrupt")
+    return bad_response("returned a compressed response that is corrupt")

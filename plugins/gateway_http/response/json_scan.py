@@ -1,9 +1,10 @@
-"""JSON looked at while it arrives, so that what is none is given up at its first bytes and not kept to its last.
+"""Scan JSON while it arrives.
 
-A piece is looked at in C only and in time linear in its length, whatever is in it: its strings are taken out,
-what is between them may consist of JSON's own characters only, and of that the brackets must match.
-It proves no grammar (`{,}` passes), but finds garbage, NaN, a cut and a depth bomb. What is small enough is decoded
-after this anyway; what is not cannot be, without holding up the loop.
+So a body that is not JSON fails at its first wrong bytes and is not held to its end.
+The scan of a piece runs in C and in time linear in its length, whatever it holds: strings are removed, the rest may
+consist of JSON's own characters only, and its brackets must match.
+It does not prove the grammar (`{,}` passes), but finds garbage, NaN, truncation and depth bombs. Bodies up to
+MAX_DECODED_BYTES are decoded afterwards anyway; to decode longer bodies would block the event loop.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import codecs
 import re
 
+import msgspec
+
 ANY = b'{["-0123456789tfn'
 OBJECT = b"{"
 BOM = b"\xef\xbb\xbf"
 BLANK = b" \t\r\n"
-MAX_DEPTH = 512  # msgspec's own is a little more
+MAX_DEPTH = 512  # msgspec's own limit is a little higher
+MAX_DECODED_BYTES = 16 << 20  # decoded in one call (11 ms); for longer bodies only the scan counts
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _CONTROL = bytes(set(range(32)) - set(BLANK))
@@ -25,24 +29,27 @@ _OPENING = {ord("}"): ord("{"), ord("]"): ord("[")}
 
 
 class JsonScanner:
-    """Feed it the pieces in turn. `first`: the bytes it may begin with."""
+    """Scans the pieces of one body in turn.
+
+    first: the bytes that the value may begin with.
+    """
 
     __slots__ = ("_decoder", "_first", "_has_begun", "_in_string", "_open")
 
     def __init__(self, first: bytes = ANY) -> None:
         self._first = first
         self._has_begun = False
-        self._open = bytearray()  # the brackets that wait for theirs
-        self._in_string = b""  # what a string that goes on began with, as far as its escapes need to know
+        self._open = bytearray()  # brackets that are still open
+        self._in_string = b""  # of an unfinished string: its quote, and a backslash that escapes the next byte
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def feed(self, piece: bytes) -> bool:
-        """Whether it may still become JSON."""
+        """Return whether the pieces so far can be the beginning of JSON."""
         return self._begins(piece) and self._is_text(piece) and self._is_between_strings(self._without_strings(piece))
 
     @property
-    def is_over(self) -> bool:
-        """Whether it may end here."""
+    def is_complete(self) -> bool:
+        """Whether the body may end here."""
         return self._has_begun and not self._open and not self._in_string and not self._decoder.getstate()[0]
 
     def _begins(self, piece: bytes) -> bool:
@@ -53,7 +60,7 @@ class JsonScanner:
         return start in self._first
 
     def _is_text(self, piece: bytes) -> bool:
-        """UTF-8 without control characters."""
+        """Return whether it is UTF-8 without control characters."""
         if piece.translate(None, _CONTROL) != piece:
             return False
         try:
@@ -86,3 +93,18 @@ class JsonScanner:
             self._open.append(bracket)
             return True
         return bool(self._open) and self._open.pop() == opening
+
+
+def is_json(body: bytes) -> bool:
+    """Return whether the body is JSON, without building it.
+
+    Above MAX_DECODED_BYTES it returns True: a scanner has checked such a body while it arrived.
+    """
+    if len(body) > MAX_DECODED_BYTES:
+        return True
+    try:
+        body.isascii() or body.decode()
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

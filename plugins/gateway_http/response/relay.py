@@ -1,8 +1,10 @@
-"""A stream relayed event by event, to its proper end (`progress`) and no further.
+"""Relay a stream event by event, to its proper end and no further.
 
-Some upstreams keep the connection open behind a complete answer. Nobody waits for these: behind the event that is
-certainly the last one only the connection's own end is looked for, and behind one that may be, [DONE] and the account
-of usage.
+`stream_state` decides where a stream ends.
+Some upstreams keep the connection open after a complete response. The client does not wait for these:
+
+- After the event that is certainly the last, only the end of the body is read, for TAIL_S.
+- After an event that may be the last, [DONE] and the usage event are awaited, for LINGER_S.
 """
 
 from __future__ import annotations
@@ -13,87 +15,83 @@ from contextlib import suppress
 
 import aiohttp
 
-from gateway.plugin import EventTooLarge, SseEvent, SseParser, Task
+from gateway.plugin import EventTooLarge, SseParser
 
-from ..transport.exceptions import bad_response
 from ..transport.exchange import Exchange
-from .stream_state import Progress
+from .stream_state import StreamState
 from .surrogates import SurrogateJoiner
 
-MAX_EVENT_BYTES = 1 << 20
-MAX_PICTURE_BYTES = 8 << 20  # an event that holds a picture
-PICTURES_PATH = "/v1/images/"
-SLICE_BYTES = 16384  # parsed in one go, so that a flood of tiny lines stalls nobody
-TAIL_S = 0.05  # after the last event, for the end of the body: then the connection can be kept
-LINGER_S = 1.0  # after an answer that is complete, for [DONE] or an account of usage
+SLICE_BYTES = 16384  # parsed in one go, so that a flood of tiny lines does not block the event loop
+TAIL_S = 0.05  # for the end of the body: the connection can then be reused
+LINGER_S = 1.0  # for [DONE] or the usage event
 
 
-async def relay(task: Task, exchange: Exchange) -> AsyncGenerator[bytes, None]:
-    """Every event, framed, up to the proper end. Raises what aiohttp raises, BackendUnavailable, and Refused."""
-    is_pictures = task.path.startswith(PICTURES_PATH)
-    parser, progress = SseParser(MAX_PICTURE_BYTES if is_pictures else MAX_EVENT_BYTES), Progress(task)
-    source, halves = _Source(exchange, progress), SurrogateJoiner()
-    while chunk := await source.read():
-        for start in range(0, len(chunk), SLICE_BYTES):
-            if start:
-                await asyncio.sleep(0)
-            for event in map(halves.joined, _events(parser, chunk[start : start + SLICE_BYTES])):
-                if progress.note(event):
-                    exchange.is_whole = progress.is_over
-                    yield event.raw
-                if progress.is_over:
-                    await _read_tail(exchange)
-                    return
-    for raw in _ending(parser if exchange.ended_at is not None else None, progress):
+async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes, None]:
+    """Yield every event, framed, up to the proper end.
+
+    Raises exceptions of aiohttp, BackendUnavailable, and UpstreamRejected.
+    """
+    parser, joiner = SseParser(state.validator.max_event_bytes), SurrogateJoiner()
+    reader = _LingeringReader(exchange, state)
+    try:
+        while chunk := await reader.read():
+            for start in range(0, len(chunk), SLICE_BYTES):
+                if start:
+                    await asyncio.sleep(0)
+                for event in map(joiner.join, parser.feed(chunk[start : start + SLICE_BYTES])):
+                    if state.on_event(event):
+                        exchange.is_complete = state.is_over
+                        yield event.raw
+                    if state.is_over:
+                        await _read_tail(exchange)
+                        return
+    except EventTooLarge as exc:
+        raise state.validator.bad_response(f"sent {exc}") from exc
+    for raw in _end_events(state, parser if exchange.ended_at is not None else None):
         yield raw
 
 
-class _Source:
-    """What arrives, until nothing more does or need be waited for."""
+class _LingeringReader:
+    """Reads the body to its end, or until the wait after a complete response ends."""
 
-    def __init__(self, exchange: Exchange, progress: Progress) -> None:
+    def __init__(self, exchange: Exchange, state: StreamState) -> None:
         self._exchange = exchange
-        self._progress = progress
-        self._until: float | None = None
+        self._state = state
+        self._linger_until: float | None = None
 
     async def read(self) -> bytes:
-        """Empty at the end."""
+        """Return the next bytes; empty at the end."""
+        if not self._state.has_ended:
+            self._linger_until = None
+            return await self._exchange.read()
+        if self._linger_until is None:
+            self._linger_until = asyncio.get_running_loop().time() + LINGER_S
         try:
-            async with asyncio.timeout_at(self._give_up_at()):
+            async with asyncio.timeout_at(self._linger_until):
                 return await self._exchange.read()
-        except (aiohttp.ClientError, OSError):
-            if not self._progress.has_ended:
-                raise
-            return b""  # it hung up without ceremony, or goes on saying nothing; the answer was complete
-
-    def _give_up_at(self) -> float | None:
-        if not self._progress.has_ended:
-            self._until = None
-        elif self._until is None:
-            self._until = asyncio.get_running_loop().time() + LINGER_S
-        return self._until
+        except (aiohttp.ClientError, OSError):  # closed abruptly, or silent: the response was complete before
+            return b""
 
 
-def _events(parser: SseParser, chunk: bytes) -> Iterator[SseEvent]:
-    try:
-        yield from parser.feed(chunk)
-    except EventTooLarge as exc:
-        raise bad_response(f"sent {exc}") from exc
+def _end_events(state: StreamState, parser: SseParser | None) -> Iterator[bytes]:
+    """Yield the events that are missing at the end.
 
-
-def _ending(parser: SseParser | None, progress: Progress) -> Iterator[bytes]:
-    """The last event, where its blank line is missing; [DONE], where the answer is complete without."""
+    They are the last event if its blank line is missing, and [DONE] if a complete response lacks it.
+    """
     last = parser.finish() if parser is not None else None
-    if last is not None and progress.note(last):
+    if last is not None and state.on_event(last):
         yield last.raw
-    if not progress.has_ended:
-        raise bad_response("ended its stream before the answer was complete: the stream was cut")
-    if progress.lacks_done:
+    if not state.has_ended:
+        raise state.validator.bad_response("ended its stream before the response was complete: the stream was cut")
+    if state.lacks_done:
         yield b"data: [DONE]\n\n"
 
 
 async def _read_tail(exchange: Exchange) -> None:
-    """Read what follows the last event, to the body's end; where that does not come the connection is dropped later."""
+    """Read the rest of the body for at most TAIL_S.
+
+    If it does not end by then, the exchange drops the connection.
+    """
     with suppress(OSError, aiohttp.ClientError):
         async with asyncio.timeout(TAIL_S):
             while await exchange.read():

@@ -1,35 +1,36 @@
-"""The rule that says of a stream whether it ended, was cut, or reports an error.
+"""Decide of a stream whether it has ended, was cut, or reports an error.
 
-To both OpenAI SDKs a stream that just stops is a complete answer (research: they report success with
-truncated text). So every stream has a proper end here, and one without it is a failure.
+Both OpenAI SDKs take a stream that just stops for a complete response (research: they report success with truncated
+text). So every stream has a proper end here, and a stream without it is a failure:
+
+| stream | ends |
+|---|---|
+| chat, completion | when every expected choice has a `finish_reason` that is not empty, or with [DONE] after text |
+| typed events (`response.…`, `message_…`, `transcript.…`) | with one of LAST_EVENTS |
+| task, and other events | with [DONE] |
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
-from gateway.plugin import SseEvent, Task
+from gateway.plugin import BackendUnavailable, PlainChunk, SseEvent
 
-from ..transport.exceptions import bad_response
-from .expected_count import MAX_CHOICES, choices, listed_choices
 from .upstream_errors import (
     NULL,
-    Error,
     ErrorFields,
-    UpstreamRejected,
     begins,
-    code_of,
-    error_as,
+    error_from,
     error_in,
-    is_answer,
+    exception_for,
     is_empty,
-    is_text,
-    message_of,
+    is_string,
 )
+from .validate import ResponseValidator
 
-# Streams of one typed event after the other end in one of these; pictures in one for each.
+# The event that ends a stream of typed events. A stream of several pictures holds one for each.
 LAST_EVENTS = frozenset(
     {
         "image_edit.completed", "image_generation.completed", "message_stop", "response.completed",
@@ -39,6 +40,15 @@ LAST_EVENTS = frozenset(
 TYPED = ("content_block_", "image_edit.", "image_generation.", "message_", "response.", "speech.audio.", "transcript.")
 PICTURES = ("image_edit.", "image_generation.")
 HEARTBEATS = frozenset({b"heartbeat", b"keep-alive", b"keepalive", b"ping"})
+
+MAX_CHOICES = 128  # OpenAI's own bound of `n`
+FEW_BYTES = 4096
+_BoundedChoices = msgspec.defstruct(
+    "_BoundedChoices",
+    [(f"choice_{at}", msgspec.Raw, msgspec.Raw(b"")) for at in range(MAX_CHOICES)],
+    array_like=True,
+    forbid_unknown_fields=True,  # the decode stops at the first surplus choice
+)
 
 
 class _Choice(msgspec.Struct):
@@ -53,101 +63,136 @@ class _Chunk(ErrorFields):
     response: msgspec.Raw = NULL
 
 
-class _PlainDelta(msgspec.Struct, forbid_unknown_fields=True):
-    role: str | None = None
-    content: str | None = None
-    refusal: None = None
-
-
-class _PlainChoice(msgspec.Struct, forbid_unknown_fields=True):
-    index: int = 0
-    delta: _PlainDelta = msgspec.field(default_factory=_PlainDelta)
-    finish_reason: str | None = None
-    logprobs: None = None
-    text: str | None = None
-
-
-class _PlainChunk(msgspec.Struct):
-    """What nearly every chunk is, read in one go: a text, and no sign of an error."""
-
-    choices: list[_PlainChoice]
-    object: Literal["chat.completion.chunk", "text_completion"]
-    error: None = None
-    error_code: None = None
-    detail: None = None
-    message: None = None
-    type: None = None
-
-
 PLAIN_BYTES = 64 << 10  # what is larger is looked at without being built
-_PLAIN = msgspec.json.Decoder(_PlainChunk)
+_PLAIN = msgspec.json.Decoder(PlainChunk)
 
 
-class _Failed(msgspec.Struct):
+class _FailedResponse(msgspec.Struct):
     error: msgspec.Raw = NULL
 
 
-class Progress:
-    """What a stream has shown so far. `is_done`: [DONE] was seen; `has_ended`: it may end here.
+class StreamState:
+    """The state of one stream.
 
-    A choice is finished by a `finish_reason` that is not empty: some servers send "" until then.
+    is_done: [DONE] was received. is_over: no event that matters can follow.
+    has_ended: the stream is complete if it ends here. lacks_done: [DONE] is due and has not been received.
     """
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._by_choice = task.kind in ("chat", "completion")
-        self._unfinished: dict[int, bool] = {}
-        self._calls: set[int] = set()  # choices that began to call a tool
-        self._has_said = False
-        self._is_typed = False
-        self._last = ""
+    def __init__(self, validator: ResponseValidator) -> None:
+        self.validator = validator
         self.is_done = False
+        self.is_over = False
 
     @property
     def has_ended(self) -> bool:
-        """Whether the stream is complete if nothing more comes."""
-        is_finished = self._all_finished and len(self._unfinished) >= choices(self._task)
-        return self.is_done or bool(self._last) or is_finished
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing that matters can follow."""
-        return self.is_done or (bool(self._last) and not self._last.startswith(PICTURES))
+        return self.is_done
 
     @property
     def lacks_done(self) -> bool:
-        """Whether [DONE] is due and has not come."""
-        return self._by_choice and not self.is_done
+        return False
+
+    def on_event(self, event: SseEvent) -> bool:
+        """Record an event; return whether to pass it on.
+
+        Raises BackendUnavailable for an error or a malformed event, UpstreamRejected for an error that rejects the
+        request.
+        """
+        data = event.data.strip()
+        if data == b"[DONE]":
+            self._on_done()
+            self.is_done = self.is_over = True
+            return True
+        if not data or self._is_heartbeat(event):
+            return False
+        self._check_utf8(event.data)
+        self._on_data(event)
+        return True
+
+    def _on_done(self) -> None:
+        raise NotImplementedError
+
+    def _on_data(self, event: SseEvent) -> None:
+        chunk: _Chunk = self._decode(event.data, _Chunk)
+        if (error := error_in(chunk)) is not None:
+            raise exception_for(error, "ended its stream with an error")
+        if event.name == b"error" or is_string(chunk.type, b"error") or self._is_error(chunk):
+            raise exception_for(error_from(chunk), "ended its stream with an error")
+        self._on_chunk(chunk)
+
+    def _on_chunk(self, chunk: _Chunk) -> None:
+        raise NotImplementedError
+
+    def _is_heartbeat(self, event: SseEvent) -> bool:
+        return event.name in HEARTBEATS and not event.data.startswith(b"{")
+
+    def _is_error(self, chunk: _Chunk) -> bool:
+        """Return whether the event itself is an error.
+
+        vLLM, FastChat, FastAPI, Anthropic and Responses send such events.
+        """
+        raise NotImplementedError
+
+    def _check_utf8(self, data: bytes) -> None:
+        """Raise BackendUnavailable for bytes that are not UTF-8.
+
+        msgspec does not check strings that it skips.
+        """
+        try:
+            data.isascii() or data.decode()
+        except UnicodeDecodeError as exc:
+            raise self._malformed(exc.reason) from exc
+
+    def _decode(self, data: Any, of: type[Any]) -> Any:
+        try:
+            return msgspec.json.decode(data, type=of)
+        except (msgspec.DecodeError, RecursionError) as exc:
+            raise self._malformed(exc) from exc
+
+    def _malformed(self, reason: object) -> BackendUnavailable:
+        return self.validator.bad_response(f"sent a malformed event: {reason}")
+
+    def _ended_before(self, event: str) -> BackendUnavailable:
+        return self.validator.bad_response(f"ended its stream before {event}")
+
+
+class ChoiceStreamState(StreamState):
+    """A stream of chat or completion chunks.
+
+    A choice is finished by a `finish_reason` that is not empty: some servers send "" in every chunk before.
+    """
+
+    def __init__(self, validator: ResponseValidator) -> None:
+        super().__init__(validator)
+        self._unfinished: dict[int, bool] = {}  # by the index of the choice
+        self._calls: set[int] = set()  # choices that began to call a tool
+        self._has_content = False
+
+    @property
+    def has_ended(self) -> bool:
+        return self.is_done or (self._all_finished and len(self._unfinished) >= self.validator.expected_choices)
+
+    @property
+    def lacks_done(self) -> bool:
+        return not self.is_done
 
     @property
     def _all_finished(self) -> bool:
         return bool(self._unfinished) and not any(self._unfinished.values())
 
-    def note(self, event: SseEvent) -> bool:
-        """Take account of an event; whether it is worth passing on. Raises where it is an error, or malformed."""
-        if self._by_choice and not event.name and len(event.data) <= PLAIN_BYTES and self._note_plain(event.data):
+    def on_event(self, event: SseEvent) -> bool:
+        if not event.name and len(event.data) <= PLAIN_BYTES and self._on_plain_chunk(event.data):
             return True
-        if event.data.strip() == b"[DONE]":
-            self._check_done()
-            self.is_done = True
-            return True
-        if not event.data.strip() or self._is_heartbeat(event):
-            return False
-        if self._task.kind == "task" and not event.data.startswith(b"{"):
-            _decoded(_text(event.data), msgspec.Raw)  # any JSON is a part
-            return True
-        chunk = _decoded(_text(event.data), _Chunk)
-        self._check_no_error(event, chunk)
-        if self._by_choice:
-            self._note_choices(chunk.choices)
-        else:
-            self._note_type(chunk)
-        return True
+        return super().on_event(event)
 
-    def _note_plain(self, data: bytes) -> bool:
-        """Take account of a chunk that only says a text, or why it ended; False for any other, which is looked at."""
+    def _on_plain_chunk(self, data: bytes) -> bool:
+        """Record a chunk that holds only a text or a finish reason.
+
+        Returns False for any other chunk, which stays unrecorded.
+        """
+        if not data.isascii():
+            self._check_utf8(data)
         try:
-            plain = _PLAIN.decode(_text(data)).choices
+            plain = _PLAIN.decode(data).choices
         except (msgspec.DecodeError, RecursionError):
             return False
         if len(plain) != 1:
@@ -157,114 +202,113 @@ class Progress:
             return False
         is_open = self._unfinished.get(choice.index, True)
         self._unfinished[choice.index] = is_open and not choice.finish_reason
-        self._has_said = self._has_said or bool(choice.text or choice.delta.content)
+        self._has_content = self._has_content or bool(choice.text or choice.delta.content)
         return True
 
-    def _is_heartbeat(self, event: SseEvent) -> bool:
-        return event.name in HEARTBEATS and (self._by_choice or not event.data.startswith(b"{"))
-
-    # ── by choice ────────────────────────────────────────────────────────────────────────────────
-
-    def _note_choices(self, raw: msgspec.Raw) -> None:
-        if is_empty(raw):
+    def _on_chunk(self, chunk: _Chunk) -> None:
+        if is_empty(chunk.choices):
             return
-        try:
-            found = listed_choices(self._task, raw)
-        except msgspec.ValidationError as exc:
-            raise bad_response(f"sent a malformed event: {exc}") from exc
-        for choice in found:
-            self._note_choice(_decoded(choice, _Choice))
-        if len(self._unfinished) > max(MAX_CHOICES, choices(self._task)):
-            raise bad_response("sends more choices than anybody asked for")
+        expected = self.validator.expected_choices
+        for choice in self._split_choices(chunk.choices, expected):
+            self._on_choice(self._decode(choice, _Choice))
+        if len(self._unfinished) > max(MAX_CHOICES, expected):
+            raise self.validator.bad_response(f"sent more than {max(MAX_CHOICES, expected)} choices")
 
-    def _note_choice(self, choice: _Choice) -> None:
+    def _split_choices(self, raw: msgspec.Raw, expected: int) -> list[msgspec.Raw]:
+        """Return the entries of the list of choices.
+
+        Raises BackendUnavailable if `raw` is not a list, or holds far more than expected.
+        """
+        if len(memoryview(raw)) <= FEW_BYTES or expected > MAX_CHOICES:
+            entries: list[msgspec.Raw] = self._decode(raw, list[msgspec.Raw])
+            return entries
+        found = msgspec.structs.astuple(self._decode(raw, _BoundedChoices))
+        return [choice for choice in found if bytes(choice)]
+
+    def _on_choice(self, choice: _Choice) -> None:
         index = choice.index or 0
         self._unfinished[index] = self._unfinished.get(index, True) and is_empty(choice.finish_reason)
-        delta = _members(choice.delta)
-        if delta.keys() & {"tool_calls", "function_call"}:
+        delta: dict[str, msgspec.Raw] = (
+            self._decode(choice.delta, dict[str, msgspec.Raw]) if begins(choice.delta, b"{") else {}
+        )
+        content = {name for name, raw in delta.items() if name != "role" and not is_empty(raw)}
+        if content & {"tool_calls", "function_call"}:
             self._calls.add(index)
-        self._has_said = self._has_said or not is_empty(choice.text) or bool(delta)
+        self._has_content = self._has_content or not is_empty(choice.text) or bool(content)
 
-    def _check_done(self) -> None:
-        """[DONE] is believed: from servers that know no `n`, and from those that know no finish_reason, after text."""
-        if not self._by_choice:
-            if self._is_typed and not self._last:
-                raise bad_response("ended its stream before its last event")
-            return
+    def _on_done(self) -> None:
+        """Accept [DONE] after text.
+
+        Some servers ignore `n`, and some never send a `finish_reason`.
+        """
         if not self._unfinished:
-            raise bad_response("ended its stream before it had begun the answer")
+            raise self._ended_before("its first choice")
         if any(self._unfinished[index] for index in self._calls):
-            raise bad_response("ended its stream before its tool call was complete")
+            raise self._ended_before("its tool call was complete")
         if self._all_finished:
             return
         if not all(self._unfinished.values()):
-            raise bad_response("ended its stream before each of its choices was finished")
-        if not self._has_said:
-            raise bad_response("ended its stream before it had said anything")
+            raise self._ended_before("each of its choices was finished")
+        if not self._has_content:
+            raise self._ended_before("any content")
 
-    # ── one typed event after the other ──────────────────────────────────────────────────────────
+    def _is_heartbeat(self, event: SseEvent) -> bool:
+        return event.name in HEARTBEATS
 
-    def _note_type(self, chunk: _Chunk) -> None:
-        name = _name(chunk.type)
-        if name == "response.failed" and not self._has_said:
-            error = error_in(_decoded(chunk.response, _Failed)) if not is_empty(chunk.response) else None
-            raise _reported(error or {})
+    def _is_error(self, chunk: _Chunk) -> bool:
+        if is_string(chunk.object, b"error"):
+            return True
+        if not is_empty(chunk.choices):
+            return False
+        # Many servers send an empty `error` beside choices; without choices it is an error.
+        signs = (chunk.error_code, chunk.detail, chunk.message)
+        return not begins(chunk.error, b"null") or not all(map(is_empty, signs))
+
+
+class TypedStreamState(StreamState):
+    """A stream of typed events, or of events that are only relayed."""
+
+    def __init__(self, validator: ResponseValidator) -> None:
+        super().__init__(validator)
+        self._has_delta = False
+        self._is_typed = False
+        self._last = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.is_done or bool(self._last)
+
+    def _on_chunk(self, chunk: _Chunk) -> None:
+        name = bytes(chunk.type).decode("utf-8", "replace")[1:-1]
+        if name == "response.failed" and not self._has_delta:
+            error = None if is_empty(chunk.response) else error_in(self._decode(chunk.response, _FailedResponse))
+            raise exception_for(error or {}, "ended its stream with an error")
         self._is_typed = self._is_typed or name.startswith(TYPED)
-        self._has_said = self._has_said or "delta" in name
+        self._has_delta = self._has_delta or "delta" in name
         if name in LAST_EVENTS:
             self._last = name
+            self.is_over = not name.startswith(PICTURES)
 
-    # ── errors ───────────────────────────────────────────────────────────────────────────────────
+    def _on_done(self) -> None:
+        if self._is_typed and not self._last:
+            raise self._ended_before("its last event")
 
-    def _check_no_error(self, event: SseEvent, chunk: _Chunk) -> None:
-        if (error := error_in(chunk)) is not None:
-            raise _reported(error)
-        if self._is_error(event, chunk):
-            raise _reported(error_as(chunk))
-
-    def _is_error(self, event: SseEvent, chunk: _Chunk) -> bool:
-        """Whether the event itself is an error: vLLM, FastChat, FastAPI, Anthropic and Responses have such."""
-        if event.name == b"error" or is_text(chunk.type, b"error"):
+    def _is_error(self, chunk: _Chunk) -> bool:
+        if is_string(chunk.object, b"error"):
             return True
-        if self._task.kind == "task":  # its own events may be anything else
+        if not is_empty(chunk.choices) or not is_empty(chunk.type):
             return False
-        if not is_empty(chunk.choices) or not (self._by_choice or is_empty(chunk.type)):
-            return is_text(chunk.object, b"error")
-        if not begins(chunk.error, b"null"):  # an empty one beside choices says that there is none
-            return True
-        signs = (chunk.error_code, chunk.detail, *((chunk.message,) if self._by_choice else ()))
-        return is_text(chunk.object, b"error") or not all(map(is_empty, signs))
+        return not begins(chunk.error, b"null") or not all(map(is_empty, (chunk.error_code, chunk.detail)))
 
 
-def _reported(error: Error) -> Exception:
-    if is_answer(error):
-        return UpstreamRejected(error)
-    return bad_response(f"ended its stream with an error{code_of(error)}", said=message_of(error))
+class TaskStreamState(TypedStreamState):
+    """A stream of a task: any JSON is a part, except an explicit error."""
 
+    def _on_data(self, event: SseEvent) -> None:
+        if event.data.startswith(b"{"):
+            super()._on_data(event)
+        else:
+            self._decode(event.data, msgspec.Raw)
 
-def _text(data: bytes) -> bytes:
-    """The same, which is UTF-8: what looks at JSON without building it does not check that."""
-    try:
-        data.isascii() or data.decode()
-    except UnicodeDecodeError as exc:
-        raise bad_response(f"sent a malformed event: {exc.reason}") from exc
-    return data
-
-
-def _decoded(data: Any, of: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(data, type=of)
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise bad_response(f"sent a malformed event: {exc}") from exc
-
-
-def _members(delta: msgspec.Raw) -> dict[str, msgspec.Raw]:
-    """What a delta says, but for the role."""
-    if not begins(delta, b"{"):
-        return {}
-    members: dict[str, msgspec.Raw] = _decoded(delta, dict[str, msgspec.Raw])
-    return {name: raw for name, raw in members.items() if name != "role" and not is_empty(raw)}
-
-
-def _name(raw: msgspec.Raw) -> str:
-    return bytes(raw).decode("utf-8", "replace")[1:-1]
+    def _is_error(self, chunk: _Chunk) -> bool:
+        return False

@@ -1,1 +1,1 @@
-"""Connections to the upstream: session, name resolution, one exchange, exceptions."""
+"""Connections to the upstream: name resolution, session, one exchange, exceptions."""

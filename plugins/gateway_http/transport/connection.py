@@ -1,9 +1,9 @@
-"""The connection itself: when its bytes moved, whether it was used before, and what the kernel says of it.
+"""The connection: when its bytes move, its reuse, and the kernel's figures.
 
-aiohttp's own account begins and ends at its API. Terms of the contract begin and end at the socket, so
-its protocol, response and payload classes are taught here to write down the instants. This is the one
-file that leans on aiohttp's insides (`TCPConnector._factory`); tests/plugins/gateway_http/transport/test_connection.py
-fails when a release moves them.
+aiohttp measures from call to call of its API. The terms of the contract begin and end at the socket, so the classes
+here extend aiohttp's protocol, response and payload to record those instants. This is the only file that depends on
+private parts of aiohttp (`TCPConnector._factory`); tests/plugins/gateway_http/transport/test_connection.py fails when a
+release changes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import socket
 import struct
 import termios
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import aiohttp
@@ -25,28 +26,32 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.plugin import Terms
 
-READ_BYTES = 32768  # at once; the parsing of one read is a stall of the event loop
+READ_BYTES = 32768  # per read; the event loop stalls while aiohttp parses one
 WRITE_BYTES = 65536
-ACKED_ABOVE_BYTES = 65536  # contract §4: above this an upload ends when the kernel has it acknowledged
-MAX_INTERIM_ANSWERS = 32  # 1xx; more is a flood
+ACKED_ABOVE_BYTES = 65536  # contract §4: a larger upload ends when the kernel has it acknowledged
+MAX_INTERIM_RESPONSES = 32  # 1xx; more of them are a flood
 POLL_S = 0.002
 TCP_INFO_RTT_OFFSET = 68  # linux/tcp.h: struct tcp_info, tcpi_rtt in microseconds
 
 
 class UpstreamConnection(ResponseHandler):
-    """One connection. `first_byte_at` is of the answer being waited for, interim answers apart."""
+    """One connection to the upstream, used for one request after the other.
+
+    requests: how many it has carried. began_at, received_bytes: start of the current request, and bytes of its
+    response including head and framing. first_byte_at: of the final response; interim responses do not count.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.requests = 0
-        self.asked_at = 0.0
-        self.received = 0  # bytes of this answer, head and framing too
+        self.began_at = 0.0
+        self.received_bytes = 0
         self.first_byte_at: float | None = None
-        self._busy = False
-        self._reads = 0
+        self._is_busy = False
+        self._heads = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take smaller reads than asyncio's 256 KiB, where the transport has that knob."""
+        """Read less at once than asyncio's 256 KiB, if the transport allows that."""
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
             transport.max_size = READ_BYTES
@@ -54,33 +59,40 @@ class UpstreamConnection(ResponseHandler):
     def set_response_params(self, **params: Any) -> None:
         """Begin another request."""
         self.requests += 1
-        self.asked_at = time.monotonic()
-        self.received = 0
+        self.began_at = time.monotonic()
+        self.received_bytes = 0
         self.first_byte_at = None
-        self._busy = True
-        self._reads = 0
+        self._is_busy = True
+        self._heads = 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Stamp the first byte. Bytes nobody asked for end the connection: they would answer the next request."""
-        if not self._busy:
+        """Record the time of the first byte.
+
+        Bytes that arrive between requests end the connection: response splitting would make them the response to the
+        next request.
+        """
+        if not self._is_busy:
             if data:
                 self.abort()
             return
         if self.first_byte_at is None and data:
             self.first_byte_at = time.monotonic()
-        self.received += len(data)
+        self.received_bytes += len(data)
         super().data_received(data)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """A reset is no end, not even of a body that ends where its connection does."""
+        """Treat a reset as a failure, even of a body that ends where its connection ends."""
         if exc is not None and self._payload is not None and not self._payload.is_eof():
             self._payload.set_exception(aiohttp.ClientPayloadError(f"the connection was lost: {exc}"))
         super().connection_lost(exc)
 
     def is_connected(self) -> bool:
-        """Asked of an idle connection before it is used again: closed, or something to read, is no."""
-        return super().is_connected() and (self._busy or not self._has_input())
+        """Return whether the pool may reuse the connection.
+
+        It must be open and, while idle, without unread input.
+        """
+        return super().is_connected() and (self._is_busy or not self._has_input())
 
     def _has_input(self) -> bool:
         sock = _socket(self.transport)
@@ -91,21 +103,27 @@ class UpstreamConnection(ResponseHandler):
         return bool(poll.poll(0))
 
     async def read(self) -> Any:
-        """The next head of an answer; called again after each interim one."""
-        self._reads += 1
-        if self._reads > MAX_INTERIM_ANSWERS:
-            raise HttpProcessingError(code=400, message="too many interim answers")
-        if self._reads > 1:
+        """Return the next response head.
+
+        aiohttp calls it again after each interim response.
+        """
+        self._heads += 1
+        if self._heads > MAX_INTERIM_RESPONSES:
+            raise HttpProcessingError(code=400, message=f"more than {MAX_INTERIM_RESPONSES} interim (1xx) responses")
+        if self._heads > 1:
             self.first_byte_at = None
         return await super().read()
 
-    def finish(self, request: int) -> None:
-        """The answer to that request (counted from 1) is whole; a later one may have begun already."""
+    def finish_response(self, request: int) -> None:
+        """Mark the response to that request (counted from 1) as complete.
+
+        A later request may have begun already.
+        """
         if request == self.requests:
-            self._busy = False
+            self._is_busy = False
 
     def tcp_rtt_s(self) -> float | None:
-        """The kernel's smoothed round-trip time, or None."""
+        """Return the kernel's smoothed round-trip time in seconds, or None."""
         sock = _socket(self.transport)
         if sock is None:
             return None
@@ -117,7 +135,7 @@ class UpstreamConnection(ResponseHandler):
         return rtt_us / 1e6 or None
 
     def peer(self) -> str | None:
-        """The IP address at the other end, or None."""
+        """Return the IP address at the other end, or None."""
         sock = _socket(self.transport)
         try:
             return None if sock is None else str(sock.getpeername()[0])
@@ -125,7 +143,7 @@ class UpstreamConnection(ResponseHandler):
             return None
 
     def has_unacked(self) -> bool:
-        """Whether bytes written are not yet acknowledged by the other side's kernel."""
+        """Return whether the other side has yet to acknowledge bytes written here."""
         transport = self.transport
         sock = _socket(transport)
         if transport is None or sock is None:
@@ -144,20 +162,31 @@ def _socket(transport: asyncio.BaseTransport | None) -> Any:
 
 
 class Response(aiohttp.ClientResponse):
-    """An answer that knows its wire, also when it arrived whole and gave the connection back."""
+    """A response that keeps its `UpstreamConnection`.
 
-    wire: UpstreamConnection
+    aiohttp forgets the connection when it returns that to the pool.
+    """
+
+    upstream_connection: UpstreamConnection
 
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
         """Wait for the head."""
         protocol = connection.protocol
         assert isinstance(protocol, UpstreamConnection)
-        self.wire = protocol
+        self.upstream_connection = protocol
         return await super().start(connection)
+
+    def printable_headers(self, names: Iterable[str]) -> dict[str, str]:
+        """Return the named headers that can be sent on.
+
+        Drops values with control characters, which could inject headers into the gateway's own response.
+        """
+        found = {name: self.headers.get(name) for name in names}
+        return {name: value for name, value in found.items() if value is not None and value.isprintable()}
 
 
 class Connector(aiohttp.TCPConnector):
-    """A pool whose connections are `UpstreamConnection`s."""
+    """A pool of `UpstreamConnection`s."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -166,18 +195,21 @@ class Connector(aiohttp.TCPConnector):
 
 
 class StampedBody(aiohttp.Payload):
-    """A request body that charges `upload` while it is written, and `cloud` from its last byte on."""
+    """A request body that charges `upload` while it is written.
+
+    From its last byte on it charges `cloud`.
+    """
 
     def __init__(self, data: bytes, content_type: str, terms: Terms) -> None:
         super().__init__(data, content_type=content_type)
         self._size = len(data)
         self._terms = terms
         self._transport: asyncio.Transport | None = None
-        self.wire: UpstreamConnection | None = None
+        self.connection: UpstreamConnection | None = None
         self.began_at: float | None = None
         self.ended_at: float | None = None
-        self.is_written = False  # all of it has left our hands
-        self.over = False  # the answer has begun: the account is no longer ours
+        self.is_written = False  # the transport has passed all of it to the kernel
+        self.over = False  # the response has begun, or the request was aborted: the terms belong to the exchange
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The body as text."""
@@ -188,41 +220,45 @@ class StampedBody(aiohttp.Payload):
         await self.write_with_length(writer, None)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Send it all, piece by piece so that no copy of it waits in the transport."""
-        wire = self._begin(writer)
+        """Send all of it in pieces: the transport never holds a copy of the whole body."""
+        connection = self._begin(writer)
         view = memoryview(self._value)
         for offset in range(0, len(view), WRITE_BYTES):
             await writer.write(view[offset : offset + WRITE_BYTES])
         if len(view) > ACKED_ABOVE_BYTES:
             await writer.drain()
             self.is_written = True
-            while wire.first_byte_at is None and wire.has_unacked():  # noqa: ASYNC110 - the kernel tells nobody
+            while connection.first_byte_at is None and connection.has_unacked():  # noqa: ASYNC110 - no kernel event
                 await asyncio.sleep(POLL_S)
         self._end()
 
     def _begin(self, writer: Any) -> UpstreamConnection:
-        wire = writer.protocol
-        assert isinstance(wire, UpstreamConnection)
-        self.wire, self._transport = wire, writer.transport
+        connection = writer.protocol
+        assert isinstance(connection, UpstreamConnection)
+        self.connection, self._transport = connection, writer.transport
         self.began_at = time.monotonic()
         if not self.over:
             self._terms.enter("upload", at=self.began_at)
-        return wire
+        return connection
 
     def _end(self) -> None:
         self.ended_at = time.monotonic()
         if not self.over:
             self._terms.enter("cloud", at=self.ended_at)
+            self._terms.uploaded()
 
-    def answered(self, first_byte_at: float) -> float:
-        """The answer has begun, and the account is no longer ours; return when the upload was over, for it."""
+    def on_response(self, first_byte_at: float) -> float:
+        """Stop charging the terms, and return when the upload ended.
+
+        It ended at the response's first byte at the latest.
+        """
         self.over = True
         if self.ended_at is None and self.is_written:
-            self.ended_at = first_byte_at  # within one poll
+            self.ended_at = first_byte_at  # accurate to one POLL_S
         return first_byte_at if self.ended_at is None else min(self.ended_at, first_byte_at)
 
     def abort(self) -> None:
-        """Drop the connection now, unsent bytes included."""
+        """Drop the connection now, with the bytes that are still unsent."""
         self.over = True
         if self._transport is not None:
             self._transport.abort()

@@ -1,10 +1,10 @@
-"""One request and the answer to it, its time charged to the terms as it passes.
+"""One request and its response; charges the terms as it proceeds.
 
     connect | upload ............ | cloud, of which a part is network | download ........ |
             ^ first byte written  ^ last byte out (and acknowledged)  ^ first byte back   ^ last
 
-The time between last byte out and first byte back is the cloud's as far as the upstream claims it, and
-the network's for the rest; where it claims nothing, one round trip of it is the network's.
+Of the time between the last byte out and the first byte back, the part that the upstream claims is charged to `cloud`
+and the rest to `network`. If the upstream claims nothing, one round trip of it is charged to `network`.
 """
 
 from __future__ import annotations
@@ -20,33 +20,37 @@ import aiohttp
 
 from gateway.plugin import LinkSample, Task
 
-from ..request import Outgoing
+from ..request import OutgoingRequest
 from .connection import ACKED_ABOVE_BYTES, Response, StampedBody
 
-NEWS_S = 1.0  # what was last heard longer ago says nothing of the network of now
-STALE_S = 1.0  # a kept-alive connection the upstream had closed already fails within a round trip
-TOTAL = re.compile(r"(?:^|,)\s*total\s*;(?:[^,]*;)?\s*dur\s*=\s*\"?([0-9.]+)")
+MAX_SAMPLE_AGE_S = 1.0  # older bytes do not show the present state of the network
+STALE_S = 1.0  # a kept-alive connection that the upstream had already closed fails within a round trip
+TOTAL_DURATION = re.compile(r"(?:^|,)\s*total\s*;(?:[^,]*;)?\s*dur\s*=\s*\"?([0-9.]+)")  # Server-Timing, in ms
 CLAIM_HEADERS = ("openai-processing-ms", "x-envoy-upstream-service-time")
 
 CloudSource = Literal["server-timing", "header", "estimated"]
+Claim = tuple[float, CloudSource]
 
 
-def claimed_s(headers: Mapping[str, str]) -> tuple[float, CloudSource] | None:
-    """The time the upstream says it took, in seconds, and where it says so."""
-    match = TOTAL.search(headers.get("Server-Timing", ""))
-    if match is not None and (seconds := _ms(match[1])) is not None:
+def claimed_s(headers: Mapping[str, str]) -> Claim | None:
+    """Return the processing time that the upstream claims, in seconds.
+
+    The second value is the source of that figure.
+    """
+    match = TOTAL_DURATION.search(headers.get("Server-Timing", ""))
+    if match is not None and (seconds := _seconds(match[1])) is not None:
         return seconds, "server-timing"
     for name in CLAIM_HEADERS:
-        if (seconds := _ms(headers.get(name))) is not None:
+        if (seconds := _seconds(headers.get(name))) is not None:
             return seconds, "header"
     return None
 
 
-def _ms(text: str | None) -> float | None:
-    if text is None:
+def _seconds(text_ms: str | None) -> float | None:
+    if text_ms is None:
         return None
     try:
-        value = float(text) / 1e3
+        value = float(text_ms) / 1e3
     except ValueError:
         return None
     return value if math.isfinite(value) and value >= 0 else None
@@ -54,69 +58,81 @@ def _ms(text: str | None) -> float | None:
 
 @dataclass(slots=True, kw_only=True)
 class Exchange:
-    """An answer whose head has arrived. Read it to its end, or close it."""
+    """A request and its response, from the response head on.
+
+    Read the body to its end, or close the exchange.
+    request: its number on the connection, from 1. rtt_s: measured by this exchange, or None.
+    received_bytes: of the body. last_read_at: when bytes or the end were last read. is_complete: its end was read, or
+    an event that ends the stream.
+    """
 
     response: Response
     body: StampedBody
     upload_bytes: int
-    request: int  # on its connection, counted from 1
+    request: int
     first_byte_at: float
-    rtt_s: float | None  # of this very exchange, where that can be told
+    rtt_s: float | None
     tcp_rtt_s: float | None
-    received: int = 0
-    heard_at: float = -math.inf  # when bytes of the answer, or its end, were last read
-    is_whole: bool = False  # its end was read, or an event that says so
+    received_bytes: int = 0
+    last_read_at: float = -math.inf
+    is_complete: bool = False
     ended_at: float | None = None
 
     async def read(self) -> bytes:
-        """What has arrived since; empty at the answer's end."""
+        """Return the bytes received since the last call; empty at the end of the body."""
         chunk = await self.response.content.readany()
-        self.received += len(chunk)
-        self.heard_at = time.monotonic()
+        self.received_bytes += len(chunk)
+        self.last_read_at = time.monotonic()
         if not chunk and self.ended_at is None:
-            self.ended_at, self.is_whole = self.heard_at, True
-            self.response.wire.finish(self.request)
+            self.ended_at, self.is_complete = self.last_read_at, True
+            self.response.upstream_connection.finish_response(self.request)
         return chunk
 
     @property
-    def is_news(self) -> bool:
-        """Whether it is a sign of life: it came to its end, just now. One that was given up, or broke, is none."""
-        return self.is_whole and time.monotonic() - self.heard_at < NEWS_S
+    def is_fresh(self) -> bool:
+        """Whether it shows that the link works now.
+
+        It was complete a moment ago, neither closed early nor broken.
+        """
+        return self.is_complete and time.monotonic() - self.last_read_at < MAX_SAMPLE_AGE_S
 
     def close(self) -> None:
-        """Done with it. A connection that still carries an answer, or a request, is dropped at once."""
+        """Release the connection; drop it if it still carries a response or request."""
         if self.ended_at is None:
             self.body.abort()
         self.response.close()
 
-    def sample(self, *, whole: bool) -> LinkSample:
-        """What the network did; of a download only where it was not spread over a stream's generation."""
+    def sample(self, *, is_whole: bool) -> LinkSample:
+        """Return the network's figures; those of the download only for a whole response.
+
+        The download of a stream lasts as long as its generation.
+        """
         began, ended = self.body.began_at, self.body.ended_at
-        big = self.upload_bytes > ACKED_ABOVE_BYTES and began is not None and ended is not None
-        timed = whole and self.ended_at is not None
+        is_large = self.upload_bytes > ACKED_ABOVE_BYTES
+        has_download = is_whole and self.ended_at is not None
         return LinkSample(
             rtt_s=self.rtt_s,
             tcp_rtt_s=self.tcp_rtt_s,
             upload_bytes=self.upload_bytes,
-            upload_s=ended - began if big and ended is not None and began is not None else None,
-            download_bytes=self.received if timed else 0,
-            download_s=self.ended_at - self.first_byte_at if timed and self.ended_at is not None else None,
+            upload_s=ended - began if is_large and ended is not None and began is not None else None,
+            download_bytes=self.received_bytes if has_download else 0,
+            download_s=self.ended_at - self.first_byte_at if has_download and self.ended_at is not None else None,
         )
 
 
-async def ask(
-    session: aiohttp.ClientSession, task: Task, what: Outgoing, *, rtt_s: float | None, may_repeat: bool
+async def send_request(
+    session: aiohttp.ClientSession, task: Task, request: OutgoingRequest, *, rtt_s: float | None, may_repeat: bool
 ) -> Exchange:
-    """Send the request and wait for the answer's head. Raises what aiohttp raises.
+    """Send the request and wait for the response head. Raises exceptions of aiohttp.
 
-    Sent again once where a kept-alive connection turns out to be closed, nothing has come back, and
-    `may_repeat` says that running twice is harmless.
+    Sends it once more if a kept-alive connection turns out to be closed before any byte of the response, and
+    `may_repeat` states that running the request twice is harmless.
     """
     while True:
-        body = StampedBody(what.body, what.content_type, task.terms)
+        body = StampedBody(request.body, request.content_type, task.terms)
         task.terms.enter("connect")
         try:
-            response = await session.post(what.url, data=body, headers=what.headers, allow_redirects=False)
+            response = await session.post(request.url, data=body, headers=request.headers, allow_redirects=False)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             body.abort()
             if not (may_repeat and _was_stale(body)):
@@ -127,39 +143,37 @@ async def ask(
             raise
         else:
             assert isinstance(response, Response)
-            return _begin(task, response, body, len(what.body), rtt_s)
+            return _begin(task, response, body, len(request.body), rtt_s)
 
 
 def _was_stale(body: StampedBody) -> bool:
-    wire, began = body.wire, body.began_at
-    if wire is None or began is None:
+    connection, began = body.connection, body.began_at
+    if connection is None or began is None:
         return False
-    return wire.requests > 1 and wire.first_byte_at is None and time.monotonic() - began < STALE_S
+    return connection.requests > 1 and connection.first_byte_at is None and time.monotonic() - began < STALE_S
 
 
 def _begin(task: Task, response: Response, body: StampedBody, size: int, rtt_s: float | None) -> Exchange:
-    """Close the account up to the first byte of the answer."""
-    wire = response.wire
-    first = wire.first_byte_at or time.monotonic()
-    waited = first - body.answered(first)
+    """Charge the terms up to the first byte of the response."""
+    connection = response.upstream_connection
+    first = connection.first_byte_at or time.monotonic()
+    waited = first - body.on_response(first)
     claim = claimed_s(response.headers)
     _charge(task, first, waited, claim, rtt_s)
-    told = claim is not None and claim[1] == "server-timing" and claim[0] <= waited
-    own_rtt = waited - claim[0] if claim and told and wire.requests > 1 and size <= ACKED_ABOVE_BYTES else None
+    is_exact = claim is not None and claim[1] == "server-timing" and claim[0] <= waited
+    has_rtt = is_exact and connection.requests > 1 and size <= ACKED_ABOVE_BYTES
     return Exchange(
         response=response,
         body=body,
         upload_bytes=size,
-        request=wire.requests,
+        request=connection.requests,
         first_byte_at=first,
-        rtt_s=own_rtt or None,
-        tcp_rtt_s=wire.tcp_rtt_s(),
+        rtt_s=(waited - claim[0] if claim and has_rtt else None) or None,
+        tcp_rtt_s=connection.tcp_rtt_s(),
     )
 
 
-def _charge(
-    task: Task, first: float, waited: float, claim: tuple[float, CloudSource] | None, rtt_s: float | None
-) -> None:
+def _charge(task: Task, first: float, waited: float, claim: Claim | None, rtt_s: float | None) -> None:
     terms = task.terms
     terms.enter("download", at=first)
     cloud, source = claim if claim is not None else (max(0.0, waited - (rtt_s or 0.0)), "estimated")

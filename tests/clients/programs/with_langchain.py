@@ -1,4 +1,4 @@
-"""What people do with LangChain. argv: the base URL. Prints what came of it."""
+"""Common calls with LangChain. argv: the base URL. Prints the results as JSON."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ for model in ("echo", "gpt", "cloud/gpt"):
         "usage": [chunk.usage_metadata["total_tokens"] for chunk in chunks if chunk.usage_metadata],
         "batch": [said.content for said in chat.batch(["hello there"] * 3)],
     }
-# Without the check nothing is tokenized here, which would need a download.
+# Disabling the check avoids local tokenization, which would need a download.
 vectors = OpenAIEmbeddings(model="echo", base_url=base_url, api_key="none", check_embedding_ctx_length=False)
 found["embedding"] = vectors.embed_query("a text")
 found["embeddings"] = vectors.embed_documents(["a text", "another"])

@@ -1,10 +1,10 @@
-"""What people do with LiteLLM's SDK. argv: the base URL. Prints what came of it."""
+"""Common calls with LiteLLM's SDK. argv: the base URL. Prints the results as JSON."""
 
 import json
 import os
 import sys
 
-os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # else it fetches a price list
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # otherwise it downloads a price list
 import litellm
 
 where = {"api_base": sys.argv[1], "api_key": "none", "num_retries": 0}

@@ -1,4 +1,4 @@
-// What people do with openai-node. argv: the base URL, a recording. Prints what came of it.
+// Common calls with openai-node. argv: the base URL, a recording. Prints the results as JSON.
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -32,8 +32,8 @@ found.floats = (await ai.embeddings.create({ model: "echo", input, encoding_form
 found.relayed = (await ai.embeddings.create({ model: "embed", input: ["a", "b"] })).data[1].embedding;
 for (const response_format of ["json", "text"]) {
   const file = fs.createReadStream(recording);
-  const heard = await ai.audio.transcriptions.create({ model: "whisper", file, response_format });
-  found[`heard as ${response_format}`] = typeof heard === "string" ? heard : heard.text;
+  const transcript = await ai.audio.transcriptions.create({ model: "whisper", file, response_format });
+  found[`transcribed as ${response_format}`] = typeof transcript === "string" ? transcript : transcript.text;
 }
 found.response = (await ai.responses.create({ model: "gpt", input: "hello" })).output_text;
 try {

@@ -1,4 +1,7 @@
-"""What people do with openai-python. argv: the base URL, a recording. Prints what came of it."""
+"""Common calls with openai-python.
+
+argv: the base URL, a recording. Prints the results as JSON.
+"""
 
 import json
 import sys
@@ -31,8 +34,8 @@ found["floats"] = ai.embeddings.create(model="echo", input="a text", encoding_fo
 found["relayed"] = ai.embeddings.create(model="embed", input=["a", "b"]).data[1].embedding
 for form in ("json", "text"):
     with open(recording, "rb") as file:
-        heard = ai.audio.transcriptions.create(model="whisper", file=file, response_format=form)
-    found[f"heard as {form}"] = heard if isinstance(heard, str) else heard.text
+        transcript = ai.audio.transcriptions.create(model="whisper", file=file, response_format=form)
+    found[f"transcribed as {form}"] = transcript if isinstance(transcript, str) else transcript.text
 found["response"] = ai.responses.create(model="gpt", input="hello").output_text
 try:
     ai.chat.completions.create(model="ecko", messages=HELLO)

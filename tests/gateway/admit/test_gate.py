@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admit import ANYBODY, Caller, Gate, Key
+from gateway.admit import ANONYMOUS, Caller, Gate, Key
 from gateway.admit.keys import SECRET_CHARS, hash_of
 from gateway.plugin import GatewayError, TaskRefused
 from gateway.testing.clock import FakeClock
@@ -27,7 +27,7 @@ def gate(clock: FakeClock | None = None, **rules: object) -> Gate:
 
 def refused(gate: Gate, *presented: str) -> str:
     with pytest.raises(GatewayError) as caught:
-        gate.known(presented)
+        gate.authenticate(presented)
     assert caught.value.code == "unauthorized"
     return caught.value.message
 
@@ -35,7 +35,7 @@ def refused(gate: Gate, *presented: str) -> str:
 def enter(gate: Gate, caller: Caller) -> float | None:
     """Return None if the caller is admitted, else its Retry-After in seconds."""
     try:
-        gate.enter(caller)
+        gate.admit(caller)
     except TaskRefused as exc:
         return exc.retry_after_s
     return None
@@ -45,12 +45,12 @@ def enter(gate: Gate, caller: Caller) -> float | None:
 
 
 def test_valid_key_identifies_its_caller() -> None:
-    caller = gate().known([f"egw_ada_{SECRET}"])
-    assert (caller.id, caller.is_known) == ("ada", True)
+    caller = gate().authenticate([f"egw_ada_{SECRET}"])
+    assert (caller.id, caller.has_key) == ("ada", True)
 
 
 def test_same_key_in_two_headers_is_accepted() -> None:
-    assert gate().known([f"egw_ada_{SECRET}"] * 2).id == "ada"
+    assert gate().authenticate([f"egw_ada_{SECRET}"] * 2).id == "ada"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_expiry_is_revealed_only_to_a_caller_with_the_correct_secret() -> None:
 
 
 def test_credentials_are_ignored_when_no_keys_are_configured() -> None:
-    assert Gate().known(["sk-whatever", "another"]) is ANYBODY
+    assert Gate().authenticate(["sk-whatever", "another"]) is ANONYMOUS
 
 
 def test_every_key_is_refused_when_the_keys_file_is_empty() -> None:
@@ -91,16 +91,16 @@ def test_every_key_is_refused_when_the_keys_file_is_empty() -> None:
 
 
 def test_transport_that_authenticated_the_caller_looks_up_its_key_by_id() -> None:
-    assert gate().named("bob").id == "bob"
-    with pytest.raises(GatewayError, match="no API key 'eve'"):
-        gate().named("eve")
+    assert gate().caller_for("bob").id == "bob"
+    with pytest.raises(GatewayError, match="the API key 'eve' does not exist"):
+        gate().caller_for("eve")
 
 
 # ── permissions ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_key_allows_only_the_models_and_tasks_it_lists() -> None:
-    caller = gate(models=("assistant", "cloud/*"), tasks=()).named("ada")
+    caller = gate(models=("assistant", "cloud/*"), tasks=()).caller_for("ada")
     for name in ("assistant", "cloud/gpt"):
         caller.check("chat", name)
     for kind, name in (("chat", "auto"), ("chat", "edge/assistant"), ("chat", "assistant2"), ("task", "assistant")):
@@ -110,9 +110,9 @@ def test_key_allows_only_the_models_and_tasks_it_lists() -> None:
 
 
 def test_body_limit_of_a_key_can_only_lower_the_global_limit() -> None:
-    assert gate(max_body_bytes=10).named("ada").max_bytes(100) == 10
-    assert gate(max_body_bytes=1000).named("ada").max_bytes(100) == 100
-    assert ANYBODY.max_bytes(100) == 100
+    assert gate(max_body_bytes=10).caller_for("ada").max_bytes(100) == 10
+    assert gate(max_body_bytes=1000).caller_for("ada").max_bytes(100) == 100
+    assert ANONYMOUS.max_bytes(100) == 100
 
 
 # ── rate and concurrency limits ──────────────────────────────────────────────────────────────────
@@ -121,7 +121,7 @@ def test_body_limit_of_a_key_can_only_lower_the_global_limit() -> None:
 def test_rate_limit_admits_the_burst_then_refuses_with_retry_after() -> None:
     clock = FakeClock()
     it = gate(clock, requests_per_minute=60, burst=3)
-    ada = it.named("ada")
+    ada = it.caller_for("ada")
     assert [enter(it, ada) for _ in range(4)] == [None, None, None, pytest.approx(1.0)]
     clock.move(0.75)
     assert enter(it, ada) == pytest.approx(0.25)
@@ -133,7 +133,7 @@ def test_rate_limit_admits_the_burst_then_refuses_with_retry_after() -> None:
 def test_no_request_pattern_exceeds_the_rate_plus_the_burst(per_minute: float, burst: int, pauses: list[float]) -> None:
     clock = FakeClock(0.0)
     it = gate(clock, requests_per_minute=per_minute, burst=burst)
-    ada, passed = it.named("ada"), 0
+    ada, passed = it.caller_for("ada"), 0
     for pause in [0.0, *pauses]:
         clock.move(pause)
         passed += enter(it, ada) is None
@@ -142,28 +142,28 @@ def test_no_request_pattern_exceeds_the_rate_plus_the_burst(per_minute: float, b
 
 def test_concurrency_limit_admits_the_next_request_when_one_ends() -> None:
     it = gate(concurrency=1)
-    first, second = it.named("ada"), it.named("ada")
+    first, second = it.caller_for("ada"), it.caller_for("ada")
     assert enter(it, first) is None
     assert enter(it, second) is not None
-    first.leave()
+    first.release()
     assert enter(it, second) is None
 
 
 def test_request_refused_for_concurrency_does_not_consume_the_rate() -> None:
     it = gate(concurrency=1, requests_per_minute=60, burst=2)
-    ada = it.named("ada")
+    ada = it.caller_for("ada")
     assert enter(it, ada) is None
     assert enter(it, ada) is not None
-    ada.leave()
+    ada.release()
     assert enter(it, ada) is None
 
 
 def test_reloaded_keys_apply_at_once_and_unchanged_keys_keep_their_usage() -> None:
     it = gate(concurrency=1)
-    ada = it.named("ada")
+    ada = it.caller_for("ada")
     enter(it, ada)
     it.replace({"ada": key(concurrency=1)})
-    assert enter(it, it.named("ada")) is not None
+    assert enter(it, it.caller_for("ada")) is not None
     refused(it, f"egw_bob_{OTHER}")
-    ada.leave()
-    assert enter(it, it.named("ada")) is None
+    ada.release()
+    assert enter(it, it.caller_for("ada")) is None

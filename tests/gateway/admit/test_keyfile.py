@@ -37,8 +37,8 @@ def test_invalid_keys_are_not_written_to_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "no keys file"),
-        (b"[]", "no keys file"),
+        (b"", "not a valid keys file"),
+        (b"[]", "not a valid keys file"),
         (b'{"keys": {}, "more": 1}', "unknown field `more`"),
         (b'{"keys": {"a": {}}}', "missing required field `sha256`"),
         (b'{"keys": {"a": {"sha256": "abc"}}}', "sha256"),
@@ -51,8 +51,8 @@ def test_invalid_keys_are_not_written_to_the_file(tmp_path: Path) -> None:
             % (HASH.encode(), HASH.encode()),
             "same certificate",
         ),
-        (b"[" * 100_000, "no keys file"),
-        (b"\xff", "no keys file"),
+        (b"[" * 100_000, "not a valid keys file"),
+        (b"\xff", "not a valid keys file"),
     ],
 )
 def test_invalid_keys_file_content_is_refused(data: bytes, words: str) -> None:
@@ -136,7 +136,7 @@ def test_concurrent_create_and_revoke_lose_no_changes(tmp_path: Path, capsys: py
     printed = [process.communicate(timeout=30)[0].decode().strip() for process in running]
     assert [process.returncode for process in running] == [0] * len(calls)
     gate = Gate(read_keys(path))
-    assert {gate.known([key]).id for key in printed[:8]} == {f"new{number}" for number in range(8)}
+    assert {gate.authenticate([key]).id for key in printed[:8]} == {f"new{number}" for number in range(8)}
     assert not read_keys(path).keys() & set(old)
     assert [entry.name for entry in tmp_path.iterdir()] == ["keys.json"]
 
@@ -144,13 +144,13 @@ def test_concurrent_create_and_revoke_lose_no_changes(tmp_path: Path, capsys: py
 def test_create_reports_a_missing_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["keys", "--file", str(tmp_path / "none" / "keys.json"), "create", "ada"]) == 1
     told = capsys.readouterr()
-    assert (told.out, f"{tmp_path / 'none'} is no folder to keep keys in" in told.err) == ("", True)
+    assert (told.out, f"{tmp_path / 'none'} cannot be used as the folder of a keys file" in told.err) == ("", True)
 
 
 def test_created_key_is_printed_once_and_authenticates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "keys.json"
     key = made(path, capsys, "ada", "--models", "m,n*", "--edge-only", "--expires", "90d", "--burst", "2")
-    caller = Gate(read_keys(path)).known([key])
+    caller = Gate(read_keys(path)).authenticate([key])
     assert caller.key is not None
     assert (caller.id, caller.may_leave, caller.key.models, caller.key.burst) == ("ada", False, ("m", "n*"), 2)
     assert key.rpartition("_")[2] not in path.read_text()

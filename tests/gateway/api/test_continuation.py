@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.continuation import MAX_TEXT_CHARS, REPEATED_CHARS, ChatContinuation, Overlap, continuation
-from gateway.api.parse import ParsedRequest, parse_request
-from gateway.api.render import streamed
+from gateway.api.continuation import MAX_TEXT_CHARS, REPEATED_CHARS, ChatContinuation, Overlap
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import OPERATIONS, parse_request
 from gateway.api.routes import match
 from gateway.plugin import BackendUnavailable, GatewayError, Part, Result, Task
 
@@ -27,7 +27,10 @@ def task(messages: list[dict[str, Any]] | None = None, **members: Any) -> Task:
 
 
 def draft(kind: Any = "chat") -> ParsedRequest:
-    return ParsedRequest(kind=kind, name="m", path="/", body=b"", content_type="application/json", stream=True)
+    operation = OPERATIONS[kind]
+    return ParsedRequest(
+        operation=operation, name="m", path="/", body=b"", content_type="application/json", stream=True
+    )
 
 
 def raw(text: str | None = None, **choice: Any) -> Part:
@@ -42,10 +45,10 @@ def text_chunk(text: str, **choice: Any) -> Part:
 
 
 def continuation_after(*parts: Part, kind: Any = "chat") -> ChatContinuation:
-    said = continuation(draft(kind))
+    said = OPERATIONS[kind].continuation(draft(kind))
     assert isinstance(said, ChatContinuation)
     for part in parts:
-        said.heard(part)
+        said.record(part)
     return said
 
 
@@ -152,7 +155,7 @@ def test_stream_other_than_one_plain_text_cannot_be_continued(part: Part) -> Non
 
 @pytest.mark.parametrize("kind", ["transcription", "task", "other", "embeddings"])
 def test_other_kinds_have_no_continuation(kind: Any) -> None:
-    assert continuation(draft(kind)) is None
+    assert OPERATIONS[kind].continuation(draft(kind)) is None
 
 
 def test_text_before_an_unreadable_event_counts_as_delivered() -> None:
@@ -212,7 +215,7 @@ def usage_chunk(total: int) -> Part:
 
 
 def streamed_to_the_end(*parts: Part) -> bytes:
-    stream = streamed(replace(draft(), include_usage=True), request_id="r", served_as="m")
+    stream = OPERATIONS["chat"].encode_stream(replace(draft(), include_usage=True), request_id="r", served_as="m")
     return b"".join(map(stream.part, parts)) + stream.end()
 
 
@@ -245,7 +248,7 @@ def test_usage_stays_last_and_unchanged_without_a_break() -> None:
 def test_usage_in_every_chunk_is_relayed_unchanged() -> None:
     chunk = b'data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"total_tokens":3}}\n\n'
     filters = b'data: {"choices":[],"prompt_filter_results":[],"usage":null}\n\n'
-    stream = streamed(draft(), request_id="r", served_as="m")
+    stream = OPERATIONS["chat"].encode_stream(draft(), request_id="r", served_as="m")
     assert [stream.part(Part(raw=each)) for each in (filters, chunk)] == [filters, chunk]
 
 
@@ -268,7 +271,7 @@ def test_unreadable_chunk_of_a_continuation_raises(data: bytes) -> None:
 def test_stream_is_complete_when_every_choice_has_a_finish_reason() -> None:
     said = continuation_after(raw("one"), raw("eins", index=1), raw(finish_reason="stop"))
     assert not said.is_complete
-    said.heard(raw(index=1, finish_reason="length"))
+    said.record(raw(index=1, finish_reason="length"))
     assert said.is_complete
 
 
@@ -312,7 +315,7 @@ def test_empty_finish_reason_does_not_complete_the_stream() -> None:
 def test_request_for_several_choices_has_no_continuation(path: str, body: Any, choices: int) -> None:
     asked = parse_request(match("POST", path), "", json.dumps({"model": "m", **body}).encode())
     assert asked.choices == choices
-    assert (continuation(asked) is None) == (choices > 1)
+    assert (asked.operation.continuation(asked) is None) == (choices > 1)
 
 
 def test_repeated_client_prefill_is_removed_from_the_continuation() -> None:
@@ -341,13 +344,13 @@ def test_reasoning_before_a_restarted_text_is_skipped() -> None:
 
 
 def test_long_response_in_small_pieces_takes_little_memory() -> None:
-    said = continuation(draft())
+    said = OPERATIONS["chat"].continuation(draft())
     assert isinstance(said, ChatContinuation)
     tracemalloc.start()
     try:
         piece = raw("長")
         for _ in range(50_000):
-            said.heard(piece)
+            said.record(piece)
         kept, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

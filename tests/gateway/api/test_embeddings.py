@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.api import embeddings
-from gateway.api.embeddings import to_base64, to_floats
-from gateway.api.parse import ParsedRequest
+from gateway.api.embeddings import SplitObject, to_base64, to_floats
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import OPERATIONS
 from gateway.api.render import ResponseRenderer
-from gateway.api.vectors import Cut
 from gateway.plugin import BackendUnavailable, Result
 
 VECTOR = [0.5, -1.25, 3.0]
@@ -27,7 +27,7 @@ finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 def rendered(result: Result, *, asked: Any = None, items: int = 1, served_as: str | None = "m") -> bytes:
     draft = ParsedRequest(
-        kind="embeddings",
+        operation=OPERATIONS["embeddings"],
         name="m",
         path="/v1/embeddings",
         body=b"",
@@ -141,8 +141,8 @@ def test_non_finite_and_oversized_floats_raise_backend_unavailable() -> None:
         rendered(Result(body=relayed([1e39])), asked="base64")
 
 
-def _cut(body: bytes) -> Cut | None:
-    return asyncio.run(Cut.made(body, "data"))
+def _cut(body: bytes) -> SplitObject | None:
+    return asyncio.run(SplitObject.split(body, "data"))
 
 
 values = st.recursive(
@@ -182,7 +182,7 @@ def test_long_response_renders_like_a_short_one_and_yields_to_other_tasks(
 ) -> None:
     body = relayed(*[VECTOR, PACKED] * 2000)
     short = rendered(Result(body=body), asked=asked, items=4000)
-    monkeypatch.setattr(embeddings, "AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(embeddings, "MAX_DECODED_BYTES", 0)
     turns: list[None] = []
     pause = asyncio.sleep
 
@@ -202,7 +202,7 @@ def test_long_response_renders_like_a_short_one_and_yields_to_other_tasks(
 def test_long_response_that_is_not_json_raises_backend_unavailable(
     sound: bytes, damaged: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embeddings, "AT_ONCE_BYTES", 0)
+    monkeypatch.setattr(embeddings, "MAX_DECODED_BYTES", 0)
     body = relayed(VECTOR, VECTOR).replace(sound, damaged)
     with pytest.raises(BackendUnavailable):
         rendered(Result(body=body), asked="float", items=2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.logprobs import first_offset, of_the_rest
+from gateway.api.logprobs import first_offset, rest_of_entries, rest_of_lists
 
 tokens = st.lists(st.text(alphabet="ab ", min_size=1, max_size=3), min_size=1, max_size=8)
 
@@ -28,33 +28,33 @@ def test_logprobs_of_the_rest_are_returned_when_it_starts_between_tokens(
     before: list[str], after: list[str], begins_at: int
 ) -> None:
     text, rest = "".join(before + after), "".join(after)
-    got = of_the_rest(entries(*before, *after), text, rest, "chat", begins_at=begins_at)
+    got = rest_of_entries(entries(*before, *after), text, rest)
     assert got == entries(*after)
-    got = of_the_rest(lists(*before, *after, begin=7), text, rest, "completion", begins_at=begins_at)
+    got = rest_of_lists(lists(*before, *after, begin=7), text, rest, begins_at=begins_at)
     assert got == lists(*after, begin=begins_at)
 
 
 def test_logprobs_are_dropped_when_the_rest_starts_within_a_token() -> None:
-    assert of_the_rest(entries("wide "), "wide ", "de ", "chat", begins_at=0) is None
-    assert of_the_rest(lists("wide "), "wide ", "de ", "completion", begins_at=0) is None
+    assert rest_of_entries(entries("wide "), "wide ", "de ") is None
+    assert rest_of_lists(lists("wide "), "wide ", "de ", begins_at=0) is None
 
 
 @pytest.mark.parametrize("rest", ["", "on", "held and on"])
 def test_logprobs_that_do_not_match_the_text_are_dropped(rest: str) -> None:
-    assert of_the_rest(entries("go ", "oN"), "go on", rest, "chat", begins_at=0) is None
-    assert of_the_rest(lists("go ", "oN"), "go on", rest, "completion", begins_at=0) is None
+    assert rest_of_entries(entries("go ", "oN"), "go on", rest) is None
+    assert rest_of_lists(lists("go ", "oN"), "go on", rest, begins_at=0) is None
 
 
 @pytest.mark.parametrize("odd", [{}, {"content": None}, {"content": [3]}, {"content": [{}]}, {"tokens": [3]}, [1], "x"])
 def test_logprobs_of_an_unknown_shape_are_dropped(odd: Any) -> None:
-    assert of_the_rest(odd, "go on", "on", "chat", begins_at=0) is None
-    assert of_the_rest(odd, "go on", "on", "completion", begins_at=0) is None
+    assert rest_of_entries(odd, "go on", "on") is None
+    assert rest_of_lists(odd, "go on", "on", begins_at=0) is None
 
 
 def test_logprobs_of_an_entirely_new_chunk_are_kept() -> None:
     odd = {"content": [{"token": "\ufffd"}]}
-    assert of_the_rest(odd, "x", "x", "chat", begins_at=0) is odd
-    assert of_the_rest(lists("a", begin=0), "a", "a", "completion", begins_at=5) == lists("a", begin=5)
+    assert rest_of_entries(odd, "x", "x") is odd
+    assert rest_of_lists(lists("a", begin=0), "a", "a", begins_at=5) == lists("a", begin=5)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.parse import MAX_KEYS, ParsedRequest, parse_request
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import parse_request
+from gateway.api.parse import MAX_KEYS
 from gateway.api.routes import match
 from gateway.plugin import TaskInvalid, Upload
 from support.forms import encode

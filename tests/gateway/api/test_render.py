@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 
-from gateway.api import answers, tasks
-from gateway.api.parse import ParsedRequest
+from gateway.api import models, tasks
+from gateway.api.operation import ParsedRequest
+from gateway.api.operations import OPERATIONS
 from gateway.api.render import ResponseRenderer
-from gateway.api.sse import encode_json
+from gateway.api.response_json import encode_json
 from gateway.plugin import BackendFailed, BackendUnavailable, Kind, Result
 
 
 def draft(kind: Kind = "chat", **more: Any) -> ParsedRequest:
-    return ParsedRequest(kind=kind, name="assistant", path="/", body=b"", content_type="application/json", **more)
+    operation = OPERATIONS[kind]
+    return ParsedRequest(
+        operation=operation, name="assistant", path="/", body=b"", content_type="application/json", **more
+    )
 
 
 def rendered(result: Result, kind: Kind = "chat", served_as: str | None = "assistant", **more: Any) -> Result:
@@ -114,7 +118,7 @@ def test_transcript_is_rendered_in_the_requested_format() -> None:
 
 
 def test_models_are_listed_in_the_openai_format() -> None:
-    listed = answers.models_list([("assistant", "box")])
+    listed = models.models_list([("assistant", "box")])
     assert listed == {
         "object": "list",
         "data": [{"id": "assistant", "object": "model", "created": 0, "owned_by": "box"}],

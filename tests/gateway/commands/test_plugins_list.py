@@ -51,14 +51,17 @@ def test_plugin_enabled_by_import_path_is_listed() -> None:
 
 
 async def test_state_is_taken_from_the_running_gateway() -> None:
-    environ = {"GATEWAY_BACKENDS__FRONT__PLUGIN": "support.desk:Desk", "GATEWAY_BACKENDS__FRONT__REFUSES_TO_OPEN": "1"}
+    environ = {
+        "GATEWAY_BACKENDS__FRONT__PLUGIN": "support.stub_backend:StubBackend",
+        "GATEWAY_BACKENDS__FRONT__REFUSES_TO_OPEN": "1",
+    }
     async with running_gateway(**SHOUT, **environ) as gateway, gateway.session() as http:
         await gateway.line("backend.failed_to_open")
         async with http.get(f"{gateway.admin_url}/status") as answer:
             found = by_plugin({}, await answer.json())
     assert found["shout"].state == "serving"
-    assert found["support.desk:Desk"].state == "failed"
-    assert found["support.desk:Desk"].why == "the desk is locked; set REFUSES_TO_OPEN=false"
+    assert found["support.stub_backend:StubBackend"].state == "failed"
+    assert found["support.stub_backend:StubBackend"].why == "the desk is locked; set REFUSES_TO_OPEN=false"
 
 
 def test_table_aligns_columns_and_prints_reasons_below() -> None:

@@ -50,7 +50,7 @@ def test_advice_is_printed_with_a_fix_and_exits_0(capsys: pytest.CaptureFixture[
 
 
 def test_requests_can_be_given_on_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    name = "support.broken_backends:NothingToAsk"
+    name = "support.broken_backends:NoExamples"
     code, lines, _ = run(capsys, name)
     assert (code, sum(line.startswith("skip") for line in lines)) == (0, 8)
     (tmp_path / "say.json").write_text('{"text": "from a file"}')
@@ -98,7 +98,7 @@ def test_other_backends_in_the_environment_are_ignored() -> None:
 def test_plugin_under_development_is_imported_from_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "drafted_plugin.py").write_text("from support.broken_backends import Sound as Draft\n")
+    (tmp_path / "drafted_plugin.py").write_text("from support.broken_backends import Conforming as Draft\n")
     monkeypatch.chdir(tmp_path)
     assert run(capsys, "drafted_plugin:Draft")[0] == 0
 

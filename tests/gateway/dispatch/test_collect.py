@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from gateway.dispatch.collect import AT_ONCE, gathered
+from gateway.dispatch.collect import PARTS_PER_TURN, collect
 from gateway.dispatch.response_spec import ResponseSpec
 from gateway.plugin import Part, Result
 
@@ -37,7 +37,7 @@ async def test_collector_yields_to_other_tasks_when_many_parts_are_ready() -> No
             yield Part("x")
 
     beside = asyncio.create_task(others())
-    result = await gathered(Part("x"), ready(10 * AT_ONCE), Texts(), ResponseSpec())
+    result = await collect(Part("x"), ready(10 * PARTS_PER_TURN), Texts(), ResponseSpec())
     assert turns >= 10
-    assert result.json == "x" * (10 * AT_ONCE + 1)
+    assert result.json == "x" * (10 * PARTS_PER_TURN + 1)
     beside.cancel()

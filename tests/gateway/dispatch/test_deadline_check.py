@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.dispatch.deadline_check import SURE_SAMPLES, TRY_EVERY_S, Feasibility
+from gateway.dispatch.deadline_check import SURE_SAMPLES, TRY_EVERY_S, DeadlineCheck
 from gateway.plugin import DeadlineExceeded, Task
 from gateway.policy import Candidate
 from gateway.testing.clock import FakeClock
@@ -19,9 +19,9 @@ def known(name: str, takes_s: float, samples: int = SURE_SAMPLES, refused: str |
     return Candidate(name, "edge", refused, wait_s=takes_s / 2, service_s=takes_s / 2, samples=samples)
 
 
-def is_let_through(slack_s: float, *candidates: Candidate, feasibility: Feasibility | None = None) -> bool:
+def is_let_through(slack_s: float, *candidates: Candidate, feasibility: DeadlineCheck | None = None) -> bool:
     try:
-        (feasibility or Feasibility(FakeClock())).check(TASK, candidates, slack_s)
+        (feasibility or DeadlineCheck(FakeClock())).check(TASK, candidates, slack_s)
     except DeadlineExceeded:
         return False
     return True
@@ -29,7 +29,7 @@ def is_let_through(slack_s: float, *candidates: Candidate, feasibility: Feasibil
 
 def test_request_is_refused_with_reasons_when_every_backend_is_too_slow() -> None:
     with pytest.raises(DeadlineExceeded, match=r"near 2 s, far 3 s\), and 1 s are left") as caught:
-        Feasibility(FakeClock()).check(TASK, [known("near", 2.0), known("far", 3.0)], 1.0)
+        DeadlineCheck(FakeClock()).check(TASK, [known("near", 2.0), known("far", 3.0)], 1.0)
     assert caught.value.began is False
 
 
@@ -46,7 +46,7 @@ def test_excluded_backends_do_not_affect_feasibility() -> None:
 
 def test_infeasible_requests_are_admitted_periodically_as_trials() -> None:
     clock = FakeClock()
-    feasibility, passed = Feasibility(clock), 0
+    feasibility, passed = DeadlineCheck(clock), 0
     for _ in range(50):
         passed += is_let_through(1.0, known("near", 2.0), feasibility=feasibility)
         clock.move(1.0)

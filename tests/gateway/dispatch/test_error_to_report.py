@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from gateway.dispatch.call import error_to_report
+from gateway.dispatch.retry import error_to_report
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, NotServed
 
 LACKS = NotServed("no such endpoint", code="not_found", status=404)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch.leaks import LEAKED_S, Leaks
+from gateway.dispatch.leaks import LEAKED_S, LeakDetector
 from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
 from gateway.plugin import Backend, Task
 from gateway.registry import ManagedBackend
 from gateway.workers import WorkerBackend
 from support.clock import Clock
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 from support.worker_backends import Quick
 
 DAY_S = 86_400.0
@@ -35,13 +35,13 @@ def _member(backend: Backend[Any]) -> ManagedBackend:
 
 
 def _pool(drain_s: float) -> Backend[Any]:
-    return WorkerBackend(Quick, Quick.Settings(), KeptServices(), slots=1, drain_s=lambda: drain_s)
+    return WorkerBackend(Quick, Quick.Settings(), RecordingServices(), slots=1, drain_s=lambda: drain_s)
 
 
 @pytest.mark.parametrize(
     ("backend", "deadline", "late_after_s"),
     [
-        (Quick(Quick.Settings(), KeptServices()), DAY_S, LEAKED_S),
+        (Quick(Quick.Settings(), RecordingServices()), DAY_S, LEAKED_S),
         (_pool(30.0), DAY_S, 30.0 + LEAKED_S),
         (_pool(30.0), 10.0, 10.0 + LEAKED_S),
         (_pool(30.0), 0.0, LEAKED_S),
@@ -62,9 +62,9 @@ async def test_cancelled_attempt_counts_as_leaked_after_its_grace_period(
     attempts: Any = {running: SimpleNamespace(task=Task(kind="task", name="t", deadline=deadline), member=member)}
     await asyncio.sleep(0)
     running.cancel()
-    leaks = Leaks()
+    leaks = LeakDetector()
     for now, leaked in ((0.0, 0), (late_after_s - 0.1, 0), (late_after_s, 1)):
-        leaks.look(attempts, {"b": member}, now)
+        leaks.check(attempts, {"b": member}, now)
         assert member.quarantine.leaked == leaked
     may_end.set()
     await running

@@ -12,7 +12,7 @@ def test_retries_never_exceed_the_burst_plus_a_fifth_of_the_requests(events: lis
     requests = taken = 0
     for event in events:
         if event == "request":
-            budget.note_request()
+            budget.on_request()
             requests += 1
         else:
             taken += budget.take()
@@ -24,5 +24,5 @@ def test_empty_retry_budget_refills_with_new_requests() -> None:
     while budget.take():
         pass
     for _ in range(round(1 / TOKENS_PER_REQUEST) + 1):
-        budget.note_request()
+        budget.on_request()
     assert [budget.take(), budget.take()] == [True, False]

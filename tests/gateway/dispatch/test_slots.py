@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch import Answer, BackendServices, Dispatcher, Limits, ResponseSpec
+from gateway.dispatch import Answer, BackendServices, Dispatcher, Eligibility, Limits, ResponseSpec
 from gateway.lanes import Scheduler
-from gateway.measure.board import Measurements
+from gateway.measure.measurements import Measurements
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -22,12 +22,13 @@ from gateway.plugin import (
     Part,
     Result,
     Task,
+    Terms,
 )
 from gateway.policy import Policy
 from gateway.registry import BackendConfig, Registry
 from gateway.request_log import RequestRecord
 from gateway.timing import Watch
-from support.until import until
+from support.polling import wait_until
 
 TURNS = 14  # loop iterations; a request takes fewer from its first step to its last
 BIG = 200_000  # bytes; needs an upload permit
@@ -39,8 +40,10 @@ class _Scripted(Backend[BackendSettings]):
     tasks = ("t",)
     repeatable = True
     script: Callable[[], Any]
+    terms: Terms  # of its last task
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
+        type(self).terms = task.terms
         async for item in type(self).script():
             yield item
 
@@ -120,20 +123,23 @@ class House:
 
     def __init__(self, here: Any, there: Any) -> None:
         self.board = Measurements(asyncio.get_running_loop().time)
-        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time)
-        kinds = {
+        self.kinds = kinds = {
             "here": type("Here", (_Scripted,), {"script": staticmethod(here)}),
             "there": type("There", (_Scripted,), {"script": staticmethod(there), "remote": True}),
         }
         configs = [
             BackendConfig(name=name, plugin=name, cls=cls, settings=BackendSettings()) for name, cls in kinds.items()
         ]
-        self.registry = Registry(configs, lambda name: BackendServices(name, self.board, None), self.board)  # type: ignore[arg-type]
+        self.registry = Registry(
+            configs, lambda name: BackendServices(name, self.board, None, lambda: None), self.board
+        )  # type: ignore[arg-type]
+        why_excluded = Eligibility(self.registry, self.board).why_unavailable
+        self.lanes = Scheduler(self.board, Policy(), asyncio.get_running_loop().time, why_excluded)
         self.dispatcher = Dispatcher(self.registry, self.board, self.lanes)
 
     async def open(self) -> House:
         await self.registry.open_all(lambda _: None)
-        await self.registry.settled(5.0)
+        await self.registry.wait_opened(5.0)
         self.lanes.add("here", site="edge", slots=1, queue=2, remote=False)
         self.lanes.add("there", site="edge", slots=1, queue=2, remote=True)
         return self
@@ -150,7 +156,7 @@ class House:
 
     async def settles(self) -> None:
         """Wait until every count is zero, and check that it stays zero."""
-        await until(lambda: not self.dispatcher.is_stuck)
+        await wait_until(lambda: not self.dispatcher.is_stuck)
         await _turns(3)
         assert self.counts() == {0}
         await self.registry.close_all()
@@ -196,17 +202,31 @@ async def test_slots_are_returned_when_a_hedge_starts_at_any_iteration(second: A
         await _turns(rescued)
         for run in [run for lane in house.lanes._lanes.values() for run in lane.runs.values()]:
             for other in run.work.allowed[1:]:
-                assert run.work.duplicate is not None
-                run.work.duplicate(other)
+                run.owner.on_stalled(other)
         await _turns(gone)
         await _gone(asked)
         await house.settles()
 
 
+async def test_upload_permit_is_returned_by_uploaded_and_not_by_the_account_of_time() -> None:
+    house = await House(is_silent, is_silent).open()
+    asked = house.ask(pin="there", body=bytes(BIG))
+    await wait_until(lambda: hasattr(house.kinds["there"], "terms"))
+    terms = house.kinds["there"].terms
+    terms.enter("upload")
+    terms.enter("cloud")
+    assert house.lanes.status()["there"]["uploading"] == 1
+    for _ in range(2):
+        terms.uploaded()
+        assert house.lanes.status()["there"]["uploading"] == 0
+    await _gone(asked)
+    await house.settles()
+
+
 async def test_slots_are_returned_when_a_backend_is_cancelled_before_its_first_step() -> None:
     house = await House(answers, answers).open()
     asked = house.ask()
-    await until(lambda: house.dispatcher.is_stuck)
+    await wait_until(lambda: house.dispatcher.is_stuck)
     await _gone(asked)
     await house.settles()
 

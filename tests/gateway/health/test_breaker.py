@@ -25,7 +25,7 @@ def breaker(clock: Clock) -> Breaker:
 
 def trip(breaker: Breaker) -> None:
     for _ in range(5):
-        breaker.failed("it answered 500")
+        breaker.record_failure("it answered 500")
 
 
 def test_transition_table_contains_only_known_states_and_events() -> None:
@@ -37,22 +37,22 @@ def test_transition_table_contains_only_known_states_and_events() -> None:
 
 def test_breaker_opens_after_five_consecutive_failures_and_not_after_four(breaker: Breaker) -> None:
     for _ in range(4):
-        breaker.failed()
-    assert breaker.allows()
-    breaker.failed("it answered 503")
-    assert (breaker.state, breaker.allows(), breaker.why_open) == ("open", False, "it answered 503")
+        breaker.record_failure()
+    assert breaker.try_acquire()
+    breaker.record_failure("it answered 503")
+    assert (breaker.state, breaker.try_acquire(), breaker.why_open) == ("open", False, "it answered 503")
 
 
 def test_breaker_opens_when_half_of_the_recent_requests_fail(breaker: Breaker) -> None:
     for _ in range(5):
-        breaker.succeeded()
-        breaker.failed()
+        breaker.record_success()
+        breaker.record_failure()
     assert breaker.state == "open"
 
 
 def test_breaker_stays_closed_when_clients_send_invalid_requests(breaker: Breaker) -> None:
     for _ in range(100):
-        breaker.ignored()
+        breaker.record_ignored()
     assert breaker.state == "closed"
 
 
@@ -60,61 +60,61 @@ def test_breaker_admits_one_trial_at_a_time_after_its_open_period(breaker: Break
     trip(breaker)
     clock.now += 10.0
     assert breaker.state == "half_open"
-    assert [breaker.allows(), breaker.allows(), breaker.would_allow()] == [True, False, False]
+    assert [breaker.try_acquire(), breaker.try_acquire(), breaker.is_available()] == [True, False, False]
 
 
 def test_successful_trial_closes_the_breaker_and_failed_trial_reopens_it(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
-    assert breaker.allows()
-    breaker.failed("still ill")
+    assert breaker.try_acquire()
+    breaker.record_failure("still ill")
     assert (breaker.state, breaker.why_open) == ("open", "still ill")
     clock.now += 10.0
-    assert breaker.allows()
-    breaker.succeeded()
+    assert breaker.try_acquire()
+    breaker.record_success()
     assert (breaker.state, breaker.why_open) == ("closed", None)
 
 
 def test_ignored_trial_frees_the_half_open_permit(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
-    assert breaker.allows()
-    breaker.ignored()
-    assert breaker.allows()
+    assert breaker.try_acquire()
+    breaker.record_ignored()
+    assert breaker.try_acquire()
 
 
 def test_unreported_trial_blocks_the_half_open_permit_for_ten_seconds_at_most(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
     clock.now += 10.0
-    assert breaker.allows()
+    assert breaker.try_acquire()
     clock.now += 10.0
-    assert breaker.allows()
+    assert breaker.try_acquire()
 
 
 def test_open_breaker_admits_a_pinned_request_every_ten_seconds(breaker: Breaker, clock: Clock) -> None:
     trip(breaker)
-    assert breaker.allows(pinned=True)
-    breaker.failed(retry_after_s=60.0)
+    assert breaker.try_acquire(pinned=True)
+    breaker.record_failure(retry_after_s=60.0)
     passed = 0
     for _ in range(60):
         clock.now += 1.0
-        if breaker.allows(pinned=True):
+        if breaker.try_acquire(pinned=True):
             passed += 1
-            breaker.failed(retry_after_s=60.0)
+            breaker.record_failure(retry_after_s=60.0)
     assert 5 <= passed <= 6
 
 
 def test_successful_probe_half_opens_the_breaker_early(breaker: Breaker) -> None:
     trip(breaker)
-    breaker.probe_ok()
+    breaker.record_probe_success()
     assert breaker.state == "half_open"
-    assert breaker.allows()
+    assert breaker.try_acquire()
 
 
 def test_retry_after_opens_the_breaker_at_once_and_probes_do_not_shorten_it(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed("it answered 429", retry_after_s=30.0)
+    breaker.record_failure("it answered 429", retry_after_s=30.0)
     assert breaker.state == "open"
-    breaker.probe_ok()
+    breaker.record_probe_success()
     clock.now += 29.0
     assert breaker.state == "open"
     clock.now += 1.5
@@ -123,12 +123,12 @@ def test_retry_after_opens_the_breaker_at_once_and_probes_do_not_shorten_it(brea
 
 @pytest.mark.parametrize("retry_after_s", [math.nan, -5.0, 0.0, None])
 def test_invalid_retry_after_is_ignored(breaker: Breaker, retry_after_s: float | None) -> None:
-    breaker.failed(retry_after_s=retry_after_s)
+    breaker.record_failure(retry_after_s=retry_after_s)
     assert breaker.state == "closed"
 
 
 def test_retry_after_is_capped_at_one_minute(breaker: Breaker, clock: Clock) -> None:
-    breaker.failed(retry_after_s=3e7)
+    breaker.record_failure(retry_after_s=3e7)
     clock.now += 60.0
     assert breaker.state == "half_open"
 
@@ -138,8 +138,8 @@ def test_state_changes_are_reported_with_their_reason(clock: Clock) -> None:
     breaker = Breaker(clock, lambda before, after, why: told.append((before, after, why)))
     trip(breaker)
     clock.now += 10.0
-    assert breaker.allows()
-    breaker.succeeded()
+    assert breaker.try_acquire()
+    breaker.record_success()
     assert [(before, after) for before, after, _ in told] == [
         ("closed", "open"),
         ("open", "half_open"),
@@ -148,7 +148,18 @@ def test_state_changes_are_reported_with_their_reason(clock: Clock) -> None:
     assert told[0][2] == "it answered 500"
 
 
-CALLS = st.sampled_from(["allows", "pinned", "succeeded", "failed", "retry", "ignored", "probe_ok", "wait"])
+CALLS = st.sampled_from(
+    [
+        "try_acquire",
+        "pinned",
+        "record_success",
+        "record_failure",
+        "retry",
+        "record_ignored",
+        "record_probe_success",
+        "wait",
+    ]
+)
 
 
 @given(st.lists(CALLS, max_size=200))
@@ -157,23 +168,23 @@ def test_breaker_admits_a_trial_after_any_history_once_it_has_waited(calls: list
     breaker = Breaker(clock)
     for call in calls:
         if call == "pinned":
-            breaker.allows(pinned=True)
+            breaker.try_acquire(pinned=True)
         elif call == "retry":
-            breaker.failed(retry_after_s=5.0)
+            breaker.record_failure(retry_after_s=5.0)
         elif call == "wait":
             clock.now += 3.0
         else:
             getattr(breaker, call)()
     clock.now += 70.0
-    assert breaker.allows()
+    assert breaker.try_acquire()
 
 
 def test_wait_s_is_the_remaining_open_time(breaker: Breaker, clock: Clock) -> None:
     assert breaker.wait_s == 0.0
-    breaker.failed(retry_after_s=40.0, is_limit=True)
+    breaker.record_failure(retry_after_s=40.0, is_limit=True)
     clock.now += 5.0
     assert (breaker.wait_s, breaker.is_rate_limit) == (35.0, True)
-    breaker.failed()  # an attempt already in flight has no Retry-After; the pause is kept
+    breaker.record_failure()  # an attempt already in flight has no Retry-After; the pause is kept
     assert (breaker.wait_s, breaker.is_rate_limit) == (35.0, False)
     clock.now += 35.0
     assert (breaker.wait_s, breaker.is_rate_limit) == (0.0, False)

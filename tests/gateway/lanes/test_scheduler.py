@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.plugin import LinkSample, TaskRefused
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
 def test_work_starts_at_once_on_a_free_slot_and_its_end_is_idempotent() -> None:
-    house = House()
+    house = LaneFixture()
     work = house.submit("a", "box")
     assert house.started == [("a", "box")]
     for _ in range(3):
-        house.lanes.answered(work, "box")
-        house.lanes.done(work, "box")
+        house.lanes.on_answered(work, "box")
+        house.lanes.on_finished(work, "box")
         house.lanes.withdraw(work)
     assert house.lanes.busy() == {"box": 0, "cloud": 0}
     assert house.board.predict("box", "task", "add", 1.0).samples == 0  # zero service time gives no sample
 
 
 def test_shortest_work_starts_first() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for name, size in (("long", 3.0), ("short", 1.0), ("middle", 2.0)):
@@ -37,23 +37,23 @@ def test_shortest_work_starts_first() -> None:
 
 
 def test_predicted_wait_includes_the_usual_duration_of_running_streams() -> None:
-    house = House()
+    house = LaneFixture()
     for turn in range(5):
         work = house.submit(f"stream {turn}", "box", **HERE)
         house.now += 0.5
-        house.lanes.answered(work, "box")
+        house.lanes.on_answered(work, "box")
         house.now += 9.5
-        house.lanes.done(work, "box")
+        house.lanes.on_finished(work, "box")
     work = house.submit("now", "box", **HERE)
     house.now += 0.5
-    house.lanes.answered(work, "box")
-    (box,) = house.lanes.candidates(house.work("next"), {"box": None})
+    house.lanes.on_answered(work, "box")
+    (box,) = house.lanes.selector.candidates(house.work("next"), {"box": None})
     assert box.service_s == pytest.approx(0.5, rel=0.2)
     assert box.wait_s == pytest.approx(9.5, rel=0.2)
 
 
 def test_long_waiting_work_starts_before_shorter_work() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("long", "box", 3.0, **HERE)
@@ -64,7 +64,7 @@ def test_long_waiting_work_starts_before_shorter_work() -> None:
 
 
 def test_client_deadline_takes_precedence_only_once_it_is_near() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("short", "box", 1.0, **HERE)
@@ -77,7 +77,7 @@ def test_client_deadline_takes_precedence_only_once_it_is_near() -> None:
 
 
 def test_unreachable_deadline_gets_no_precedence() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("lost", "box", 3.0, deadline=house.now + 1.0, client_deadline=True, **HERE)
@@ -87,7 +87,7 @@ def test_unreachable_deadline_gets_no_precedence() -> None:
 
 
 def test_full_queue_refuses_with_retry_after() -> None:
-    house = House(queue=2)
+    house = LaneFixture(queue=2)
     house.teach()
     for name in "abc":
         house.submit(name, "box", **HERE)
@@ -100,7 +100,7 @@ def test_full_queue_refuses_with_retry_after() -> None:
 
 
 def test_withdrawn_work_frees_its_queue_entry() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     house.submit("a", "box", **HERE)
     waiting = house.submit("b", "box", **HERE)
     house.lanes.withdraw(waiting)
@@ -110,19 +110,19 @@ def test_withdrawn_work_frees_its_queue_entry() -> None:
 
 
 def test_one_large_upload_runs_at_a_time_and_its_permit_is_freed_before_its_slot() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
     assert house.names_started() == ["first"]
-    house.lanes.sent(first, "cloud")
-    house.lanes.sent(first, "cloud")
+    house.lanes.on_uploaded(first, "cloud")
+    house.lanes.on_uploaded(first, "cloud")
     assert house.names_started() == ["first", "second"]
     assert house.lanes.busy()["cloud"] == 2
 
 
 def test_two_uploads_run_at_once_when_each_is_too_short_to_fill_the_path() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e8)
     for name in "abc":
         house.submit(name, "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -130,7 +130,7 @@ def test_two_uploads_run_at_once_when_each_is_too_short_to_fill_the_path() -> No
 
 
 def test_queued_large_bodies_never_block_a_small_body() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(60):
         house.submit(f"big {number}", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -139,23 +139,23 @@ def test_queued_large_bodies_never_block_a_small_body() -> None:
 
 
 def test_failed_upload_frees_its_permit() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     first = house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
     house.submit("second", "cloud", body_bytes=BIG, allowed=("cloud",))
-    house.lanes.done(first, "cloud")
+    house.lanes.on_finished(first, "cloud")
     assert house.names_started() == ["first", "second"]
 
 
 # ── predictions ──────────────────────────────────────────────────────────────────────────────────
 
 
-def predicted_s(house: House, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
-    return house.lanes.candidates(house.work("asked", size, body_bytes), {name: None})[0].t_s
+def predicted_s(house: LaneFixture, name: str, size: float = 1.0, body_bytes: int = 0) -> float:
+    return house.lanes.selector.candidates(house.work("asked", size, body_bytes), {name: None})[0].t_s
 
 
 def test_prediction_counts_only_work_ahead_in_the_queue() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.submit("short", "box", 1.0, **HERE)
@@ -164,7 +164,7 @@ def test_prediction_counts_only_work_ahead_in_the_queue() -> None:
 
 
 def test_overdue_work_is_predicted_to_need_a_quarter_more_then_half_its_age() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     house.now += 1.0
@@ -174,7 +174,7 @@ def test_overdue_work_is_predicted_to_need_a_quarter_more_then_half_its_age() ->
 
 
 def test_prediction_includes_upload_time_of_own_and_queued_bytes() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     assert predicted_s(house, "cloud", 1.0, BIG) == pytest.approx(2.0 + 1.0, rel=0.1)
     house.submit("first", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -184,88 +184,88 @@ def test_prediction_includes_upload_time_of_own_and_queued_bytes() -> None:
 
 
 def test_burst_is_spread_instead_of_herding_onto_the_best_backend() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     house.teach(box_s=1.0, cloud_s=1.1)
     chosen = []
     for number in range(20):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
     assert 1 <= chosen.count("box") <= 6
 
 
 def test_burst_of_an_unmeasured_task_does_not_queue_behind_the_first_trial() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     chosen = []
     for number in range(20):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
         house.now += 0.5
     assert chosen.count("box") <= 4
 
 
 def test_fast_failures_do_not_lower_the_prediction() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=0.2, cloud_s=1.0)
     for number in range(50):
         work = house.submit(str(number), "cloud", allowed=("cloud",))
         house.now += 0.001
-        house.lanes.done(work, "cloud")  # as for an immediate 503: `answered` is never called
+        house.lanes.on_finished(work, "cloud")  # as for an immediate 503: `answered` is never called
     assert predicted_s(house, "cloud") == pytest.approx(1.0, rel=0.2)
 
 
 def test_timeouts_raise_the_prediction() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     before = predicted_s(house, "cloud")
     work = house.submit("lost", "cloud", allowed=("cloud",))
     house.now += 30.0
-    house.lanes.gave_up(work, "cloud")
-    house.lanes.done(work, "cloud")
+    house.lanes.on_timeout(work, "cloud")
+    house.lanes.on_finished(work, "cloud")
     assert predicted_s(house, "cloud") > before
 
 
 def test_upload_time_hidden_by_the_socket_buffer_is_not_service_time() -> None:
-    house = House()
+    house = LaneFixture()
     house.board.observe("cloud", LinkSample(upload_bytes=BIG, upload_s=2.0))
     work = house.submit("small", "cloud", body_bytes=50_000, allowed=("cloud",))
-    house.lanes.sent(work, "cloud")  # the kernel buffered it at once; the link has not sent it
+    house.lanes.on_uploaded(work, "cloud")  # the kernel buffered it at once; the link has not sent it
     house.now += 0.8
     house.finish("small")
     assert house.board.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.3, abs=0.01)
 
 
 def test_slower_backend_is_tried_again_occasionally() -> None:
-    house = House(slots=4)
+    house = LaneFixture(slots=4)
     house.teach(box_s=1.0, cloud_s=2.0)
     chosen = []
     for number in range(1200):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
         house.now += 1.0 if chosen[-1] == "box" else 2.0
         house.finish(str(number))
     assert 1 <= chosen.count("cloud") <= 12
 
 
 def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
-    house = House(slots=4)
+    house = LaneFixture(slots=4)
     house.teach(box_s=1.0, cloud_s=2.0)
     chosen = []
     for number in range(1200):
         work = house.work(str(number))
-        chosen.append(house.lanes.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
-        house.lanes.submit(work, chosen[-1])
+        chosen.append(house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None}).order[0])
+        house.submit_work(work, chosen[-1])
         house.now += 1.0 if chosen[-1] == "box" else 0.5
         house.finish(str(number))
     assert chosen[-100:].count("cloud") >= 95
 
 
 def test_backend_with_a_link_that_is_down_is_excluded() -> None:
-    house = House()
-    house.board.carrier_lost("cloud")
-    assert house.lanes.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
+    house = LaneFixture()
+    house.board.on_carrier_lost("cloud")
+    assert house.lanes.selector.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
         "cloud": "its link is down"
     }
 
@@ -281,7 +281,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.house = House(slots=2, queue=5)
+        self.house = LaneFixture(slots=2, queue=5)
         self.count = 0
         self.places: dict[str, int] = {}  # number of submissions by name
 
@@ -316,11 +316,11 @@ class AnyHistory(RuleBasedStateMachine):
             assert (name, backend) not in self.house.started
 
     @precondition(lambda self: self.running())
-    @rule(data=st.data(), how=st.sampled_from(["sent", "answered", "gave_up", "done", "done", "done"]))
+    @rule(data=st.data(), how=st.sampled_from(["on_uploaded", "on_answered", "on_timeout", *["on_finished"] * 3]))
     def goes_on(self, data: st.DataObject, how: str) -> None:
         name, backend = data.draw(st.sampled_from(self.running()))
         getattr(self.house.lanes, how)(self.house.works[name], backend)
-        if how == "done":
+        if how == "on_finished":
             self.over.add((name, backend))
 
     @precondition(lambda self: self.count)
@@ -336,8 +336,8 @@ class AnyHistory(RuleBasedStateMachine):
 
     @rule(up=st.booleans(), ill=st.sampled_from([None, "box", "cloud"]))
     def the_world_changes(self, up: bool, ill: str | None) -> None:
-        (self.house.board.carrier_back if up else self.house.board.carrier_lost)("cloud")
-        self.house.lanes.usable = lambda name: "ill" if name == ill else None
+        (self.house.board.on_carrier_back if up else self.house.board.on_carrier_lost)("cloud")
+        self.house.why_excluded = lambda name: "ill" if name == ill else None
         self.house.lanes.tick()
 
     @invariant()
@@ -358,7 +358,7 @@ class AnyHistory(RuleBasedStateMachine):
         while self.running():
             name, backend = self.running()[0]
             self.over.add((name, backend))
-            self.house.lanes.done(self.house.works[name], backend)
+            self.house.lanes.on_finished(self.house.works[name], backend)
         status = self.house.lanes.status()
         for lane in status.values():
             assert (lane["busy"], lane["waiting"], lane["uploading"]) == (0, 0, 0)

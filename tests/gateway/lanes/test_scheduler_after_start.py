@@ -9,11 +9,11 @@ import pytest
 
 from gateway.plugin import LinkSample, TaskRefused
 from gateway.policy import Policy
-from support.lane_house import BIG, HERE, QUERY, House
+from support.lane_fixture import BIG, HERE, QUERY, LaneFixture
 
 
 def test_waiting_work_moves_to_a_clearly_faster_lane() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.0)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -23,7 +23,7 @@ def test_waiting_work_moves_to_a_clearly_faster_lane() -> None:
 
 
 def test_waiting_work_stays_when_the_other_lane_is_not_clearly_faster_or_not_allowed() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(box_s=1.0, cloud_s=1.9)
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box")
@@ -33,7 +33,7 @@ def test_waiting_work_stays_when_the_other_lane_is_not_clearly_faster_or_not_all
 
 
 def test_free_slot_takes_work_from_other_queues_at_once() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach(uplink_bytes_per_s=1e5)
     house.submit("runs", "box", **HERE)
     house.submit("uploads", "cloud", body_bytes=BIG, allowed=("cloud",))
@@ -43,39 +43,39 @@ def test_free_slot_takes_work_from_other_queues_at_once() -> None:
 
 
 def test_whole_queue_moves_when_its_backend_becomes_unusable() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("runs", "box", **HERE)
     for number in range(40):
         house.submit(str(number), "box")
-    house.lanes.usable = lambda name: "it is ill" if name == "box" else None
+    house.why_excluded = lambda name: "it is ill" if name == "box" else None
     house.lanes.tick()
     assert house.lanes.waiting() == {"box": 0, "cloud": 24}
 
 
 def test_in_flight_work_is_hedged_once_when_its_link_goes_down() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     for number in range(8):
         house.submit(str(number), "cloud")
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     house.lanes.tick()
     house.lanes.tick()
     assert house.doubled == [(str(number), "box") for number in range(8)]
 
 
 def test_work_that_is_not_repeatable_is_never_hedged() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     house.submit("once", "cloud", repeatable=False)
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     house.now += 60.0
     house.lanes.tick()
     assert house.doubled == []
 
 
-def crowd_at_the_cloud() -> House:
-    house = House(slots=50)
+def crowd_at_the_cloud() -> LaneFixture:
+    house = LaneFixture(slots=50)
     house.teach(box_s=0.1, cloud_s=0.1, uplink_bytes_per_s=1e6)
     for number in range(100):
         house.submit(str(number), "cloud", body_bytes=BIG if number == 0 else 10)
@@ -101,17 +101,17 @@ def test_silent_work_is_hedged_beyond_the_budget_but_only_once() -> None:
 
 
 def test_answered_work_is_not_hedged() -> None:
-    house = House()
+    house = LaneFixture()
     house.teach()
     work = house.submit("streams", "cloud")
-    house.lanes.answered(work, "cloud")
+    house.lanes.on_answered(work, "cloud")
     house.now += 60.0
     house.lanes.tick()
     assert house.doubled == []
 
 
 def test_hedging_can_be_turned_off() -> None:
-    house = House(Policy(rescue=False))
+    house = LaneFixture(Policy(rescue=False))
     house.teach()
     house.submit("stuck", "cloud")
     house.now += 60.0
@@ -120,20 +120,19 @@ def test_hedging_can_be_turned_off() -> None:
 
 
 def test_removed_lane_drops_its_queued_work() -> None:
-    house = House()
+    house = LaneFixture()
     house.submit("a", "box", **HERE)
-    told: list[str] = []
-    house.submit("b", "box", **HERE, dropped=told.append)
+    house.submit("b", "box", **HERE)
     house.lanes.remove("box")
-    assert told == ["box"]
+    assert [backend for _, backend in house.dropped] == ["box"]
     house.lanes.withdraw(house.works["b"])
-    house.lanes.done(house.works["a"], "box")
+    house.lanes.on_finished(house.works["a"], "box")
     with pytest.raises(TaskRefused):
         house.submit("c", "box", **HERE)
 
 
 def test_added_slots_start_queued_work() -> None:
-    house = House()
+    house = LaneFixture()
     for name in "abc":
         house.submit(name, "box", **HERE)
     house.lanes.add("box", site="edge", slots=3, queue=100, remote=False)
@@ -141,17 +140,17 @@ def test_added_slots_start_queued_work() -> None:
 
 
 def test_prediction_is_within_fifteen_percent_on_a_steady_link() -> None:
-    house = House(slots=2)
+    house = LaneFixture(slots=2)
     errors = []
     for number in range(200):
         size = 1.0 + (number * 7 % 13) / 4
         work = house.work(str(number), size, body_bytes=int(80_000 * size), allowed=("cloud",))
-        decision = house.lanes.choose(work, QUERY, {"cloud": None})
-        house.lanes.submit(work, "cloud")
+        decision = house.lanes.selector.choose(work, QUERY, {"cloud": None})
+        house.submit_work(work, "cloud")
         upload_s, service_s = work.body_bytes / 6e5, (0.2 + 0.1 * size) * (1.0 + 0.1 * math.sin(number))
         house.now += upload_s
         house.board.observe("cloud", LinkSample(upload_bytes=work.body_bytes, upload_s=upload_s))
-        house.lanes.sent(work, "cloud")
+        house.lanes.on_uploaded(work, "cloud")
         house.now += service_s
         house.finish(str(number))
         assert decision.predicted_s is not None
@@ -161,7 +160,7 @@ def test_prediction_is_within_fifteen_percent_on_a_steady_link() -> None:
 
 
 def test_rebalancing_a_thousand_queued_entries_is_fast() -> None:
-    house = House(slots=2, queue=4096)
+    house = LaneFixture(slots=2, queue=4096)
     house.teach(uplink_bytes_per_s=1e5)
     for number in range(1000):
         house.submit(str(number), "box" if number % 2 else "cloud", 1.0 + number % 3, body_bytes=BIG)
@@ -169,24 +168,24 @@ def test_rebalancing_a_thousand_queued_entries_is_fast() -> None:
     took = []
     for _ in range(20):
         began = time.perf_counter()
-        house.lanes.rebind()
+        house.lanes.rebalance()
         took.append(time.perf_counter() - began)
     assert min(took) < 0.005  # bench/decide has the figure; this only catches a pass over the whole queue
 
 
 def test_work_is_not_hedged_into_a_full_queue() -> None:
-    house = House(queue=1)
+    house = LaneFixture(queue=1)
     house.teach()
     house.submit("stalls", "cloud")
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE)
-    house.board.carrier_lost("cloud")
+    house.board.on_carrier_lost("cloud")
     house.lanes.tick()
     assert house.doubled == []
 
 
 def test_retired_lane_frees_slots_without_samples_and_hands_its_queue_over() -> None:
-    house = House()
+    house = LaneFixture()
     house.submit("runs", "box", **HERE)
     house.submit("waits", "box", **HERE)
     lane = house.lanes.retire("box")
@@ -205,16 +204,15 @@ def test_retired_lane_frees_slots_without_samples_and_hands_its_queue_over() -> 
 
 @pytest.mark.parametrize("has_successor", [True, False])
 def test_queue_of_a_retired_lane_is_dropped_without_an_equivalent_successor(has_successor: bool) -> None:
-    house = House()
-    told: list[str] = []
+    house = LaneFixture()
     house.submit("runs", "box", **HERE)
-    house.submit("waits", "box", **HERE, dropped=told.append)
+    house.submit("waits", "box", **HERE)
     lane = house.lanes.retire("box")
     assert lane is not None
     if has_successor:
         house.lanes.add("box", site="edge", slots=1, queue=1, remote=False)
     house.lanes.hand_over(lane, same_work=not has_successor)
-    assert told == ["box"]
+    assert [backend for _, backend in house.dropped] == ["box"]
     house.lanes.forget(lane)
     house.finish("runs")
     assert house.names_started() == ["runs"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.measure.board import PRIOR_CLOUD_S, Measurements
+from gateway.measure.measurements import PRIOR_CLOUD_S, Measurements
 from gateway.measure.service_time import Drift, ServiceTime
 from gateway.plugin import LinkSample
 from support.clock import Clock
@@ -23,48 +23,53 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def board(clock: Clock) -> Measurements:
-    board = Measurements(clock)
-    board.add("edge", remote=False)
-    return board
+def measurements(clock: Clock) -> Measurements:
+    measurements = Measurements(clock)
+    measurements.add("edge", remote=False)
+    return measurements
 
 
-def learn_line(board: Measurements, clock: Clock, samples: int, slowdown: float = 1.0, noise: float = 0.1) -> None:
+def learn_line(
+    measurements: Measurements, clock: Clock, samples: int, slowdown: float = 1.0, noise: float = 0.1
+) -> None:
     rng = random.Random(samples)
     for _ in range(samples):
         x = rng.uniform(10.0, 100.0)
-        board.learn("edge", "task", "detect", x, (0.1 + 0.01 * x) * slowdown * math.exp(rng.gauss(0.0, noise)))
+        measurements.learn("edge", "task", "detect", x, (0.1 + 0.01 * x) * slowdown * math.exp(rng.gauss(0.0, noise)))
         clock.now += 1.0
 
 
-def test_prediction_without_samples_is_the_prior(board: Measurements) -> None:
-    board.add("edge", remote=False)
-    board.add("cloud", remote=True)
-    assert board.predict("edge", "task", "detect", 5.0).samples == 0
-    assert board.predict("edge", "task", "detect", 5.0).mean_s < board.predict("cloud", "task", "detect", 5.0).mean_s
+def test_prediction_without_samples_is_the_prior(measurements: Measurements) -> None:
+    measurements.add("edge", remote=False)
+    measurements.add("cloud", remote=True)
+    assert measurements.predict("edge", "task", "detect", 5.0).samples == 0
+    assert (
+        measurements.predict("edge", "task", "detect", 5.0).mean_s
+        < measurements.predict("cloud", "task", "detect", 5.0).mean_s
+    )
 
 
-def test_one_sample_replaces_the_prior(board: Measurements) -> None:
-    board.learn("edge", "task", "detect", 5.0, 4.0)
-    assert board.predict("edge", "task", "detect", 5.0).mean_s == pytest.approx(4.0)
+def test_one_sample_replaces_the_prior(measurements: Measurements) -> None:
+    measurements.learn("edge", "task", "detect", 5.0, 4.0)
+    assert measurements.predict("edge", "task", "detect", 5.0).mean_s == pytest.approx(4.0)
 
 
-def test_one_small_sample_barely_changes_predictions_for_large_sizes(board: Measurements) -> None:
-    board.learn("cloud", "chat", "m", 100.0, 0.5)
-    assert board.predict("cloud", "chat", "m", 8000.0).mean_s <= 1.0
+def test_one_small_sample_barely_changes_predictions_for_large_sizes(measurements: Measurements) -> None:
+    measurements.learn("cloud", "chat", "m", 100.0, 0.5)
+    assert measurements.predict("cloud", "chat", "m", 8000.0).mean_s <= 1.0
 
 
-def test_first_large_sample_corrects_a_slope_that_is_too_steep(board: Measurements) -> None:
+def test_first_large_sample_corrects_a_slope_that_is_too_steep(measurements: Measurements) -> None:
     for x, seconds in ((92, 0.5), (67, 0.62), (1291, 0.52)):
-        board.learn("cloud", "chat", "m", x, seconds)
-    assert board.predict("cloud", "chat", "m", 1291).mean_s < 1.0
+        measurements.learn("cloud", "chat", "m", x, seconds)
+    assert measurements.predict("cloud", "chat", "m", 1291).mean_s < 1.0
 
 
-def test_outlying_first_sample_is_outweighed_by_the_next_samples(board: Measurements) -> None:
-    board.learn("cloud", "chat", "m", 236, 5.36)  # a long response to a short prompt
+def test_outlying_first_sample_is_outweighed_by_the_next_samples(measurements: Measurements) -> None:
+    measurements.learn("cloud", "chat", "m", 236, 5.36)  # a long response to a short prompt
     for x, seconds in ((2147, 0.81), (2507, 0.57), (3397, 0.6), (3854, 0.95), (2157, 0.62), (1257, 0.41), (5886, 1.15)):
-        board.learn("cloud", "chat", "m", x, seconds)
-    assert board.predict("cloud", "chat", "m", 3000).mean_s < 1.5
+        measurements.learn("cloud", "chat", "m", x, seconds)
+    assert measurements.predict("cloud", "chat", "m", 3000).mean_s < 1.5
 
 
 @pytest.mark.parametrize("first", [0.01, 30.0])
@@ -93,69 +98,69 @@ def test_predictions_stay_within_four_times_the_observed_range(samples: list[tup
         assert min(taken) / 4.001 <= known.usual_s(x) <= 4.001 * max(taken)
 
 
-def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 50)
+def test_fifty_samples_of_known_sizes_predict_within_fifteen_percent(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 50)
     for x in (20.0, 50.0, 90.0):
-        assert board.predict("edge", "task", "detect", x).mean_s == pytest.approx(0.1 + 0.01 * x, rel=0.15)
+        assert measurements.predict("edge", "task", "detect", x).mean_s == pytest.approx(0.1 + 0.01 * x, rel=0.15)
 
 
-def test_increased_round_trip_is_added_to_the_learned_service_time(board: Measurements, clock: Clock) -> None:
-    board.add("cloud", remote=True)
+def test_increased_round_trip_is_added_to_the_learned_service_time(measurements: Measurements, clock: Clock) -> None:
+    measurements.add("cloud", remote=True)
     for _ in range(20):
-        board.observe("cloud", LinkSample(rtt_s=0.01))
-        board.learn("cloud", "task", "add", 1.0, 0.03)
+        measurements.observe("cloud", LinkSample(rtt_s=0.01))
+        measurements.learn("cloud", "task", "add", 1.0, 0.03)
         clock.now += 1.0
     for _ in range(4):
-        board.observe("cloud", LinkSample(rtt_s=0.3))
+        measurements.observe("cloud", LinkSample(rtt_s=0.3))
         clock.now += 1.0
-    assert board.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.32, rel=0.15)
+    assert measurements.predict("cloud", "task", "add", 1.0).mean_s == pytest.approx(0.32, rel=0.15)
 
 
-def test_slowdown_of_a_backend_applies_to_all_its_classes(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 50)
+def test_slowdown_of_a_backend_applies_to_all_its_classes(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 50)
     for _ in range(50):
-        board.learn("edge", "task", "other", 10.0, 1.0)
+        measurements.learn("edge", "task", "other", 10.0, 1.0)
         clock.now += 1.0
-    learn_line(board, clock, 8, slowdown=1.8)
-    assert board.predict("edge", "task", "other", 10.0).mean_s > 1.4
+    learn_line(measurements, clock, 8, slowdown=1.8)
+    assert measurements.predict("edge", "task", "other", 10.0).mean_s > 1.4
     clock.now += 600.0
-    assert board.predict("edge", "task", "other", 10.0).mean_s == pytest.approx(1.0, rel=0.15)
+    assert measurements.predict("edge", "task", "other", 10.0).mean_s == pytest.approx(1.0, rel=0.15)
 
 
-def test_one_outlier_barely_changes_mean_and_p95(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 50, noise=0.05)
-    before = board.predict("edge", "task", "detect", 50.0)
-    board.learn("edge", "task", "detect", 50.0, 60.0)
-    after = board.predict("edge", "task", "detect", 50.0)
+def test_one_outlier_barely_changes_mean_and_p95(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 50, noise=0.05)
+    before = measurements.predict("edge", "task", "detect", 50.0)
+    measurements.learn("edge", "task", "detect", 50.0, 60.0)
+    after = measurements.predict("edge", "task", "detect", 50.0)
     assert after.mean_s < before.mean_s * 1.35
     assert after.p95_s < before.p95_s * 1.6
 
 
-def test_p95_matches_the_noise_of_the_samples(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 200, noise=0.3)
-    estimate = board.predict("edge", "task", "detect", 50.0)
+def test_p95_matches_the_noise_of_the_samples(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 200, noise=0.3)
+    estimate = measurements.predict("edge", "task", "detect", 50.0)
     assert estimate.p95_s / estimate.mean_s == pytest.approx(math.exp(1.645 * 0.3), rel=0.25)
 
 
-def test_timeout_raises_the_prediction(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 20)
-    before = board.predict("edge", "task", "detect", 50.0).mean_s
-    board.timed_out("edge", "task", "detect", 50.0, 10.0)
-    assert board.predict("edge", "task", "detect", 50.0).mean_s > before
+def test_timeout_raises_the_prediction(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 20)
+    before = measurements.predict("edge", "task", "detect", 50.0).mean_s
+    measurements.on_timeout("edge", "task", "detect", 50.0, 10.0)
+    assert measurements.predict("edge", "task", "detect", 50.0).mean_s > before
 
 
-def test_timeout_shorter_than_the_prediction_is_ignored(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 20)
-    before = board.predict("edge", "task", "detect", 50.0)
-    board.timed_out("edge", "task", "detect", 50.0, 0.01)
-    assert board.predict("edge", "task", "detect", 50.0) == before
+def test_timeout_shorter_than_the_prediction_is_ignored(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 20)
+    before = measurements.predict("edge", "task", "detect", 50.0)
+    measurements.on_timeout("edge", "task", "detect", 50.0, 0.01)
+    assert measurements.predict("edge", "task", "detect", 50.0) == before
 
 
 @pytest.mark.parametrize("seconds", [math.nan, math.inf, -1.0, 0.0, 1e9])
-def test_impossible_durations_are_ignored(board: Measurements, seconds: float) -> None:
-    board.learn("edge", "task", "detect", 5.0, seconds)
-    board.timed_out("edge", "task", "detect", 5.0, seconds)
-    assert board.predict("edge", "task", "detect", 5.0).samples == 0
+def test_impossible_durations_are_ignored(measurements: Measurements, seconds: float) -> None:
+    measurements.learn("edge", "task", "detect", 5.0, seconds)
+    measurements.on_timeout("edge", "task", "detect", 5.0, seconds)
+    assert measurements.predict("edge", "task", "detect", 5.0).samples == 0
 
 
 @given(st.lists(st.tuples(ANY_FLOAT, ANY_FLOAT, ANY_FLOAT), max_size=40), ANY_FLOAT)
@@ -163,31 +168,31 @@ def test_predictions_stay_positive_and_finite_for_any_samples(
     samples: list[tuple[float, float, float]], asked: float
 ) -> None:
     clock = Clock()
-    board = Measurements(clock)
-    board.add("b", remote=False)
+    measurements = Measurements(clock)
+    measurements.add("b", remote=False)
     for x, seconds, step in samples:
-        board.learn("b", "task", "m", x, seconds)
+        measurements.learn("b", "task", "m", x, seconds)
         clock.now += step if abs(step) < 1e6 else 0.0  # the clock may jump in both directions
-    estimate = board.predict("b", "task", "m", asked)
+    estimate = measurements.predict("b", "task", "m", asked)
     assert 0.0 < estimate.mean_s < math.inf
     assert estimate.mean_s <= estimate.p95_s < math.inf
     assert 0.0 < estimate.optimism <= 1.0
 
 
-def test_learned_service_times_survive_a_restart(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 50)
+def test_learned_service_times_survive_a_restart(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 50)
     again = Measurements(clock)
-    again.restore(board.save({"edge": "h"}), {"edge": "h"})
+    again.restore(measurements.save({"edge": "h"}), {"edge": "h"})
     again.add("edge", remote=False)
-    now, then = again.predict("edge", "task", "detect", 50.0), board.predict("edge", "task", "detect", 50.0)
+    now, then = again.predict("edge", "task", "detect", 50.0), measurements.predict("edge", "task", "detect", 50.0)
     assert now.mean_s == pytest.approx(then.mean_s, rel=0.1)
     assert now.samples == then.samples
 
 
-def test_changed_settings_discard_learned_service_times(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 50)
+def test_changed_settings_discard_learned_service_times(measurements: Measurements, clock: Clock) -> None:
+    learn_line(measurements, clock, 50)
     again = Measurements(clock)
-    again.restore(board.save({"edge": "h"}), {"edge": "other"})
+    again.restore(measurements.save({"edge": "h"}), {"edge": "other"})
     again.add("edge", remote=False)
     assert again.predict("edge", "task", "detect", 50.0).samples == 0
 
@@ -202,9 +207,11 @@ def test_restored_remote_backend_keeps_the_remote_prior(clock: Clock) -> None:
     assert again.predict("cloud", "task", "never seen", 5.0).mean_s == PRIOR_CLOUD_S
 
 
-def test_learned_service_times_are_kept_for_a_backend_that_does_not_open(board: Measurements, clock: Clock) -> None:
-    learn_line(board, clock, 50)
-    saved, again = board.save({"edge": "h"}), Measurements(clock)
+def test_learned_service_times_are_kept_for_a_backend_that_does_not_open(
+    measurements: Measurements, clock: Clock
+) -> None:
+    learn_line(measurements, clock, 50)
+    saved, again = measurements.save({"edge": "h"}), Measurements(clock)
     again.restore(saved, {"edge": "h"})
     assert again.save({"edge": "h"}) == saved
     again.remove("edge")
@@ -212,13 +219,13 @@ def test_learned_service_times_are_kept_for_a_backend_that_does_not_open(board: 
 
 
 def test_reading_an_unknown_backend_does_not_create_it(clock: Clock) -> None:
-    board = Measurements(clock)
-    board.link("nobody")
-    board.carrier_lost("nobody")
-    board.note_traffic("nobody")
-    board.learn("nobody", "task", "detect", 5.0, 1.0)
-    assert board.predict("nobody", "task", "detect", 5.0).samples == 0
-    assert board.status()["backends"] == {}
+    measurements = Measurements(clock)
+    measurements.link("nobody")
+    measurements.on_carrier_lost("nobody")
+    measurements.on_demand("nobody")
+    measurements.learn("nobody", "task", "detect", 5.0, 1.0)
+    assert measurements.predict("nobody", "task", "detect", 5.0).samples == 0
+    assert measurements.status()["backends"] == {}
 
 
 DAMAGED = st.recursive(
@@ -230,27 +237,27 @@ DAMAGED = st.recursive(
 
 @given(DAMAGED)
 def test_damaged_saved_state_is_skipped(damaged: object) -> None:
-    board = Measurements(Clock())
+    measurements = Measurements(Clock())
     for saved in (damaged, {"edge": damaged}, {"edge": {"settings": "h", "classes": damaged, "uplink": damaged}}):
-        board.restore(saved, {"edge": "h"})
-    board.add("edge", remote=False)
-    assert board.predict("edge", "task", "m", 1.0).mean_s > 0.0
+        measurements.restore(saved, {"edge": "h"})
+    measurements.add("edge", remote=False)
+    assert measurements.predict("edge", "task", "m", 1.0).mean_s > 0.0
 
 
 def test_optimism_grows_only_after_many_decisions_and_minutes_without_selection(
-    board: Measurements, clock: Clock
+    measurements: Measurements, clock: Clock
 ) -> None:
-    board.add("slow", remote=False)
+    measurements.add("slow", remote=False)
     for _ in range(10):
-        board.learn("slow", "task", "m", 1.0, 3.0)
-    assert board.predict("slow", "task", "m", 1.0).optimism == 1.0
+        measurements.learn("slow", "task", "m", 1.0, 3.0)
+    assert measurements.predict("slow", "task", "m", 1.0).optimism == 1.0
     for _ in range(600):
-        board.passed_over("slow", "task", "m")
-    assert board.predict("slow", "task", "m", 1.0).optimism > 0.95
+        measurements.on_passed_over("slow", "task", "m")
+    assert measurements.predict("slow", "task", "m", 1.0).optimism > 0.95
     clock.now += 120.0
-    assert board.predict("slow", "task", "m", 1.0).optimism == pytest.approx(1 / 3)
-    board.learn("slow", "task", "m", 1.0, 3.0)
-    assert board.predict("slow", "task", "m", 1.0).optimism == 1.0
+    assert measurements.predict("slow", "task", "m", 1.0).optimism == pytest.approx(1 / 3)
+    measurements.learn("slow", "task", "m", 1.0, 3.0)
+    assert measurements.predict("slow", "task", "m", 1.0).optimism == 1.0
 
 
 def test_drift_decays_to_one_over_time() -> None:

@@ -1,4 +1,4 @@
-"""The event parser: the same events whatever way the bytes arrive, and bounded."""
+"""The event parser: independent of chunking, and bounded in size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def cut_at(stream: bytes, places: list[int]) -> list[bytes]:
 
 
 def reference(stream: bytes) -> list[bytes]:
-    """The data of each event, by the letter of WHATWG HTML §9.2.6 and without any thought for speed."""
+    """Return the data of each event by WHATWG HTML §9.2.6.
+
+    Written for clarity, not for speed.
+    """
     text = stream.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     found, data = [], []
     for line in text.split(b"\n")[:-1]:
@@ -65,43 +68,43 @@ STREAMS = st.tuples(st.sampled_from([b"", BOM, BOM[:2]]), BODIES).map(b"".join)
 
 
 @given(STREAMS, st.lists(st.integers(0, 2000), max_size=40))
-def test_any_chunking_gives_the_same_events(stream: bytes, places: list[int]) -> None:
+def test_chunking_does_not_change_the_events(stream: bytes, places: list[int]) -> None:
     assert parse(cut_at(stream, places)) == parse([stream])
 
 
 @given(STREAMS)
-def test_events_are_those_of_the_standard(stream: bytes) -> None:
+def test_events_match_the_whatwg_reference(stream: bytes) -> None:
     assert [event.data for event in parse([bytes([b]) for b in stream])] == reference(stream)
 
 
 @given(STREAMS)
-def test_what_is_framed_anew_means_the_same(stream: bytes) -> None:
+def test_reframed_events_parse_to_the_same_events(stream: bytes) -> None:
     events = parse([stream])
     again = parse([b"".join(event.raw for event in events)])
     assert [(event.data, event.name) for event in again] == [(event.data, event.name) for event in events]
 
 
-def test_comments_are_dropped_and_names_kept() -> None:
+def test_comments_are_dropped_and_event_names_kept() -> None:
     (event,) = parse([b": hello\nevent: delta\ndata: 1\n: again\ndata: 2\n\n"])
     assert event == SseEvent(b"event: delta\ndata: 1\ndata: 2\n\n", b"1\n2", b"delta")
 
 
-def test_an_event_is_given_at_its_blank_line_even_where_lines_end_in_cr() -> None:
+def test_event_is_emitted_at_the_blank_line_with_cr_line_ends() -> None:
     assert [event.data for event in parse([b"data: 1\r\r"])] == [b"1"]
 
 
-def test_an_event_over_the_cap_is_refused_whether_in_one_line_or_many() -> None:
+def test_event_over_the_cap_raises_in_one_line_or_many() -> None:
     for stream in (b"data: " + b"x" * CAP, b"data: xxxxxxxx\n" * CAP, b": " + b"x" * CAP):
         with pytest.raises(EventTooLarge):
             parse([stream])
 
 
-def test_an_event_up_to_the_cap_passes_byte_by_byte() -> None:
+def test_event_at_the_cap_is_parsed_byte_by_byte() -> None:
     data = b"x" * (CAP - 6)
     assert [event.data for event in parse([bytes([b]) for b in b"data: " + data + b"\n\n"])] == [data]
 
 
-def test_an_unfinished_event_is_given_only_when_asked_for() -> None:
+def test_unfinished_event_is_returned_only_by_finish() -> None:
     parser = SseParser(CAP)
     assert list(parser.feed(b"data: 1\n\ndata: [DONE]")) == [SseEvent(b"data: 1\n\n", b"1", b"")]
     assert parser.finish() == SseEvent(b"data: [DONE]\n\n", b"[DONE]", b"")

@@ -27,8 +27,8 @@ def test_integer_is_accepted_as_float() -> None:
 @pytest.mark.parametrize(
     ("name", "of", "told"),
     [
-        ("missing", str, "`say` needs `missing`, a text"),
-        ("none", str, "a text"),
+        ("missing", str, "`say` needs `missing`, a string"),
+        ("none", str, "a string"),
         ("text", int, "a whole number"),
         ("share", int, "a whole number"),
         ("is_loud", int, "a whole number"),

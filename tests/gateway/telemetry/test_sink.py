@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gateway.telemetry import metrics
-from gateway.telemetry.sink import MAX_WAITING_BYTES, Sink
+from gateway.telemetry.sink import MAX_BUFFERED_BYTES, Sink
 
 LINE = b"x" * 999
 Pair = tuple[int, int]
@@ -79,7 +79,7 @@ def test_overflowing_lines_are_dropped_counted_and_reported_after_the_gap(pair: 
         sink.msg(b"dropped")
 
     before = metrics.LOG_DROPPED.values.get((), 0.0)
-    sent = 3 * MAX_WAITING_BYTES // len(LINE)
+    sent = 3 * MAX_BUFFERED_BYTES // len(LINE)
     with sink_of(writing, tell) as sink:
         for _ in range(sent):
             sink.msg(LINE)

@@ -28,7 +28,7 @@ from support.workers import (
     items,
     of,
     pids,
-    until,
+    wait_until,
 )
 
 # ── tasks and results ────────────────────────────────────────────────────────────────────────────
@@ -96,7 +96,7 @@ async def test_slow_reader_applies_backpressure_to_the_worker(tool: WorkerBacken
         assert await anext(stream) == Part(0)
         process = tool._slots[0].process
         assert process is not None
-        await until(lambda: process._inbox.qsize() >= 64)
+        await wait_until(lambda: process._inbox.qsize() >= 64)
         held = process._inbox.qsize()
         await tool.health()
         assert process._inbox.qsize() - held < 20_000  # at most the data of one read
@@ -110,7 +110,7 @@ async def test_large_parts_apply_backpressure_sooner(tool: WorkerBackend) -> Non
         await anext(stream)
         process = tool._slots[0].process
         assert process is not None
-        await until(lambda: process._inbox.qsize() > 0)
+        await wait_until(lambda: process._inbox.qsize() > 0)
         assert process._channel._transport is not None
         assert not process._channel._transport.is_reading()
         assert process._inbox.qsize() == 1
@@ -153,7 +153,7 @@ async def test_exception_type_is_reported_to_the_client_and_traceback_logged(too
     with pytest.raises(PluginRaised) as caught:
         await answer(tool, task)
     assert (caught.value.message, caught.value.detail) == ("`divide` raised ZeroDivisionError", "")
-    assert (caught.value.code, caught.value.words) == ("plugin_error", "division by zero")
+    assert (caught.value.code, caught.value.text) == ("plugin_error", "division by zero")
     (line,) = events(tool, "worker.raised")
     assert line["request_id"] == task.id
     assert line["traceback"].splitlines()[-1].partition("worker_backends.py:")[2].endswith(" divide")

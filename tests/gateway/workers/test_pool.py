@@ -18,7 +18,7 @@ from gateway.plugin import (
 )
 from gateway.workers import WorkerBackend
 from gateway.workers.process import Process
-from support.worker_backends import Broken, CrashesLoading, Faulty, OnceBroken, Patient, Quick
+from support.worker_backends import Broken, CrashesLoading, HealthFromFile, Quick, RaisesOnStart, StartsWhenFileExists
 from support.workers import (
     a_task,
     answer,
@@ -30,7 +30,7 @@ from support.workers import (
     of,
     pids,
     state_of,
-    until,
+    wait_until,
 )
 
 
@@ -38,8 +38,12 @@ from support.workers import (
     ("cls", "why", "words"),
     [
         (Broken, "no worker of backend `here` starts: the model file is missing; set MODEL", ""),
-        (Faulty, "worker_backends:Faulty` raised KeyError$", "'weights'"),
-        (CrashesLoading, r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$", "its last words: "),
+        (RaisesOnStart, "worker_backends:RaisesOnStart` raised KeyError$", "'weights'"),
+        (
+            CrashesLoading,
+            r"the worker was killed by signal 6 \(SIGABRT\) before it was ready$",
+            "its last line of output: ",
+        ),
     ],
 )
 async def test_failed_start_reports_the_reason_and_leaks_no_descriptors(
@@ -55,7 +59,7 @@ async def test_failed_start_reports_the_reason_and_leaks_no_descriptors(
 async def test_failing_starts_back_off_and_recover(tmp_path: Path) -> None:
     allowed = tmp_path / "allowed"
     allowed.touch()
-    async with of(OnceBroken, broken_until=allowed) as backend:
+    async with of(StartsWhenFileExists, broken_until=allowed) as backend:
         allowed.unlink()
         with pytest.raises(BackendUnavailable):
             await answer(backend, a_task("die"))
@@ -73,7 +77,7 @@ async def test_failing_starts_back_off_and_recover(tmp_path: Path) -> None:
 async def test_health_check_runs_in_an_idle_worker(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.touch()
-    async with of(Patient, broken_until=pulse) as backend:
+    async with of(HealthFromFile, broken_until=pulse) as backend:
         assert await backend.health() is None
         pulse.write_text("the lamp is out")
         assert await backend.health() == "the lamp is out"
@@ -87,14 +91,14 @@ async def test_health_check_runs_in_an_idle_worker(tmp_path: Path) -> None:
 async def test_busy_pool_is_healthy_without_a_health_check(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("the lamp is out")
-    async with of(Patient, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
+    async with of(HealthFromFile, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
         assert await backend.health() is None
 
 
 async def test_work_is_not_delayed_by_a_running_health_check(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("wait")
-    async with of(Patient, broken_until=pulse) as backend:
+    async with of(HealthFromFile, broken_until=pulse) as backend:
         asked = asyncio.ensure_future(backend.health())
         await asyncio.sleep(0)
         assert await answer(backend, a_task("echo")) == pids(backend)[0]
@@ -123,7 +127,7 @@ async def test_stop_while_workers_are_starting_leaves_no_process() -> None:
 async def test_cancelled_start_leaks_no_descriptors() -> None:
     before, unstarted = set(os.listdir("/proc/self/fd")), children()
     start = asyncio.create_task(of(Quick, slots=2).__aenter__())
-    await until(lambda: children() != unstarted)
+    await wait_until(lambda: children() != unstarted)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -156,10 +160,10 @@ async def test_endless_output_is_truncated_and_suppressed_lines_counted(tool: Wo
     for _ in range(100):
         pipe.data_received(b"=" * 65_536)
     assert len(pipe._line) <= 4 * 500
-    process._bucket._left = 2.5
+    process._bucket._tokens = 2.5
     process._bucket._per_s = 0.0
     pipe.data_received(b"\none\n\ntwo\nthree\n")
-    process._bucket._left = 1.0
+    process._bucket._tokens = 1.0
     pipe.data_received(b"four\n")
     *_, last, four = events(tool, "worker.output")
     assert last["line"] == "one"
@@ -189,10 +193,10 @@ async def test_worker_exits_when_its_gateway_dies(tmp_path: Path) -> None:
         "import asyncio, sys, time\n"
         "from gateway.plugin import Task\n"
         "from gateway.workers import WorkerBackend\n"
-        "from support.services import KeptServices\n"
+        "from support.recording_services import RecordingServices\n"
         "from support.worker_backends import Tool, ToolSettings\n"
         "async def main():\n"
-        "    async with WorkerBackend(Tool, ToolSettings(), KeptServices(), slots=1) as b:\n"
+        "    async with WorkerBackend(Tool, ToolSettings(), RecordingServices(), slots=1) as b:\n"
         "        t = Task(kind='task', name='block', deadline=time.monotonic() + 60, body=b'{\"seconds\":60}')\n"
         "        async for part in b.run(t):\n"
         "            print(part.data, flush=True)\n"
@@ -206,7 +210,7 @@ async def test_worker_exits_when_its_gateway_dies(tmp_path: Path) -> None:
     pid = int(await gateway.stdout.readline())
     gateway.kill()
     await gateway.communicate()
-    await until(lambda: is_gone(pid) or state_of(pid) == "Z")
+    await wait_until(lambda: is_gone(pid) or state_of(pid) == "Z")
 
 
 async def test_start_that_fails_with_an_unexpected_exception_can_be_retried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,8 @@ from gateway.plugin import (
     Part,
 )
 from gateway.workers import WorkerBackend
-from support.worker_backends import Quick, Stubborn, Tool
+from gateway.workers.process import TRANSITIONS
+from support.worker_backends import DelaysCancel, Quick, Tool
 from support.workers import (
     a_task,
     answer,
@@ -27,7 +29,7 @@ from support.workers import (
     of,
     pids,
     state_of,
-    until,
+    wait_until,
 )
 
 # ── crashes ──────────────────────────────────────────────────────────────────────────────────────
@@ -97,7 +99,7 @@ async def test_killing_a_worker_also_kills_its_child_processes(tool: WorkerBacke
     async with begun(tool, a_task("spawn", within_s=0.5)) as (child, job):
         with pytest.raises(DeadlineExceeded):
             await job
-        await until(lambda: state_of(child) == "Z")
+        await wait_until(lambda: state_of(child) == "Z")
 
 
 async def test_closed_stream_stops_at_its_next_part_and_keeps_the_worker(tool: WorkerBackend) -> None:
@@ -133,11 +135,12 @@ async def test_cancellation_returns_only_when_the_worker_is_idle_again(tool: Wor
         assert await answer(tool, a_task("pid")) == pid
 
 
-async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline() -> None:
-    async with of(Stubborn) as backend:
+async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    async with of(DelaysCancel) as backend:
         (pid,) = pids(backend)
-        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=0.4)))
-        await until(lambda: backend.workers[0]["state"] == "busy")
+        asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
+        job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=1.0)))
+        await wait_until((tmp_path / "begun").exists)  # a task that is cancelled before its first step ends at once
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
             await job
@@ -147,12 +150,13 @@ async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline() -> N
         )
 
 
-async def test_cancelled_stream_that_does_not_end_is_killed_after_the_drain_timeout() -> None:
-    async with of(Stubborn) as backend:
+async def test_cancelled_stream_that_does_not_end_is_killed_after_the_drain_timeout(tmp_path: Path) -> None:
+    async with of(DelaysCancel) as backend:
         backend.drain_s = lambda: 0.2
         (pid,) = pids(backend)
-        job = asyncio.create_task(items(backend, a_task("echo", {"seconds": 60}, within_s=86_400)))
-        await until(lambda: backend.workers[0]["state"] == "busy")
+        asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
+        job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=86_400)))
+        await wait_until((tmp_path / "begun").exists)
         job.cancel()
         await asyncio.wait([job], timeout=10)
         assert job.done()
@@ -183,3 +187,20 @@ async def test_task_waits_for_a_free_worker_only_until_its_deadline(tool: Worker
     async with begun(tool, a_task("wait")):
         with pytest.raises(DeadlineExceeded, match="no worker of backend `here` was free"):
             await answer(tool, a_task("pid", within_s=0.05))
+
+
+# ── states ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_state_table_leads_from_every_state_to_gone_and_never_back() -> None:
+    assert all(target in TRANSITIONS for row in TRANSITIONS.values() for target in row.values())
+    assert all(row["exited"] == "gone" for state, row in TRANSITIONS.items() if state != "gone")
+    assert set(TRANSITIONS["gone"].values()) == {"gone"}
+
+
+async def test_event_that_the_state_table_does_not_hold_raises(tool: WorkerBackend) -> None:
+    process = tool._slots[0].process
+    assert process is not None
+    with pytest.raises(KeyError):
+        process._transition("task_ended")  # no task was sent
+    assert process.state == "idle"

@@ -16,15 +16,15 @@ from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Resu
 from gateway.plugin.errors import PluginRaised
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
-from gateway.workers.main import MAX_SUBTASKS
-from support.services import KeptServices
-from support.worker_backends import Sends
+from gateway.workers.subtasks import MAX_SUBTASKS
+from support.recording_services import RecordingServices
+from support.worker_backends import Dispatches
 from support.workers import a_task, answer, pids
 
 Serve = Callable[[Task], Awaitable[Result]]
 
 
-class Serving(KeptServices):
+class Serving(RecordingServices):
     """Services that dispatch subtasks to `serve` and record them."""
 
     def __init__(self, serve: Serve) -> None:
@@ -40,7 +40,7 @@ class Serving(KeptServices):
 @asynccontextmanager
 async def sending(serve: Serve) -> AsyncIterator[tuple[WorkerBackend, Serving]]:
     services = Serving(serve)
-    async with WorkerBackend(Sends, Sends.Settings(), services, slots=1) as backend:
+    async with WorkerBackend(Dispatches, Dispatches.Settings(), services, slots=1) as backend:
         yield backend, services
 
 
@@ -127,7 +127,7 @@ async def test_subtask_result_too_long_for_a_frame_raises_and_keeps_the_worker(
 ) -> None:
     async with sending(echoes) as (backend, services):
         before = pids(backend)
-        monkeypatch.setattr("gateway.workers.wire.MAX_FRAME_BYTES", 1000)
+        monkeypatch.setattr("gateway.workers.frame_channel.MAX_FRAME_BYTES", 1000)
         services.serve = lambda task: echoes(task.replace(body=b'"%s"' % (b"x" * 2000)))
         kind, message, *_ = await answer(backend, a_task("again"))
         assert kind == "BackendFailed"

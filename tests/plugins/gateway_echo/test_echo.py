@@ -9,14 +9,14 @@ import pytest
 
 from gateway.plugin import Kind, Part, Result, Task, TaskInvalid
 from gateway_echo import Echo, EchoSettings
-from support.services import KeptServices
+from support.recording_services import RecordingServices
 
 
 async def ask(kind: Kind, json: Any, *, stream: bool = False, **settings: Any) -> list[Part | Result]:
     task = Task(
         kind=kind, name="echo", deadline=time.monotonic() + 9, body=msgspec.json.encode(json), stream=stream
     )  # fmt: skip
-    async with Echo(EchoSettings(**settings), KeptServices()) as echo:
+    async with Echo(EchoSettings(**settings), RecordingServices()) as echo:
         return [item async for item in echo.run(task)]
 
 
@@ -24,31 +24,31 @@ def chat(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"model": "echo", "messages": [{"role": role, "content": content} for role, content in turns]}
 
 
-async def test_the_task_gives_its_json_back() -> None:
+async def test_echo_task_returns_its_json() -> None:
     assert await ask("task", {"a": [1]}) == [Result(body=b'{"result":{"a":[1]}}')]
 
 
-async def test_chat_answers_the_users_last_message() -> None:
+async def test_chat_returns_the_last_user_message() -> None:
     turns = chat(("user", "one"), ("assistant", "two"), ("user", "three"), ("system", "four"))
     assert await ask("chat", turns) == [Result(json="three")]
 
 
-async def test_a_message_in_parts_is_read_as_its_text() -> None:
+async def test_chat_joins_the_text_parts_of_a_multipart_message() -> None:
     content = [{"type": "text", "text": "see "}, {"type": "image_url"}, {"type": "text", "text": "this"}]
     assert await ask("chat", chat(("user", content))) == [Result(json="see this")]
 
 
-async def test_a_stream_is_the_same_text_word_by_word() -> None:
+async def test_stream_yields_the_same_text_word_by_word() -> None:
     parts = await ask("chat", chat(("user", " to be,\n or not")), stream=True)
     assert [part.data for part in parts if isinstance(part, Part)] == [" to ", "be,\n ", "or ", "not"]
 
 
-async def test_completion_answers_its_prompt() -> None:
+async def test_completion_returns_its_prompt() -> None:
     assert await ask("completion", {"prompt": "once"}) == [Result(json="once")]
     assert await ask("completion", {"prompt": ["a", "b"]}) == [Result(json="ab")]
 
 
-async def test_embeddings_are_unit_vectors_that_depend_on_the_input_alone() -> None:
+async def test_embeddings_are_unit_vectors_that_depend_only_on_the_input() -> None:
     (one,) = await ask("embeddings", {"input": ["a", "b", "a"]})
     (other,) = await ask("embeddings", {"input": "a"})
     assert isinstance(one, Result)
@@ -59,7 +59,7 @@ async def test_embeddings_are_unit_vectors_that_depend_on_the_input_alone() -> N
     assert math.isclose(math.hypot(*a), 1)
 
 
-async def test_the_dimension_is_a_setting_and_tokens_are_one_input() -> None:
+async def test_dimension_setting_applies_and_a_token_list_is_one_input() -> None:
     (result,) = await ask("embeddings", {"input": [1, 2, 3]}, dimension=3)
     assert isinstance(result, Result)
     assert [len(vector) for vector in result.json] == [3]
@@ -75,13 +75,13 @@ async def test_the_dimension_is_a_setting_and_tokens_are_one_input() -> None:
         ("embeddings", {"input": []}, "input"),
     ],
 )
-async def test_a_request_without_content_is_invalid_and_names_the_field(kind: Kind, json: Any, param: str) -> None:
+async def test_request_without_content_is_invalid_and_names_the_field(kind: Kind, json: Any, param: str) -> None:
     with pytest.raises(TaskInvalid) as caught:
         await ask(kind, json)
     assert caught.value.param == param
 
 
-def test_names_that_an_operator_sets_take_the_place_of_its_own() -> None:
-    echo = Echo(EchoSettings(models="gpt,claude", tasks={"say": "echo"}), KeptServices())  # type: ignore[arg-type]
+def test_configured_names_replace_the_default_models_and_tasks() -> None:
+    echo = Echo(EchoSettings(models="gpt,claude", tasks={"say": "echo"}), RecordingServices())  # type: ignore[arg-type]
     assert echo.models == {"gpt": "gpt", "claude": "claude"}
     assert echo.tasks == {"say": "echo"}

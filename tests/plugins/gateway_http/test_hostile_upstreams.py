@@ -1,4 +1,7 @@
-"""Upstreams that are broken or mean: a clean error each time, little memory, no stall, usable again at once."""
+"""Broken and malicious upstreams.
+
+Each raises an error within bounded memory, and the backend stays usable.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ from typing import Any
 import pytest
 
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, Task
-from gateway_http.transport.exceptions import CLOCK_S
-from support.hostile import STREAMS, WHOLE_ANSWERS
+from gateway_http.transport.exceptions import TIMER_SLACK_S
+from support.hostile_upstreams import STREAMS, WHOLE_ANSWERS
 from support.http_backend import chat, opened, parts, result
 from support.upstream import (
     CHUNKED,
@@ -33,7 +36,7 @@ MAX_GROWTH_BYTES = 16 << 20
 
 
 @pytest.mark.parametrize("name", WHOLE_ANSWERS)
-async def test_a_broken_answer_is_a_clean_error_and_the_backend_usable_again(name: str) -> None:
+async def test_broken_answer_raises_an_error_and_the_backend_stays_usable(name: str) -> None:
     async with Upstream(WHOLE_ANSWERS[name]) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable) as failed:
             await result(backend, chat())
@@ -44,7 +47,7 @@ async def test_a_broken_answer_is_a_clean_error_and_the_backend_usable_again(nam
 
 
 @pytest.mark.parametrize("name", STREAMS)
-async def test_a_broken_stream_is_a_clean_error_and_the_backend_usable_again(name: str) -> None:
+async def test_broken_stream_raises_an_error_and_the_backend_stays_usable(name: str) -> None:
     async with Upstream(STREAMS[name]) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable) as failed:
             await parts(backend, chat(stream=True))
@@ -54,11 +57,11 @@ async def test_a_broken_stream_is_a_clean_error_and_the_backend_usable_again(nam
 
 
 BIG = [name for name in (*WHOLE_ANSWERS, *STREAMS) if name.startswith(("an endless", "endless", "a flood", "a gzip"))]
-BIG.remove("an endless body of tiny chunks")  # tracing its allocations takes seconds
+BIG.remove("an endless body of tiny chunks")  # tracemalloc needs seconds for this one
 
 
 @pytest.mark.parametrize("name", BIG)
-async def test_whatever_an_upstream_sends_memory_is_bounded(name: str) -> None:
+async def test_memory_is_bounded_for_endless_and_oversized_answers(name: str) -> None:
     async with Upstream((WHOLE_ANSWERS | STREAMS)[name]) as upstream, opened(upstream.url) as (backend, _):
         tracemalloc.start()
         try:
@@ -78,7 +81,7 @@ def spoken() -> Task:
     return chat(path="/v1/audio/speech", deadline_s=30).replace(kind="other")
 
 
-async def test_sound_of_no_declared_length_may_be_as_large_as_one_that_declares_it() -> None:
+async def test_audio_without_content_length_has_the_same_limit() -> None:
     piece = b"\xff" * (1 << 20)
     script = sends(head(200, [SOUND, CHUNKED]), *[chunk(piece)] * 20, LAST_CHUNK)
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
@@ -87,14 +90,14 @@ async def test_sound_of_no_declared_length_may_be_as_large_as_one_that_declares_
         assert got.content_type == "audio/mpeg"
 
 
-async def test_sound_without_end_is_cut_where_a_declared_length_would_be() -> None:
+async def test_endless_audio_is_cut_at_64_mib() -> None:
     script = endless(head(200, [SOUND, CHUNKED]), chunk(b"\xff" * (1 << 20)))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable, match=f"more than {64 << 20} bytes"):
             await result(backend, spoken())
 
 
-async def test_calling_an_answer_sound_does_not_make_it_one_where_json_is_asked_for() -> None:
+async def test_audio_content_type_is_rejected_where_json_is_expected() -> None:
     script = endless(head(200, [SOUND, CHUNKED]), chunk(b"\xff" * (1 << 20)))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         for task in (chat(), chat(path="/v1/responses").replace(kind="other")):
@@ -102,7 +105,7 @@ async def test_calling_an_answer_sound_does_not_make_it_one_where_json_is_asked_
                 await result(backend, task)
 
 
-async def test_whole_answers_that_are_compressed_nevertheless_are_understood() -> None:
+async def test_unrequested_gzip_and_deflate_are_decoded() -> None:
     body = b'{"choices": [{"message": {}}], "pad": "' + b"x" * 1_000_000 + b'"}'
     raw = zlib.compressobj(wbits=-15)
     codings: list[tuple[str, bytes]] = [
@@ -116,13 +119,13 @@ async def test_whole_answers_that_are_compressed_nevertheless_are_understood() -
             assert (await result(backend, chat())).body == body
 
 
-async def test_a_drip_ends_at_the_deadline() -> None:
+async def test_slow_drip_of_bytes_ends_at_the_deadline() -> None:
     drops = 0
 
     async def drip(talk: Any) -> None:
         nonlocal drops
         await talk.send(head(200, [JSON, CHUNKED]))
-        while True:  # at this pace it takes minutes to be too large
+        while True:  # at this rate the size limit is reached after minutes
             await talk.send(chunk(b" "))
             drops += 1
             await asyncio.sleep(0)
@@ -131,11 +134,11 @@ async def test_a_drip_ends_at_the_deadline() -> None:
         task = chat(deadline_s=0.2)
         with pytest.raises(DeadlineExceeded, match="time was up"):
             await result(backend, task)
-        assert time.monotonic() >= task.deadline - CLOCK_S
+        assert time.monotonic() >= task.deadline - TIMER_SLACK_S
         assert drops > 1
 
 
-async def test_a_few_interim_answers_are_passed_over() -> None:
+async def test_interim_1xx_answers_are_skipped() -> None:
     script = sends(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 3, whole(b'{"choices": [{"message": {}}]}'))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         assert (await result(backend, chat())).status == 200

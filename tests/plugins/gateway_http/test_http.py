@@ -1,4 +1,4 @@
-"""What is sent, what comes back, and what each answer of an upstream becomes."""
+"""Requests to an upstream, its answers, and the errors they map to."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ STOP = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
 def unreachable_url() -> str:
-    return "http://127.0.0.1:1"  # tcpmux; nobody serves it
+    return "http://127.0.0.1:1"  # tcpmux: no server listens on this port
 
 
-# --- what is sent -----------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_plain_service_is_a_backend_by_settings_alone() -> None:
+async def test_plain_http_service_becomes_a_backend_by_settings_alone() -> None:
     async with (
         Upstream(by_path({"/add": answer(json={"result": 30})})) as upstream,
         opened(upstream.url, tasks='{"add": "/add"}') as (backend, _),
@@ -59,19 +59,19 @@ async def test_a_plain_service_is_a_backend_by_settings_alone() -> None:
         ("/openai/v1", "/openai/v1/chat/completions"),
     ],
 )
-async def test_the_path_follows_from_the_base(base: str, path: str) -> None:
+async def test_request_path_is_joined_to_the_base_url(base: str, path: str) -> None:
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url + base) as (backend, _):
         await result(backend, chat())
     assert upstream.requests[0].path == path
 
 
-async def test_a_task_without_a_path_goes_to_a_peers_tasks() -> None:
+async def test_task_without_a_path_is_sent_to_the_peers_task_endpoint() -> None:
     async with Upstream(answer(json={"result": 1})) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, job("odd name/é"))
     assert upstream.requests[0].path == "/v1/tasks/odd%20name%2F%C3%A9"
 
 
-async def test_headers_carry_our_key_and_the_deadline_and_none_of_the_clients_credentials() -> None:
+async def test_request_carries_our_key_and_deadline_and_no_client_credentials() -> None:
     sent = {
         "authorization": "Bearer client", "x-api-key": "client", "cookie": "client", "traceparent": "00-ab-cd-01",
         "x-gateway-deadline-ms": "999999", "openai-beta": "x",
@@ -90,29 +90,29 @@ async def test_headers_carry_our_key_and_the_deadline_and_none_of_the_clients_cr
     assert "x-gateway-locality" not in got
 
 
-async def test_a_peer_on_this_site_is_told_that_the_data_stays() -> None:
+async def test_edge_peer_receives_the_edge_only_locality_header() -> None:
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url, site="edge") as (backend, _):
         await result(backend, chat(may_leave=False))
     assert upstream.requests[0].headers["x-gateway-locality"] == "edge-only"
 
 
 @pytest.mark.parametrize("body", [{}, {"id": "x"}, {"choices": None}, {"choices": []}, {"choices": {}}, {"data": [1]}])
-async def test_an_object_that_is_no_answer_is_a_failure(body: Any) -> None:
+async def test_json_object_without_choices_is_a_backend_failure(body: Any) -> None:
     async with Upstream(answer(json=body)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable, match="no `choices`"):
             await result(backend, chat())
 
 
-async def test_nothing_is_no_answer_to_a_conversation_nor_is_an_end_without_a_beginning() -> None:
+async def test_chat_fails_on_an_empty_answer_and_on_done_before_any_event() -> None:
     async with Upstream(sends(head(204))) as upstream, opened(upstream.url) as (backend, _):
-        with pytest.raises(BackendUnavailable, match="nothing"):
+        with pytest.raises(BackendUnavailable, match="empty"):
             await result(backend, chat())
         upstream.script = sse()
-        with pytest.raises(BackendUnavailable, match="before it had begun"):
+        with pytest.raises(BackendUnavailable, match="before its first choice"):
             await parts(backend, chat(stream=True))
 
 
-async def test_a_task_that_may_not_leave_is_refused_before_a_byte_leaves() -> None:
+async def test_edge_only_task_is_refused_before_any_byte_is_sent() -> None:
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendFailed) as refused:
             await result(backend, chat(may_leave=False))
@@ -120,7 +120,7 @@ async def test_a_task_that_may_not_leave_is_refused_before_a_byte_leaves() -> No
     assert upstream.connections == 0
 
 
-async def test_a_proxy_is_asked_with_its_own_credentials_and_only_it() -> None:
+async def test_request_goes_through_the_proxy_with_the_proxy_credentials() -> None:
     async with Upstream(answer(json=COMPLETION)) as proxy:
         given = f"http://me:pass@127.0.0.1:{proxy.port}"
         async with opened("http://far.test", proxy=given) as (backend, services):
@@ -131,7 +131,7 @@ async def test_a_proxy_is_asked_with_its_own_credentials_and_only_it() -> None:
     assert [sample.tcp_rtt_s for sample in services.samples] == [None]
 
 
-async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_environment_variables_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", unreachable_url())
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat())
@@ -156,7 +156,7 @@ async def test_no_proxy_is_taken_from_the_environment(monkeypatch: pytest.Monkey
         {"url": "http://host", "verify": "false"},
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_without_telling_secrets(settings: dict[str, Any]) -> None:
+def test_contradictory_settings_are_rejected_without_revealing_secrets(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as refused:
         Http.Settings.model_validate(settings)
     assert "secret" not in str(refused.value.errors(include_url=False, include_input=False))
@@ -166,11 +166,11 @@ def test_settings_that_cannot_be_meant_are_refused_without_telling_secrets(setti
     ("address", "private"),
     [("::ffff:10.0.0.1", True), ("::ffff:127.0.0.1", True), ("::ffff:8.8.8.8", False), ("10.0.0.1", True)],
 )
-def test_an_address_of_ipv4_is_private_or_not_however_it_is_written(address: str, private: bool) -> None:
+def test_ipv4_mapped_addresses_are_classified_like_their_ipv4_form(address: str, private: bool) -> None:
     assert is_private(address) is private
 
 
-async def test_an_edge_upstream_whose_name_leads_elsewhere_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_edge_backend_refuses_a_name_that_resolves_to_a_public_address(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened("http://rebound.test", site="edge") as (backend, _):
         elsewhere = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 80))]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: elsewhere)
@@ -178,40 +178,40 @@ async def test_an_edge_upstream_whose_name_leads_elsewhere_is_not_connected_to(m
             await result(backend, chat())
 
 
-async def test_opening_succeeds_while_the_upstream_is_unreachable() -> None:
+async def test_backend_opens_while_the_upstream_is_unreachable() -> None:
     async with opened(unreachable_url()) as (backend, services):
         assert backend.models is None
         assert "refused" in str(await backend.health())
         assert services.failures == ["refused"]
 
 
-async def test_a_certificate_file_that_is_none_is_named(tmp_path: Any) -> None:
+async def test_invalid_ca_file_is_named_in_the_error(tmp_path: Any) -> None:
     (tmp_path / "ca.pem").write_text("nothing")
     with pytest.raises(OSError, match=r"CA_FILE .*ca\.pem"):
         async with opened("https://host", ca_file=str(tmp_path / "ca.pem")):
             pass
 
 
-# --- what comes back --------------------------------------------------------------------------------------------------
+# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 413, 415, 422])
-async def test_a_refusal_passes_with_body_and_status(status: int) -> None:
+async def test_client_error_is_passed_on_with_status_and_body(status: int) -> None:
     body = b'{"error": {"message": "too long", "code": "context_length_exceeded"}}'
     async with Upstream(answer(body, status=status)) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
     assert (got.status, got.body) == (status, body)
 
 
-async def test_a_refusal_says_whether_and_when_to_come_back() -> None:
-    said = {"x-should-retry": "true", "Retry-After": "90000", "retry-after-ms": "250", "OpenAI-Version": "1"}
-    script = answer(json={"error": {"message": "busy"}}, status=409, headers=[*said.items(), ("Set-Cookie", "a=b")])
+async def test_client_error_keeps_the_retry_headers() -> None:
+    sent = {"x-should-retry": "true", "Retry-After": "90000", "retry-after-ms": "250", "OpenAI-Version": "1"}
+    script = answer(json={"error": {"message": "busy"}}, status=409, headers=[*sent.items(), ("Set-Cookie", "a=b")])
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
-    assert got.headers == said
+    assert got.headers == sent
 
 
-async def test_a_refusal_that_is_not_json_is_left_to_the_door() -> None:
+async def test_client_error_body_that_is_not_json_is_dropped() -> None:
     page = answer(b"<html>internal host names</html>", status=409, content_type="text/html")
     async with Upstream(page) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
@@ -220,7 +220,7 @@ async def test_a_refusal_that_is_not_json_is_left_to_the_door() -> None:
 
 @pytest.mark.parametrize("status", [404, 405, 501])
 @pytest.mark.parametrize("body", [b"404 page not found", b"", b'{"detail":"Not Found"}', b"<html>no</html>"])
-async def test_an_endpoint_that_is_not_there_is_no_answer_and_no_fault(status: int, body: bytes) -> None:
+async def test_missing_upstream_endpoint_raises_not_served(status: int, body: bytes) -> None:
     async with Upstream(answer(body, status=status)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(NotServed) as raised:
             await result(backend, chat(path="/v1/responses?a=b").replace(kind="other"))
@@ -228,11 +228,11 @@ async def test_an_endpoint_that_is_not_there_is_no_answer_and_no_fault(status: i
     assert raised.value.message == f"the upstream has no /v1/responses (status {status})"
 
 
-@pytest.mark.parametrize("said", [{"error": {"message": "no such model"}}, {"detail": "no such model"}])
-async def test_a_404_that_says_what_is_not_there_is_an_answer(said: Any) -> None:
-    async with Upstream(answer(json=said, status=404)) as upstream, opened(upstream.url) as (backend, _):
+@pytest.mark.parametrize("sent", [{"error": {"message": "no such model"}}, {"detail": "no such model"}])
+async def test_404_that_names_the_missing_model_is_passed_on(sent: Any) -> None:
+    async with Upstream(answer(json=sent, status=404)) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, chat())
-    assert (got.status, got.value()) == (404, said)
+    assert (got.status, got.value()) == (404, sent)
 
 
 @pytest.mark.parametrize(
@@ -246,9 +246,11 @@ async def test_a_404_that_says_what_is_not_there_is_an_answer(said: Any) -> None
         ("rate_limited", 429, BackendUnavailable, "rate_limited"),
     ],
 )
-async def test_a_peer_gateway_says_more_by_its_code(code: str, status: int, kind: type[Any], as_code: str) -> None:
-    said = {"error": {"message": "in its words", "code": code}}
-    script = answer(json=said, status=status, headers=[("x-gateway-backend", "none")])
+async def test_peer_gateway_error_codes_map_to_exceptions(
+    code: str, status: int, kind: type[Any], as_code: str
+) -> None:
+    sent = {"error": {"message": "in its words", "code": code}}
+    script = answer(json=sent, status=status, headers=[("x-gateway-backend", "none")])
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(GatewayError) as raised:
             await result(backend, chat())
@@ -273,7 +275,7 @@ async def test_a_peer_gateway_says_more_by_its_code(code: str, status: int, kind
         (302, [("Location", "http://169.254.169.254/")], "upstream_bad_response", None, None),
     ],
 )
-async def test_a_status_that_is_a_failure(
+async def test_failure_statuses_map_to_error_codes_and_retry_delays(
     status: int, headers: list[tuple[str, str]], code: str, kept: int | None, wait_s: float | None
 ) -> None:
     script = answer(json={"error": {"message": "so\nsorry"}}, status=status, headers=headers)
@@ -282,19 +284,19 @@ async def test_a_status_that_is_a_failure(
             await result(backend, chat())
     error = failed.value
     assert (error.code, error.status, error.retry_after_s) == (code, kept, wait_s)
-    assert (error.detail == "so sorry") == (status in (408, 429, 500, 503))  # for the client; no log has it
+    assert (error.detail == "so sorry") == (status in (408, 429, 500, 503))  # sent to the client, never logged
     assert "sorry" not in error.message
     assert len(upstream.requests) == 1
     assert services.failures == []
 
 
-async def test_an_answer_without_content_passes() -> None:
+async def test_empty_204_answer_to_a_task_is_passed_on() -> None:
     async with Upstream(sends(head(204))) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, job())
     assert (got.status, got.body) == (204, b"")
 
 
-async def test_a_task_may_answer_any_json_under_any_label() -> None:
+async def test_task_answer_may_be_any_json_with_any_content_type() -> None:
     async with Upstream(answer(b"[1]", content_type="text/html")) as upstream, opened(upstream.url) as (backend, _):
         got = await result(backend, job())
     assert (got.body, got.content_type) == (b"[1]", "application/json")
@@ -303,7 +305,7 @@ async def test_a_task_may_answer_any_json_under_any_label() -> None:
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_stream_is_relayed_event_by_event_and_its_connection_kept() -> None:
+async def test_stream_is_relayed_event_by_event_and_its_connection_is_reused() -> None:
     async with Upstream(sse(DELTA, STOP)) as upstream, opened(upstream.url) as (backend, _):
         for _ in range(2):
             events = await parts(backend, chat(stream=True))
@@ -312,7 +314,7 @@ async def test_a_stream_is_relayed_event_by_event_and_its_connection_kept() -> N
     assert upstream.connections == 1
 
 
-async def test_a_stream_with_a_finish_reason_but_no_done_is_complete() -> None:
+async def test_stream_with_finish_reason_but_without_done_is_complete() -> None:
     async with Upstream(sse(DELTA, STOP, done=False)) as upstream, opened(upstream.url) as (backend, _):
         assert (await parts(backend, chat(stream=True)))[-1] == b"data: [DONE]\n\n"
 
@@ -329,16 +331,16 @@ async def test_a_stream_with_a_finish_reason_but_no_done_is_complete() -> None:
         sse(DELTA, {"error": {"message": "overloaded"}}),
         sse(DELTA, "x" * (1 << 20)),
     ],
-    ids=["no end", "cut", "reset", "one of two choices", "garbage", "no object", "error", "giant"],
+    ids=["no finish reason", "cut", "reset", "one choice open", "garbage", "not an object", "error", "oversized"],
 )
-async def test_a_stream_that_is_cut_or_broken_never_looks_complete(script: Any) -> None:
+async def test_cut_or_broken_stream_raises_instead_of_ending(script: Any) -> None:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable) as failed:
             await parts(backend, chat(stream=True))
     assert failed.value.code in ("upstream_bad_response", "unavailable")
 
 
-def saying(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
+def choice_event(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": delta, "text": delta.get("content"), "finish_reason": reason}]}
 
 
@@ -350,29 +352,29 @@ TOKENS = b'{"model":"m","prompt":[1,2]}'
 @pytest.mark.parametrize(
     ("body", "kind", "events"),
     [
-        (b"{}", "chat", [saying(reason="", content="h")]),
-        (b"{}", "chat", [saying(reason="", content="h"), saying(reason="")]),
-        (TWO, "chat", [saying(content="h"), saying(reason="stop")]),
-        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(3)]),
-        (TWO, "chat", [saying(content="h", reason="stop"), saying(1, content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(tool_calls=[{"index": 0}]), "[DONE]"]),
-        (b"{}", "chat", [saying(content="h"), saying(function_call={"name": "f"}), "[DONE]"]),
-        (b"{}", "chat", [saying(role="assistant"), "[DONE]"]),
-        (b"{}", "chat", [saying(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
+        (b"{}", "chat", [choice_event(reason="", content="h")]),
+        (b"{}", "chat", [choice_event(reason="", content="h"), choice_event(reason="")]),
+        (TWO, "chat", [choice_event(content="h"), choice_event(reason="stop")]),
+        (FOUR, "completion", [choice_event(index, "stop", content="h") for index in range(3)]),
+        (TWO, "chat", [choice_event(content="h", reason="stop"), choice_event(1, content="h"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(tool_calls=[{"index": 0}]), "[DONE]"]),
+        (b"{}", "chat", [choice_event(content="h"), choice_event(function_call={"name": "f"}), "[DONE]"]),
+        (b"{}", "chat", [choice_event(role="assistant"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(role="assistant", content="", refusal=None, reason=""), "[DONE]"]),
     ],
     ids=[
         "empty reason",
-        "empty to the end",
-        "no second choice",
+        "empty reason to the end",
+        "second choice missing",
         "three of four",
-        "half done",
-        "half a call",
-        "a call",
-        "a role",
-        "no text",
+        "one choice unfinished",
+        "unfinished tool call",
+        "unfinished function call",
+        "role only",
+        "empty content",
     ],
 )
-async def test_a_choice_that_is_not_finished_is_not_an_end(body: bytes, kind: Any, events: list[Any]) -> None:
+async def test_stream_with_an_unfinished_choice_is_incomplete(body: bytes, kind: Any, events: list[Any]) -> None:
     task = chat(body=body, stream=True).replace(kind=kind)
     async with Upstream(sse(*events, done=False)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable, match="ended its stream before"):
@@ -382,25 +384,23 @@ async def test_a_choice_that_is_not_finished_is_not_an_end(body: bytes, kind: An
 @pytest.mark.parametrize(
     ("body", "kind", "events"),
     [
-        (TWO, "chat", [saying(0, "stop", content="h"), saying(1, "stop", content="h")]),
-        (FOUR, "completion", [saying(index, "stop", content="h") for index in range(4)]),
-        (TOKENS, "completion", [saying(reason="stop", content="h")]),
-        (TWO, "chat", [saying(reason="stop", content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(content="h"), "[DONE]"]),
-        (b"{}", "chat", [saying(role="assistant"), saying(reason="stop"), "[DONE]"]),
-        (b"{}", "chat", [saying(reason="stop"), saying(content=""), {"choices": []}]),
+        (TWO, "chat", [choice_event(0, "stop", content="h"), choice_event(1, "stop", content="h")]),
+        (FOUR, "completion", [choice_event(index, "stop", content="h") for index in range(4)]),
+        (TOKENS, "completion", [choice_event(reason="stop", content="h")]),
+        (TWO, "chat", [choice_event(reason="stop", content="h"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(content="h"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(role="assistant"), choice_event(reason="stop"), "[DONE]"]),
+        (b"{}", "chat", [choice_event(reason="stop"), choice_event(content=""), {"choices": []}]),
     ],
-    ids=["two", "two of two", "tokens", "knows no n", "knows no reason", "empty", "a chunk after"],
+    ids=["two choices", "four choices", "token prompt", "n ignored", "no finish reason", "empty", "late chunk"],
 )
-async def test_a_stream_all_of_whose_choices_are_finished_is_complete(
-    body: bytes, kind: Any, events: list[Any]
-) -> None:
+async def test_stream_is_complete_when_all_choices_are_finished(body: bytes, kind: Any, events: list[Any]) -> None:
     task = chat(body=body, stream=True).replace(kind=kind)
     async with Upstream(sse(*events, done=False)) as upstream, opened(upstream.url) as (backend, _):
         assert (await parts(backend, task))[-1] == b"data: [DONE]\n\n"
 
 
-async def test_a_transcription_stream_ends_in_its_last_event() -> None:
+async def test_transcription_stream_requires_its_done_event() -> None:
     task = Task(kind="transcription", name="", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5)
     last = {"type": "transcript.text.done", "text": "go"}
     async with Upstream(sse(last, done=False)) as upstream, opened(upstream.url) as (backend, _):
@@ -410,7 +410,7 @@ async def test_a_transcription_stream_ends_in_its_last_event() -> None:
             await parts(backend, task)
 
 
-async def test_a_task_stream_ends_in_done_only() -> None:
+async def test_task_stream_requires_the_done_event() -> None:
     async with Upstream(sse({"part": 1})) as upstream, opened(upstream.url) as (backend, _):
         assert await parts(backend, job()) == [b'data: {"part": 1}\n\n', b"data: [DONE]\n\n"]
         upstream.script = sse({"part": 1}, done=False)

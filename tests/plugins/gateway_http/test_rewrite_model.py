@@ -1,4 +1,4 @@
-"""A request goes out as it came, but for the name of the model: JSON and forms, byte for byte."""
+"""Forwarded JSON and forms are unchanged byte for byte, except for the model name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gateway.plugin import Task, Upload
-from gateway_http.rewrite_model import form_naming, json_naming
+from gateway_http.rewrite_model import set_form_model, set_json_model
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
@@ -17,14 +17,14 @@ COMPLETION = {"id": "1", "object": "chat.completion", "choices": [{"index": 0, "
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_body_is_untouched_where_the_models_name_is_the_same() -> None:
+async def test_body_is_unchanged_when_the_model_name_is_the_same() -> None:
     body = b'{ "model" : "m",  "seed": 1.0, "x": 12345678901234567890123 }'
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat("m", body=body))
     assert upstream.requests[0].body == body
 
 
-async def test_only_the_models_name_changes_where_the_backend_has_another() -> None:
+async def test_only_the_model_name_changes_for_the_backend() -> None:
     body = b'{"model":"assistant","seed":1.0,"x":12345678901234567890123,"s":"\\u00e9"}'
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat("llama3.2:3b", body=body))
@@ -51,8 +51,8 @@ async def test_only_the_models_name_changes_where_the_backend_has_another() -> N
     ],
     ids=["spaces", "last", "first", "null", "none", "nothing", "list", "cut", "between", "escaped", "twice"],
 )  # fmt: skip
-def test_the_value_changes_where_it_stands(body: bytes, sent: bytes) -> None:
-    assert json_naming(body, "b/é") == sent
+def test_model_value_is_replaced_in_place(body: bytes, sent: bytes) -> None:
+    assert set_json_model(body, "b/é") == sent
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------
@@ -65,9 +65,9 @@ def test_the_value_changes_where_it_stands(body: bytes, sent: bytes) -> None:
         (b'--b\r\nContent-Disposition: form-data; name="model"\r\nContent-Type: text/plain\r\n\r\nsmall', "big"),
         (b"--b\r\ncontent-disposition: form-data; name=model\r\n\r\n", "big"),
     ],
-    ids=["plain", "with its type", "empty, unquoted"],
+    ids=["plain", "with content type", "empty, unquoted"],
 )
-async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byte(form: bytes, model: str) -> None:
+async def test_relayed_form_gets_the_backend_model_and_keeps_every_other_byte(form: bytes, model: str) -> None:
     image = b'\r\n--b\r\nContent-Disposition: form-data; name="image[]"; filename="a"\r\n\r\n\x00\r\nmodel\r\n'
     body = form + image + image + b"--b--\r\n"
     kind = {"path": "/v1/images/edits", "content_type": 'multipart/form-data; boundary="b"'}
@@ -77,7 +77,7 @@ async def test_a_relayed_form_names_the_backends_model_and_keeps_every_other_byt
     assert upstream.requests[-1].body == head + b"big" + image + image + b"--b--\r\n"
 
 
-async def test_a_relayed_form_without_a_model_gets_one() -> None:
+async def test_relayed_form_without_a_model_gets_one_added() -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--b--\r\n'
     kind = {"path": "/v1/images/edits", "content_type": "multipart/form-data; boundary=b"}
     async with Upstream(answer(json={"data": []})) as upstream, opened(upstream.url) as (backend, _):
@@ -91,7 +91,10 @@ HEAD = 'Content-Disposition: form-data; name="'
 
 
 def others(b: str) -> str:
-    """Parts that are not the model's, up to the form's end; one of them looks like it inside."""
+    """The parts after the model's, up to the end of the form.
+
+    The file part contains a fake model part.
+    """
     return (
         f'{HEAD}timestamp_granularities[]"\r\nX-Own: 1\r\n\r\nword\r\n--{b}\r\n'
         f'{HEAD}timestamp_granularities[]"\r\n\r\nsegment\r\n--{b}\r\n'
@@ -111,34 +114,34 @@ def others(b: str) -> str:
     ],
     ids=["parameter", "space", "folded", "unquoted", "quoted"],
 )  # fmt: skip
-def test_only_the_value_of_the_part_named_model_changes(head: str, boundary: str, content_type: str) -> None:
+def test_only_the_part_named_model_is_replaced(head: str, boundary: str, content_type: str) -> None:
     form = f"preamble\r\n--{boundary} \t\r\n{head}\r\n\r\n{{}}\r\n--{boundary}\r\n{others(boundary)}epilogue"
     for before in ("old", "", "\r\n", "-- \r\n\r\n"):
-        named = form_naming(form.replace("{}", before).encode(), content_type, "né/w")
+        named = set_form_model(form.replace("{}", before).encode(), content_type, "né/w")
         assert named == (form.replace("{}", "né/w").encode(), content_type)
 
 
 @pytest.mark.parametrize(
     "body", [b"", b"--b", b"--b\r\n", b"--b\r\nx: y\r\n\r\nz\r\n--b\r\n", b"--c--\r\n", b"as it came"]
 )
-def test_what_is_no_whole_form_is_left_alone(body: bytes) -> None:
-    assert form_naming(body, "multipart/form-data; boundary=b", "new") is None
-    assert form_naming(body, "multipart/form-data", "new") is None
+def test_incomplete_form_is_not_changed(body: bytes) -> None:
+    assert set_form_model(body, "multipart/form-data; boundary=b", "new") is None
+    assert set_form_model(body, "multipart/form-data", "new") is None
 
 
-def test_a_form_whose_content_type_was_lost_gets_it_back() -> None:
+def test_missing_content_type_is_rebuilt_from_the_form() -> None:
     body = b'--a b\r\nContent-Disposition: form-data; name="model"\r\n\r\nold\r\n--a b--'
-    assert form_naming(body, "", "new") == (body.replace(b"old", b"new"), 'multipart/form-data; boundary="a b"')
+    assert set_form_model(body, "", "new") == (body.replace(b"old", b"new"), 'multipart/form-data; boundary="a b"')
 
 
-def test_a_part_without_headers_is_nobodys() -> None:
+def test_part_without_headers_is_ignored() -> None:
     body = b'--b\r\n\r\nContent-Disposition: form-data; name="model"\r\n\r\nold\r\n--b--\r\n'
-    named = form_naming(body, "multipart/form-data; boundary=b", "new")
+    named = set_form_model(body, "multipart/form-data; boundary=b", "new")
     assert named is not None
     assert named[0].endswith(body)
 
 
-async def test_a_recordings_form_is_sent_as_it_came_under_the_backends_name() -> None:
+async def test_transcription_form_is_forwarded_with_the_backend_model_name() -> None:
     body = f'--b\r\n{HEAD}model"\r\n\r\nears\r\n--b\r\n{others("b")}'.encode()
     task = Task(
         kind="transcription", name="whisper", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5,
@@ -150,7 +153,7 @@ async def test_a_recordings_form_is_sent_as_it_came_under_the_backends_name() ->
     assert upstream.requests[0].body == body.replace(b"ears", b"whisper")
 
 
-async def test_fields_without_a_form_become_one_that_names_the_backends_model() -> None:
+async def test_parsed_fields_are_encoded_as_a_form_with_the_backend_model() -> None:
     task = Task(
         kind="transcription", name="whisper", path="/v1/audio/transcriptions", deadline=time.monotonic() + 5,
         fields={"model": "ears", "language": "en", "granularities[]": ["word", "segment"]},

@@ -1,4 +1,4 @@
-"""Time, the connection and its account, and what is asked besides: health and lists."""
+"""Deadlines, connections, time terms, link samples, health checks and lists."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from gateway.plugin import BackendUnavailable, DeadlineExceeded
 from gateway.timing import Watch
 from gateway_http import Http, model_lists
 from gateway_http.transport import exchange
-from gateway_http.transport.exceptions import CLOCK_S
-from support.http_backend import Recorded, accounted, chat, job, opened, result
-from support.until import until
+from gateway_http.transport.exceptions import TIMER_SLACK_S
+from support.http_backend import SampleRecorder, accounted, chat, job, opened, result
+from support.polling import wait_until
 from support.upstream import (
     CHUNKED,
     JSON,
@@ -44,7 +44,7 @@ DELTA = {"choices": [{"index": 0, "delta": {"content": "h"}, "finish_reason": No
 # --- time and the connection ------------------------------------------------------------------------------------------
 
 
-async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream() -> None:
+async def test_deadline_bounds_the_wait_for_head_body_and_stream() -> None:
     for begins in ((), (head(200, [JSON, CHUNKED]) + chunk(b"{"),), (sse_bytes(DELTA, done=False),)):
         gone = asyncio.Event()
         async with Upstream(stall(*begins, gone=gone)) as upstream, opened(upstream.url) as (backend, _):
@@ -52,18 +52,18 @@ async def test_the_deadline_bounds_the_wait_for_the_head_the_body_and_a_stream()
             with pytest.raises(DeadlineExceeded):
                 async for _ in backend.run(task):
                     pass
-            assert time.monotonic() >= task.deadline - CLOCK_S
-            await gone.wait()  # while the backend is open: it does not come to its end by itself
+            assert time.monotonic() >= task.deadline - TIMER_SLACK_S
+            await gone.wait()  # before the backend closes: closing would end the connection too
 
 
-async def test_a_task_whose_time_is_up_is_not_sent() -> None:
+async def test_expired_task_is_not_sent() -> None:
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(DeadlineExceeded):
             await result(backend, chat(deadline_s=0))
     assert upstream.connections == 0
 
 
-async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
+async def test_closing_a_stream_closes_the_upstream_connection_at_once() -> None:
     gone = asyncio.Event()
     async with (
         Upstream(stall(sse_bytes(DELTA, done=False), gone=gone)) as upstream,
@@ -72,10 +72,10 @@ async def test_closing_a_stream_closes_the_upstream_at_once() -> None:
         run = backend.run(chat(stream=True))
         await anext(run)
         await run.aclose()  # type: ignore[attr-defined]
-        await gone.wait()  # while the backend is open
+        await gone.wait()  # before the backend closes
 
 
-async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at_once() -> None:
+async def test_cancelling_a_request_closes_the_upstream_while_waiting_or_uploading() -> None:
     async def drains(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
             await reader.readuntil(b"\r\n\r\n")
@@ -98,10 +98,10 @@ async def test_cancelling_a_request_that_waits_or_uploads_closes_the_upstream_at
                 await asked
             resume.set()
             await gone.wait()
-            assert len(body) == 2 or sum(taken) < len(body)  # what had not left yet never did
+            assert len(body) == 2 or sum(taken) < len(body)  # the rest of the upload is never sent
 
 
-async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless() -> None:
+async def test_stale_connection_is_retried_once_for_a_repeatable_request() -> None:
     script = in_turn(answer(json=COMPLETION), cut(), answer(json=COMPLETION))
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat())
@@ -109,7 +109,7 @@ async def test_a_stale_connection_is_replaced_once_where_repeating_is_harmless()
     assert (upstream.connections, len(upstream.requests)) == (2, 3)
 
 
-async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> None:
+async def test_task_is_sent_twice_only_when_configured_as_repeatable() -> None:
     for repeatable, asked in ((None, 2), (True, 3)):
         script = in_turn(answer(json={}), reset(), answer(json={}))
         async with Upstream(script) as upstream, opened(upstream.url, repeatable=repeatable) as (backend, _):
@@ -122,9 +122,9 @@ async def test_a_task_is_not_sent_twice_unless_the_operator_says_it_may() -> Non
         assert len(upstream.requests) == asked
 
 
-async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
+async def test_request_on_a_fresh_connection_is_not_retried() -> None:
     async with Upstream(cut()) as upstream, opened(upstream.url) as (backend, services):
-        with pytest.raises(BackendUnavailable, match="without an answer"):
+        with pytest.raises(BackendUnavailable, match="without a response"):
             await result(backend, chat())
         upstream.script = reset()
         with pytest.raises(BackendUnavailable, match="reset"):
@@ -133,29 +133,29 @@ async def test_a_fresh_connection_that_is_closed_is_not_tried_again() -> None:
     assert services.failures == ["reset"]
 
 
-async def test_bytes_nobody_asked_for_do_not_answer_the_next_request() -> None:
-    said = asyncio.Event()
+async def test_unsolicited_bytes_are_not_taken_as_the_next_answer() -> None:
+    stray_sent = asyncio.Event()
 
     async def answers_and_adds(talk: Any) -> None:
         await talk.send(whole(NOTHING))
         await ready.wait()
         await talk.send(whole(b'{"stray": true}'))
-        said.set()
+        stray_sent.set()
 
     ready = asyncio.Event()
     async with Upstream(answers_and_adds) as upstream, opened(upstream.url) as (backend, _):
         await result(backend, chat())
         ready.set()
-        await said.wait()
+        await stray_sent.wait()
         second = {"choices": [{"message": {"second": True}}]}
         upstream.script = answer(json=second)
         assert (await result(backend, chat())).value() == second
 
 
-# --- the account of time ----------------------------------------------------------------------------------------------
+# --- time terms -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() -> None:
+async def test_server_timing_headers_split_the_wait_into_cloud_and_network() -> None:
     for name, claim, source in (
         ("Server-Timing", "queue;dur=1, total;desc=x;dur=0.02", "server-timing"),
         ("openai-processing-ms", "0.02", "header"),
@@ -164,7 +164,7 @@ async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() 
         async with Upstream(answer(NOTHING, headers=[(name, claim)])) as upstream, opened(upstream.url) as (backend, _):
             _, account = await accounted(backend, chat())
         terms = account.terms_us
-        assert terms["cloud"] == pytest.approx(20, abs=2)  # µs: less than any round trip takes
+        assert terms["cloud"] == pytest.approx(20, abs=2)  # µs: less than any round trip
         assert terms["network"] > 0
         assert account.cloud_source == source
         assert terms["connect"] > 0
@@ -172,9 +172,9 @@ async def test_a_claim_by_the_upstream_splits_the_wait_into_cloud_and_network() 
         assert account.overlap_us == 0
 
 
-async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate() -> None:
-    boasts = answer(NOTHING, headers=[("openai-processing-ms", "9000")])
-    async with Upstream(boasts) as upstream, opened(upstream.url) as (backend, _):
+async def test_server_timing_above_the_wait_is_capped_and_estimated_when_absent() -> None:
+    exaggerates = answer(NOTHING, headers=[("openai-processing-ms", "9000")])
+    async with Upstream(exaggerates) as upstream, opened(upstream.url) as (backend, _):
         _, account = await accounted(backend, chat())
         assert account.terms_us["network"] == 0
         assert account.terms_us["cloud"] < 1_000_000
@@ -183,7 +183,7 @@ async def test_a_claim_larger_than_the_wait_is_cut_to_it_and_none_is_an_estimate
         assert account.cloud_source == "estimated"
 
 
-async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
+async def test_upload_time_ends_at_the_kernel_acknowledgement() -> None:
     body = b"{" + b" " * 3_000_000 + b"}"
     async with Upstream(answer(json=COMPLETION)) as upstream, opened(upstream.url) as (backend, services):
         _, account = await accounted(backend, chat("", body=body))
@@ -194,7 +194,7 @@ async def test_an_upload_ends_when_the_kernel_has_it_acknowledged() -> None:
     assert upstream.requests[0].body == body
 
 
-async def test_an_upstream_that_answers_before_the_upload_ended_leaves_a_sound_account() -> None:
+async def test_time_terms_are_consistent_when_the_upstream_answers_before_the_upload_ends() -> None:
     async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(whole(b'{"error": {"message": "too large"}}', status=413))
@@ -215,7 +215,7 @@ async def test_an_upstream_that_answers_before_the_upload_ended_leaves_a_sound_a
     assert min(terms.values()) >= 0
 
 
-async def test_a_failed_request_charges_what_it_used() -> None:
+async def test_failed_request_is_charged_for_its_wait() -> None:
     async with Upstream(stall()) as upstream, opened(upstream.url) as (backend, _):
         watch = Watch()
         with pytest.raises(DeadlineExceeded):
@@ -224,7 +224,7 @@ async def test_a_failed_request_charges_what_it_used() -> None:
         assert terms["cloud"] == max(terms.values())
 
 
-# --- what an exchange says of its link --------------------------------------------------------------------------------
+# --- link samples -----------------------------------------------------------------------------------------------------
 
 STALLS: dict[str, tuple[Script, bool]] = {
     "a stream": (stall(sse_bytes(DELTA, done=False)), True),
@@ -233,7 +233,7 @@ STALLS: dict[str, tuple[Script, bool]] = {
 
 
 @pytest.mark.parametrize("name", STALLS)
-async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: str) -> None:
+async def test_stalled_answer_gives_no_link_sample(name: str) -> None:
     script, is_stream = STALLS[name]
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
         with pytest.raises(DeadlineExceeded):
@@ -241,24 +241,24 @@ async def test_an_answer_that_stalled_and_was_given_up_is_no_sign_of_life(name: 
                 pass
         begun = asyncio.Event()
 
-        async def asks() -> None:
+        async def send_request() -> None:
             async for _ in backend.run(chat(stream=is_stream)):
                 begun.set()
 
-        asking = asyncio.create_task(asks())
-        await (begun.wait() if is_stream else until(lambda: len(upstream.requests) == 2))
-        asking.cancel()
+        sending = asyncio.create_task(send_request())
+        await (begun.wait() if is_stream else wait_until(lambda: len(upstream.requests) == 2))
+        sending.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asking
+            await sending
     assert services.samples == []
 
 
-async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
+async def test_broken_answer_gives_no_link_sample() -> None:
     async with (
         Upstream(reset(sse_bytes(DELTA, done=False))) as upstream,
         opened(upstream.url) as (backend, services),
     ):
-        with pytest.raises(BackendUnavailable, match="broke its answer off"):
+        with pytest.raises(BackendUnavailable, match="broke off its response"):
             async for _ in backend.run(chat(stream=True)):
                 pass
     assert services.samples == []
@@ -273,9 +273,9 @@ async def test_an_answer_that_broke_off_is_no_sign_of_life() -> None:
         sse(DELTA),
         stall(sse_bytes(DELTA)),
     ],
-    ids=["whole", "failed", "refused", "stream", "a stream whose body has no end"],
+    ids=["whole", "server error", "client error", "stream", "stream with an unfinished body"],
 )
-async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says(script: Script) -> None:
+async def test_complete_answer_gives_a_link_sample_for_any_status(script: Script) -> None:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, services):
         with suppress(BackendUnavailable):
             async for _ in backend.run(chat()):
@@ -283,8 +283,8 @@ async def test_an_answer_that_came_to_its_end_is_a_sign_of_life_whatever_it_says
     assert [sample.failed for sample in services.samples] == [None]
 
 
-async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "NEWS_S", 0.0)
+async def test_old_end_of_answer_gives_no_link_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "MAX_SAMPLE_AGE_S", 0.0)
     async with Upstream(sse(DELTA)) as upstream, opened(upstream.url) as (backend, services):
         async for _ in backend.run(chat()):
             pass
@@ -296,7 +296,7 @@ async def test_an_end_that_was_heard_long_ago_is_no_news(monkeypatch: pytest.Mon
 PEER_MODELS = {"data": [{"id": name} for name in ("auto", "echo", "speech", "edge/echo", "cloud/auto", "meta/llama")]}
 
 
-async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves() -> None:
+async def test_health_check_measures_a_warm_round_trip_and_lists_peer_models_and_tasks() -> None:
     peer = by_path(
         {
             "/livez": answer(json={}),
@@ -322,14 +322,14 @@ async def test_health_measures_a_warm_round_trip_and_learns_what_a_peer_serves()
         assert [r.path for r in upstream.requests].count("/v1/models") == 1
 
 
-async def test_health_takes_any_answer_below_500_and_an_upstream_without_lists() -> None:
+async def test_health_check_accepts_any_status_below_500_and_missing_lists() -> None:
     async with Upstream(answer(json={}, status=404)) as upstream, opened(upstream.url) as (backend, _):
         assert await backend.health() is None
         assert backend.models == {}
         assert backend.tasks == {}
 
 
-async def test_health_says_what_is_wrong() -> None:
+async def test_health_check_reports_the_reason() -> None:
     async with Upstream(answer(json={}, status=503)) as upstream, opened(upstream.url) as (backend, services):
         assert "status 503" in str(await backend.health())
         assert backend.models is None
@@ -341,11 +341,11 @@ async def test_health_says_what_is_wrong() -> None:
         assert services.failures == []
 
 
-async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_same() -> None:
-    told = asyncio.Event()
+async def test_upstream_with_a_slow_model_list_is_healthy() -> None:
+    listed = asyncio.Event()
 
     async def slow(talk: Talk) -> None:
-        await told.wait()
+        await listed.wait()
         await talk.send(whole(b'{"data": [{"id": "m"}]}'))
 
     serves = by_path({"/livez": answer(json={}), "/v1/models": slow, "/v1/tasks": answer(json={"data": []})})
@@ -355,13 +355,13 @@ async def test_an_upstream_that_is_slow_to_say_what_it_serves_is_well_all_the_sa
             assert backend.models is None
         assert [r.path for r in upstream.requests].count("/v1/models") == 1
         assert len(services.samples) == 3
-        told.set()
-        await until(lambda: backend.tasks is not None)
+        listed.set()
+        await wait_until(lambda: backend.tasks is not None)
         assert backend.models == {"m": "m"}
         assert await backend.health() is None
 
 
-async def test_a_backend_closes_while_a_list_is_asked_for() -> None:
+async def test_backend_closes_while_a_list_request_is_in_flight() -> None:
     gone = asyncio.Event()
     serves = by_path({"/livez": answer(json={}), "/v1/models": stall(gone=gone)})
     async with Upstream(serves) as upstream:
@@ -371,7 +371,7 @@ async def test_a_backend_closes_while_a_list_is_asked_for() -> None:
         assert [task for task in asyncio.all_tasks() if task.get_name().startswith("lists of")] == []
 
 
-async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_failed_list_request_is_repeated_and_known_models_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_lists, "REFRESH_S", 0.0)
     busy, breaks = answer(json={}, status=503), sends_and_cuts(head(200, [JSON, CHUNKED]))
     models = in_turn(breaks, answer(json={"data": [{"id": "m"}]}), breaks, busy)
@@ -381,12 +381,12 @@ async def test_a_list_that_fails_is_asked_for_again_and_what_was_known_stays(mon
         assert backend.models is None
         for asked in (2, 3, 4):
             assert await backend.health() is None
-            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            await wait_until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
             assert backend.models == {"m": "m"}
         assert services.failures == []
 
 
-async def test_a_list_that_is_none_is_no_reason_to_forget_what_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_list_does_not_clear_known_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_lists, "REFRESH_S", 0.0)
     served, broken = answer(json={"data": [{"id": "m"}]}), answer(b'{"data":[{"id":"\xff"}]}')
     models = in_turn(served, broken, served, answer(json={}, status=404), answer(json={"data": []}), served)
@@ -395,13 +395,13 @@ async def test_a_list_that_is_none_is_no_reason_to_forget_what_is_served(monkeyp
         known = []
         for asked in range(1, 7):
             assert await backend.health() is None
-            await until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
-            await backend.health()  # hears what came of it
+            await wait_until(lambda asked=asked: [r.path for r in upstream.requests].count("/v1/models") == asked)
+            await backend.health()  # a second check sees the result
             known.append(backend.models)
     assert known[:3] == [{"m": "m"}] * 3
 
 
-async def test_lists_the_operator_gave_are_not_asked_for() -> None:
+async def test_configured_lists_are_not_requested() -> None:
     given = {"models": "a,b", "tasks": '{"add": "/add"}'}
     async with Upstream(answer(json={})) as upstream, opened(upstream.url, **given) as (backend, _):
         await backend.health()
@@ -409,22 +409,22 @@ async def test_lists_the_operator_gave_are_not_asked_for() -> None:
     assert {r.path for r in upstream.requests} == {"/livez"}
 
 
-def test_site_and_slots_are_the_operators_else_cloud_and_16() -> None:
+def test_site_and_slots_default_to_cloud_and_16() -> None:
     def made(**settings: Any) -> Http:
-        return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), Recorded())
+        return Http(Http.Settings.model_validate({"url": "http://127.0.0.1", **settings}), SampleRecorder())
 
     assert (made().site, made().slots) == ("cloud", 16)
     assert (made(site="edge").site, made(slots=3).slots) == ("edge", 3)
 
 
-async def test_a_web_page_where_the_service_was_is_a_captive_portal_and_its_link_is_down() -> None:
+async def test_html_health_answer_is_a_captive_portal_and_a_link_failure() -> None:
     async with (
         Upstream(answer(json={"error": "no"}, status=404)) as upstream,
-        opened(upstream.url, tasks="add") as (up, told),
+        opened(upstream.url, tasks="add") as (up, services),
     ):
         assert await up.health() is None
         upstream.script = answer(b"<html>Sign in</html>", content_type="text/html")
         assert "captive portal" in (await up.health() or "")
-        assert told.failures == ["captive portal"]
+        assert services.failures == ["captive portal"]
         upstream.script = answer(json={"error": "no"}, status=404)
         assert await up.health() is None

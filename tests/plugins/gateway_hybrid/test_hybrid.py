@@ -22,10 +22,10 @@ from gateway.plugin import (
 )
 from gateway.timing import Watch
 from gateway_hybrid import Hybrid, HybridSettings
-from support.two_sides import Predictions, Side, TwoSides, answers, never, raises, squares
+from support.hybrid_services import HybridServices, Predictions, Side, answers, never, raises, squares
 
 
-def hybrid(services: TwoSides, **settings: Any) -> Hybrid:
+def hybrid(services: HybridServices, **settings: Any) -> Hybrid:
     given = {"edge": "here", "cloud": "there", "tasks": ["squares"], **settings}
     return Hybrid(HybridSettings.model_validate(given), services)
 
@@ -35,7 +35,7 @@ def work(arguments: Any, **changes: Any) -> Task:
     return task.replace(_decoded=arguments)
 
 
-async def run(services: TwoSides, items: list[Any], *, may_leave: bool = True, **settings: Any) -> Result:
+async def run(services: HybridServices, items: list[Any], *, may_leave: bool = True, **settings: Any) -> Result:
     return await hybrid(services, **settings).run(work({"items": items}, may_leave=may_leave))
 
 
@@ -47,7 +47,7 @@ async def run(services: TwoSides, items: list[Any], *, may_leave: bool = True, *
     groups=st.integers(2, 20),
     yields=st.tuples(st.integers(0, 7), st.integers(0, 7)),
 )
-def test_no_item_is_lost_doubled_or_out_of_order(items: list[int], groups: int, yields: tuple[int, int]) -> None:
+def test_items_are_returned_once_and_in_order(items: list[int], groups: int, yields: tuple[int, int]) -> None:
     def after(turns: int) -> Side:
         async def side(task: Task) -> Result:
             for _ in range(turns):
@@ -56,84 +56,86 @@ def test_no_item_is_lost_doubled_or_out_of_order(items: list[int], groups: int, 
 
         return side
 
-    services = TwoSides(after(yields[0]), after(yields[1]))
+    services = HybridServices(after(yields[0]), after(yields[1]))
     result = asyncio.run(run(services, items, groups=groups))
     assert result.json == {"result": [n * n for n in items]}
-    twice = sum(task.items for task in services.asked) - len(items)
-    assert 0 <= twice <= max(task.items for task in services.asked or [work({})])
+    twice = sum(task.items for task in services.dispatched) - len(items)
+    assert 0 <= twice <= max(task.items for task in services.dispatched or [work({})])
 
 
-async def test_both_sides_are_put_to_work() -> None:
-    services = TwoSides()
+async def test_both_sides_receive_groups() -> None:
+    services = HybridServices()
     await run(services, list(range(16)))
-    assert services.asked_of("here")
-    assert services.asked_of("there")
+    assert services.dispatched_to("here")
+    assert services.dispatched_to("there")
 
 
-async def test_the_faster_side_does_more() -> None:
+async def test_faster_side_receives_more_groups() -> None:
     async def slow(task: Task) -> Result:
         for _ in range(20):
             await asyncio.sleep(0)
         return await squares(task)
 
-    services = TwoSides(edge=squares, cloud=slow)
+    services = HybridServices(edge=squares, cloud=slow)
     await run(services, list(range(16)))
-    assert len(services.asked_of("here")) > 2 * len(services.asked_of("there"))
+    assert len(services.dispatched_to("here")) > 2 * len(services.dispatched_to("there"))
 
 
-async def test_the_other_arguments_reach_every_group() -> None:
-    services = TwoSides()
+async def test_other_arguments_are_copied_to_every_group() -> None:
+    services = HybridServices()
     await hybrid(services).run(work({"items": [1, 2, 3], "unit": "mm"}))
-    assert [task.json["unit"] for task in services.asked] == ["mm", "mm", "mm"]
+    assert [task.json["unit"] for task in services.dispatched] == ["mm", "mm", "mm"]
 
 
-async def test_subtasks_are_one_deeper_and_name_their_parent() -> None:
-    services = TwoSides()
+async def test_subtasks_carry_parent_id_depth_and_deadline() -> None:
+    services = HybridServices()
     task = work({"items": [1, 2]})
     await hybrid(services).run(task)
-    assert {(child.parent_id, child.depth, child.deadline) for child in services.asked} == {(task.id, 1, task.deadline)}
+    assert {(child.parent_id, child.depth, child.deadline) for child in services.dispatched} == {
+        (task.id, 1, task.deadline)
+    }
 
 
-async def test_an_empty_list_is_answered_without_asking_anyone() -> None:
-    services = TwoSides()
+async def test_empty_list_is_answered_without_any_dispatch() -> None:
+    services = HybridServices()
     assert (await run(services, [])).json == {"result": []}
-    assert services.asked == []
+    assert services.dispatched == []
 
 
-async def test_the_list_may_have_another_name() -> None:
+async def test_list_argument_name_is_configurable() -> None:
     async def doubled(task: Task) -> Result:
         return Result(json={"result": [2 * n for n in task.json["numbers"]]})
 
-    services = TwoSides(doubled, doubled)
+    services = HybridServices(doubled, doubled)
     result = await hybrid(services, argument="numbers").run(work({"numbers": [1, 2]}))
     assert result.json == {"result": [2, 4]}
 
 
 @pytest.mark.parametrize("arguments", [None, [1, 2], {}, {"items": "abc"}, {"items": {"a": 1}}, {"item": [1]}])
-async def test_anything_but_a_list_is_the_clients_mistake(arguments: Any) -> None:
-    services = TwoSides()
-    with pytest.raises(TaskInvalid, match="squares takes an object with a list 'items'") as caught:
+async def test_argument_that_is_not_a_list_raises_task_invalid(arguments: Any) -> None:
+    services = HybridServices()
+    with pytest.raises(TaskInvalid, match="squares needs a JSON object with the list 'items'") as caught:
         await hybrid(services).run(work(arguments))
     assert caught.value.param == "items"
-    assert services.asked == []
+    assert services.dispatched == []
 
 
-# ── what may not leave ───────────────────────────────────────────────────────────────────────────
+# ── locality ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_task_that_may_not_leave_is_done_by_the_edge_alone() -> None:
-    services = TwoSides(cloud=raises(AssertionError("asked the cloud")))
+async def test_edge_only_task_runs_only_at_the_edge() -> None:
+    services = HybridServices(cloud=raises(AssertionError("asked the cloud")))
     assert (await run(services, [1, 2, 3], may_leave=False)).json == {"result": [1, 4, 9]}
 
 
-async def test_a_task_that_may_not_leave_fails_rather_than_try_the_cloud() -> None:
-    services = TwoSides(edge=raises(BackendUnavailable("the edge is down")))
+async def test_edge_only_task_fails_instead_of_using_the_cloud() -> None:
+    services = HybridServices(edge=raises(BackendUnavailable("the edge is down")))
     with pytest.raises(BackendUnavailable, match="the edge is down"):
         await run(services, [1, 2, 3], may_leave=False)
-    assert services.asked_of("there") == []
+    assert services.dispatched_to("there") == []
 
 
-# ── when a side fails ────────────────────────────────────────────────────────────────────────────
+# ── failures of a side ───────────────────────────────────────────────────────────────────────────
 
 
 NOTHING_RAN = [
@@ -145,62 +147,62 @@ NOTHING_RAN = [
 
 @pytest.mark.parametrize("error", [BackendUnavailable("no route"), BackendFailed("bad answer"), *NOTHING_RAN])
 @pytest.mark.parametrize("broken", ["edge", "cloud"])
-async def test_a_failed_group_is_done_by_the_other_side(error: Exception, broken: str) -> None:
-    services = TwoSides(**{broken: raises(error)})
+async def test_failed_group_moves_to_the_other_side(error: Exception, broken: str) -> None:
+    services = HybridServices(**{broken: raises(error)})
     assert (await run(services, list(range(12)))).json == {"result": [n * n for n in range(12)]}
     assert "hybrid.group_moved" in services.log.events
 
 
-async def test_a_group_is_moved_once_and_no_more() -> None:
-    services = TwoSides(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
+async def test_group_is_moved_at_most_once() -> None:
+    services = HybridServices(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
     with pytest.raises(BackendUnavailable):
         await run(services, [1])
-    assert len(services.asked) == 2
+    assert len(services.dispatched) == 2
 
 
-async def test_what_may_not_run_twice_is_not_moved_after_it_may_have_run() -> None:
-    services = TwoSides(cloud=raises(BackendUnavailable("reset while waiting")))
+async def test_non_repeatable_group_is_not_moved_after_it_may_have_run() -> None:
+    services = HybridServices(cloud=raises(BackendUnavailable("reset while waiting")))
     with pytest.raises(BackendUnavailable):
         await run(services, list(range(8)), repeatable=False)
 
 
 @pytest.mark.parametrize("error", NOTHING_RAN)
-async def test_what_may_not_run_twice_is_moved_when_nothing_was_run(error: Exception) -> None:
-    services = TwoSides(cloud=raises(error))
+async def test_non_repeatable_group_is_moved_when_it_never_ran(error: Exception) -> None:
+    services = HybridServices(cloud=raises(error))
     assert (await run(services, [1, 2], repeatable=False)).json == {"result": [1, 4]}
 
 
 @pytest.mark.parametrize("error", [TaskInvalid("wrong unit"), DeadlineExceeded("too late")])
-async def test_a_mistake_or_a_missed_deadline_ends_it_at_once(error: Exception) -> None:
-    services = TwoSides(edge=never, cloud=raises(error))
+async def test_task_invalid_or_missed_deadline_ends_the_request_at_once(error: Exception) -> None:
+    services = HybridServices(edge=never, cloud=raises(error))
     with pytest.raises(type(error)):
         await run(services, list(range(8)))
     assert services.cancelled == 1
-    assert len(services.asked) == 2
+    assert len(services.dispatched) == 2
 
 
-async def test_an_upstreams_own_refusal_is_passed_on() -> None:
+async def test_client_error_from_a_side_is_passed_on() -> None:
     refusal = Result(status=422, json={"error": "items must be numbers"})
-    assert await run(TwoSides(cloud=answers(refusal)), list(range(8))) == refusal
+    assert await run(HybridServices(cloud=answers(refusal)), list(range(8))) == refusal
 
 
 @pytest.mark.parametrize("value", [{"result": 5}, {"sum": [1]}, [1], None])
-async def test_an_answer_that_is_no_list_is_the_backends_fault(value: Any) -> None:
-    services = TwoSides(*[answers(Result(json=value, backend="there"))] * 2)
-    with pytest.raises(BackendFailed, match="there was to answer") as caught:
+async def test_answer_that_is_not_a_list_raises_backend_failed(value: Any) -> None:
+    services = HybridServices(*[answers(Result(json=value, backend="there"))] * 2)
+    with pytest.raises(BackendFailed, match="there did not return") as caught:
         await run(services, [1])
     assert caught.value.code == "upstream_bad_response"
 
 
-async def test_cancelling_it_cancels_what_it_asked_for() -> None:
+async def test_cancelling_the_hybrid_cancels_its_subtasks() -> None:
     both_asked = asyncio.Event()
 
     async def hang(task: Task) -> Result:
-        if len(services.asked) == 2:
+        if len(services.dispatched) == 2:
             both_asked.set()
         return await never(task)
 
-    services = TwoSides(hang, hang)
+    services = HybridServices(hang, hang)
     running = asyncio.ensure_future(run(services, list(range(8))))
     await both_asked.wait()
     running.cancel()
@@ -212,7 +214,7 @@ async def test_cancelling_it_cancels_what_it_asked_for() -> None:
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_dividing_and_joining_are_terms_of_the_account_and_waiting_is_not() -> None:
+async def test_aggregate_time_excludes_waiting_for_subtasks() -> None:
     now = 0.0
     watch = Watch(lambda: now, began=0.0)
 
@@ -221,12 +223,12 @@ async def test_dividing_and_joining_are_terms_of_the_account_and_waiting_is_not(
         now += 3
         return await squares(task)
 
-    services = TwoSides(takes_3_s, takes_3_s)
+    services = HybridServices(takes_3_s, takes_3_s)
     await hybrid(services).run(work({"items": [1, 2]}, terms=watch))
-    now += 1  # the gateway renders the answer: still the aggregate's second
+    now += 1  # the gateway renders the answer; this second counts as `aggregate`
     account = watch.close()
     assert account.terms_us["aggregate"] == 1_000_000
-    assert account.other_us == 6_000_000  # its children have accounts of their own
+    assert account.other_us == 6_000_000  # the subtasks have time terms of their own
     assert account.terms_us["edge"] == account.terms_us["cloud"] == 0
 
 
@@ -245,37 +247,37 @@ def by_items(overhead_s: float, per_item_s: float) -> Callable[[Task], float]:
         (None, None, True, None, None),
     ],
 )
-def test_both_sides_begin_and_end_together(
+def test_estimate_and_plan_split_items_so_both_sides_end_together(
     here: Any, there: Any, may_leave: bool, expected: float | None, shares: dict[str, float] | None
 ) -> None:
     task = work({"items": list(range(60))}, may_leave=may_leave)
     view = Predictions(here=here, there=there)
-    estimate = hybrid(TwoSides()).estimate(task, view)
+    estimate = hybrid(HybridServices()).estimate(task, view)
     assert estimate == (expected and pytest.approx(expected, rel=0.01))
-    planned = hybrid(TwoSides()).plan(task, view)
+    planned = hybrid(HybridServices()).plan(task, view)
     assert (planned and planned["shares"]) == (shares and pytest.approx(shares, abs=0.02))
 
 
-def test_what_cannot_be_divided_is_predicted_to_take_a_little_longer_than_at_the_faster_side() -> None:
+def test_single_item_estimate_is_slightly_above_the_faster_side() -> None:
     view = Predictions(here=3.0, there=2.0)
-    assert 2.0 < (hybrid(TwoSides()).estimate(work({"items": [1]}), view) or 0) < 2.1
+    assert 2.0 < (hybrid(HybridServices()).estimate(work({"items": [1]}), view) or 0) < 2.1
 
 
 # ── settings ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_one_backend_cannot_be_both_sides() -> None:
+def test_edge_and_cloud_must_be_different_backends() -> None:
     with pytest.raises(ValidationError, match="EDGE and CLOUD are both 'here'; name two different backends"):
-        hybrid(TwoSides(), cloud="here")
+        hybrid(HybridServices(), cloud="here")
 
 
-def test_it_cannot_be_put_into_worker_processes() -> None:
-    with pytest.raises(ValidationError, match="ISOLATION=process: a hybrid looks at its sides"):
-        hybrid(TwoSides(), isolation="process")
+def test_hybrid_rejects_process_isolation() -> None:
+    with pytest.raises(ValidationError, match="ISOLATION=process is not possible"):
+        hybrid(HybridServices(), isolation="process")
 
 
 @pytest.mark.parametrize("missing", ["edge", "cloud", "tasks"])
-def test_both_sides_and_the_tasks_must_be_named(missing: str) -> None:
+def test_edge_cloud_and_tasks_settings_are_required(missing: str) -> None:
     given = {"edge": "here", "cloud": "there", "tasks": ["squares"]}
     del given[missing]
     with pytest.raises(ValidationError, match=missing):
@@ -283,18 +285,18 @@ def test_both_sides_and_the_tasks_must_be_named(missing: str) -> None:
 
 
 @pytest.mark.parametrize("edge", ["hear", "both"])
-def test_a_side_that_is_no_other_backend_is_told_apart_from_those_that_are(edge: str) -> None:
+def test_unknown_side_is_rejected_with_the_list_of_backends(edge: str) -> None:
     given = {"edge": edge, "cloud": "there", "tasks": ["squares"]}
     with pytest.raises(ValidationError, match=f"no other backend '{edge}'; there are: here, there"):
         HybridSettings.model_validate(given, context={"name": "both", "backends": {"both", "here", "there"}})
 
 
-def test_sides_that_exist_are_accepted() -> None:
+def test_existing_sides_are_accepted() -> None:
     given = {"edge": "here", "cloud": "there", "tasks": ["squares"]}
     context = {"name": "both", "backends": {"both", "here", "there"}}
     assert HybridSettings.model_validate(given, context=context).cloud == "there"
 
 
-def test_only_the_modes_that_exist_are_accepted() -> None:
+def test_unknown_mode_is_rejected() -> None:
     with pytest.raises(ValidationError, match="mode"):
-        hybrid(TwoSides(), mode="partition")
+        hybrid(HybridServices(), mode="partition")

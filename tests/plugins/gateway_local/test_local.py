@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from gateway.plugin import BackendFailed, BackendUnavailable, Part, Task, TaskInvalid
 from gateway.workers import WorkerBackend
 from gateway_local import Local, LocalSettings
-from gateway_local.calling import Callee, as_json
-from support.services import KeptServices
+from gateway_local.calling import BoundFunction, as_json
+from support.recording_services import RecordingServices
 
 
 def a_task(name: str, arguments: Any) -> Task:
@@ -28,8 +28,8 @@ async def call(local: Any, name: str, arguments: Any) -> list[Any]:
 
 
 def here(**settings: Any) -> Local:
-    """In this process: what it does is the same, and faster to test."""
-    return Local(LocalSettings(**settings), KeptServices())
+    """A backend in this process: same behaviour, faster tests."""
+    return Local(LocalSettings(**settings), RecordingServices())
 
 
 @pytest.fixture
@@ -56,16 +56,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# ── in worker processes, as it is used ───────────────────────────────────────────────────────────
+# ── in worker processes ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
 async def workers() -> AsyncIterator[WorkerBackend]:
-    async with WorkerBackend(Local, LocalSettings(), KeptServices(), slots=1) as backend:
+    async with WorkerBackend(Local, LocalSettings(), RecordingServices(), slots=1) as backend:
         yield backend
 
 
-async def test_add_ships_and_is_served_by_a_worker(workers: WorkerBackend) -> None:
+async def test_shipped_functions_are_served_by_a_worker(workers: WorkerBackend) -> None:
     assert await call(workers, "add", {"a": 10, "b": 20}) == [{"result": 30}]
     assert await call(workers, "add", {"a": 2**64, "b": 1}) == [{"result": 2**64 + 1}]
     assert await call(workers, "squares", {"items": [1, 2, 3]}) == [{"result": [1, 4, 9]}]
@@ -79,27 +79,27 @@ async def test_burn_keeps_a_core_busy(workers: WorkerBackend) -> None:
     assert 0 < burnt["result"] <= 0.2
 
 
-async def test_the_hello_tells_names(workers: WorkerBackend) -> None:
+async def test_worker_announces_the_task_names(workers: WorkerBackend) -> None:
     assert set(workers.tasks) == {"add", "burn", "count", "squares"}
 
 
-async def test_an_exception_in_the_function_is_named(workers: WorkerBackend) -> None:
+async def test_exception_in_a_function_is_named_in_the_error(workers: WorkerBackend) -> None:
     with pytest.raises(BackendUnavailable, match=r"`add` raised TypeError") as caught:
         await call(workers, "add", {"a": 1, "b": "x"})
     assert (caught.value.code, caught.value.again) == ("plugin_error", False)
     assert caught.value.detail.startswith("unsupported operand")
 
 
-async def test_wrong_arguments_cross_the_process_with_the_name(workers: WorkerBackend) -> None:
+async def test_invalid_argument_keeps_its_name_across_the_process_boundary(workers: WorkerBackend) -> None:
     with pytest.raises(TaskInvalid, match=r"`add\(a, b\)` needs `b`, which is missing") as caught:
         await call(workers, "add", {"a": 1})
     assert caught.value.param == "b"
 
 
-# ── an operator's own ────────────────────────────────────────────────────────────────────────────
+# ── configured tasks ─────────────────────────────────────────────────────────────────────────────
 
 
-async def test_every_public_function_of_a_folder_is_served(folder: Path) -> None:
+async def test_public_functions_of_a_folder_are_served(folder: Path) -> None:
     async with here(tasks_dir=folder) as local:
         assert set(local.tasks) == {"greet", "later", "ticks", "confused"}
         assert await call(local, "greet", {"name": "Ada", "loud": True}) == [{"result": "HELLO ADA"}]
@@ -107,28 +107,28 @@ async def test_every_public_function_of_a_folder_is_served(folder: Path) -> None
         assert await call(local, "ticks", {"n": 3}) == [0, 1, 2]
 
 
-async def test_a_type_error_inside_the_function_is_not_the_clients_mistake(folder: Path) -> None:
+async def test_type_error_inside_a_function_is_a_plugin_error(folder: Path) -> None:
     async with here(tasks_dir=folder) as local:
         with pytest.raises(BackendUnavailable, match="`confused` raised TypeError") as caught:
             await call(local, "confused", {"text": "x"})
         assert caught.value.code == "plugin_error"
 
 
-async def test_what_raises_again_at_the_same_place_is_told_once_a_minute(
+async def test_repeated_exception_at_one_line_is_logged_once_a_minute(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with here(tasks_dir=folder) as local:
         for every_s in (60.0, 60.0, 60.0, 0.0):
-            monkeypatch.setattr("gateway_local.TELL_EVERY_S", every_s)
+            monkeypatch.setattr("gateway_local.LOG_INTERVAL_S", every_s)
             with pytest.raises(BackendUnavailable):
                 await call(local, "confused", {"text": "x"})
-        told = [keys for event, keys in local.services.log.events if event == "local.raised"]
-    assert [keys["suppressed"] for keys in told] == [0, 2]
-    assert told[0]["traceback"].splitlines()[-1].endswith(".py:18 confused")
-    assert "len(5)" not in str(told)  # what the file says, a password say, is in no log
+        logged = [keys for event, keys in local.services.log.events if event == "local.raised"]
+    assert [keys["suppressed"] for keys in logged] == [0, 2]
+    assert logged[0]["traceback"].splitlines()[-1].endswith(".py:18 confused")
+    assert "len(5)" not in str(logged)  # source text may contain a password, so it is never logged
 
 
-async def test_functions_are_named_by_themselves_or_by_a_map() -> None:
+async def test_tasks_setting_accepts_a_list_or_a_map() -> None:
     async with here(tasks="math:factorial,statistics:mean") as local:
         assert await call(local, "factorial", {"n": 5}) == [{"result": 120}]
         assert await call(local, "mean", {"data": [1, 2]}) == [{"result": 1.5}]
@@ -136,7 +136,7 @@ async def test_functions_are_named_by_themselves_or_by_a_map() -> None:
         assert local.tasks == {"avg": "avg"}
 
 
-async def test_names_and_a_folder_are_served_together(folder: Path) -> None:
+async def test_named_functions_and_a_folder_are_served_together(folder: Path) -> None:
     async with here(tasks="math:factorial", tasks_dir=folder) as local:
         assert {"factorial", "greet"} <= set(local.tasks)
 
@@ -150,18 +150,18 @@ async def test_names_and_a_folder_are_served_together(folder: Path) -> None:
         ("builtins:max", "its arguments have no names; wrap it in a function"),
     ],
 )
-async def test_a_function_that_cannot_be_served_is_named_at_start(tasks: str, why: str) -> None:
+async def test_unservable_function_is_named_at_start(tasks: str, why: str) -> None:
     with pytest.raises(BackendUnavailable, match=why):
         await here(tasks=tasks).__aenter__()
 
 
-async def test_a_broken_file_is_named(folder: Path) -> None:
+async def test_broken_file_is_named_at_start(folder: Path) -> None:
     (folder / "zz.py").write_text("def broken(:\n")
     with pytest.raises(BackendUnavailable, match=r"zz\.py cannot be imported: SyntaxError"):
         await here(tasks_dir=folder).__aenter__()
 
 
-async def test_two_functions_of_one_name_are_told_with_both_places(folder: Path) -> None:
+async def test_duplicate_function_names_are_reported_with_both_locations(folder: Path) -> None:
     (folder / "hi.py").write_text("def greet(): ...\n")
     with pytest.raises(BackendUnavailable, match=r"`greet` is defined both in .*greet\.py and in .*hi\.py"):
         await here(tasks_dir=folder).__aenter__()
@@ -170,12 +170,12 @@ async def test_two_functions_of_one_name_are_told_with_both_places(folder: Path)
         await here(tasks_dir=folder, tasks={"greet": "math:factorial"}).__aenter__()
 
 
-async def test_a_folder_without_functions_is_an_error(tmp_path: Path) -> None:
+async def test_folder_without_functions_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BackendUnavailable, match=r"no file in .* defines a public function"):
         await here(tasks_dir=tmp_path).__aenter__()
 
 
-async def test_a_file_named_like_a_module_of_the_library_takes_nothings_place(folder: Path) -> None:
+async def test_task_file_named_like_a_library_module_does_not_shadow_it(folder: Path) -> None:
     (folder / "queue.py").write_text("def length():\n    import queue\n    return hasattr(queue, 'Queue')\n")
     async with here(tasks_dir=folder) as local:
         assert await call(local, "length", {}) == [{"result": True}]
@@ -189,12 +189,12 @@ async def test_a_file_named_like_a_module_of_the_library_takes_nothings_place(fo
         ({"f": "math.factorial"}, "not of the form"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(tasks: Any, why: str) -> None:
+def test_invalid_tasks_setting_is_rejected(tasks: Any, why: str) -> None:
     with pytest.raises(ValidationError, match=why):
         LocalSettings(tasks=tasks)
 
 
-def test_settings_survive_the_way_to_the_worker() -> None:
+def test_settings_are_unchanged_after_serialisation() -> None:
     settings = LocalSettings(tasks="math:gcd,statistics:mean")  # type: ignore[arg-type]
     assert settings.tasks == {"gcd": "math:gcd", "mean": "statistics:mean"}
     assert LocalSettings.model_validate(settings.model_dump()) == settings
@@ -217,15 +217,15 @@ def scale(value: float, by: float = 2, /, *rest: Any, unit: str = "") -> Any:
         (None, None, "not null"),
     ],
 )
-def test_wrong_arguments_say_what_the_function_takes(arguments: Any, param: str | None, why: str) -> None:
+def test_invalid_arguments_report_the_signature(arguments: Any, param: str | None, why: str) -> None:
     with pytest.raises(TaskInvalid, match=why) as caught:
-        Callee("scale", scale).call(arguments)
+        BoundFunction("scale", scale).call(arguments)
     assert caught.value.param == param
 
 
-def test_arguments_by_position_are_given_by_name_too() -> None:
-    assert Callee("scale", scale).call({"unit": "m", "by": 3, "value": 1}) == [3, "m"]
-    assert Callee("scale", scale).call({"value": 1}) == [2, ""]
+def test_positional_only_arguments_are_accepted_by_name() -> None:
+    assert BoundFunction("scale", scale).call({"unit": "m", "by": 3, "value": 1}) == [3, "m"]
+    assert BoundFunction("scale", scale).call({"value": 1}) == [2, ""]
 
 
 @dataclasses.dataclass
@@ -250,16 +250,16 @@ class Grid:
         (2**70, 2**70),
     ],
 )
-def test_values_become_json(value: Any, json: Any) -> None:
+def test_return_values_are_converted_to_json(value: Any, json: Any) -> None:
     assert as_json(value, "f") == json
 
 
-def test_a_value_that_is_no_json_says_what_to_return() -> None:
-    with pytest.raises(BackendFailed, match=r"`f` answered with something that is not JSON \(a object\); return"):
+def test_value_that_is_not_json_is_reported_with_advice() -> None:
+    with pytest.raises(BackendFailed, match=r"`f` returned a value that has no JSON form \(a object\); return"):
         as_json({"x": object()}, "f")
 
 
-async def test_a_generator_nobody_listens_to_any_more_is_closed_at_once(folder: Path) -> None:
+async def test_abandoned_generator_is_closed_at_once(folder: Path) -> None:
     (folder / "gen.py").write_text(
         "closed = []\ndef numbers():\n    try:\n        yield from range(9)\n    finally:\n        closed.append(1)\n"
         "def how_many_closed():\n    return len(closed)\n"
@@ -271,7 +271,7 @@ async def test_a_generator_nobody_listens_to_any_more_is_closed_at_once(folder: 
         assert await call(local, "how_many_closed", {}) == [{"result": 1}]
 
 
-def test_as_many_slots_as_cores_and_nothing_is_loaded_by_the_constructor() -> None:
+def test_constructor_sets_slots_and_loads_no_functions() -> None:
     local = here()
     assert local.slots >= 1
     assert local.tasks is None

@@ -1,4 +1,4 @@
-"""Plugins that break the reading of the configuration."""
+"""Plugins that raise while the configuration is read."""
 
 from __future__ import annotations
 

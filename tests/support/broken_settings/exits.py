@@ -1,4 +1,4 @@
-"""A plugin whose import ends the process."""
+"""A plugin that ends the process on import."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The task `redact`: masks what names a person or an account, on this site, before a text goes anywhere else."""
+"""The task `redact`: masks email addresses, IBANs and phone numbers.
+
+It runs at the edge, before a text is sent elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ PATTERNS: dict[What, str] = {
 
 
 class Settings(BackendSettings):
-    """What an operator may set."""
+    """The settings of the backend."""
 
-    masks: tuple[What, ...] = Field(("email", "iban", "phone"), description="what is masked")
-    mask: str = Field("[{what}]", description="what is put in its place; `{what}` says what it was")
+    masks: tuple[What, ...] = Field(("email", "iban", "phone"), description="the kinds of text to mask")
+    mask: str = Field("[{what}]", description="the replacement; `{what}` stands for the kind")
 
 
 class Redact(Backend[Settings]):
-    """Answers with the text, masked, and how much of what was found."""
+    """Returns the masked text, and the count of each kind."""
 
     site = "edge"
-    isolation = "process"  # a text of megabytes takes seconds, and nobody else should wait for it
+    isolation = "process"  # a text of megabytes takes seconds and must not block other requests
     slots = 2
     tasks = ("redact",)
     examples: ClassVar = {"redact": {"text": "Call +44 20 7946 0018, or write to ada@example.org."}}

@@ -10,8 +10,8 @@ import pytest
 from gateway.ingress.mqtt import deduplication as rules
 from gateway.ingress.mqtt.connection import Delivery
 from gateway.ingress.mqtt.deduplication import PendingRequest, RequestHistory, identity_of
-from gateway.ingress.mqtt.properties import Message, Publication
-from gateway.ingress.mqtt.topics import Topics
+from gateway.ingress.mqtt.messages import Message, Publication
+from gateway.ingress.mqtt.request import Topics
 from gateway.testing import FakeClock
 
 TOPICS = Topics(host="box")
@@ -27,15 +27,15 @@ def call(call_id: str, body: bytes = b"1") -> Message:
 
 
 def known(memory: RequestHistory, message: Message) -> PendingRequest | None:
-    return memory.find(message, identity_of(message, TOPICS.read(message)))
+    return memory.find(message, identity_of(message, TOPICS.parse(message)))
 
 
-def answered(memory: RequestHistory, message: Message, size: int = 0, *, invites_again: bool = False) -> None:
-    identity = identity_of(message, TOPICS.read(message))
+def answered(memory: RequestHistory, message: Message, size: int = 0, *, invites_retry: bool = False) -> None:
+    identity = identity_of(message, TOPICS.parse(message))
     exchange = memory.begin(identity)
-    exchange.keep(Publication(topic="r", payload=b"x" * size))
-    exchange.invites_again = invites_again
-    memory.end(identity, exchange, is_answered=True)
+    exchange.on("start")
+    exchange.on_published(Publication(topic="r", payload=b"x" * size))
+    memory.finish(identity, exchange, exchange.outcome(invites_retry=invites_retry))
 
 
 def test_joined_deliveries_are_acknowledged_unless_their_connection_was_lost() -> None:
@@ -85,27 +85,28 @@ def test_call_with_the_same_id_and_body_is_a_repeat(memory: RequestHistory) -> N
 def test_message_without_correlation_data_repeats_only_as_a_broker_redelivery(memory: RequestHistory) -> None:
     answered(memory, request(correlation=None, mid=7))
     assert known(memory, request(correlation=None, mid=7)) is None
-    assert known(memory, request(correlation=None, mid=8, is_again=True)) is None
-    assert known(memory, request(correlation=None, mid=7, is_again=True)) is not None
+    assert known(memory, request(correlation=None, mid=8, is_duplicate=True)) is None
+    assert known(memory, request(correlation=None, mid=7, is_duplicate=True)) is not None
 
 
 def test_running_request_is_joined_and_an_abandoned_request_is_forgotten(memory: RequestHistory) -> None:
-    identity = identity_of(request(), TOPICS.read(request()))
+    identity = identity_of(request(), TOPICS.parse(request()))
     exchange = memory.begin(identity)
     assert known(memory, request()) is exchange
-    memory.end(identity, exchange, is_answered=False)
+    memory.finish(identity, exchange, "expire")
     assert not exchange.is_open
     assert known(memory, request()) is None
 
 
 def test_client_retry_after_a_retry_later_response_is_run_but_redelivery_is_not(memory: RequestHistory) -> None:
-    answered(memory, request(mid=7), invites_again=True)
-    assert known(memory, request(mid=7, is_again=True)) is not None
+    answered(memory, request(mid=7), invites_retry=True)
+    assert known(memory, request(mid=7, is_duplicate=True)) is not None
     assert known(memory, request(mid=8)) is None
-    identity = identity_of(request(), TOPICS.read(request()))
+    identity = identity_of(request(), TOPICS.parse(request()))
     exchange = memory.begin(identity)
+    exchange.on("start")
     assert known(memory, request(mid=9)) is exchange
-    memory.end(identity, exchange, is_answered=True)
+    memory.finish(identity, exchange, "answer")
     assert known(memory, request(mid=10)) is exchange
 
 
@@ -118,7 +119,7 @@ def test_response_is_stored_as_long_as_the_broker_keeps_the_session(memory: Requ
 
 
 def test_oldest_responses_are_evicted_when_the_byte_limit_is_reached(memory: RequestHistory) -> None:
-    third = rules.KEEP_BYTES // 3
+    third = rules.MAX_BYTES // 3
     for name in (b"a", b"b", b"c"):
         answered(memory, request(name), third)
     assert known(memory, request(b"a")) is None
@@ -127,7 +128,7 @@ def test_oldest_responses_are_evicted_when_the_byte_limit_is_reached(memory: Req
 
 
 def test_number_of_stored_responses_is_bounded(memory: RequestHistory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "KEEP_ANSWERS", 10)
+    monkeypatch.setattr(rules, "MAX_RESPONSES", 10)
     for n in range(20):
         answered(memory, request(str(n).encode()))
     assert [n for n in range(20) if known(memory, request(str(n).encode()))] == list(range(10, 20))
@@ -135,13 +136,13 @@ def test_number_of_stored_responses_is_bounded(memory: RequestHistory, monkeypat
 
 def test_response_larger_than_the_byte_limit_is_not_stored(memory: RequestHistory) -> None:
     answered(memory, request(b"small"))
-    answered(memory, request(), rules.KEEP_BYTES)
+    answered(memory, request(), rules.MAX_BYTES)
     assert known(memory, request()) is None
     assert known(memory, request(b"small")) is not None
 
 
 def test_response_to_the_same_request_counts_once_towards_the_limit(memory: RequestHistory) -> None:
     for _ in range(10):
-        answered(memory, request(), rules.KEEP_BYTES // 4)
-    answered(memory, request(b"other"), rules.KEEP_BYTES // 4)
+        answered(memory, request(), rules.MAX_BYTES // 4)
+    answered(memory, request(b"other"), rules.MAX_BYTES // 4)
     assert known(memory, request()) is not None

@@ -9,9 +9,9 @@ import pytest
 
 from gateway.ingress.mqtt import response as rules
 from gateway.ingress.mqtt.connection import PublishRefused
-from gateway.ingress.mqtt.properties import Message, Publication
+from gateway.ingress.mqtt.messages import Message, Publication
+from gateway.ingress.mqtt.request import Address
 from gateway.ingress.mqtt.response import MqttResponseWriter
-from gateway.ingress.mqtt.topics import Address
 from gateway.plugin import GatewayError
 
 HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "x-request-id": "7"}
@@ -38,12 +38,12 @@ class Post:
 
 def reply_to(post: Post, *, in_parts: bool = True, answer_to: str | None = "r", qos: int = 1) -> MqttResponseWriter:
     message = Message(topic="t", payload=b"", qos=qos, mid=1, correlation=b"c")
-    return MqttResponseWriter(message, Address(target="/", answer_to=answer_to, in_parts=in_parts), post.send)
+    return MqttResponseWriter(message, Address(target="/", response_topic=answer_to, takes_parts=in_parts), post.send)
 
 
 async def test_whole_response_is_one_message_with_status_and_headers() -> None:
     post = Post()
-    await reply_to(post, qos=0).whole(200, {"Content-Type": "application/json", "x-request-id": "7"}, b"{}")
+    await reply_to(post, qos=0).send(200, {"Content-Type": "application/json", "x-request-id": "7"}, b"{}")
     (it,) = post.sent
     assert (it.topic, it.payload, it.qos, it.retain, it.correlation) == ("r", b"{}", 0, False, b"c")
     assert it.content_type == "application/json"
@@ -91,13 +91,13 @@ async def test_stream_write_blocks_while_the_broker_accepts_nothing() -> None:
     await reply.begin(200, HEADERS)
     await reply.write(b"a")
     await asyncio.sleep(0)
-    writing = asyncio.create_task(reply.write(b"x" * (rules.ROOM_BYTES + 1)))
+    writing = asyncio.create_task(reply.write(b"x" * (rules.MAX_AHEAD_BYTES + 1)))
     done, _ = await asyncio.wait({writing}, timeout=0.01)
     assert not done
     post.is_open.set()
     await writing
     await reply.end()
-    assert sum(len(it.payload) for it in post.sent) == rules.ROOM_BYTES + 2
+    assert sum(len(it.payload) for it in post.sent) == rules.MAX_AHEAD_BYTES + 2
 
 
 async def test_stream_write_raises_when_the_broker_refuses_a_part() -> None:
@@ -107,7 +107,7 @@ async def test_stream_write_raises_when_the_broker_refuses_a_part() -> None:
     await reply.begin(200, HEADERS)
     await reply.write(b"a")
     with pytest.raises(PublishRefused):
-        await reply.write(b"x" * (rules.ROOM_BYTES + 1))
+        await reply.write(b"x" * (rules.MAX_AHEAD_BYTES + 1))
 
 
 async def test_aborted_stream_marks_its_last_part_as_aborted() -> None:
@@ -154,7 +154,7 @@ async def test_response_refused_by_the_broker_is_replaced_by_an_error_message() 
     post = Post()
     post.refuses_over = 1000
     with pytest.raises(PublishRefused):
-        await reply_to(post).whole(200, HEADERS, b"x" * 2000)
+        await reply_to(post).send(200, HEADERS, b"x" * 2000)
     (it,) = post.sent
     assert dict(it.user)["status"] == "502"
     assert msgspec.json.decode(it.payload)["error"]["code"] == "upstream_bad_response"
@@ -163,7 +163,7 @@ async def test_response_refused_by_the_broker_is_replaced_by_an_error_message() 
 @pytest.mark.parametrize("in_parts", [True, False])
 async def test_no_message_is_sent_without_a_response_topic(in_parts: bool) -> None:
     post = Post()
-    await reply_to(post, answer_to=None).whole(200, HEADERS, b"{}")
+    await reply_to(post, answer_to=None).send(200, HEADERS, b"{}")
     reply = reply_to(post, answer_to=None, in_parts=in_parts)
     await reply.begin(200, HEADERS)
     await reply.write(b"x" * 100_000)

@@ -1,4 +1,4 @@
-"""Events of a stream: which report an error, which are none of anybody's business, and which is the last one."""
+"""Events of a stream: errors, events that are ignored, and the last event."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import msgspec
 import pytest
 
 from gateway.plugin import BackendUnavailable, Result, SseEvent, Task, TaskInvalid
-from gateway_http.response.stream_state import Progress
+from gateway_http.response.operations import OPERATIONS
 from support.http_backend import chat, opened, parts, result
 from support.upstream import CHUNKED, EVENTS, LAST_CHUNK, Script, Upstream, chunk, head, sends, sse, sse_bytes, stall
 
 DONE = b"data: [DONE]\n\n"
 
 
-def said(text: str = "hi", reason: str | None = None, index: int = 0) -> dict[str, Any]:
+def content_event(text: str = "hi", reason: str | None = None, index: int = 0) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": {"content": text}, "text": text, "finish_reason": reason}]}
 
 
@@ -31,7 +31,7 @@ RESPONSES, MESSAGES = stream("other", "/v1/responses"), stream("other", "/v1/mes
 KINDS = {"chat": stream(), "completion": stream("completion", "/v1/completions")}
 
 
-def fresh(task: Task) -> Task:
+def with_deadline(task: Task) -> Task:
     return task.replace(deadline=time.monotonic() + 5)
 
 
@@ -42,14 +42,14 @@ def raw(*events: bytes) -> Script:
 async def fails(task: Task, script: Script) -> BackendUnavailable:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable) as failed:
-            await parts(backend, fresh(task))
+            await parts(backend, with_deadline(task))
     assert failed.value.code == "upstream_bad_response"
     return failed.value
 
 
-async def told(task: Task, script: Script) -> list[bytes]:
+async def relayed(task: Task, script: Script) -> list[bytes]:
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
-        return await parts(backend, fresh(task))
+        return await parts(backend, with_deadline(task))
 
 
 # --- errors without an `error` ----------------------------------------------------------------------------------------
@@ -67,13 +67,13 @@ ERRORS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", ERRORS)
-async def test_an_event_that_is_an_error_is_one_first_or_last(error: Any, kind: str) -> None:
-    for events in ((error,), (said(), error)):
+async def test_error_event_is_a_failure_first_or_last(error: Any, kind: str) -> None:
+    for events in ((error,), (content_event(), error)):
         assert "with an error" in (await fails(KINDS[kind], sse(*events))).message
 
 
 @pytest.mark.parametrize("error", ERRORS[:4])
-async def test_so_it_is_where_events_are_only_relayed(error: Any) -> None:
+async def test_error_event_is_a_failure_in_a_relayed_stream(error: Any) -> None:
     await fails(RESPONSES, sse({"type": "response.created"}, error))
 
 
@@ -82,29 +82,29 @@ async def test_so_it_is_where_events_are_only_relayed(error: Any) -> None:
     [{}, {"usage": {"total_tokens": 1}}, {"choices": [], "prompt_filter_results": []}, {"x_groq": {"id": "r"}},
      {"type": "ping"}, {"choices": [], "object": "chat.completion.chunk", "error": None}, {"choices": None}],
 )  # fmt: skip
-async def test_an_event_without_choices_is_not_always_an_error(event: Any) -> None:
-    assert len(await told(stream(), sse(event, said(reason="stop"), event))) == 4
+async def test_event_without_choices_may_be_valid(event: Any) -> None:
+    assert len(await relayed(stream(), sse(event, content_event(reason="stop"), event))) == 4
 
 
-async def test_a_tasks_own_events_may_be_anything() -> None:
+async def test_task_stream_events_may_be_any_json() -> None:
     task = stream("task", "/v1/tasks/t")
-    assert len(await told(task, sse({"message": "hi"}, {"detail": 1}, {"object": "error"}))) == 4
-    assert len(await told(task, sse("3", '"hello"', "[1]", {"choices": "abc"}, {"type": 3}))) == 6
+    assert len(await relayed(task, sse({"message": "hi"}, {"detail": 1}, {"object": "error"}))) == 4
+    assert len(await relayed(task, sse("3", '"hello"', "[1]", {"choices": "abc"}, {"type": 3}))) == 6
 
 
-# --- events nobody can read, and such as only seem so -----------------------------------------------------------------
+# --- malformed events, and valid ones that look malformed -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", [stream(), RESPONSES])
 @pytest.mark.parametrize("data", [b'{"choices":[{"delta":{"content":"\xff"}}]}', b"\xff", b'{"error": "\xff"}'])
-async def test_an_event_that_is_not_utf_8_is_malformed(data: bytes, task: Task) -> None:
+async def test_event_that_is_not_utf_8_is_malformed(data: bytes, task: Task) -> None:
     assert "malformed event" in (await fails(task, raw(b"data: " + data + b"\n\n"))).message
 
 
-async def test_an_index_that_is_null_and_a_heartbeat_are_not_malformed() -> None:
+async def test_null_index_and_heartbeat_events_are_accepted() -> None:
     last = b'data: {"choices":[{"index":null,"delta":{"content":"h"},"finish_reason":"stop"}]}\n\n'
     beats = [b"event: ping\ndata: ping\n\n", b"event: heartbeat\ndata: {}\n\n", b"data:\n\n"]
-    assert await told(stream(), raw(beats[0], *beats, last, DONE)) == [last, DONE]
+    assert await relayed(stream(), raw(beats[0], *beats, last, DONE)) == [last, DONE]
 
 
 def texts(events: list[bytes]) -> str:
@@ -120,29 +120,34 @@ def texts(events: list[bytes]) -> str:
         (["\\ud83d", "\u00e9"], "\\ud83d\u00e9"),
     ],
 )
-async def test_an_emoji_cut_in_two_is_put_together(pieces: list[str], whole: str) -> None:
-    got = await told(stream(), sse(*map(said, pieces), said("", "stop")))
+async def test_split_surrogate_pairs_are_joined_across_events(pieces: list[str], whole: str) -> None:
+    got = await relayed(stream(), sse(*map(content_event, pieces), content_event("", "stop")))
     assert texts(got[:-1]) == whole
 
 
-async def test_halves_of_different_choices_are_kept_apart() -> None:
+async def test_surrogates_of_different_choices_are_not_joined() -> None:
     two = stream(body=b'{"model":"m","messages":[],"n":2}')
-    events = [said("\ud83d", index=0), said("\ud83c", index=1), said("\ude00", "stop"), said("\udf08", "stop", 1)]
-    got = await told(two, sse(*events))
+    events = [
+        content_event("\ud83d", index=0),
+        content_event("\ud83c", index=1),
+        content_event("\ude00", "stop"),
+        content_event("\udf08", "stop", 1),
+    ]
+    got = await relayed(two, sse(*events))
     assert texts(got[2:3]) == "\U0001f600"
     assert texts(got[3:4]) == "\U0001f308"
 
 
 @pytest.mark.parametrize("error", ["", {}, False])
-async def test_an_empty_error_is_one_only_where_nothing_else_is(error: Any) -> None:
-    healthy = said(reason="stop") | {"error": error}
-    assert len(await told(stream(), sse(healthy))) == 2
-    await fails(stream(), sse(said(), {"error": error}))
+async def test_empty_error_field_is_a_failure_only_without_choices(error: Any) -> None:
+    healthy = content_event(reason="stop") | {"error": error}
+    assert len(await relayed(stream(), sse(healthy))) == 2
+    await fails(stream(), sse(content_event(), {"error": error}))
 
 
-async def test_a_ping_that_its_protocol_knows_is_passed() -> None:
+async def test_ping_event_of_the_messages_protocol_is_relayed() -> None:
     ping, last = b'event: ping\ndata: {"type": "ping"}\n\n', b'event: message_stop\ndata: {"type": "message_stop"}\n\n'
-    assert await told(MESSAGES, raw(ping, b"event: ping\ndata: x\n\n", last)) == [ping, last]
+    assert await relayed(MESSAGES, raw(ping, b"event: ping\ndata: x\n\n", last)) == [ping, last]
 
 
 FLOODS = {
@@ -153,9 +158,10 @@ FLOODS = {
 
 
 def notes_in_s(event: SseEvent) -> float:
+    task, operation = stream(), OPERATIONS["chat"]
     began = time.perf_counter()
     with suppress(BackendUnavailable):
-        Progress(stream()).note(event)
+        operation.stream_state(operation.validator(task)).on_event(event)
     return time.perf_counter() - began
 
 
@@ -166,13 +172,13 @@ def walks_in_s(event: SseEvent) -> float:
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_large_event_is_looked_at_in_the_time_of_a_few_walks(name: str) -> None:
+def test_large_event_is_checked_in_linear_time(name: str) -> None:
     event = SseEvent(b"", f'{{"choices":{FLOODS[name]}}}'.encode(), b"")
     assert min(notes_in_s(event) for _ in range(5)) < 8 * min(walks_in_s(event) for _ in range(5))
 
 
-async def test_choices_nobody_asked_for_are_bounded() -> None:
-    assert "choices" in (await fails(stream(), sse(*(said(index=at) for at in range(200))))).message
+async def test_number_of_unrequested_choices_is_bounded() -> None:
+    assert "choices" in (await fails(stream(), sse(*(content_event(index=at) for at in range(200))))).message
 
 
 # --- the last event ---------------------------------------------------------------------------------------------------
@@ -185,7 +191,7 @@ HALVES: dict[str, tuple[Task, list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", HALVES)
-async def test_done_is_no_end_where_events_have_types(name: str) -> None:
+async def test_typed_stream_does_not_end_at_done(name: str) -> None:
     task, events = HALVES[name]
     assert "before its last event" in (await fails(task, sse(*events))).message
 
@@ -193,68 +199,75 @@ async def test_done_is_no_end_where_events_have_types(name: str) -> None:
 LASTS = {"responses": "response.completed", "messages": "message_stop", "transcript": "transcript.text.done"}
 
 
-async def told_while_it_stays(task: Task, *events: Any) -> list[bytes]:
-    """What is relayed of a stream whose connection stays open for an hour, as long as the task has time."""
+async def relayed_while_open(task: Task, *events: Any) -> list[bytes]:
+    """Return the events relayed while the connection stays open longer than the task."""
     script = stall(sse_bytes(*events, done=False))
     async with asyncio.timeout(10), Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         return await parts(backend, task)
 
 
 @pytest.mark.parametrize("name", HALVES)
-async def test_a_stream_ends_at_its_typed_last_event_though_the_connection_stays(
+async def test_typed_stream_ends_at_its_last_event_while_the_connection_stays_open(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 3600)
     task, events = HALVES[name]
-    assert len(await told_while_it_stays(task, *events, {"type": LASTS[name]})) == len(events) + 1
+    assert len(await relayed_while_open(task, *events, {"type": LASTS[name]})) == len(events) + 1
 
 
 @pytest.mark.parametrize("done", [True, False])
-async def test_a_connection_is_kept_where_the_body_ends_behind_the_last_event(done: bool) -> None:
+async def test_connection_is_reused_when_the_body_ends_after_the_last_event(done: bool) -> None:
     script = sse({"type": "response.completed"}, done=done)
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         for _ in range(2):
-            await parts(backend, fresh(RESPONSES))
+            await parts(backend, with_deadline(RESPONSES))
     assert upstream.connections == 1
 
 
-async def test_all_choices_finished_is_an_end_though_the_connection_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_chat_stream_ends_when_all_choices_finish_while_the_connection_stays_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 0.05)
     two = stream(body=b'{"model":"m","messages":[],"n":2}')
-    events = [said(), said(index=1), said(reason="stop"), said(reason="stop", index=1)]
-    assert (await told_while_it_stays(two, *events))[len(events) :] == [DONE]
+    events = [
+        content_event(),
+        content_event(index=1),
+        content_event(reason="stop"),
+        content_event(reason="stop", index=1),
+    ]
+    assert (await relayed_while_open(two, *events))[len(events) :] == [DONE]
 
 
-async def test_what_comes_soon_after_the_finish_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_usage_event_after_the_finish_reason_is_relayed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 3600)
-    heard: asyncio.Event = asyncio.Event()
+    received: asyncio.Event = asyncio.Event()
     usage = {"choices": [], "usage": {"total_tokens": 1}}
 
     async def script(talk: Any) -> None:
-        await talk.send(sse_bytes(said(reason="stop"), done=False))
-        await heard.wait()
+        await talk.send(sse_bytes(content_event(reason="stop"), done=False))
+        await received.wait()
         await talk.send(chunk(b"data: " + json.dumps(usage).encode() + b"\n\n") + chunk(DONE) + LAST_CHUNK)
 
     got = []
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
-        async for part in backend.run(fresh(stream())):
+        async for part in backend.run(with_deadline(stream())):
             got.append(part)
-            heard.set()
+            received.set()
     assert len(got) == 3
 
 
-async def test_several_pictures_end_in_an_event_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_image_stream_relays_one_completed_event_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 0.05)
     task = stream("other", "/v1/images/generations")
     picture = {"type": "image_generation.completed", "b64_json": "A" * 1_500_000}
-    assert len(await told_while_it_stays(task, picture, picture)) == 2
+    assert len(await relayed_while_open(task, picture, picture)) == 2
 
 
-async def test_a_picture_is_the_only_large_event() -> None:
+async def test_large_event_is_accepted_only_for_images() -> None:
     await fails(RESPONSES, sse({"type": "response.completed", "x": "A" * 1_500_000}))
 
 
-# --- what is an answer though it is an error --------------------------------------------------------------------------
+# --- client errors sent as events -------------------------------------------------------------------------------------
 
 TOO_LONG = {"code": "context_length_exceeded", "message": "too long"}
 REFUSALS = [
@@ -266,24 +279,24 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize("event", REFUSALS)
-async def test_a_refusal_by_event_is_an_answer(event: Any) -> None:
+async def test_client_error_event_becomes_a_400_answer(event: Any) -> None:
     task = RESPONSES if event.get("type") else stream()
     async with Upstream(sse(event)) as upstream, opened(upstream.url) as (backend, _):
-        got = await result(backend, fresh(task))
+        got = await result(backend, with_deadline(task))
     assert (got.status, type(got)) == (400, Result)
     assert "context" in str(got.value()["error"])
 
 
-async def test_after_content_it_keeps_its_code() -> None:
-    async with Upstream(sse(said(), {"error": TOO_LONG})) as upstream, opened(upstream.url) as (backend, _):
+async def test_client_error_event_after_content_keeps_its_code() -> None:
+    async with Upstream(sse(content_event(), {"error": TOO_LONG})) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(TaskInvalid) as refused:
-            await parts(backend, fresh(stream()))
+            await parts(backend, with_deadline(stream()))
     assert refused.value.detail == "context_length_exceeded: too long"
     assert "too long" not in refused.value.message
 
 
-async def test_a_response_that_failed_is_a_failure_before_its_content_and_an_end_after_it() -> None:
+async def test_response_failed_event_raises_before_content_and_ends_the_stream_after() -> None:
     failed = {"type": "response.failed", "response": {"error": {"code": "server_error", "message": "boom"}}}
     error = await fails(RESPONSES, sse({"type": "response.created"}, failed))
     assert ("server_error" in error.message, error.detail) == (True, "boom")
-    assert len(await told(RESPONSES, sse({"type": "response.output_text.delta"}, failed))) == 2
+    assert len(await relayed(RESPONSES, sse({"type": "response.output_text.delta"}, failed))) == 2

@@ -1,4 +1,4 @@
-"""Status 200 with an error in it, and errors of any status that are answers to the request."""
+"""Errors under status 200, and client errors under any status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.plugin import BackendUnavailable, Result, Task
-from gateway_http.response.validate import checked
+from gateway_http.response.operations import OPERATIONS
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
@@ -23,12 +23,12 @@ PATHS = {
 }
 
 
-def asked(kind: Any, path: str = "", **changes: Any) -> Task:
+def task_of(kind: Any, path: str = "", **changes: Any) -> Task:
     return chat(path=path or PATHS[kind], deadline_s=3600, **changes).replace(kind=kind)
 
 
 def subtitles(response_format: str) -> Task:
-    return asked("transcription").replace(fields={"response_format": response_format})
+    return task_of("transcription").replace(fields={"response_format": response_format})
 
 
 async def fails(task: Task, body: Any, media: str = "application/json") -> BackendUnavailable:
@@ -40,7 +40,7 @@ async def fails(task: Task, body: Any, media: str = "application/json") -> Backe
     return failed.value
 
 
-async def got(task: Task, body: Any, media: str = "application/json", **options: Any) -> Result:
+async def answer_to(task: Task, body: Any, media: str = "application/json", **options: Any) -> Result:
     script = answer(body if isinstance(body, bytes) else json.dumps(body).encode(), content_type=media, **options)
     async with Upstream(script) as upstream, opened(upstream.url) as (backend, _):
         return await result(backend, task)
@@ -60,8 +60,8 @@ ERRORS = [
 
 @pytest.mark.parametrize("kind", PATHS)
 @pytest.mark.parametrize("error", ERRORS)
-async def test_an_object_that_is_an_error_is_one(kind: str, error: Any) -> None:
-    failed = await fails(asked(kind), error)
+async def test_error_object_under_status_200_is_a_failure(kind: str, error: Any) -> None:
+    failed = await fails(task_of(kind), error)
     assert ("with an error" in failed.message, failed.detail) == (True, "boom")
 
 
@@ -72,32 +72,32 @@ async def test_an_object_that_is_an_error_is_one(kind: str, error: Any) -> None:
         (subtitles("srt"), "text/plain"),
         (subtitles("vtt"), "text/vtt"),
         (subtitles("text"), "application/json"),
-        (asked("other", "/v1/audio/translations"), "application/json"),
-        (asked("other", "/v1/audio/speech"), "audio/mpeg"),
-        (asked("other", "/v1/messages"), "application/json"),
-        (asked("other", "/v1/images/generations"), "application/json"),
+        (task_of("other", "/v1/audio/translations"), "application/json"),
+        (task_of("other", "/v1/audio/speech"), "audio/mpeg"),
+        (task_of("other", "/v1/messages"), "application/json"),
+        (task_of("other", "/v1/images/generations"), "application/json"),
     ],
 )
-async def test_an_error_is_one_whatever_it_is_sent_as(task: Task, media: str, error: Any) -> None:
+async def test_error_object_is_a_failure_under_any_content_type(task: Task, media: str, error: Any) -> None:
     await fails(task, error, media)
 
 
 @pytest.mark.parametrize("media", ["text/plain", "application/json", "text/event", "application/problem+json"])
-async def test_sound_is_neither_a_text_nor_json(media: str) -> None:
-    assert "instead of sound" in (await fails(asked("other", "/v1/audio/speech"), b"{}", media)).message
+async def test_speech_answer_with_a_text_content_type_is_a_failure(media: str) -> None:
+    assert "instead of sound" in (await fails(task_of("other", "/v1/audio/speech"), b"{}", media)).message
 
 
-async def test_an_error_beside_nothing_is_a_failure_and_beside_an_answer_it_is_not() -> None:
+async def test_error_field_is_a_failure_only_without_an_answer() -> None:
     failed = {"id": "r", "status": "failed", "output": [], "error": {"code": "server_error", "message": "boom"}}
-    assert "server_error" in (await fails(asked("other"), failed)).message
-    await fails(asked("transcription"), {"text": "", "error": "GPU died"})
-    await got(asked("transcription"), {"text": "hi", "error": "GPU hot"})
-    await got(asked("other"), failed | {"status": "completed"})
-    await got(subtitles("text"), b'{"a": "line that somebody said"}', "text/plain")
-    await got(asked("other", "/v1/messages"), {"type": "message", "content": [], "detail": None})
+    assert "server_error" in (await fails(task_of("other"), failed)).message
+    await fails(task_of("transcription"), {"text": "", "error": "GPU died"})
+    await answer_to(task_of("transcription"), {"text": "hi", "error": "GPU hot"})
+    await answer_to(task_of("other"), failed | {"status": "completed"})
+    await answer_to(subtitles("text"), b'{"a": "line that somebody said"}', "text/plain")
+    await answer_to(task_of("other", "/v1/messages"), {"type": "message", "content": [], "detail": None})
 
 
-# --- answers that are errors ------------------------------------------------------------------------------------------
+# --- client errors ----------------------------------------------------------------------------------------------------
 
 TOO_LONG = {"message": "too long", "code": "context_length_exceeded", "type": "invalid_request_error"}
 FILTERED = {"code": "BadRequest", "message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}
@@ -114,8 +114,8 @@ FLAGGED = {"code": 403, "message": "flagged", "metadata": {"reasons": ["violence
          {"object": "error", "message": "This model's maximum context length is 4096 tokens.", "code": 400}),
     ],
 )  # fmt: skip
-async def test_a_refusal_under_status_200_is_one(kind: str, error: Any, body: Any) -> None:
-    answered = await got(asked(kind), body)
+async def test_client_error_under_status_200_becomes_400(kind: str, error: Any, body: Any) -> None:
+    answered = await answer_to(task_of(kind), body)
     assert answered.status == 400
     assert answered.value()["error"] == error
 
@@ -135,8 +135,8 @@ async def test_a_refusal_under_status_200_is_one(kind: str, error: Any, body: An
         ),
     ],
 )
-async def test_a_refusal_under_another_status_is_one(status: int, passed: int, error: Any) -> None:
-    answered = await got(asked("chat"), {"error": error}, status=status)
+async def test_client_error_under_5xx_or_403_is_recognised(status: int, passed: int, error: Any) -> None:
+    answered = await answer_to(task_of("chat"), {"error": error}, status=status)
     assert (answered.status, answered.value()["error"]) == (passed, error)
 
 
@@ -150,37 +150,40 @@ async def test_a_refusal_under_another_status_is_one(status: int, passed: int, e
         (429, {"message": "too many tokens per minute for this context", "code": "rate_limit_exceeded"}),
     ],
 )
-async def test_a_fault_that_sounds_like_one_is_none(status: int, error: Any) -> None:
+async def test_backend_fault_that_mentions_context_is_not_a_client_error(status: int, error: Any) -> None:
     async with Upstream(answer(json={"error": error}, status=status)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable):
-            await result(backend, asked("chat"))
+            await result(backend, task_of("chat"))
 
 
-async def test_an_error_is_not_built_further_than_it_is_read() -> None:
+async def test_deep_error_body_is_decoded_only_as_far_as_needed() -> None:
     deep, wide = b"[" * 200 + b"]" * 200, b"{}," * 60000
     deep = b'{"error": {"message": "boom", "x": ' + deep + b', "y": [' + wide + b"1]}}"
     async with Upstream(answer(deep, status=500)) as upstream, opened(upstream.url) as (backend, _):
         with pytest.raises(BackendUnavailable) as failed:
-            await result(backend, asked("chat"))
+            await result(backend, task_of("chat"))
     assert failed.value.detail == "boom"
 
 
-# --- answers nobody could have asked for ------------------------------------------------------------------------------
+# --- oversized answers ------------------------------------------------------------------------------------------------
 
 FLOODS = {
-    "choices": (asked("chat"), b'{"choices": [' + b'{"message": {}},' * 700_000 + b'{"message": {}}]}'),
-    "empty choices": (asked("chat"), b'{"choices": [' + b"{}," * 3_000_000 + b"{}]}"),
-    "texts": (asked("completion"), b'{"choices": [' + b'{"text": ""},' * 700_000 + b'{"text": ""}]}'),
-    "vectors": (asked("embeddings"), b'{"data": [' + b'{"embedding": [1]},' * 500_000 + b'{"embedding": [1]}]}'),
-    "members": (asked("other"), b'{"object": "error"' + b',"aaaaa":1' * 1_000_000 + b"}"),
-    "a message's members": (asked("chat"), b'{"choices": [{"message": {"a":1' + b',"aaaaa":1' * 1_000_000 + b"}}, 1]}"),
+    "choices": (task_of("chat"), b'{"choices": [' + b'{"message": {}},' * 700_000 + b'{"message": {}}]}'),
+    "empty choices": (task_of("chat"), b'{"choices": [' + b"{}," * 3_000_000 + b"{}]}"),
+    "texts": (task_of("completion"), b'{"choices": [' + b'{"text": ""},' * 700_000 + b'{"text": ""}]}'),
+    "vectors": (task_of("embeddings"), b'{"data": [' + b'{"embedding": [1]},' * 500_000 + b'{"embedding": [1]}]}'),
+    "members": (task_of("other"), b'{"object": "error"' + b',"aaaaa":1' * 1_000_000 + b"}"),
+    "a message's members": (
+        task_of("chat"),
+        b'{"choices": [{"message": {"a":1' + b',"aaaaa":1' * 1_000_000 + b"}}, 1]}",
+    ),
 }
 
 
 async def fails_in_s(task: Task, body: bytes) -> float:
     began = time.perf_counter()
     with pytest.raises(BackendUnavailable):
-        await checked(task, body, "application/json")
+        await OPERATIONS[task.kind].validator(task).validate(body, "application/json")
     return time.perf_counter() - began
 
 
@@ -191,12 +194,12 @@ def walks_in_s(body: bytes) -> float:
 
 
 @pytest.mark.parametrize("name", FLOODS)
-async def test_a_flood_is_a_failure_found_in_the_time_of_a_few_walks(name: str) -> None:
+async def test_oversized_answer_is_rejected_in_linear_time(name: str) -> None:
     task, body = FLOODS[name]
     assert min([await fails_in_s(task, body) for _ in range(5)]) < 4 * min(walks_in_s(body) for _ in range(5))
 
 
-async def test_as_many_choices_as_were_asked_for_pass() -> None:
+async def test_answer_with_all_requested_choices_is_accepted() -> None:
     for n in (128, 300):
-        task = asked("chat", body=json.dumps({"model": "m", "messages": [], "n": n}).encode())
-        await got(task, {"choices": [{"message": {"content": "hi"}}] * n})
+        task = task_of("chat", body=json.dumps({"model": "m", "messages": [], "n": n}).encode())
+        await answer_to(task, {"choices": [{"message": {"content": "hi"}}] * n})

@@ -1,4 +1,7 @@
-"""The parts that lean on aiohttp's insides and the kernel's: these fail when a release moves them."""
+"""Code that depends on internals of aiohttp and the kernel.
+
+These tests fail when a release changes them.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,32 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from gateway_http.transport.connection import Connector, Response, UpstreamConnection
-from gateway_http.transport.session import Resolver, socket_factory
+from gateway_http.transport.resolver import CachingResolver
+from gateway_http.transport.session import socket_factory
 from support.http_backend import chat, opened, result
 from support.upstream import Upstream, answer
 
 GOOD = {"choices": [{"message": {}}]}
 
 
-async def test_every_connection_is_a_wire_with_our_options_that_counts_its_requests() -> None:
+async def test_every_connection_is_a_wire_with_socket_options_and_request_count() -> None:
     async with Upstream(answer(json={})) as upstream:
         connector = Connector(socket_factory=socket_factory(only_private=True))
         async with aiohttp.ClientSession(connector=connector, response_class=Response) as session:
             for count in (1, 2):
                 response = await session.get(upstream.url)
                 assert isinstance(response, Response)
-                assert isinstance(response.wire, UpstreamConnection)
+                assert isinstance(response.upstream_connection, UpstreamConnection)
                 assert await response.read() == b"{}"
-                wire = response.wire
-                wire.finish(count)
-                assert wire.requests == count
-                assert wire.first_byte_at is not None
-                assert wire.first_byte_at >= wire.asked_at
-                assert wire.tcp_rtt_s() is not None
-                assert wire.has_unacked() is False
-                assert wire.transport is not None
-                sock = wire.transport.get_extra_info("socket")
+                connection = response.upstream_connection
+                connection.finish_response(count)
+                assert connection.requests == count
+                assert connection.first_byte_at is not None
+                assert connection.first_byte_at >= connection.began_at
+                assert connection.tcp_rtt_s() is not None
+                assert connection.has_unacked() is False
+                assert connection.transport is not None
+                sock = connection.transport.get_extra_info("socket")
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 10_000
 
@@ -47,7 +51,7 @@ async def test_aiohttp_runs_on_its_c_parser() -> None:
 
 
 class Slow(AbstractResolver):
-    """A name server that answers when told to."""
+    """A name server that answers when `answer` is set."""
 
     def __init__(self) -> None:
         self.lookups = 0
@@ -65,11 +69,11 @@ class Slow(AbstractResolver):
         pass
 
 
-async def test_one_lookup_serves_all_who_wait_and_its_answer_outlives_the_name_server(
+async def test_concurrent_lookups_are_shared_and_stale_answers_serve_when_dns_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slow = Slow()
-    resolver = Resolver(slow)
+    resolver = CachingResolver(slow)
     waiting = [asyncio.create_task(resolver.resolve("host", 80)) for _ in range(5)]
     await asyncio.sleep(0)
     slow.answer.set()
@@ -77,7 +81,7 @@ async def test_one_lookup_serves_all_who_wait_and_its_answer_outlives_the_name_s
     assert {answer[0]["host"] for answer in found} == {"127.0.0.1"}
     await resolver.resolve("host", 80)
     assert slow.lookups == 1
-    monkeypatch.setattr("gateway_http.transport.session.DNS_TTL_S", 0.0)
+    monkeypatch.setattr("gateway_http.transport.resolver.DNS_TTL_S", 0.0)
     slow.fails = True
     assert (await resolver.resolve("host", 80))[0]["host"] == "127.0.0.1"
     assert slow.lookups == 2
@@ -85,10 +89,10 @@ async def test_one_lookup_serves_all_who_wait_and_its_answer_outlives_the_name_s
         await resolver.resolve("other", 80)
 
 
-async def test_a_silent_name_server_is_asked_once_and_waited_for_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway_http.transport.session.RESOLVE_S", 0.01)
+async def test_silent_name_server_is_queried_once_and_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway_http.transport.resolver.RESOLVE_S", 0.01)
     slow = Slow()
-    resolver = Resolver(slow)
+    resolver = CachingResolver(slow)
     for _ in range(3):
         with pytest.raises(OSError, match="name server did not answer"):
             await resolver.resolve("host", 80)
@@ -96,7 +100,7 @@ async def test_a_silent_name_server_is_asked_once_and_waited_for_briefly(monkeyp
     await resolver.close()
 
 
-async def test_connections_are_kept_up_to_the_slots_and_reused() -> None:
+async def test_connections_are_pooled_up_to_the_slots_and_reused() -> None:
     async with Upstream(answer(json=GOOD)) as upstream, opened(upstream.url, slots=4) as (backend, _):
         for _ in range(3):
             await asyncio.gather(*(result(backend, chat()) for _ in range(4)))

@@ -1,4 +1,4 @@
-"""Certificates are always checked, and what is wrong with one is said."""
+"""Certificates are always verified, and the error states the reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def refused(certificate: trustme.LeafCert, **settings: str) -> BackendUnav
     return failed.value
 
 
-async def test_a_certificate_of_the_right_authority_is_accepted(ca: trustme.CA, ca_file: str) -> None:
+async def test_certificate_of_the_configured_ca_is_accepted(ca: trustme.CA, ca_file: str) -> None:
     tls = server(ca.issue_cert("localhost"))
     async with (
         Upstream(answer(json=GOOD), tls=tls, name="localhost") as upstream,
@@ -64,33 +64,33 @@ async def test_a_certificate_of_the_right_authority_is_accepted(ca: trustme.CA, 
 
 
 @pytest.mark.parametrize(
-    ("names", "begins", "ends", "says"),
+    ("names", "begins", "ends", "reason"),
     [
         (["localhost"], -3, -1, "has expired"),
         (["localhost"], 1, 3, "not yet valid .*clock"),
         (["elsewhere.test"], -1, 1, "for another host"),
     ],
 )
-async def test_what_is_wrong_with_a_certificate_is_said(
-    ca: trustme.CA, ca_file: str, names: list[str], begins: int, ends: int, says: str
+async def test_certificate_error_states_the_reason(
+    ca: trustme.CA, ca_file: str, names: list[str], begins: int, ends: int, reason: str
 ) -> None:
     certificate = ca.issue_cert(*names, not_before=NOW + begins * DAY, not_after=NOW + ends * DAY)
     error = await refused(certificate, ca_file=ca_file)
     assert error.code == "upstream_tls_error"
-    assert re.search(says, error.message)
+    assert re.search(reason, error.message)
 
 
-async def test_an_unknown_authority_is_said(ca_file: str) -> None:
+async def test_unknown_ca_error_names_ca_file(ca_file: str) -> None:
     error = await refused(trustme.CA().issue_cert("localhost"), ca_file=ca_file)
     assert error.code == "upstream_tls_error"
     assert "CA_FILE" in error.message
 
 
-async def test_the_systems_authorities_do_not_know_a_private_one(ca: trustme.CA) -> None:
+async def test_private_ca_is_not_trusted_by_default(ca: trustme.CA) -> None:
     assert "CA_FILE" in (await refused(ca.issue_cert("localhost"))).message
 
 
-async def test_an_upstream_that_speaks_no_tls_is_said() -> None:
+async def test_upstream_without_tls_is_reported_as_a_tls_error() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
@@ -102,7 +102,7 @@ async def test_an_upstream_that_speaks_no_tls_is_said() -> None:
     assert failed.value.code == "upstream_tls_error"
 
 
-async def test_a_client_certificate_is_shown_and_its_absence_is_a_clean_error(
+async def test_client_certificate_is_sent_and_its_absence_raises_an_error(
     ca: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     mine = tmp_path / "client.pem"
@@ -116,17 +116,17 @@ async def test_a_client_certificate_is_shown_and_its_absence_is_a_clean_error(
         async with opened(upstream.url, ca_file=ca_file) as (backend, _):
             with pytest.raises(BackendUnavailable) as failed:
                 await result(backend, chat())
-    # Whether OpenSSL's alert or the server's reset arrives first is a race.
+    # OpenSSL's alert and the server's reset race each other.
     assert failed.value.code in ("upstream_tls_error", "unavailable")
 
 
-async def test_a_client_certificate_file_that_is_none_is_named(tmp_path: Path) -> None:
+async def test_missing_client_certificate_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="CLIENT_CERT_FILE"):
         async with opened("https://host", client_cert_file=str(tmp_path / "gone.pem")):
             pass
 
 
-async def test_a_name_without_an_address_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unresolvable_name_is_reported_with_the_resolver_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 

@@ -1,4 +1,4 @@
-"""What it masks, by value; and every promise of a backend, by the kit."""
+"""The masked text by value, and the conformance kit."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def redacted(text: str, **settings: Any) -> Any:
         ("Room 12, at 10:30, for 250 people", "Room 12, at 10:30, for 250 people"),
     ],
 )
-def test_it_masks_what_names_somebody_and_nothing_else(text: str, masked: str) -> None:
+def test_only_identifying_text_is_masked(text: str, masked: str) -> None:
     assert redacted(text)["text"] == masked
 
 
-def test_it_says_how_much_it_masked_and_masks_what_it_is_told_to() -> None:
+def test_answer_counts_the_masked_items_and_masks_setting_limits_them() -> None:
     text = "a@example.org b@example.org 020 7946 0018"
     assert redacted(text)["masked"] == {"email": 2, "phone": 1}
     assert redacted(text, masks=["phone"], mask="#") == {
@@ -38,10 +38,10 @@ def test_it_says_how_much_it_masked_and_masks_what_it_is_told_to() -> None:
     }
 
 
-def test_a_request_without_a_text_is_the_clients_mistake() -> None:
+def test_request_without_text_raises_task_invalid() -> None:
     with pytest.raises(TaskInvalid, match="`redact` needs `text`"):
         redacted(5)  # type: ignore[arg-type]
 
 
-def test_it_keeps_the_promises_of_a_backend() -> None:
+def test_redact_plugin_passes_the_conformance_kit() -> None:
     asyncio.run(check_backend(Redact))
