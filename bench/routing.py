@@ -3,9 +3,9 @@
     ./run bench routing [--traces DIR] [--seeds 1-6] [--load 0.5,1.0] [--duration 1200] [--without PART]
                         [--json FILE] [--plot FILE]
 
-Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers. `Board`, `Lanes`
-and `decide` are the production code, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and optionally
-LLM arrivals (`*.csv`: TIMESTAMP,ContextTokens,GeneratedTokens). docs/routing.md explains the output.
+Trace-driven and synthetic links, bursty arrivals, a throttled edge box, a cloud with stragglers. `Measurements`,
+`Scheduler` and `decide` are the production code, on a virtual clock. DIR holds links in mahimahi's format (`*.up`) and
+optionally LLM arrivals (`*.csv`: TIMESTAMP,ContextTokens,GeneratedTokens). docs/routing.md explains the output.
 """
 
 from __future__ import annotations

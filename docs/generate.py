@@ -25,7 +25,7 @@ from gateway.api.errors import ERRORS
 from gateway.api.routes import ROUTES
 from gateway.commands import plugins_new
 from gateway.health import breaker
-from gateway.ingress import response_writer
+from gateway.ingress import response
 from gateway.ingress.mqtt import deduplication
 from gateway.measure import link_state
 from gateway.registry import managed_backend
@@ -100,21 +100,21 @@ def errors() -> Iterator[str]:
 # ── architecture ─────────────────────────────────────────────────────────────────────────────────
 
 
-def floors() -> Iterator[str]:
-    """The rooms of the layering test, lowest floor last, each with the first line of its docstring."""
+def layers() -> Iterator[str]:
+    """The packages of the layering test, lowest layer last, each with the first line of its docstring."""
     layering = runpy.run_path(str(ROOT / "tests" / "test_layering.py"))
-    by_floor = sorted(layering["FLOORS"].items(), key=lambda entry: (-entry[1], entry[0]))
+    by_layer = sorted(layering["LAYERS"].items(), key=lambda entry: (-entry[1], entry[0]))
     rows = (
-        ("any" if floor == layering["ANYTHING"] else str(floor), f"`{file.relative_to(ROOT)}`", first_sentence(file))
-        for room, floor in by_floor
-        if not room.startswith("__") and (file := room_file(room)) is not None
+        ("any" if layer == layering["ANYTHING"] else str(layer), f"`{file.relative_to(ROOT)}`", first_sentence(file))
+        for package, layer in by_layer
+        if not package.startswith("__") and (file := package_file(package)) is not None
     )
-    return table(("floor", "room", "purpose"), rows)
+    return table(("layer", "package", "purpose"), rows)
 
 
-def room_file(room: str) -> Path | None:
-    """The file with the docstring of a room; None if the room does not exist."""
-    candidates = (ROOT / "gateway" / f"{room}.py", ROOT / "gateway" / room / "__init__.py")
+def package_file(package: str) -> Path | None:
+    """The file with the docstring of a package; None if the package does not exist."""
+    candidates = (ROOT / "gateway" / f"{package}.py", ROOT / "gateway" / package / "__init__.py")
     return next((path for path in candidates if path.exists()), None)
 
 
@@ -208,7 +208,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "metrics": metrics,
     "endpoints": endpoints,
     "errors": errors,
-    "floors": floors,
+    "layers": layers,
     "benchmarks": benchmarks,
     "new plugin": new_plugin,
     "checks": checks,
@@ -223,7 +223,7 @@ PARTS: Mapping[str, Callable[[], Iterator[str]]] = {
     "link states": partial(transitions, link_state.TRANSITIONS),
     "breaker states": partial(transitions, breaker.TRANSITIONS),
     "backend states": partial(transitions, managed_backend.TRANSITIONS),
-    "response states": partial(transitions, response_writer.TRANSITIONS),
+    "response states": partial(transitions, response.TRANSITIONS),
     "mqtt request states": partial(transitions, deduplication.TRANSITIONS),
     "worker states": partial(transitions, worker.TRANSITIONS),
 }

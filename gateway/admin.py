@@ -19,8 +19,9 @@ from gateway.dispatch import Dispatcher
 from gateway.ingress.auth import check_admin
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.body import read_body
-from gateway.ingress.http.checks import check_framing, check_host, check_origin, headers_of
-from gateway.ingress.http.response import SERVER, HttpResponseWriter
+from gateway.ingress.http.cors import check_origin
+from gateway.ingress.http.request_checks import check_framing, check_host, headers_of
+from gateway.ingress.http.response_writer import SERVER, HttpResponseWriter
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.registry import ManagedBackend
 from gateway.telemetry import metrics

@@ -25,8 +25,6 @@ PLUGIN_API = "gateway/plugin/"  # every public name has a docstring
 # Files that may exceed FILE_LINES, and the reason. An entry that is no longer needed must be removed.
 LONGER: Mapping[str, str] = {
     "tests/support/netlink_emulator.py": "a network of namespaces, run by itself as one program",
-    "tests/wire/test_fallback.py": "to be split at the breaker",
-    "tests/wire/test_errors.py": "one table of errors; split with the package it tests",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -27,7 +27,7 @@ from gateway.api.errors import ERRORS
 from gateway.api.routes import ROUTES
 from gateway.cli import COMMANDS
 from gateway.commands.plugins_new import create
-from gateway.ingress.http import body, response, server
+from gateway.ingress.http import body, response_writer, server
 from gateway.plugin import TERMS, Backend, GatewayError, Services
 from gateway.policy import decide
 from gateway.settings import load
@@ -103,9 +103,9 @@ def test_documented_client_limits_match_the_code() -> None:
     text = " ".join(page("docs/http.md").split())
     assert f"head must be there within {server.HEAD_TIMEOUT_S:g} s" in text
     assert f"body within {body.BODY_TIMEOUT_S:g} s and {body.BODY_S_PER_BYTE * 1000:g} s more for each kB" in text
-    assert f"reads nothing of its answer for {response.WRITE_TIMEOUT_S:g} s" in text
-    assert f"{response.MANY} and more" in text
-    assert f"each have {response.CROWDED_S:g} s" in text
+    assert f"reads nothing of its answer for {response_writer.WRITE_TIMEOUT_S:g} s" in text
+    assert f"{response_writer.MANY} and more" in text
+    assert f"each have {response_writer.CROWDED_S:g} s" in text
 
 
 def assigned_reasons() -> set[str]:

@@ -1,12 +1,10 @@
 """The layers of gateway/: imports go to lower layers only. docs/architecture.md explains the layers.
 
-A module belongs to the layer of its top-level package or file: `gateway/measure/link_state.py` belongs to *measure*,
-`gateway/timing.py` to *timing*. A layer imports itself and layers on strictly lower floors. Two layers on the same
-floor do not import each other. An import inside a function or under `TYPE_CHECKING` counts like any other, because the
-rule limits knowledge, not load time. Import cycles are not allowed, inside a layer either. A plugin imports
-`gateway.plugin` and no other module of the gateway.
-
-Callbacks are dependencies too, which imports do not show: see `test_callbacks.py`.
+A module belongs to its top-level package or file: `gateway/measure/link_state.py` to *measure*, `gateway/timing.py` to
+*timing*. LAYERS gives each package its layer. A package imports itself and packages in strictly lower layers. Two
+packages in the same layer do not import each other. An import inside a function or under `TYPE_CHECKING` counts like
+any other, because the rule limits knowledge, not load time. Import cycles are not allowed, inside a package either. A
+plugin imports `gateway.plugin` and no other module of the gateway.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ PACKAGE = "gateway"
 PLUGIN_API = "gateway.plugin"
 ANYTHING = 99
 
-FLOORS = {
+LAYERS = {
     "__init__": -1,  # imported by every module, so it imports none of ours
     "plugin": 0,
     "exception_hooks": 0,
@@ -127,7 +125,7 @@ def nearest(name: str, known: Mapping[str, Path]) -> str | None:
 def layer_of(module: str) -> str:
     """The name of the layer; for a module that is not in the table, its top-level name."""
     name = "__init__" if module == PACKAGE else module.split(".")[1]
-    candidates = [layer for layer in FLOORS if name == layer or name.startswith(f"{layer}_")]
+    candidates = [layer for layer in LAYERS if name == layer or name.startswith(f"{layer}_")]
     return max(candidates, key=len, default=name)
 
 
@@ -144,11 +142,11 @@ def complaints(root: Path) -> list[str]:
 
 
 def complaint_about_module(module: str, path: Path) -> str | None:
-    if not is_gateway(module) or layer_of(module) in FLOORS:
+    if not is_gateway(module) or layer_of(module) in LAYERS:
         return None
     return (
-        f"{path}:1: {module} is in no layer. Move it into one ({', '.join(FLOORS)}), name it after one "
-        f"(workers_main belongs to workers), or give it a floor: FLOORS in tests/test_layering.py, "
+        f"{path}:1: {module} belongs to a package without a layer. Move it into one of the packages "
+        f"({', '.join(LAYERS)}), or give its package a layer: LAYERS in tests/test_layering.py, "
         f"and docs/architecture.md"
     )
 
@@ -161,7 +159,7 @@ def complaint_about(found: Import) -> str | None:
             f"{found}: {found.importer} imports the plugin {found.imported}. "
             f"The gateway finds plugins by entry point only: go through the registry"
         )
-    return complaint_about_floors(found)
+    return complaint_about_layers(found)
 
 
 def complaint_about_plugin(found: Import) -> str | None:
@@ -174,13 +172,13 @@ def complaint_about_plugin(found: Import) -> str | None:
     )
 
 
-def complaint_about_floors(found: Import) -> str | None:
+def complaint_about_layers(found: Import) -> str | None:
     above, below = layer_of(found.importer), layer_of(found.imported)
-    if above == below or above not in FLOORS or below not in FLOORS or FLOORS[below] < FLOORS[above]:
+    if above == below or above not in LAYERS or below not in LAYERS or LAYERS[below] < LAYERS[above]:
         return None
     return (
-        f"{found}: {above} (floor {FLOORS[above]}) imports {below} (floor {FLOORS[below]}). "
-        f"Imports go to lower floors only: pass the value in from above, or move what both need down"
+        f"{found}: {above} (layer {LAYERS[above]}) imports {below} (layer {LAYERS[below]}). "
+        f"Imports go to lower layers only: pass the value in from above, or move what both need down"
     )
 
 
@@ -220,12 +218,12 @@ def ring_through(start: str, edges: Mapping[str, Mapping[str, Import]]) -> list[
 # --- our tree -----------------------------------------------------------------------------------------------
 
 
-def test_imports_go_down_only() -> None:
+def test_imports_go_to_lower_layers_only() -> None:
     found = complaints(ROOT)
     assert not found, "\n" + "\n".join(found)
 
 
-def test_there_is_something_to_look_at() -> None:
+def test_plugin_interface_is_among_the_checked_modules() -> None:
     assert PLUGIN_API in our_modules(ROOT)
 
 
@@ -245,8 +243,8 @@ def only(found: list[str]) -> str:
     return found[0]
 
 
-def floor(layer: str) -> str:
-    return f"{layer} (floor {FLOORS[layer]})"
+def with_layer(package: str) -> str:
+    return f"{package} (layer {LAYERS[package]})"
 
 
 @pytest.mark.parametrize(
@@ -261,26 +259,26 @@ def floor(layer: str) -> str:
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import gateway.dispatch",
     ],
 )
-def test_an_import_that_goes_up_is_named_with_its_line(tmp_path: Path, text: str) -> None:
+def test_import_of_a_higher_layer_is_reported_with_its_line(tmp_path: Path, text: str) -> None:
     root = tree(tmp_path, {"gateway/timing.py": text, "gateway/dispatch.py": ""})
     complaint = only(complaints(root))
     assert complaint.startswith(
-        f"gateway/timing.py:{text.count(chr(10)) + 1}: {floor('timing')} imports {floor('dispatch')}"
+        f"gateway/timing.py:{text.count(chr(10)) + 1}: {with_layer('timing')} imports {with_layer('dispatch')}"
     )
 
 
 @pytest.mark.parametrize("text", ["from ..lanes import Lane", "from .. import lanes", "from gateway.lanes import Lane"])
-def test_a_module_inside_a_room_is_held_to_its_rooms_floor(tmp_path: Path, text: str) -> None:
+def test_module_inside_a_package_has_the_layer_of_the_package(tmp_path: Path, text: str) -> None:
     root = tree(tmp_path, {"gateway/measure/__init__.py": "", "gateway/measure/link.py": text, "gateway/lanes.py": ""})
-    assert f"{floor('measure')} imports {floor('lanes')}" in only(complaints(root))
+    assert f"{with_layer('measure')} imports {with_layer('lanes')}" in only(complaints(root))
 
 
-def test_rooms_on_one_floor_do_not_know_each_other(tmp_path: Path) -> None:
+def test_packages_in_one_layer_do_not_import_each_other(tmp_path: Path) -> None:
     root = tree(tmp_path, {"gateway/lanes.py": "import gateway.admit", "gateway/admit.py": ""})
-    assert f"{floor('lanes')} imports {floor('admit')}" in only(complaints(root))
+    assert f"{with_layer('lanes')} imports {with_layer('admit')}" in only(complaints(root))
 
 
-def test_a_room_may_import_itself_and_what_lies_below(tmp_path: Path) -> None:
+def test_package_may_import_itself_and_lower_layers(tmp_path: Path) -> None:
     files = {
         "gateway/measure/__init__.py": "from gateway.measure.board import Board",
         "gateway/measure/board.py": "from gateway.measure.link import Link\nfrom .link import Link",
@@ -294,23 +292,23 @@ def test_a_room_may_import_itself_and_what_lies_below(tmp_path: Path) -> None:
     assert complaints(tree(tmp_path, files)) == []
 
 
-def test_nobody_imports_the_testing_equipment(tmp_path: Path) -> None:
+def test_testing_package_is_not_imported_by_the_gateway(tmp_path: Path) -> None:
     root = tree(tmp_path, {"gateway/testing.py": "", "gateway/service.py": "from gateway.testing import FakeClock"})
     assert "imports testing" in only(complaints(root))
 
 
-def test_a_module_in_no_room_is_told_where_to_go(tmp_path: Path) -> None:
+def test_module_without_a_layer_is_reported_with_a_remedy(tmp_path: Path) -> None:
     complaint = only(complaints(tree(tmp_path, {"gateway/helpers.py": ""})))
-    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers is in no layer. Move it into one")
+    assert complaint.startswith("gateway/helpers.py:1: gateway.helpers belongs to a package without a layer")
 
 
-def test_the_gateway_does_not_import_a_plugin(tmp_path: Path) -> None:
+def test_gateway_does_not_import_a_plugin(tmp_path: Path) -> None:
     files = {"gateway/demo.py": "from gateway_echo import Echo", "plugins/gateway_echo/__init__.py": ""}
     assert "demo imports the plugin gateway_echo" in only(complaints(tree(tmp_path, files)))
 
 
 @pytest.mark.parametrize("text", ["from gateway.lanes import Lane", "import gateway", "from gateway_http import Http"])
-def test_a_plugin_imports_the_plugin_interface_and_nothing_else_of_ours(tmp_path: Path, text: str) -> None:
+def test_plugin_imports_only_the_plugin_interface(tmp_path: Path, text: str) -> None:
     files = {
         "gateway/lanes.py": "",
         "plugins/gateway_echo/__init__.py": f"import gateway.plugin\nimport gateway_echo.tone\n{text}",
@@ -321,7 +319,7 @@ def test_a_plugin_imports_the_plugin_interface_and_nothing_else_of_ours(tmp_path
     assert complaint.startswith("plugins/gateway_echo/__init__.py:3: the plugin gateway_echo imports")
 
 
-def test_an_import_cycle_inside_a_room_is_told_with_every_step(tmp_path: Path) -> None:
+def test_import_cycle_inside_a_package_is_reported_with_every_step(tmp_path: Path) -> None:
     files = {
         "gateway/health/__init__.py": "",
         "gateway/health/a.py": "from gateway.health import b",
@@ -333,7 +331,7 @@ def test_an_import_cycle_inside_a_room_is_told_with_every_step(tmp_path: Path) -
     assert "gateway/health/c.py:2" in complaint
 
 
-def test_a_submodule_that_imports_its_own_package_is_a_cycle(tmp_path: Path) -> None:
+def test_submodule_that_imports_its_own_package_is_a_cycle(tmp_path: Path) -> None:
     files = {
         "gateway/health/__init__.py": "from gateway.health.breaker import Breaker\nLIMIT = 1",
         "gateway/health/breaker.py": "from gateway.health import LIMIT",

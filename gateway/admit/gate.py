@@ -33,10 +33,6 @@ class Caller:
     _usage: _Usage = field(default_factory=_Usage, repr=False, compare=False)
 
     @property
-    def has_key(self) -> bool:
-        return self.key is not None
-
-    @property
     def may_leave(self) -> bool:
         """Whether its requests may leave the site."""
         return self.key is None or self.key.allow_cloud

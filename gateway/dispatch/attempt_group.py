@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gateway.dispatch.attempt import Attempt, End, Item
-from gateway.dispatch.channel import Channel, Message, ReceiveTimer
+from gateway.dispatch.channel import BoundedChannel, Message, ReceiveTimer
 from gateway.dispatch.planner import Plan
 from gateway.dispatch.retry import DispatchState, error_to_report
 from gateway.lanes import Scheduler, Work
@@ -60,7 +60,7 @@ class AttemptGroup:
         self._scheduler, self._spawn = scheduler, spawn
         self._is_closed = False
         self._check_s = min(CHECK_S, state.expected.limits.stall_s / 10)
-        self._channel = Channel()
+        self._channel = BoundedChannel()
         self._timer = ReceiveTimer(self._channel)
         self._until = math.inf
         self._hedged_until: Callable[[], float] = lambda: math.inf

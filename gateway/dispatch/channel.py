@@ -1,4 +1,4 @@
-"""The bounded channel from the attempts of a request to its receiver, and the timer that ends a silent wait."""
+"""Backpressure between attempts and their receiver: a bounded channel, and the timer that ends a silent wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLOCK_S = 0.001  # a timer may fire this early
 Message = tuple[Attempt, Item]
 
 
-class Channel:
+class BoundedChannel:
     """A queue from attempts to the receiver, bounded in number and in bytes: a slow reader slows the backend."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def _size_of(item: Item) -> int:
 class ReceiveTimer:
     """Times out an empty channel. One loop timer serves many waits: a later instant does not make a new one."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: BoundedChannel) -> None:
         self._channel = channel
         self._until: float | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -92,7 +92,7 @@ class Planner:
 
     def _plugin_plan(self, name: str, task: Task, serving: ServingBackends) -> dict[str, Any]:
         backend = self._registry.members[name].backend
-        with suppress(Exception):  # a plugin's plan must never fail the request, like its estimate
+        with suppress(*PLUGIN_EXCEPTIONS):  # a plugin's plan must never fail the request, like its estimate
             task = self.locality.task_for(task, name, serving.names[name])
             planned = backend.plan(task, self.view) if backend else None
             return {"plan": dict(planned)} if planned else {}
@@ -138,7 +138,7 @@ class Planner:
             backend = member.backend
             if backend is None or type(backend).estimate is Backend.estimate:
                 continue
-            with suppress(Exception):  # a plugin's estimate must never fail the request
+            with suppress(*PLUGIN_EXCEPTIONS):  # a plugin's estimate must never fail the request
                 own = self.locality.task_for(task, member.name, serving.names[member.name])
                 seconds = backend.estimate(own, self.view)
                 if seconds is not None:

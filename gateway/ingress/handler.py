@@ -29,7 +29,7 @@ from gateway.api.stream_encoder import UNANSWERED
 from gateway.dispatch import Answer, Dispatcher, ResponseSpec, cancel_and_close
 from gateway.ingress.auth import authenticate, check_route, credentials_in
 from gateway.ingress.load_shedding import LoadShedding
-from gateway.ingress.response_writer import STOPPED, GatewayStops, Response, internal_error
+from gateway.ingress.response import STOPPED, GatewayStops, Response, internal_error
 from gateway.ingress.task import RequestLimits, build_task, entry_points_of, has_own_limits, stream_limits_of
 from gateway.ingress.transport import IncomingRequest, ResponseWriter
 from gateway.plugin import GatewayError, Task, new_id

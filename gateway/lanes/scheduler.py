@@ -168,33 +168,43 @@ class Scheduler:
         """Leave the queue. Does nothing if the work is not queued."""
         found = self._waiting_in.pop(work, None)
         if found is not None:
-            found[0].take(found[0].index(found[1]))
+            lane, entry = found
+            lane.take(lane.index(entry))
 
     def on_uploaded(self, work: Work, backend: str) -> None:
         """Return the upload permit: the last byte was acknowledged. Idempotent; not required for small bodies."""
-        if (found := self._running(work, backend)) is not None and found[1].is_uploading():
+        if (found := self._running(work, backend)) is None:
+            return
+        lane, run = found
+        if run.is_uploading():
             now = self._clock()
-            found[0].on_uploaded(found[1], now)
-            self._start_ready(found[0], now)
+            lane.on_uploaded(run, now)
+            self._start_ready(lane, now)
 
     def on_answered(self, work: Work, backend: str) -> None:
         """Learn the service time: the answer (of a stream, its first content) has arrived. Idempotent."""
-        if (found := self._running(work, backend)) is not None and not found[1].is_answered:
-            found[1].is_answered, found[1].answered_at = True, self._clock()
-            self.measurements.learn(backend, work.kind, work.model(backend), work.size(backend), self._served_s(*found))
+        if (found := self._running(work, backend)) is None:
+            return
+        lane, run = found
+        if not run.is_answered:
+            run.is_answered, run.answered_at = True, self._clock()
+            served_s = self._served_s(lane, run)
+            self.measurements.learn(backend, work.kind, work.model(backend), work.size(backend), served_s)
 
     def on_timeout(self, work: Work, backend: str) -> bool:
         """Learn that the service takes longer than the time it had. A stalled upload teaches nothing.
 
         Returns True if the work had far more time than such work takes at this backend.
         """
-        found = self._running(work, backend)
-        if found is None or found[1].is_answered or (found[0].remote and found[1].is_uploading()):
+        if (found := self._running(work, backend)) is None:
             return False
-        served_s = self._served_s(*found)
-        found[1].is_answered = True
+        lane, run = found
+        if run.is_answered or (lane.remote and run.is_uploading()):
+            return False
+        served_s = self._served_s(lane, run)
+        run.is_answered = True
         self.measurements.on_timeout(backend, work.kind, work.model(backend), work.size(backend), served_s)
-        return served_s > max(OVERDUE * found[1].p95_s, MIN_OVERDUE_S)
+        return served_s > max(OVERDUE * run.p95_s, MIN_OVERDUE_S)
 
     def on_finished(self, work: Work, backend: str) -> None:
         """Free the slot and start the next work. Idempotent."""

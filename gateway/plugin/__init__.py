@@ -16,7 +16,6 @@ Times are float seconds, instants are on the system's monotonic clock (`time.mon
 
 from gateway.plugin.backend import MODEL_KINDS, Backend
 from gateway.plugin.checks import Upload
-from gateway.plugin.chunks import PlainChoice, PlainChunk
 from gateway.plugin.errors import (
     BackendFailed,
     BackendUnavailable,
@@ -29,6 +28,7 @@ from gateway.plugin.errors import (
 )
 from gateway.plugin.forms import encode_form
 from gateway.plugin.functions import load_function
+from gateway.plugin.plain_chunks import PlainChoice, PlainChunk
 from gateway.plugin.result import Part, Result
 from gateway.plugin.services import LinkSample, Log, Services, View
 from gateway.plugin.settings import BackendSettings, Isolation

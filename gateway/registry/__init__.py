@@ -12,6 +12,7 @@ reload.py           adds, removes and replaces backends when the configuration c
 registry.py         all of them together
 """
 
+from gateway.registry.catalog import Catalog, ServingBackends
 from gateway.registry.loader import (
     ENTRY_POINT_GROUP,
     BackendConfig,
@@ -20,7 +21,6 @@ from gateway.registry.loader import (
     find_plugin,
     installed_plugins,
 )
-from gateway.registry.lookup import Catalog, ServingBackends
 from gateway.registry.managed_backend import AUTO, ManagedBackend
 from gateway.registry.registry import Registry
 from gateway.registry.reload import BackendResources

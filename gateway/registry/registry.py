@@ -13,9 +13,9 @@ from gateway.health.quarantine import Quarantine
 from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendSettings, Services
 from gateway.plugin.errors import message_of
+from gateway.registry.catalog import Catalog
 from gateway.registry.lifecycle import BackendLifecycle, OnChange
 from gateway.registry.loader import BackendConfig, build_backend, fingerprint
-from gateway.registry.lookup import Catalog
 from gateway.registry.managed_backend import ManagedBackend, public_error
 from gateway.registry.reload import BackendReloader, BackendResources
 from gateway.telemetry import log, log_exceptions

@@ -2,8 +2,8 @@
 
 The gateway sends `Start` once. For each task it sends a `TaskFrame` and, if the task is cancelled, a `Cancel`. A closed
 socket stops the worker. The worker sends `Ready` once it accepts tasks. For each task it sends any number of
-`PartFrame`s and exactly one final frame: `ResultFrame`, `ErrorFrame` or `End`. It may send a `LogLine` at any time.
-A worker runs one task at a time, so these frames carry no numbers: a late `Cancel` has no effect.
+`PartFrame`s and exactly one final frame: `ResultFrame`, `ErrorFrame` or `EndFrame`. It may send a `LogLine` at any
+time. A worker runs one task at a time, so these frames carry no numbers: a late `Cancel` has no effect.
 
 During a task the worker may send numbered `SubtaskRequest`s. The gateway answers each with a `SubtaskResponse`, unless
 a `SubtaskCancel` arrives first. The gateway sends a `HealthRequest` to an idle worker at intervals; the worker answers
@@ -130,7 +130,7 @@ class PartFrame(msgspec.Struct, tag=True, frozen=True):
     content_type: str | None = None
 
 
-class End(msgspec.Struct, tag=True, frozen=True):
+class EndFrame(msgspec.Struct, tag=True, frozen=True):
     """The stream is complete, or the task was cancelled."""
 
 
@@ -163,8 +163,8 @@ class LogLine(msgspec.Struct, tag=True, frozen=True):
 
 ToWorker: TypeAlias = Start | TaskFrame | Cancel | SubtaskResponse | HealthRequest
 FromWorker: TypeAlias = (
-    Ready | PartFrame | ResultFrame | ErrorFrame | End | SubtaskRequest | SubtaskCancel | HealthResponse | LogLine
+    Ready | PartFrame | ResultFrame | ErrorFrame | EndFrame | SubtaskRequest | SubtaskCancel | HealthResponse | LogLine
 )
 Frame: TypeAlias = ToWorker | FromWorker
 
-FINAL_FRAMES = (ResultFrame, ErrorFrame, End)
+FINAL_FRAMES = (ResultFrame, ErrorFrame, EndFrame)

@@ -39,7 +39,7 @@ from gateway.workers.codec import decode_task, encode_error, encode_part, encode
 from gateway.workers.frame_channel import FrameChannel
 from gateway.workers.frames import (
     Cancel,
-    End,
+    EndFrame,
     ErrorFrame,
     HealthRequest,
     HealthResponse,
@@ -111,7 +111,7 @@ class Worker:
 
     def _on_job_done(self, job: asyncio.Task[None]) -> None:
         if job.cancelled():  # before its first step; after it, `_run_task` has sent the final frame
-            self._channel.send(End())
+            self._channel.send(EndFrame())
 
     async def _open(self, start: Start) -> None:
         try:
@@ -144,15 +144,15 @@ class Worker:
         except BackendFailed as exc:
             self._channel.send(encode_error(exc, f"`{task.name}`"))
 
-    async def _final_frame(self, task: Task) -> ResultFrame | End | ErrorFrame:
+    async def _final_frame(self, task: Task) -> ResultFrame | EndFrame | ErrorFrame:
         try:
             return await self._send_parts(task)
         except BaseException as exc:
             # A CancelledError that we did not cause was raised by the plugin, and is a bug of it.
             is_ours = self._is_job_cancelled and is_own_cancellation(exc)
-            return End() if is_ours else self._report_error(exc, f"`{task.name}`", task)
+            return EndFrame() if is_ours else self._report_error(exc, f"`{task.name}`", task)
 
-    async def _send_parts(self, task: Task) -> ResultFrame | End:
+    async def _send_parts(self, task: Task) -> ResultFrame | EndFrame:
         """Run the backend and send the parts. Returns the final frame.
 
         The final frame is sent after all clean-up, because the gateway sends the next task once it has read it.
@@ -167,7 +167,7 @@ class Worker:
                 self._channel.send(encode_part(item))
                 await self._channel.drain()
                 await asyncio.sleep(0)  # lets a generator that only computes receive a cancellation
-        return End()
+        return EndFrame()
 
     def _report_error(self, exc: BaseException, source: str, task: Task | None) -> ErrorFrame:
         """Log the traceback if `exc` is a bug of the plugin. Returns the frame for the gateway."""

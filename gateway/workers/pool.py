@@ -35,7 +35,7 @@ from gateway.plugin import (
 )
 from gateway.plugin.errors import PluginRaised
 from gateway.workers.codec import decode_error, decode_part, decode_result
-from gateway.workers.frames import End, ErrorFrame, FromWorker, PartFrame, Ready, ResultFrame, Start
+from gateway.workers.frames import EndFrame, ErrorFrame, FromWorker, PartFrame, Ready, ResultFrame, Start
 from gateway.workers.process import Process
 
 FIRST_RETRY_S = 0.1
@@ -207,7 +207,7 @@ class WorkerBackend(Backend[BackendSettings]):
         process = await self._take_before(deadline)
         try:
             process.begin(task)
-            while not isinstance(frame := await process.next_frame(deadline), End):
+            while not isinstance(frame := await process.next_frame(deadline), EndFrame):
                 yield _decode_item(frame)
                 deadline = task.parts_deadline
                 if isinstance(frame, ResultFrame):

@@ -1,4 +1,4 @@
-"""Subtasks that a worker's backend dispatches: a client in the worker, a server in the gateway."""
+"""RPC for the subtasks that a worker's backend dispatches: a client in the worker, a server in the gateway."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Http(Backend[HttpSettings]):
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         """Yield Parts for an event stream or a body of unknown length, else one Result."""
-        task.terms.enter("connect", at=-math.inf)  # backdated: no time before the upload is the cloud's
+        task.terms.enter("connect", at=-math.inf)  # backdated: time before the upload counts as connect
         self._check_may_send(task)
         operation = OPERATIONS[task.kind]
         validator = operation.validator(task)
@@ -96,7 +96,7 @@ class Http(Backend[HttpSettings]):
             with self._map_exceptions(deadline):
                 if is_relayed:
                     task.terms.uploaded()
-                    task.terms.enter("cloud")  # what it generates is its own time, not the download's
+                    task.terms.enter("cloud")  # generation time is charged to `cloud`, not `download`
                     relayed: AsyncGenerator[bytes | Part | Result, None] = (
                         relay(operation.stream_state(validator), exchange)
                         if is_stream

@@ -24,7 +24,7 @@ from gateway.plugin import (
     View,
     load_function,
 )
-from gateway_hybrid.confidence import Validator, confidence_of, validate_answer
+from gateway_hybrid.confidence import Validator, confidence_of, rate_answer
 from gateway_hybrid.settings import HybridSettings
 from gateway_hybrid.sides import CLIENT_ERROR_STATUSES, EdgeCloudPair, as_whole_subtask, may_have_run
 
@@ -174,7 +174,7 @@ class Cascade:
         if self._validator is None:
             return confidence_of(task, answer)
         try:
-            return validate_answer(self._validator, answer, task)
+            return rate_answer(self._validator, answer, task)
         except Exception as exc:
             self.services.log.warning("hybrid.validator_raised", parent_id=task.id, error=type(exc).__name__)
             return None

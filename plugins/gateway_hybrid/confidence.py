@@ -53,7 +53,7 @@ def _ratio(*values: Any) -> float | None:
 # ── validators ────────────────────────────────────────────────────────────────────
 
 
-def validate_answer(validator: Validator, answer: Result, task: Task) -> float:
+def rate_answer(validator: Validator, answer: Result, task: Task) -> float:
     """Return the validator's rating of an answer, from 0 to 1; False and True are 0 and 1."""
     request = None if task.fields is not None else task.json
     rating = validator(answer.value(), request if request is not None else dict(task.fields or {}))

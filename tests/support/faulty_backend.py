@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from gateway.plugin import Backend, BackendSettings, Result, Task, TaskRefused
+from gateway.plugin import Backend, BackendSettings, Result, Task, TaskRefused, View
 
 
 class Panic(BaseException):
@@ -83,3 +83,21 @@ def _touch(task: Task) -> None:
     if "file" in task.json:
         with Path(task.json["file"]).open("ab") as file:
             file.write(b".")
+
+
+class ExitsInEstimate(Backend[BackendSettings]):
+    """Ends the process, by its own intent, in each method that the policy calls beside `run`."""
+
+    tasks = ("serve",)
+
+    async def run(self, task: Task) -> Result:
+        return Result(json={"result": "served"})
+
+    def size(self, task: Task) -> float:
+        sys.exit(3)
+
+    def estimate(self, task: Task, view: View) -> float | None:
+        sys.exit(3)
+
+    def plan(self, task: Task, view: View) -> dict[str, Any] | None:
+        sys.exit(3)

@@ -245,3 +245,12 @@ async def test_stream_that_breaks_midway_is_logged_as_failed_even_if_retryable(t
                 await got.read()
         line = await gateway.line()
         assert (line["status"], line["outcome"]) == (200, "failed")
+
+
+async def test_request_is_served_by_a_plugin_that_exits_in_size_estimate_and_plan() -> None:
+    exits = backend("bad", "support.faulty_backend:ExitsInEstimate")
+    async with running_gateway(**exits) as gateway, gateway.session() as http:
+        async with http.post(f"{gateway.url}/v1/tasks/serve", json={}) as response:
+            assert (response.status, await response.json()) == (200, {"result": "served"})
+        plan = gateway.service.handler.explain("/v1/tasks/serve", {}, b"{}")
+    assert plan["order"] == ("bad",)

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.api.sse_framing import HEARTBEAT
 from gateway.ingress import handler
-from gateway.ingress.http.response import HttpResponseWriter
+from gateway.ingress.http.response_writer import HttpResponseWriter
 from gateway.testing import running_gateway
 from support.chat_streams import FINISH, all_events, chatting, contents, event, next_event, said, streaming
 from support.raw import read_head

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress.http import body, response, server
+from gateway.ingress.http import body, response_writer, server
 from gateway.plugin import DeadlineExceeded
 from gateway.service.main import on_unhandled_exception
 from gateway.telemetry import metrics
@@ -133,7 +133,7 @@ async def test_bodies_over_the_total_body_budget_are_rejected_before_they_are_re
 async def test_pipelined_requests_whose_responses_are_not_read_use_bounded_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(response_writer, "WRITE_TIMEOUT_S", 1.0)
     async with running_gateway(**STUB) as gateway, connected(gateway.url) as (_, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         before = resident_bytes()
@@ -258,7 +258,7 @@ async def test_late_request_head_is_408_and_an_idle_connection_closes_silently(
 
 
 async def test_client_that_does_not_read_a_whole_response_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(response_writer, "WRITE_TIMEOUT_S", 0.3)
     async with running_gateway(**STUB) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(4)]
         await gateway.lines.wait("request.finished", 4)
@@ -269,9 +269,9 @@ async def test_client_that_does_not_read_a_whole_response_is_disconnected(monkey
 
 
 async def test_write_timeout_is_shortened_when_many_clients_do_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 60.0)
-    monkeypatch.setattr(response, "CROWDED_S", 0.2)
-    monkeypatch.setattr(response, "MANY", 3)
+    monkeypatch.setattr(response_writer, "WRITE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(response_writer, "CROWDED_S", 0.2)
+    monkeypatch.setattr(response_writer, "MANY", 3)
     async with running_gateway(**STUB) as gateway:
         attacks = [asyncio.ensure_future(attack(gateway, no_reader)) for _ in range(3)]
         await gateway.lines.wait("request.finished", 3)
@@ -282,7 +282,7 @@ async def test_write_timeout_is_shortened_when_many_clients_do_not_read(monkeypa
 
 
 async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(response_writer, "WRITE_TIMEOUT_S", 0.2)
     said = b'"' + b"x" * 6_000_000 + b'"'
     async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.write(post("/v1/tasks/say", said))
@@ -293,12 +293,12 @@ async def test_slow_reader_receives_a_whole_response_however_long_it_takes(monke
             heard += len(await reader.read(65_536))
             await asyncio.sleep(0.01)  # makes the reader slow, which is the tested condition
         line = await gateway.line()
-        assert time.monotonic() - began > 2 * response.WRITE_TIMEOUT_S
+        assert time.monotonic() - began > 2 * response_writer.WRITE_TIMEOUT_S
     assert (heard, line["outcome"], line["bytes_out"]) == (length, "served", length)
 
 
 async def test_client_that_does_not_read_is_disconnected_with_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(response_writer, "WRITE_TIMEOUT_S", 0.1)
     async with running_gateway(**STUB) as gateway, connected(gateway.url) as (reader, writer):
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(post("/v1/tasks/say", b'"' + b"x" * 6_000_000 + b'"'))

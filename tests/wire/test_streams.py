@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.ingress.http import adapter, response
+from gateway.ingress.http import adapter, response_writer
 from gateway.testing import RunningGateway, running_gateway
 from support.chat_streams import (
     FINISH,
@@ -244,7 +244,7 @@ async def test_queued_request_is_removed_when_its_client_disconnects() -> None:
 
 
 async def test_client_that_does_not_read_a_stream_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response, "WRITE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(response_writer, "WRITE_TIMEOUT_S", 0.1)
     script = chatting(endless(OPENING, event(said("x" * 60_000))))
     async with relaying(script, MODELS="gpt") as (gateway, upstream), streaming(gateway):
         line = await gateway.line()

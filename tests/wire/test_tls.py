@@ -16,7 +16,7 @@ import trustme
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.ingress.http import listener
-from gateway.ingress.http.checks import names_in
+from gateway.ingress.http.request_checks import names_in
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
 from support.polling import wait_until

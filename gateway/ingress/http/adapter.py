@@ -16,17 +16,9 @@ from aiohttp import HttpVersion11, web
 
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.http.body import read_body
-from gateway.ingress.http.checks import (
-    check_framing,
-    check_headers,
-    check_host,
-    check_origin,
-    headers_of,
-    is_local,
-    names_in,
-    preflight_of,
-)
-from gateway.ingress.http.response import HttpResponseWriter
+from gateway.ingress.http.cors import check_origin, preflight_of
+from gateway.ingress.http.request_checks import check_framing, check_headers, check_host, headers_of, is_local, names_in
+from gateway.ingress.http.response_writer import HttpResponseWriter
 from gateway.ingress.http.server import log_rejected
 from gateway.ingress.transport import IncomingRequest
 from gateway.plugin import GatewayError

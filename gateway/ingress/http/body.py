@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from gateway.ingress.http.response import HttpResponseWriter
+from gateway.ingress.http.response_writer import HttpResponseWriter
 from gateway.ingress.load_shedding import BodyBudget, BodyReservation
 from gateway.plugin import GatewayError, TaskInvalid
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from gateway.ingress.http.response import error_bytes
+from gateway.ingress.http.response_writer import error_bytes
 from gateway.plugin import TaskRefused
 from gateway.telemetry import RateLimitedEvent, metrics
 

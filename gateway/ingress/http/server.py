@@ -12,8 +12,8 @@ from aiohttp.streams import StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.ingress.http.listener import TooManyConnections
-from gateway.ingress.http.response import error_bytes, error_response, limit_unsent
-from gateway.ingress.response_writer import internal_error
+from gateway.ingress.http.response_writer import error_bytes, error_response, limit_unsent
+from gateway.ingress.response import internal_error
 from gateway.plugin import GatewayError, TaskInvalid, new_id
 from gateway.telemetry import RateLimitedEvent
 

@@ -24,7 +24,7 @@ from gateway.ingress.mqtt.connection import RECEIVE_MAXIMUM, Broker, Delivery, P
 from gateway.ingress.mqtt.deduplication import Event, PendingRequest, RequestHistory, identity_of
 from gateway.ingress.mqtt.messages import Message, Publication
 from gateway.ingress.mqtt.request import Address, Rejected, Topics, body_of, headers_of
-from gateway.ingress.mqtt.response import MqttResponseWriter
+from gateway.ingress.mqtt.response_writer import MqttResponseWriter
 from gateway.ingress.mqtt.session import BrokerSession, cancel_and_wait
 from gateway.ingress.transport import IncomingRequest
 from gateway.telemetry import RateLimitedEvent, exception_fields, log

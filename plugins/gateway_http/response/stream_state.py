@@ -63,7 +63,7 @@ class _Chunk(ErrorFields):
     response: msgspec.Raw = NULL
 
 
-PLAIN_BYTES = 64 << 10  # what is larger is looked at without being built
+PLAIN_BYTES = 64 << 10  # larger events are scanned without building objects
 _PLAIN = msgspec.json.Decoder(PlainChunk)
 
 

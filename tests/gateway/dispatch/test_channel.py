@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dispatch.channel import CHANNEL_BYTES, CHANNEL_PARTS, Channel
+from gateway.dispatch.channel import CHANNEL_BYTES, CHANNEL_PARTS, BoundedChannel
 from gateway.dispatch.resume import cancel_and_close
 from gateway.plugin import Part
 
@@ -20,7 +20,7 @@ WHO: Any = None
     ids=["many small parts", "one large part", "two half-size parts"],
 )
 async def test_producer_waits_for_the_reader_when_the_channel_is_full(part: Part, most: int) -> None:
-    channel = Channel()
+    channel = BoundedChannel()
     for _ in range(most):
         await asyncio.wait_for(channel.put((WHO, part)), 5)
     waits = asyncio.create_task(channel.put((WHO, part)))

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.ingress.http import listener
 from gateway.ingress.http.listener import TooManyConnections
-from gateway.ingress.http.response import MAX_UNSENT_BYTES, WRITE_TIMEOUT_S, limit_unsent
+from gateway.ingress.http.response_writer import MAX_UNSENT_BYTES, WRITE_TIMEOUT_S, limit_unsent
 
 
 async def _goodbye() -> tuple[asyncio.BaseTransport, socket.socket]:

@@ -7,12 +7,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from gateway.ingress.http import response
-from gateway.ingress.http.response import WriteTimeouts
+from gateway.ingress.http import response_writer
+from gateway.ingress.http.response_writer import WriteTimeouts
 
 
 async def test_write_timeouts_are_shortened_once_when_many_clients_stall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response, "MANY", 3)
+    monkeypatch.setattr(response_writer, "MANY", 3)
     shortened = 0
     patience = WriteTimeouts()
     really = patience._shorten
@@ -29,5 +29,5 @@ async def test_write_timeouts_are_shortened_once_when_many_clients_stall(monkeyp
             await stack.enter_async_context(patience.wait())
         left = [(deadline.when() or 0.0) - now for deadline in patience._waiting]
         assert shortened == 1
-        assert max(left) < (response.CROWDED_S + response.WRITE_TIMEOUT_S) / 2
+        assert max(left) < (response_writer.CROWDED_S + response_writer.WRITE_TIMEOUT_S) / 2
     assert patience._waiting == {}

@@ -7,7 +7,6 @@ gateway's address, and so reaches it with the user's browser.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,6 @@ from gateway.plugin import GatewayError, TaskInvalid
 
 # Some servers read a header with underscores as the same header with hyphens (parser differential).
 _NEVER_UNDERSCORED = frozenset({"host", "content-length", "transfer-encoding", *CREDENTIAL_HEADERS})
-_HEADER_NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(\s*,\s*[A-Za-z0-9-]{1,60}){0,60}")
 
 
 def check_framing(request: web.BaseRequest) -> None:
@@ -55,17 +53,6 @@ def check_host(request: web.BaseRequest, allowed: frozenset[str]) -> None:
         )
 
 
-def check_origin(request: web.BaseRequest, allowed: frozenset[str]) -> None:
-    """Raise GatewayError for a web page of an origin that is not allowed (cross-site request)."""
-    origin = request.headers.get("Origin")
-    if origin is not None and origin not in allowed:
-        raise GatewayError(
-            f"web pages of the origin {origin[:80]!r} may not use this gateway; "
-            f"add the origin to GATEWAY_ALLOWED_ORIGINS to allow it",
-            code="forbidden",
-        )
-
-
 def check_headers(request: web.BaseRequest) -> None:
     """Raise GatewayError for headers that another server may read differently (parser differential)."""
     for name in CREDENTIAL_HEADERS:
@@ -83,16 +70,6 @@ def headers_of(request: web.BaseRequest) -> dict[str, str]:
         key = name.lower()
         headers[key] = f"{headers[key]}, {value}" if key in headers else value
     return headers
-
-
-def preflight_of(request: web.BaseRequest) -> dict[str, str]:
-    """The response headers for a CORS preflight request. Any header is allowed, since SDKs add their own."""
-    wanted = request.headers.get("Access-Control-Request-Headers", "")
-    return {
-        "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
-        "Access-Control-Allow-Headers": wanted if _HEADER_NAMES.fullmatch(wanted) else "authorization, content-type",
-        "Access-Control-Max-Age": "600",
-    }
 
 
 def is_local(request: web.BaseRequest) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from gateway.ingress.mqtt import deduplication
-from gateway.ingress.response_writer import TRANSITIONS, GatewayStops, Response, merge_headers
+from gateway.ingress.response import TRANSITIONS, GatewayStops, Response, merge_headers
 from gateway.plugin import Result
 from gateway.request_log import RequestRecord
 from gateway.timing import Watch

@@ -7,11 +7,11 @@ import asyncio
 import msgspec
 import pytest
 
-from gateway.ingress.mqtt import response as rules
+from gateway.ingress.mqtt import response_writer as rules
 from gateway.ingress.mqtt.connection import PublishRefused
 from gateway.ingress.mqtt.messages import Message, Publication
 from gateway.ingress.mqtt.request import Address
-from gateway.ingress.mqtt.response import MqttResponseWriter
+from gateway.ingress.mqtt.response_writer import MqttResponseWriter
 from gateway.plugin import GatewayError
 
 HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "x-request-id": "7"}
