@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.testing import RunningGateway
+from support.error_envelope import check_error
 from support.raw import connected, read_answer, read_to_end
-from wire.test_errors import check
 
 CHUNKED = b"POST /v1/tasks/say HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -24,7 +24,7 @@ async def test_invalid_chunk_framing_is_400_immediately_and_the_connection_close
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"2\r\n{}\r\n" + rest)
         found = await read_answer(reader)
-        assert "framing" in check(found, "bad_request")
+        assert "framing" in check_error(found, "bad_request")
         assert found.headers["connection"] == "close"
         assert await read_to_end(reader) == b""
     line = await desk.line()

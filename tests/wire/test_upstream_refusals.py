@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from support.error_envelope import MEMBERS
 from support.raw import answered, post
 from support.upstream import answer
 from support.wiring import relaying
-from wire.test_errors import MEMBERS
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
