@@ -2,7 +2,8 @@
 
 service.py            one gateway: construction, start, reload, stop, and the periodic work
 main.py               the process: signals, notifications to systemd, the exit status
-event_loop.py         the event loop, which plugin code cannot end, and the end of the process
+event_loop.py         the event loop, which plugin code cannot end
+shutdown.py           the end of the process
 listeners.py          the data and admin listeners
 sockets.py            the listening sockets: binding, names, checks of exposure
 systemd.py            sd_notify and passed sockets

@@ -16,7 +16,7 @@ from gateway.admit.keyfile import read_keys
 from gateway.admit.keys import KeysInvalid
 from gateway.plugin import GatewayError
 from gateway.plugin.errors import is_own_cancellation
-from gateway.service import event_loop, systemd
+from gateway.service import event_loop, shutdown, systemd
 from gateway.service.service import Service
 from gateway.settings import Loaded, SettingsError, load
 from gateway.telemetry import configure, exception_fields, log, log_bug, log_python_warning, log_task_failure
@@ -34,7 +34,7 @@ def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT, reload the configuration on SIGHUP, then end the process."""
     configure(loaded.settings.log.format, loaded.settings.log.level)
     exception_hooks.install(log_bug, log_python_warning)
-    event_loop.exit_process(_status(loaded, env_file))
+    shutdown.exit_process(_status(loaded, env_file))
 
 
 def _status(loaded: Loaded, env_file: Path | None) -> int:
@@ -82,7 +82,7 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         starting.cancel()
         await asyncio.wait({starting})
     await service.stop()
-    threads = event_loop.blocking_threads()
+    threads = shutdown.blocking_threads()
     if threads or service.dispatcher.is_stuck or service.registry.stuck():
         backends = sorted({*service.dispatcher.stuck(), *service.registry.stuck()})
         log.error("service.abandoned", backends=backends, threads=threads)

@@ -51,7 +51,7 @@ from gateway.workers.frames import (
     SubtaskResponse,
     ToWorker,
 )
-from gateway.workers.subtasks import SubtaskClient
+from gateway.workers.subtask_rpc import SubtaskClient
 
 MAX_TRACEBACK_CHARS = 8000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h

@@ -43,7 +43,7 @@ from gateway.workers.frames import (
     SubtaskRequest,
 )
 from gateway.workers.output import LineReader, TokenBucket
-from gateway.workers.subtasks import Dispatch, SubtaskServer
+from gateway.workers.subtask_rpc import Dispatch, SubtaskServer
 
 State = Literal["starting", "idle", "busy", "draining", "stopping", "lost", "killed", "gone"]
 Event = Literal[

@@ -16,7 +16,7 @@ from gateway.plugin import BackendFailed, BackendUnavailable, GatewayError, Resu
 from gateway.plugin.errors import PluginRaised
 from gateway.timing import Watch
 from gateway.workers import WorkerBackend
-from gateway.workers.subtasks import MAX_SUBTASKS
+from gateway.workers.subtask_rpc import MAX_SUBTASKS
 from support.recording_services import RecordingServices
 from support.worker_backends import Dispatches
 from support.workers import a_task, answer, pids
