@@ -53,6 +53,13 @@ def _add_priority(_: Any, level: str, line: bytes) -> bytes:
     return b"<%d>%s" % (PRIORITIES.get(level, INFO), line)
 
 
+def _stack_as_text(logger: Any, method: str, event_dict: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    stack = event_dict.get("stack")
+    if stack is not None and not isinstance(stack, str):  # ConsoleRenderer accepts only text under this key
+        event_dict["stack"] = "\n".join(map(str, stack)) if isinstance(stack, list) else str(stack)
+    return event_dict
+
+
 def _as_bytes(_: Any, __: str, line: str) -> bytes:
     return line.encode(errors="backslashreplace")
 
@@ -100,7 +107,7 @@ def configure(form: Format = "auto", level: Level = "info", stream: BinaryIO | N
     out = structlog.BytesLogger(stream) if stream else _stderr_sink()
     is_console = form == "console" or (form == "auto" and sys.stderr is not None and sys.stderr.isatty())
     processors: list[Any] = [_add_common_keys]
-    processors += [structlog.dev.ConsoleRenderer(), _as_bytes] if is_console else [_as_json]
+    processors += [_stack_as_text, structlog.dev.ConsoleRenderer(), _as_bytes] if is_console else [_as_json]
     if is_journal(stream or sys.stderr, os.environ.get("JOURNAL_STREAM", "")):
         processors.append(_add_priority)
     structlog.configure(

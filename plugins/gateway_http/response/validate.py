@@ -87,11 +87,11 @@ class ResponseValidator:
         return 1
 
     def bad_response(self, fault: str) -> BackendUnavailable:
-        """Return the error for an invalid response, with the request's path.
+        """Return the error for an invalid response. `fault` is as in `exceptions.bad_response`.
 
-        fault: as in `exceptions.bad_response`.
+        Only the client receives the request's path: the message also goes to the log and to other clients.
         """
-        return exceptions.bad_response(f"{fault} (POST {self.path})")
+        return exceptions.bad_response(fault, detail=f"POST {self.path}")
 
     # ── before and while the body is read ────────────────────────────────────────────────────────
 

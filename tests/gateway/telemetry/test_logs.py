@@ -14,6 +14,7 @@ import pytest
 import structlog
 
 from gateway.telemetry import configure, log
+from gateway.telemetry.events import EVENTS
 from support.documents import ROOT
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -76,3 +77,12 @@ def test_stream_without_a_file_descriptor_is_not_the_journal(monkeypatch: pytest
     configure("json", "info", stream)
     log.info("test.said")
     assert json.loads(stream.getvalue())["event"] == "test.said"
+
+
+@pytest.mark.parametrize("value", [None, 1.5, "text", ["a", "b"], {"a": 1}], ids=repr)
+def test_console_renders_every_declared_key_with_values_of_each_type(value: object) -> None:
+    out = io.BytesIO()
+    configure("console", "debug", out)
+    for name, event in EVENTS.items():
+        log.error(name, **dict.fromkeys(event.keys, value))
+    assert len(out.getvalue().splitlines()) >= len(EVENTS)
