@@ -4,7 +4,8 @@
 Some upstreams keep the connection open after a complete response. The client does not wait for these:
 
 - After the event that is certainly the last, only the end of the body is read, for TAIL_S.
-- After an event that may be the last, [DONE] and the usage event are awaited, for LINGER_S.
+- After an event that may be the last, more is awaited until nothing but comments has come for QUIET_S: Gemini's servers
+  send a `finish_reason` in every chunk.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .surrogates import SurrogateJoiner
 
 SLICE_BYTES = 16384  # parsed in one go, so that a flood of tiny lines does not block the event loop
 TAIL_S = 0.05  # for the end of the body: the connection can then be reused
-LINGER_S = 1.0  # for [DONE] or the usage event
+QUIET_S = 10.0  # after a `finish_reason`, for more content, [DONE] or the usage event
 
 
 async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes, None]:
@@ -32,7 +33,7 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
     Raises exceptions of aiohttp, BackendUnavailable, and UpstreamRejected.
     """
     parser, joiner = SseParser(state.validator.max_event_bytes), SurrogateJoiner()
-    reader = _LingeringReader(exchange, state)
+    reader = _QuietReader(exchange, state)
     try:
         while chunk := await reader.read():
             for start in range(0, len(chunk), SLICE_BYTES):
@@ -40,6 +41,7 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
                     await asyncio.sleep(0)
                 for event in map(joiner.join, parser.feed(chunk[start : start + SLICE_BYTES])):
                     if state.on_event(event):
+                        reader.quiet_until = None
                         exchange.is_complete = state.is_over
                         yield event.raw
                     if state.is_over:
@@ -51,26 +53,33 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
         yield raw
 
 
-class _LingeringReader:
-    """Reads the body to its end, or until the wait after a complete response ends."""
+class _QuietReader:
+    """Reads the body to its end, or until nothing has followed a complete response for QUIET_S.
+
+    quiet_until: the end of that time, in the loop's seconds; each event sets it back to None.
+    """
 
     def __init__(self, exchange: Exchange, state: StreamState) -> None:
         self._exchange = exchange
         self._state = state
-        self._linger_until: float | None = None
+        self.quiet_until: float | None = None
 
     async def read(self) -> bytes:
-        """Return the next bytes; empty at the end."""
+        """Return the next bytes; empty at the end.
+
+        Raises exceptions of aiohttp, also after a finish that content has followed before: it proves no end.
+        """
         if not self._state.has_ended:
-            self._linger_until = None
             return await self._exchange.read()
-        if self._linger_until is None:
-            self._linger_until = asyncio.get_running_loop().time() + LINGER_S
+        if self.quiet_until is None:
+            self.quiet_until = asyncio.get_running_loop().time() + QUIET_S
         try:
-            async with asyncio.timeout_at(self._linger_until):
+            async with asyncio.timeout_at(self.quiet_until) as quiet:
                 return await self._exchange.read()
-        except (aiohttp.ClientError, OSError):  # closed abruptly, or silent: the response was complete before
-            return b""
+        except (aiohttp.ClientError, OSError):  # silent, or closed abruptly
+            if quiet.expired() or not self._state.has_finished_early:
+                return b""
+            raise
 
 
 def _end_events(state: StreamState, parser: SseParser | None) -> Iterator[bytes]:

@@ -76,7 +76,10 @@ class StreamState:
 
     is_done: [DONE] was received. is_over: no event that matters can follow.
     has_ended: the stream is complete if it ends here. lacks_done: [DONE] is due and has not been received.
+    has_finished_early: content has followed a finish, so that a finish does not show the end of this stream.
     """
+
+    has_finished_early = False
 
     def __init__(self, validator: ResponseValidator) -> None:
         self.validator = validator
@@ -200,9 +203,11 @@ class ChoiceStreamState(StreamState):
         (choice,) = plain
         if choice.index not in self._unfinished and self._unfinished:
             return False
-        is_open = self._unfinished.get(choice.index, True)
+        has_content = bool(choice.text or choice.delta.content)
+        if not (is_open := self._unfinished.get(choice.index, True)) and has_content:
+            self.has_finished_early = True
         self._unfinished[choice.index] = is_open and not choice.finish_reason
-        self._has_content = self._has_content or bool(choice.text or choice.delta.content)
+        self._has_content = self._has_content or has_content
         return True
 
     def _on_chunk(self, chunk: _Chunk) -> None:
@@ -227,14 +232,17 @@ class ChoiceStreamState(StreamState):
 
     def _on_choice(self, choice: _Choice) -> None:
         index = choice.index or 0
-        self._unfinished[index] = self._unfinished.get(index, True) and is_empty(choice.finish_reason)
+        is_open = self._unfinished.get(index, True)
+        self._unfinished[index] = is_open and is_empty(choice.finish_reason)
         delta: dict[str, msgspec.Raw] = (
             self._decode(choice.delta, dict[str, msgspec.Raw]) if begins(choice.delta, b"{") else {}
         )
         content = {name for name, raw in delta.items() if name != "role" and not is_empty(raw)}
         if content & {"tool_calls", "function_call"}:
             self._calls.add(index)
-        self._has_content = self._has_content or not is_empty(choice.text) or bool(content)
+        has_content = not is_empty(choice.text) or bool(content)
+        self.has_finished_early = self.has_finished_early or (has_content and not is_open)
+        self._has_content = self._has_content or has_content
 
     def _on_done(self) -> None:
         """Accept [DONE] after text.
