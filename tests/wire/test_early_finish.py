@@ -106,4 +106,3 @@ async def test_break_after_a_last_finish_reason_is_the_end() -> None:
     last = event(SPEAKER.said(finish_reason="stop"))
     async with relaying(talking(breaks(sends_and_cuts(last))), MODELS="gpt") as (gateway, _):
         assert await ask(gateway) == "".join(SPEAKER.words[:4])
-

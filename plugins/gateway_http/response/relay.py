@@ -42,6 +42,9 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
                 for event in map(joiner.join, parser.feed(chunk[start : start + SLICE_BYTES])):
                     if state.on_event(event):
                         reader.quiet_until = None
+                        if state.is_done:
+                            for missing in state.closing_events():
+                                yield missing
                         exchange.is_complete = state.is_over
                         yield event.raw
                     if state.is_over:
@@ -49,7 +52,7 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
                         return
     except EventTooLarge as exc:
         raise state.validator.bad_response(f"sent {exc}") from exc
-    for raw in _end_events(state, parser if exchange.ended_at is not None else None):
+    for raw in _end_events(state, parser, exchange):
         yield raw
 
 
@@ -82,17 +85,21 @@ class _QuietReader:
             raise
 
 
-def _end_events(state: StreamState, parser: SseParser | None) -> Iterator[bytes]:
+def _end_events(state: StreamState, parser: SseParser, exchange: Exchange) -> Iterator[bytes]:
     """Yield the events that are missing at the end.
 
-    They are the last event if its blank line is missing, and [DONE] if a complete response lacks it.
+    They are the last event if its blank line is missing, and what a complete response lacks, such as [DONE].
     """
-    last = parser.finish() if parser is not None else None
-    if last is not None and state.on_event(last):
+    last = parser.finish() if exchange.ended_at is not None else None
+    is_passed = last is not None and state.on_event(last)
+    if exchange.has_proper_end:
+        state.on_body_end()
+    if last is not None and is_passed and not state.is_done:
         yield last.raw
     if not state.has_ended:
         raise state.validator.bad_response("ended its stream before the response was complete: the stream was cut")
-    if state.lacks_done:
+    yield from state.closing_events()
+    if state.lacks_done or state.is_done:
         yield b"data: [DONE]\n\n"
 
 

@@ -44,6 +44,7 @@ async def _read_success(validator: ResponseValidator, exchange: Exchange) -> Res
     else:
         body = await _read_content(validator, exchange, content_type)
         content_type = await validator.validate(body, content_type)
+        body = validator.repaired(body)
     headers = response.printable_headers(PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
 

@@ -89,6 +89,12 @@ class Exchange:
         return chunk
 
     @property
+    def has_proper_end(self) -> bool:
+        """Whether the body was read to an end that its framing declares, which a closed connection does not imitate."""
+        headers = self.response.headers
+        return self.ended_at is not None and ("Transfer-Encoding" in headers or "Content-Length" in headers)
+
+    @property
     def is_fresh(self) -> bool:
         """Whether it shows that the link works now.
 
