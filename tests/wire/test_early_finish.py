@@ -40,10 +40,12 @@ def short_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def chunks_from(script: Script) -> list[Any]:
-    async with relaying(talking(script), MODELS="gpt") as (gateway, _):
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai:
-            said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=True)
-            return [chunk async for chunk in said]
+    async with (
+        relaying(talking(script), MODELS="gpt") as (gateway, _),
+        openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as ai,
+    ):
+        said = await ai.chat.completions.create(model="gpt", messages=[QUESTION], stream=True)
+        return [chunk async for chunk in said]
 
 
 @BOTH

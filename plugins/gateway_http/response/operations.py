@@ -31,7 +31,7 @@ from .validate import (
 )
 
 NO_ITEMS = re.compile(rb"\[\s*+\]")
-NO_CHOICES = re.compile(rb'"choices"\s*+:\s*+(?:\[\s*+\]|null)')
+MAX_EMPTY_ANSWER_BYTES = 64 << 10
 NO_MEMBERS = re.compile(rb"\s*+\{\s*+\}")
 
 
@@ -111,10 +111,6 @@ class ChatValidator(ResponseValidator):
     bounded: ClassVar[Any] = struct_with("choices", _at_most(MAX_CHOICES, _ChatChoice))
     unbounded: ClassVar[Any] = struct_with("choices", list[_ChatChoice])
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(task)
-        self._lacks_members = False
-
     @cached_property
     def expected_choices(self) -> int:
         return self._expected_per_prompt(_requested(self.task))
@@ -136,7 +132,7 @@ class ChatValidator(ResponseValidator):
             return
         if not self._is_empty_answer(body, choices):
             raise self._mismatch(body)
-        self._lacks_members = True
+        self.needs_repair = True
 
     def _is_whole(self, choice: Any) -> bool:
         return choice.message is not None
@@ -144,7 +140,7 @@ class ChatValidator(ResponseValidator):
     def _is_empty_answer(self, body: bytes, choices: list[Any]) -> bool:
         if choices:
             return all(self._is_whole(choice) or not is_empty(choice.finish_reason) for choice in choices)
-        if NO_CHOICES.search(body) is None:  # spares a longer object the decode
+        if len(body) > MAX_EMPTY_ANSWER_BYTES:
             return False
         try:
             return msgspec.json.decode(body, type=_WithoutChoices).is_empty_answer
@@ -153,8 +149,6 @@ class ChatValidator(ResponseValidator):
 
     def repaired(self, body: bytes) -> bytes:
         """Return the body with the members that an empty answer lacks."""
-        if not self._lacks_members:
-            return body
         members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
         choices = msgspec.json.decode(members["choices"], type=list[dict[str, msgspec.Raw]] | None) or []
         for choice in choices:

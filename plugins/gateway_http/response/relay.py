@@ -16,9 +16,11 @@ from contextlib import suppress
 
 import aiohttp
 
-from gateway.plugin import EventTooLarge, SseParser
+from gateway.plugin import EventTooLarge, SseEvent, SseParser
 
 from ..transport.exchange import Exchange
+from .body import decompressor_for
+from .json_scan import replace_not_finite
 from .stream_state import StreamState
 from .surrogates import SurrogateJoiner
 
@@ -35,11 +37,14 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
     parser, joiner = SseParser(state.validator.max_event_bytes), SurrogateJoiner()
     reader = _QuietReader(exchange, state)
     try:
-        while chunk := await reader.read():
+        read = reader.read if reader.decompressor is None else reader.read_decompressed
+        while chunk := await read():
             for start in range(0, len(chunk), SLICE_BYTES):
                 if start:
                     await asyncio.sleep(0)
                 for event in map(joiner.join, parser.feed(chunk[start : start + SLICE_BYTES])):
+                    if b"NaN" in event.data or b"Infinity" in event.data:
+                        event = _finite(event)
                     if state.on_event(event):
                         reader.quiet_until = None
                         if state.is_done:
@@ -52,20 +57,41 @@ async def relay(state: StreamState, exchange: Exchange) -> AsyncGenerator[bytes,
                         return
     except EventTooLarge as exc:
         raise state.validator.bad_response(f"sent {exc}") from exc
-    for raw in _end_events(state, parser, exchange):
+    for raw in _end_events(state, parser, reader):
         yield raw
+
+
+def _finite(event: SseEvent) -> SseEvent:
+    data = replace_not_finite(event.data)
+    if data == event.data:
+        return event
+    name = b"event: " + event.name + b"\n" if event.name else b""
+    lines = b"".join(b"data: " + line + b"\n" for line in data.split(b"\n"))
+    return SseEvent(name + lines + b"\n", data, event.name)
 
 
 class _QuietReader:
     """Reads the body to its end, or until nothing has followed a complete response for QUIET_S.
 
     quiet_until: the end of that time, in the loop's seconds; each event sets it back to None.
+    decompressor: None for a body without a coding.
     """
 
     def __init__(self, exchange: Exchange, state: StreamState) -> None:
         self._exchange = exchange
         self._state = state
         self.quiet_until: float | None = None
+        self.decompressor = decompressor_for(exchange)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the body was read to its end."""
+        return self._exchange.ended_at is not None
+
+    @property
+    def has_proper_end(self) -> bool:
+        """Whether the body has ended as its framing and its coding declare."""
+        return self._exchange.has_proper_end and (self.decompressor is None or self.decompressor.is_finished)
 
     async def read(self) -> bytes:
         """Return the next bytes; empty at the end.
@@ -84,15 +110,27 @@ class _QuietReader:
                 return b""
             raise
 
+    async def read_decompressed(self) -> bytes:
+        """Return the next bytes, without their coding; empty at the end.
 
-def _end_events(state: StreamState, parser: SseParser, exchange: Exchange) -> Iterator[bytes]:
+        Raises like `read`, and BackendUnavailable for corrupt data.
+        """
+        assert self.decompressor is not None
+        while chunk := await self.read():
+            if piece := b"".join(self.decompressor.feed(chunk)):
+                return piece
+        return b""
+
+
+def _end_events(state: StreamState, parser: SseParser, reader: _QuietReader) -> Iterator[bytes]:
     """Yield the events that are missing at the end.
 
     They are the last event if its blank line is missing, and what a complete response lacks, such as [DONE].
     """
-    last = parser.finish() if exchange.ended_at is not None else None
+    last = parser.finish() if reader.has_ended else None
+    last = None if last is None else _finite(last)
     is_passed = last is not None and state.on_event(last)
-    if exchange.has_proper_end:
+    if reader.has_proper_end:
         state.on_body_end()
     if last is not None and is_passed and not state.is_done:
         yield last.raw

@@ -23,6 +23,7 @@ import msgspec
 
 from gateway.plugin import BackendUnavailable, PlainChunk, SseEvent
 
+from .tool_calls import ToolCalls
 from .upstream_errors import (
     NULL,
     ErrorFields,
@@ -33,14 +34,14 @@ from .upstream_errors import (
     is_empty,
     is_string,
 )
-from .tool_calls import ToolCalls
 from .validate import ResponseValidator
 
 # The event that ends a stream of typed events. A stream of several pictures holds one for each.
 LAST_EVENTS = frozenset(
     {
-        "image_edit.completed", "image_generation.completed", "message_stop", "response.cancelled", "response.completed",
-        "response.done", "response.failed", "response.incomplete", "speech.audio.done", "transcript.text.done",
+        "image_edit.completed", "image_generation.completed", "message_stop", "response.cancelled",
+        "response.completed", "response.done", "response.failed", "response.incomplete", "speech.audio.done",
+        "transcript.text.done",
     }
 )  # fmt: skip
 TYPED = ("content_block_", "image_edit.", "image_generation.", "message_", "response.", "speech.audio.", "transcript.")

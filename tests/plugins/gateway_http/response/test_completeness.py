@@ -39,7 +39,7 @@ def calling(*arguments: Any, index: int | None = 0, call_id: str | None = "a", c
 
 
 def relayed_task(path: str, kind: Any = "other") -> Task:
-    return chat(path=path, stream=True).replace(kind=kind)
+    return chat(path=path, stream=True, deadline_s=3600).replace(kind=kind)
 
 
 async def relayed(script: Script, task: Task | None = None) -> list[bytes]:
@@ -63,7 +63,8 @@ WHOLE_CALLS = {
     "two calls of one index": [*calling('{"a":1}'), *calling('{"b":2}', call_id="b")],
     "without index": calling("{}", index=None),
     "a function call": [
-        HEAD | {"choices": [{"delta": {"function_call": call}}]} for call in ({"name": "f", "arguments": "{"}, {"arguments": "}"})
+        HEAD | {"choices": [{"delta": {"function_call": call}}]}
+        for call in ({"name": "f", "arguments": "{"}, {"arguments": "}"})
     ],
     "after text": [HEAD | {"choices": [{"delta": {"content": "hm"}}]}, *calling("{}")],
 }  # fmt: skip
