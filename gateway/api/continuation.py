@@ -58,12 +58,16 @@ class ChatContinuation:
         self._head: dict[str, Any] | None = None
         self._is_plain = True
         self._unfinished: dict[int, bool] = {}
+        self._has_finished_early = False
         self._overlap = Overlap("", how="restart")
 
     @property
     def is_complete(self) -> bool:
-        """Whether every choice has a finish reason."""
-        return bool(self._unfinished) and not any(self._unfinished.values())
+        """Whether every choice has a finish reason, and no content has followed one.
+
+        Some servers send a finish reason in every chunk: it then does not show the end.
+        """
+        return bool(self._unfinished) and not any(self._unfinished.values()) and not self._has_finished_early
 
     # ── what the client has ──────────────────────────────────────────────────────────────────────
 
@@ -103,8 +107,11 @@ class ChatContinuation:
         if len(choices) != 1 or choices[0].index:
             return False
         (choice,) = choices
-        self._unfinished[0] = self._unfinished.get(0, True) and not choice.finish_reason
-        self._keep((choice.delta.content if self._format.uses_deltas else choice.text) or "")
+        text = (choice.delta.content if self._format.uses_deltas else choice.text) or ""
+        if not (is_open := self._unfinished.get(0, True)) and text:
+            self._has_finished_early = True
+        self._unfinished[0] = is_open and not choice.finish_reason
+        self._keep(text)
         return True
 
     def _note(self, chunk: _Chunk) -> None:
@@ -118,6 +125,8 @@ class ChatContinuation:
 
     def _note_end(self, choice: ChunkChoice) -> None:
         is_open = self._unfinished.get(choice.index, True)
+        if not is_open and (choice.text or choice.delta_content()):
+            self._has_finished_early = True
         self._unfinished[choice.index] = is_open and not choice.finish_reason
 
     def _keep(self, text: str) -> None:

@@ -23,7 +23,9 @@ from gateway.plugin import Part, Result, TaskInvalid
 SPEECH = "/v1/audio/speech"  # its `stream` requests audio while it is made, not events
 # Paths where `stream` alone decides whether the response is a stream of events.
 _STREAM_ON_REQUEST = ("/v1/responses", "/v1/messages")
-_WITH_RESPONSE = frozenset({"response.completed", "response.failed", "response.incomplete"})
+_WITH_RESPONSE = frozenset(
+    {"response.cancelled", "response.completed", "response.done", "response.failed", "response.incomplete"}
+)
 _CREDENTIAL = re.compile(
     r"^(?:key|api[_-]?key|(?:access[_-]?)?token|auth|authorization|password|secret)=|egw_", re.IGNORECASE
 )

@@ -130,6 +130,12 @@ class TranscriptCollector(PartCollector):
 
     text: str | None = None
 
+    def add_event(self, data: bytes) -> None:
+        if data.startswith(b"{"):
+            super().add_event(data)
+        else:
+            self.add_value(data.decode(errors="replace"))  # speaches: a segment's text
+
     def add_value(self, value: Any) -> None:
         if isinstance(value, dict) and value.get("type") == "transcript.text.done":
             self.text = str(as_transcript(self.context, value)["text"])

@@ -17,8 +17,6 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self
 
-import aiohttp
-
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -39,7 +37,7 @@ from .request import build_request, new_pseudonym
 from .response.operations import OPERATIONS
 from .response.relay import relay
 from .response.upstream_errors import UpstreamRejected, describe, error_body
-from .response.validate import ResponseValidator
+from .response.validate import ResponseValidator, begins_stream
 from .response.whole import read_whole, relay_pieces
 from .settings import BaseUrl, HttpSettings
 from .transport.exceptions import map_exceptions
@@ -88,7 +86,7 @@ class Http(Backend[HttpSettings]):
         operation = OPERATIONS[task.kind]
         validator = operation.validator(task)
         exchange = await self._send(task)
-        is_stream, has_begun = _is_stream(validator, exchange.response), False
+        is_stream, has_begun = await self._is_stream(validator, exchange), False
         is_relayed = is_stream or validator.relays_pieces(exchange.response)
         deadline = task.parts_deadline if is_relayed else task.deadline
         watchdog = _close_at(deadline, exchange)
@@ -122,6 +120,24 @@ class Http(Backend[HttpSettings]):
             task.terms.leave()
             if exchange.is_fresh:
                 self._observe(exchange.sample(is_whole=not is_relayed))
+
+    async def _is_stream(self, validator: ResponseValidator, exchange: Exchange) -> bool:
+        """Return whether the response is a stream of events, from its label or else from its first bytes."""
+        response = exchange.response
+        if not validator.may_stream:  # an event stream is then an invalid whole response
+            return False
+        if 200 <= response.status < 300 and response.content_type == "text/event-stream":
+            return True
+        if not (validator.task.stream and validator.may_be_stream(response)):
+            return False
+        try:
+            with self._map_exceptions(validator.task.deadline):
+                async with asyncio.timeout_at(validator.task.deadline):
+                    return begins_stream(await exchange.peek())
+        except BaseException:
+            exchange.close()
+            validator.task.terms.leave()
+            raise
 
     def _without_key(self, result: Result) -> Result:
         """Remove the gateway's API key from an error.
@@ -189,12 +205,6 @@ class Http(Backend[HttpSettings]):
             self.models = names
         else:
             self.tasks = names
-
-
-def _is_stream(validator: ResponseValidator, response: aiohttp.ClientResponse) -> bool:
-    if not validator.may_stream:  # an event stream is then an invalid whole response
-        return False
-    return 200 <= response.status < 300 and response.content_type == "text/event-stream"
 
 
 def _close_at(deadline: float, exchange: Exchange) -> asyncio.TimerHandle:

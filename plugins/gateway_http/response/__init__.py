@@ -2,7 +2,7 @@
 
 A module imports only modules above it:
 
-1. `json_scan`, `surrogates`: bytes and text
+1. `json_scan`, `surrogates`, `tool_calls`: bytes and text
 2. `upstream_errors`: error objects and error statuses; `body`: bounded reading
 3. `validate`: checks of every response
 4. `stream_state`: checks of every event; `whole`: whole responses

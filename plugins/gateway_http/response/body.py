@@ -52,7 +52,7 @@ async def read_pieces(exchange: Exchange, max_bytes: int) -> AsyncGenerator[byte
     declared = exchange.response.content_length
     if declared is not None and declared > max_bytes:
         raise _too_large(max_bytes)
-    decompressor, size = _decompressor(exchange), 0
+    decompressor, size = decompressor_for(exchange), 0
     while chunk := await exchange.read():
         framed = exchange.response.upstream_connection.received_bytes if declared is None else 0
         if max(exchange.received_bytes, framed) > max_bytes:
@@ -80,7 +80,7 @@ def _slices(chunk: bytes) -> Iterator[bytes]:
         yield chunk[start : start + STEP_BYTES]
 
 
-def _decompressor(exchange: Exchange) -> Decompressor | None:
+def decompressor_for(exchange: Exchange) -> Decompressor | None:
     """Return a decompressor if the body is compressed.
 
     Some upstreams compress in spite of `Accept-Encoding: identity`.
@@ -114,6 +114,11 @@ class Decompressor:
             yield from self._decompress(chunk)
         except zlib.error as exc:
             raise _corrupt() from exc
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the data so far is whole."""
+        return self._inner.eof
 
     def finish(self) -> None:
         """Raise BackendUnavailable if the data is truncated."""

@@ -3,7 +3,7 @@
 So a body that is not JSON fails at its first wrong bytes and is not held to its end.
 The scan of a piece runs in C and in time linear in its length, whatever it holds: strings are removed, the rest may
 consist of JSON's own characters only, and its brackets must match.
-It does not prove the grammar (`{,}` passes), but finds garbage, NaN, truncation and depth bombs. Bodies up to
+It does not prove the grammar (`{,}` passes), but finds garbage, truncation and depth bombs. Bodies up to
 MAX_DECODED_BYTES are decoded afterwards anyway; to decode longer bodies would block the event loop.
 """
 
@@ -24,6 +24,9 @@ MAX_DECODED_BYTES = 16 << 20  # decoded in one call (11 ms); for longer bodies o
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _CONTROL = bytes(set(range(32)) - set(BLANK))
 _BETWEEN = b'{}[]:,0123456789+-.eE"\\' + BLANK + bytes(set(b"truefalsenull"))
+_NOT_FINITE_ONLY = b"NIiy"  # what NaN and Infinity have beside the letters of true, false and null
+_NOT_FINITE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?(?:NaN|Infinity)', re.DOTALL)
+_REPLACED = {b"-Infinity": b"-9999.0", b"Infinity": b"null", b"NaN": b"null"}  # OpenAI's value for an impossible token
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _OPENING = {ord("}"): ord("{"), ord("]"): ord("[")}
 
@@ -31,14 +34,15 @@ _OPENING = {ord("}"): ord("{"), ord("]"): ord("[")}
 class JsonScanner:
     """Scans the pieces of one body in turn.
 
-    first: the bytes that the value may begin with.
+    first: the bytes that the value may begin with. has_not_finite: it may hold NaN or Infinity, as Python writes them.
     """
 
-    __slots__ = ("_decoder", "_first", "_has_begun", "_in_string", "_open")
+    __slots__ = ("_decoder", "_first", "_has_begun", "_in_string", "_open", "has_not_finite")
 
     def __init__(self, first: bytes = ANY) -> None:
         self._first = first
         self._has_begun = False
+        self.has_not_finite = False
         self._open = bytearray()  # brackets that are still open
         self._in_string = b""  # of an unfinished string: its quote, and a backslash that escapes the next byte
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -77,8 +81,10 @@ class JsonScanner:
         return rest
 
     def _is_between_strings(self, text: bytes) -> bool:
-        if text.removeprefix(BOM).translate(None, _BETWEEN):
-            return False
+        if others := text.removeprefix(BOM).translate(None, _BETWEEN):
+            if others.translate(None, _NOT_FINITE_ONLY):
+                return False
+            self.has_not_finite = True
         brackets, before = text.translate(None, _NO_BRACKETS), -1
         for _ in range(MAX_DEPTH):
             if len(brackets) == before:
@@ -93,6 +99,16 @@ class JsonScanner:
             self._open.append(bracket)
             return True
         return bool(self._open) and self._open.pop() == opening
+
+
+def replace_not_finite(data: bytes) -> bytes:
+    """Return the JSON with numbers in place of NaN and Infinity, which JSON does not have.
+
+    Python's servers write them, such as a logprob of -Infinity.
+    """
+    if b"NaN" not in data and b"Infinity" not in data:
+        return data
+    return _NOT_FINITE.sub(lambda found: _REPLACED.get(found[0], found[0]), data)
 
 
 def is_json(body: bytes) -> bool:

@@ -19,7 +19,7 @@ from gateway.plugin import BackendUnavailable, Kind, Task
 from ..transport.connection import Response
 from .json_scan import MAX_DECODED_BYTES, JsonScanner, is_json
 from .stream_state import MAX_CHOICES, ChoiceStreamState, StreamState, TaskStreamState, TypedStreamState
-from .upstream_errors import begins, is_empty
+from .upstream_errors import NULL, ErrorFields, begins, is_empty, is_string
 from .validate import (
     MAX_BYTES,
     MAX_LARGE_BYTES,
@@ -31,6 +31,7 @@ from .validate import (
 )
 
 NO_ITEMS = re.compile(rb"\[\s*+\]")
+MAX_EMPTY_ANSWER_BYTES = 64 << 10
 NO_MEMBERS = re.compile(rb"\s*+\{\s*+\}")
 
 
@@ -76,17 +77,37 @@ class _Object(msgspec.Struct):
 
 
 class _ChatChoice(msgspec.Struct):
-    message: _Object
+    message: _Object | None = None
+    finish_reason: msgspec.Raw = NULL
 
 
 class _TextChoice(msgspec.Struct):
-    text: msgspec.Raw
+    text: msgspec.Raw = NULL
+    finish_reason: msgspec.Raw = NULL
+
+
+class _WithoutChoices(ErrorFields, kw_only=True):
+    """A response of no choices: the other members show that it is one."""
+
+    choices: msgspec.Raw
+    id: msgspec.Raw = NULL
+    usage: msgspec.Raw = NULL
+
+    @property
+    def is_empty_answer(self) -> bool:
+        is_error = not is_empty(self.error) or is_string(self.object, b"error")
+        has_others = not all(map(is_empty, (self.id, self.object, self.usage)))
+        return is_empty(self.choices) and has_others and not is_error
 
 
 class ChatValidator(ResponseValidator):
-    """A chat response has `choices`, each with a `message` object."""
+    """A chat response has `choices`, each with a `message` object.
+
+    A model's empty answer is one too: no choices, or a choice with a `finish_reason` only, as of a content filter.
+    """
 
     member = "message"  # required in each choice
+    empty: ClassVar[Any] = {"role": "assistant", "content": None, "refusal": None}  # the member of an empty answer
     bounded: ClassVar[Any] = struct_with("choices", _at_most(MAX_CHOICES, _ChatChoice))
     unbounded: ClassVar[Any] = struct_with("choices", list[_ChatChoice])
 
@@ -99,14 +120,41 @@ class ChatValidator(ResponseValidator):
 
     def _check_members(self, body: bytes) -> None:
         of = self.bounded if self.expected_choices <= MAX_CHOICES else self.unbounded
-        choices = self._decode(body, of).choices
+        try:
+            choices = msgspec.json.decode(body, type=of).choices
+        except msgspec.ValidationError:
+            choices = []
+        except (msgspec.DecodeError, RecursionError):
+            raise self.not_json("") from None
         if not isinstance(choices, list):
             choices = [choice for choice in msgspec.structs.astuple(choices) if choice is not msgspec.UNSET]
-        if not choices or not all(map(self._is_choice, choices)):
+        if choices and all(map(self._is_whole, choices)):
+            return
+        if not self._is_empty_answer(body, choices):
             raise self._mismatch(body)
+        self.needs_repair = True
 
-    def _is_choice(self, choice: Any) -> bool:
-        return True
+    def _is_whole(self, choice: Any) -> bool:
+        return choice.message is not None
+
+    def _is_empty_answer(self, body: bytes, choices: list[Any]) -> bool:
+        if choices:
+            return all(self._is_whole(choice) or not is_empty(choice.finish_reason) for choice in choices)
+        if len(body) > MAX_EMPTY_ANSWER_BYTES:
+            return False
+        try:
+            return msgspec.json.decode(body, type=_WithoutChoices).is_empty_answer
+        except (msgspec.DecodeError, RecursionError):
+            return False
+
+    def repaired(self, body: bytes) -> bytes:
+        """Return the body with the members that an empty answer lacks."""
+        members = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        choices = msgspec.json.decode(members["choices"], type=list[dict[str, msgspec.Raw]] | None) or []
+        for choice in choices:
+            if is_empty(choice.get(self.member, NULL)):
+                choice[self.member] = msgspec.Raw(msgspec.json.encode(self.empty))
+        return msgspec.json.encode(members | {"choices": choices})
 
     def _missing_member(self, envelope: Envelope) -> BackendUnavailable:
         return _missing_in_list(self, "choices", envelope.choices, self.member)
@@ -116,13 +164,14 @@ class CompletionValidator(ChatValidator):
     """A completion has `choices`, each with a `text`; `n` of them for each prompt."""
 
     member = "text"
+    empty = ""
     bounded = struct_with("choices", _at_most(MAX_CHOICES, _TextChoice))
     unbounded = struct_with("choices", list[_TextChoice])
 
     def _expected_per_prompt(self, requested: _Requested) -> int:
         return super()._expected_per_prompt(requested) * _texts_in(requested.prompt)
 
-    def _is_choice(self, choice: _TextChoice) -> bool:
+    def _is_whole(self, choice: _TextChoice) -> bool:
         return begins(choice.text, b'"')
 
 

@@ -6,18 +6,24 @@ text). So every stream has a proper end here, and a stream without it is a failu
 | stream | ends |
 |---|---|
 | chat, completion | when every expected choice has a `finish_reason` that is not empty, or with [DONE] after text |
+| the same, after a tool call without `finish_reason` | with [DONE] or the body, if the call's arguments are whole |
 | typed events (`response.…`, `message_…`, `transcript.…`) | with one of LAST_EVENTS |
-| task, and other events | with [DONE] |
+| other events | with [DONE] or the body |
+| task | with [DONE] |
+
+A body ends a stream only if its framing shows its end: the last chunk, or the declared length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from gateway.plugin import BackendUnavailable, PlainChunk, SseEvent
 
+from .tool_calls import ToolCalls
 from .upstream_errors import (
     NULL,
     ErrorFields,
@@ -33,13 +39,18 @@ from .validate import ResponseValidator
 # The event that ends a stream of typed events. A stream of several pictures holds one for each.
 LAST_EVENTS = frozenset(
     {
-        "image_edit.completed", "image_generation.completed", "message_stop", "response.completed",
-        "response.failed", "response.incomplete", "speech.audio.done", "transcript.text.done",
+        "image_edit.completed", "image_generation.completed", "message_stop", "response.cancelled",
+        "response.completed", "response.done", "response.failed", "response.incomplete", "speech.audio.done",
+        "transcript.text.done",
     }
 )  # fmt: skip
 TYPED = ("content_block_", "image_edit.", "image_generation.", "message_", "response.", "speech.audio.", "transcript.")
 PICTURES = ("image_edit.", "image_generation.")
 HEARTBEATS = frozenset({b"heartbeat", b"keep-alive", b"keepalive", b"ping"})
+
+CALLS = frozenset({"function_call", "tool_calls"})
+HEAD = ("id", "object", "created", "model")  # what the chunks of one response have in common
+AUDIO_PATHS = ("/v1/audio/transcriptions", "/v1/audio/translations")
 
 MAX_CHOICES = 128  # OpenAI's own bound of `n`
 FEW_BYTES = 4096
@@ -60,6 +71,9 @@ class _Choice(msgspec.Struct):
 
 class _Chunk(ErrorFields):
     choices: msgspec.Raw = NULL
+    created: msgspec.Raw = NULL
+    id: msgspec.Raw = NULL
+    model: msgspec.Raw = NULL
     response: msgspec.Raw = NULL
 
 
@@ -76,7 +90,10 @@ class StreamState:
 
     is_done: [DONE] was received. is_over: no event that matters can follow.
     has_ended: the stream is complete if it ends here. lacks_done: [DONE] is due and has not been received.
+    has_finished_early: content has followed a finish, so that a finish does not show the end of this stream.
     """
+
+    has_finished_early = False
 
     def __init__(self, validator: ResponseValidator) -> None:
         self.validator = validator
@@ -90,6 +107,13 @@ class StreamState:
     @property
     def lacks_done(self) -> bool:
         return False
+
+    def closing_events(self) -> Iterator[bytes]:
+        """Yield the events, before [DONE], that a complete stream lacks."""
+        yield from ()
+
+    def on_body_end(self) -> None:
+        """Record that the body has ended as its framing declares."""
 
     def on_event(self, event: SseEvent) -> bool:
         """Record an event; return whether to pass it on.
@@ -164,7 +188,9 @@ class ChoiceStreamState(StreamState):
     def __init__(self, validator: ResponseValidator) -> None:
         super().__init__(validator)
         self._unfinished: dict[int, bool] = {}  # by the index of the choice
-        self._calls: set[int] = set()  # choices that began to call a tool
+        self._calls: dict[int, ToolCalls] = {}  # by the index of the choice
+        self._finished_calls: list[int] = []  # choices that lack a `finish_reason`, though their calls are whole
+        self._head: dict[str, msgspec.Raw] = {}
         self._has_content = False
 
     @property
@@ -178,6 +204,15 @@ class ChoiceStreamState(StreamState):
     @property
     def _all_finished(self) -> bool:
         return bool(self._unfinished) and not any(self._unfinished.values())
+
+    def closing_events(self) -> Iterator[bytes]:
+        for index in self._finished_calls:
+            choice = {"index": index, "delta": {}, "finish_reason": "tool_calls"}
+            yield b"data: " + msgspec.json.encode(self._head | {"choices": [choice]}) + b"\n\n"
+
+    def on_body_end(self) -> None:
+        if self._calls:
+            self._finish_calls()
 
     def on_event(self, event: SseEvent) -> bool:
         if not event.name and len(event.data) <= PLAIN_BYTES and self._on_plain_chunk(event.data):
@@ -200,9 +235,11 @@ class ChoiceStreamState(StreamState):
         (choice,) = plain
         if choice.index not in self._unfinished and self._unfinished:
             return False
-        is_open = self._unfinished.get(choice.index, True)
+        has_content = bool(choice.text or choice.delta.content)
+        if not (is_open := self._unfinished.get(choice.index, True)) and has_content:
+            self.has_finished_early = True
         self._unfinished[choice.index] = is_open and not choice.finish_reason
-        self._has_content = self._has_content or bool(choice.text or choice.delta.content)
+        self._has_content = self._has_content or has_content
         return True
 
     def _on_chunk(self, chunk: _Chunk) -> None:
@@ -210,7 +247,7 @@ class ChoiceStreamState(StreamState):
             return
         expected = self.validator.expected_choices
         for choice in self._split_choices(chunk.choices, expected):
-            self._on_choice(self._decode(choice, _Choice))
+            self._on_choice(self._decode(choice, _Choice), chunk)
         if len(self._unfinished) > max(MAX_CHOICES, expected):
             raise self.validator.bad_response(f"sent more than {max(MAX_CHOICES, expected)} choices")
 
@@ -225,16 +262,29 @@ class ChoiceStreamState(StreamState):
         found = msgspec.structs.astuple(self._decode(raw, _BoundedChoices))
         return [choice for choice in found if bytes(choice)]
 
-    def _on_choice(self, choice: _Choice) -> None:
+    def _on_choice(self, choice: _Choice, chunk: _Chunk) -> None:
         index = choice.index or 0
-        self._unfinished[index] = self._unfinished.get(index, True) and is_empty(choice.finish_reason)
+        is_open = self._unfinished.get(index, True)
+        self._unfinished[index] = is_open and is_empty(choice.finish_reason)
         delta: dict[str, msgspec.Raw] = (
             self._decode(choice.delta, dict[str, msgspec.Raw]) if begins(choice.delta, b"{") else {}
         )
         content = {name for name, raw in delta.items() if name != "role" and not is_empty(raw)}
-        if content & {"tool_calls", "function_call"}:
-            self._calls.add(index)
-        self._has_content = self._has_content or not is_empty(choice.text) or bool(content)
+        for name in content & CALLS:
+            self._calls.setdefault(index, ToolCalls()).add(name, delta[name])
+            self._head = {
+                member: getattr(chunk, member).copy() for member in HEAD if not is_empty(getattr(chunk, member))
+            }
+        has_content = not is_empty(choice.text) or bool(content)
+        self.has_finished_early = self.has_finished_early or (has_content and not is_open)
+        self._has_content = self._has_content or has_content
+
+    def _finish_calls(self) -> None:
+        """Finish the choices whose tool calls are whole."""
+        for index, calls in self._calls.items():
+            if self._unfinished[index] and calls.are_whole:
+                self._unfinished[index] = False
+                self._finished_calls.append(index)
 
     def _on_done(self) -> None:
         """Accept [DONE] after text.
@@ -243,6 +293,7 @@ class ChoiceStreamState(StreamState):
         """
         if not self._unfinished:
             raise self._ended_before("its first choice")
+        self._finish_calls()
         if any(self._unfinished[index] for index in self._calls):
             raise self._ended_before("its tool call was complete")
         if self._all_finished:
@@ -272,11 +323,22 @@ class TypedStreamState(StreamState):
         super().__init__(validator)
         self._has_delta = False
         self._is_typed = False
+        self._has_events = False  # other than pings
         self._last = ""
+        self._has_body_ended = False
 
     @property
     def has_ended(self) -> bool:
-        return self.is_done or bool(self._last)
+        return self.is_done or bool(self._last) or self._has_body_ended
+
+    def on_body_end(self) -> None:
+        self._has_body_ended = self._has_events and not self._is_typed
+
+    def _on_data(self, event: SseEvent) -> None:
+        if not event.data.startswith(b"{") and self.validator.path in AUDIO_PATHS:  # speaches: a segment's text
+            self._has_events = True
+        else:
+            super()._on_data(event)
 
     def _on_chunk(self, chunk: _Chunk) -> None:
         name = bytes(chunk.type).decode("utf-8", "replace")[1:-1]
@@ -284,6 +346,7 @@ class TypedStreamState(StreamState):
             error = None if is_empty(chunk.response) else error_in(self._decode(chunk.response, _FailedResponse))
             raise exception_for(error or {}, "ended its stream with an error")
         self._is_typed = self._is_typed or name.startswith(TYPED)
+        self._has_events = self._has_events or name != "ping"
         self._has_delta = self._has_delta or "delta" in name
         if name in LAST_EVENTS:
             self._last = name
@@ -302,7 +365,13 @@ class TypedStreamState(StreamState):
 
 
 class TaskStreamState(TypedStreamState):
-    """A stream of a task: any JSON is a part, except an explicit error."""
+    """A stream of a task: any JSON is a part, except an explicit error.
+
+    It needs [DONE]: a function that raises often ends the body like one that returns.
+    """
+
+    def on_body_end(self) -> None:
+        pass
 
     def _on_data(self, event: SseEvent) -> None:
         if event.data.startswith(b"{"):

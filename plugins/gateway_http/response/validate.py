@@ -16,7 +16,7 @@ from gateway.plugin import BackendUnavailable, Task
 
 from ..transport import exceptions
 from ..transport.connection import Response
-from .json_scan import MAX_DECODED_BYTES, OBJECT, JsonScanner, is_json
+from .json_scan import BOM, MAX_DECODED_BYTES, OBJECT, JsonScanner, is_json
 from .upstream_errors import (
     NULL,
     Error,
@@ -31,6 +31,9 @@ from .upstream_errors import (
 
 MAX_BYTES = 12 << 20  # longer JSON is accepted only from the operations that set a higher `max_bytes`
 MAX_LARGE_BYTES = 64 << 20
+# Some servers and proxies label JSON, and streams of events, in these ways. The body shows what it is.
+LENIENT_TYPES = frozenset({"", "application/octet-stream", "application/x-ndjson", "application/ndjson", "text/plain"})
+STREAM_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 MAX_ERROR_OBJECT_BYTES = 64 << 10
 MAX_EVENT_BYTES = 1 << 20
 
@@ -65,6 +68,7 @@ class ResponseValidator:
 
     is_object = True
     may_stream = True
+    needs_repair = False  # known after `validate`
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -98,7 +102,7 @@ class ResponseValidator:
     def check_content_type(self, content_type: str) -> None:
         """Raise BackendUnavailable if a response of this content type cannot be valid."""
         media = media_type(content_type)
-        if self.is_object and media and not is_json_type(media):
+        if self.is_object and media not in LENIENT_TYPES and not is_json_type(media):
             raise self.bad_response(f"returned {media[:60]} instead of JSON")
         if media == "text/html":
             raise self.bad_response("returned a web page; check the URL: a login page or a proxy may be in between")
@@ -108,6 +112,13 @@ class ResponseValidator:
         if self.is_object:
             return JsonScanner(OBJECT)
         return JsonScanner() if is_json_type(media_type(content_type)) else None
+
+    def may_be_stream(self, response: Response) -> bool:
+        """Return whether the body may hold events under another label."""
+        if not 200 <= response.status < 300:
+            return False
+        media = media_type(response.headers.get("Content-Type", ""))
+        return media in LENIENT_TYPES or is_json_type(media)
 
     def relays_pieces(self, response: Response) -> bool:
         """Return whether the body is relayed as it arrives and not read whole."""
@@ -128,11 +139,15 @@ class ResponseValidator:
         """
         if self.is_object:
             await self._check_object(body)
-            return content_type or "application/json"
+            return content_type if is_json_type(media_type(content_type)) else "application/json"
         if is_json_type(media_type(content_type)) and not is_json(body):
             raise self.not_json(content_type)
         self._check_other(body)
         return content_type or "application/octet-stream"
+
+    def repaired(self, body: bytes) -> bytes:
+        """Return the validated body with the members that clients expect."""
+        return body
 
     async def _check_object(self, body: bytes) -> None:
         if len(body) <= MAX_DECODED_BYTES:
@@ -200,6 +215,11 @@ def _only_error(body: bytes) -> _OnlyError | None:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return found if is_empty(found.text) else None
+
+
+def begins_stream(start: bytes) -> bool:
+    """Return whether a body with this beginning is a stream of events."""
+    return start.removeprefix(BOM).lstrip().lower().startswith(STREAM_STARTS)
 
 
 def may_be_error(start: bytes) -> bool:

@@ -10,7 +10,7 @@ from gateway.plugin import BackendUnavailable, Part, Result
 from ..transport.exceptions import bad_response
 from ..transport.exchange import Exchange
 from .body import NotJson, read_body, read_pieces
-from .json_scan import BOM
+from .json_scan import BOM, MAX_DECODED_BYTES, replace_not_finite
 from .surrogates import replace_lone_surrogates
 from .upstream_errors import PASSED_HEADERS, result_for_status
 from .validate import ResponseValidator, may_be_error
@@ -44,6 +44,7 @@ async def _read_success(validator: ResponseValidator, exchange: Exchange) -> Res
     else:
         body = await _read_content(validator, exchange, content_type)
         content_type = await validator.validate(body, content_type)
+        body = validator.repaired(body) if validator.needs_repair else body
     headers = response.printable_headers(PASSED_HEADERS)
     return Result(body=body, status=response.status, content_type=content_type, headers=headers)
 
@@ -54,7 +55,13 @@ async def _read_content(validator: ResponseValidator, exchange: Exchange, conten
         body = await read_body(exchange, validator.max_bytes, scanner)
     except NotJson as exc:
         raise validator.not_json(content_type) from exc
-    return body if scanner is None else replace_lone_surrogates(body.removeprefix(BOM))
+    if scanner is None:
+        return body
+    if scanner.has_not_finite:
+        if len(body) > MAX_DECODED_BYTES:
+            raise validator.not_json(content_type)
+        body = replace_not_finite(body)
+    return replace_lone_surrogates(body.removeprefix(BOM))
 
 
 async def _read_error_body(exchange: Exchange) -> bytes:

@@ -23,6 +23,7 @@ from gateway.plugin import LinkSample, Task
 from ..request import OutgoingRequest
 from .connection import ACKED_ABOVE_BYTES, Response, StampedBody
 
+PEEKED_BYTES = 8
 MAX_SAMPLE_AGE_S = 1.0  # older bytes do not show the present state of the network
 STALE_S = 1.0  # a kept-alive connection that the upstream had already closed fails within a round trip
 TOTAL_DURATION = re.compile(r"(?:^|,)\s*total\s*;(?:[^,]*;)?\s*dur\s*=\s*\"?([0-9.]+)")  # Server-Timing, in ms
@@ -77,9 +78,21 @@ class Exchange:
     last_read_at: float = -math.inf
     is_complete: bool = False
     ended_at: float | None = None
+    peeked: bytes = b""
+
+    async def peek(self) -> bytes:
+        """Return the start of the body; the next `read` returns it again."""
+        start = b""
+        while len(start.lstrip()) < PEEKED_BYTES and (more := await self.read()):
+            start += more
+        self.peeked = start
+        return start
 
     async def read(self) -> bytes:
         """Return the bytes received since the last call; empty at the end of the body."""
+        if self.peeked:
+            chunk, self.peeked = self.peeked, b""
+            return chunk
         chunk = await self.response.content.readany()
         self.received_bytes += len(chunk)
         self.last_read_at = time.monotonic()
@@ -87,6 +100,12 @@ class Exchange:
             self.ended_at, self.is_complete = self.last_read_at, True
             self.response.upstream_connection.finish_response(self.request)
         return chunk
+
+    @property
+    def has_proper_end(self) -> bool:
+        """Whether the body was read to an end that its framing declares, which a closed connection does not imitate."""
+        headers = self.response.headers
+        return self.ended_at is not None and ("Transfer-Encoding" in headers or "Content-Length" in headers)
 
     @property
     def is_fresh(self) -> bool:

@@ -109,3 +109,43 @@ def test_unfinished_event_is_returned_only_by_finish() -> None:
     assert list(parser.feed(b"data: 1\n\ndata: [DONE]")) == [SseEvent(b"data: 1\n\n", b"1", b"")]
     assert parser.finish() == SseEvent(b"data: [DONE]\n\n", b"[DONE]", b"")
     assert parser.finish() is None
+
+
+OBJECTS = [b'{"a":1}', b'{"b":"}"}', b"[DONE]"]
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "stream",
+    [
+        b'data: {"a":1}\ndata: {"b":"}"}\ndata: [DONE]\n',
+        b'Data: {"a":1}\n\nDATA:{"b":"}"}\n\ndata: [DONE]\n\n',
+        b'{"a":1}\n{"b":"}"}\n\ndata: [DONE]\n\n',
+        b'data: {"a":1}\n\ndata: {"b":"}"}\ndata: [DONE]\n\n',
+    ],
+    ids=["single newlines", "capitals", "without data", "mixed"],
+)
+def test_events_of_lenient_servers_are_framed_correctly(stream: bytes, step: int) -> None:
+    parser = SseParser(CAP)
+    events = [event for at in range(0, len(stream), step) for event in parser.feed(stream[at : at + step])]
+    if (last := parser.finish()) is not None:
+        events.append(last)
+    assert [event.data for event in events] == OBJECTS
+    assert [event.data for event in parse([b"".join(event.raw for event in events)])] == OBJECTS
+
+
+def test_names_of_events_that_are_parted_by_one_newline_stay_with_their_data() -> None:
+    parser = SseParser(CAP)
+    stream = b'event: x\ndata: {"a":1}\nevent: y\ndata: {"b":2}\nevent: z\ndata: {"c":3}\n'
+    events = list(parser.feed(stream))
+    assert [(event.name, event.data) for event in events] == [
+        (b"x", b'{"a":1}'),
+        (b"y", b'{"b":2}'),
+        (b"z", b'{"c":3}'),
+    ]
+    assert events[1].raw == b'event: y\ndata: {"b":2}\n\n'
+
+
+def test_one_object_over_several_data_lines_stays_one_event() -> None:
+    stream = b'data: {"a":\ndata: {"b":1},\ndata: "c":2}\nevent: x\n\n'
+    assert [(event.data, event.name) for event in parse([stream])] == [(b'{"a":\n{"b":1},\n"c":2}', b"x")]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway_http.response.json_scan import OBJECT, JsonScanner
+from gateway_http.response.json_scan import OBJECT, JsonScanner, replace_not_finite
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -47,7 +47,7 @@ def test_truncated_object_is_rejected(value: Any, place: int) -> None:
 
 
 NONE = [
-    b"", b" ", b"{\0\0", b'{"a":"\0"}', b'{"a":"\xff"}', b'{"a":"\xc3', b'{"a":NaN}', b"{]", b"}", b"[}", b'{"a":"\\"}',
+    b"", b" ", b"{\0\0", b'{"a":"\0"}', b'{"a":"\xff"}', b'{"a":"\xc3', b'{"a":?}', b"{]", b"}", b"[}", b'{"a":"\\"}',
     b"[" * 2000 + b"]" * 2000, b"<html>", b"{'a':1}", b"\xef\xbb\xbf\xef\xbb\xbf{}", b'"\xef\xbb\xbf"x',
 ]  # fmt: skip
 
@@ -56,6 +56,17 @@ NONE = [
 @pytest.mark.parametrize("by_byte", [True, False])
 def test_invalid_json_is_rejected(body: bytes, by_byte: bool) -> None:
     assert not is_json([bytes([byte]) for byte in body] if by_byte else [body])
+
+
+def test_numbers_that_are_not_finite_are_found_and_replaced_outside_of_strings() -> None:
+    body = b'{"a":-Infinity,"b":[NaN,Infinity,1],"c":"NaN \\" -Infinity"}'
+    scanner = JsonScanner()
+    assert is_json([body[at : at + 2] for at in range(0, len(body), 2)], scanner)
+    assert scanner.has_not_finite
+    assert replace_not_finite(body) == b'{"a":-9999.0,"b":[null,null,1],"c":"NaN \\" -Infinity"}'
+    other = JsonScanner()
+    assert is_json([b'{"a":"NaN","b":[true,null]}'], other)
+    assert not other.has_not_finite
 
 
 def test_byte_order_mark_is_accepted_and_the_required_type_is_enforced() -> None:

@@ -210,7 +210,7 @@ async def relayed_while_open(task: Task, *events: Any) -> list[bytes]:
 async def test_typed_stream_ends_at_its_last_event_while_the_connection_stays_open(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 3600)
+    monkeypatch.setattr("gateway_http.response.relay.QUIET_S", 3600)
     task, events = HALVES[name]
     assert len(await relayed_while_open(task, *events, {"type": LASTS[name]})) == len(events) + 1
 
@@ -227,7 +227,7 @@ async def test_connection_is_reused_when_the_body_ends_after_the_last_event(done
 async def test_chat_stream_ends_when_all_choices_finish_while_the_connection_stays_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 0.05)
+    monkeypatch.setattr("gateway_http.response.relay.QUIET_S", 0.05)
     two = stream(body=b'{"model":"m","messages":[],"n":2}')
     events = [
         content_event(),
@@ -239,7 +239,7 @@ async def test_chat_stream_ends_when_all_choices_finish_while_the_connection_sta
 
 
 async def test_usage_event_after_the_finish_reason_is_relayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 3600)
+    monkeypatch.setattr("gateway_http.response.relay.QUIET_S", 3600)
     received: asyncio.Event = asyncio.Event()
     usage = {"choices": [], "usage": {"total_tokens": 1}}
 
@@ -257,7 +257,7 @@ async def test_usage_event_after_the_finish_reason_is_relayed(monkeypatch: pytes
 
 
 async def test_image_stream_relays_one_completed_event_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway_http.response.relay.LINGER_S", 0.05)
+    monkeypatch.setattr("gateway_http.response.relay.QUIET_S", 0.05)
     task = stream("other", "/v1/images/generations")
     picture = {"type": "image_generation.completed", "b64_json": "A" * 1_500_000}
     assert len(await relayed_while_open(task, picture, picture)) == 2
