@@ -120,6 +120,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     models: dict[str, str] | None
     tasks: dict[str, str] | None
     kinds: list[Kind]
+    problems: list[str] = []
 
 
 class PartFrame(msgspec.Struct, tag=True, frozen=True):

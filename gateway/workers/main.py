@@ -246,7 +246,8 @@ def load_class(path: str) -> type[Backend[Any]]:
 
 
 def ready_frame(backend: Backend[Any]) -> Ready:
-    return Ready(parse_names(backend.models), parse_names(backend.tasks), list(backend.kinds))
+    problems = [str(problem) for problem in backend.problems]
+    return Ready(parse_names(backend.models), parse_names(backend.tasks), list(backend.kinds), problems)
 
 
 def print_exception(source: str, exc: BaseException | None) -> None:
