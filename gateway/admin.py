@@ -129,6 +129,7 @@ def _backend_status(backend: ManagedBackend) -> dict[str, Any]:
         "state": backend.state,
         "error": backend.cause or backend.error,
         "unwell": backend.unhealthy_reason,
+        "problems": backend.problems,
         "site": backend.site,
         "slots": backend.slots,
         "workers": backend.workers,

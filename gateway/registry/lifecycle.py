@@ -109,6 +109,8 @@ class BackendLifecycle:
             managed.transition("opened")
             seconds = round(self._clock() - began, 3)
             log.info("backend.opened", backend=managed.name, plugin=managed.plugin, seconds=seconds)
+            for problem in managed.problems:
+                log.warning("backend.problem", backend=managed.name, error=problem)
             with log_exceptions(f"opening backend {managed.name}"):
                 on_change(managed)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -13,6 +14,7 @@ from gateway.plugin import Backend, BackendSettings, Services
 from gateway.workers import WorkerBackend
 
 ENTRY_POINT_GROUP = "gateway.backends"
+MAX_FILES = 1000  # of a folder that a setting names
 
 
 class PluginMissing(Exception):
@@ -70,9 +72,15 @@ def fingerprint(config: BackendConfig | None) -> object:
     return (config.plugin, config.cls, config.settings, files)
 
 
-def _file_state(path: Path) -> tuple[int, int] | None:
-    """Modification time (ns) and size; None without such a file."""
+def _file_state(path: Path) -> object:
+    """Modification time (ns) and size; of a folder, the content of its Python files. None without such a file.
+
+    A folder's own time changes with each file that is created in it, and not with an edit in place.
+    """
     try:
+        if path.is_dir():
+            files = sorted(path.rglob("*.py"))[:MAX_FILES]
+            return [(str(file), hashlib.sha256(file.read_bytes()).digest()) for file in files if file.is_file()]
         found = path.stat()
     except OSError:
         return None

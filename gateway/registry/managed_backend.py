@@ -169,6 +169,11 @@ class ManagedBackend:
         """The backend's own name of each task, by the client's name; None while unknown."""
         return self._declared("tasks", lambda backend: _names(backend.tasks), None)
 
+    @property
+    def problems(self) -> list[str]:
+        """Faults that do not keep it out of service."""
+        return self._declared("problems", lambda backend: [str(problem) for problem in backend.problems], [])
+
     def supports(self, kind: Kind) -> bool:
         """True if its models serve requests of this kind."""
         return self._declared("kinds", lambda backend: kind in backend.kinds, False)

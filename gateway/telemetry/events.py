@@ -223,6 +223,10 @@ EVENTS: Mapping[str, Event] = {
         "A backend's health check reports a fault or raised, or a declaration of its plugin cannot be read.",
         {"backend": "its name", "error": "the fault"},
     ),
+    "backend.problem": Event(
+        "A backend opened, but not all of it can be served: a file of tasks cannot be imported, for example.",
+        {"backend": "its name", "error": "the fault; its tasks get 503 with this reason"},
+    ),
     "backend.well": Event("A backend's health check passes again.", {"backend": "its name"}),
     "backend.close_failed": Event(
         "A backend raised while it was closed.",

@@ -7,6 +7,7 @@ its place, which has the same interface. Any failure in a worker, a crash includ
     pool.py            `WorkerBackend`: idle workers, replacement of dead ones, back-off of failing starts
     process.py         one worker process as the gateway sees it: its states, tasks and end
     output.py          the lines that a worker prints
+    forks.py           cuts child processes that a plugin forks off from the socket
     main.py            the worker program (`python -m gateway.workers.main FD`)
     subtasks.py        client and server for the subtasks that a worker's backend dispatches
     frames.py          the messages between gateway and worker

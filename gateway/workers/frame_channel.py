@@ -1,11 +1,14 @@
 """The socket between the gateway and a worker, as a channel for frames.
 
-A frame is sent as four bytes of length, big-endian, and a msgpack map.
+A frame is sent as a header and a msgpack map. The header holds, big-endian, the length of the map, the process id of the
+sender, and the number of the task that the frame is about (0: no task). By the process id the gateway recognises frames
+of a child process that a plugin forked, which shares the socket.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 from collections.abc import Callable
 from typing import Any, cast
@@ -17,11 +20,14 @@ from gateway.workers.frames import Frame
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 _WRITE_BUFFER_BYTES = 16 * 1024  # written before the writer waits, in addition to the kernel's socket buffer
-_LENGTH = struct.Struct("!I")
+_HEADER = struct.Struct("!IIQ")
 
 
-def encode_frame(frame: Frame) -> bytes:
-    """Return `frame` as it is sent. Raises BackendFailed if it is too long or cannot be encoded."""
+def encode_frame(frame: Frame, number: int = 0) -> bytes:
+    """Return `frame` as this process sends it for task `number`.
+
+    Raises BackendFailed if it is too long or cannot be encoded.
+    """
     try:
         payload = msgspec.msgpack.encode(frame)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
@@ -31,17 +37,17 @@ def encode_frame(frame: Frame) -> bytes:
             f"{len(payload)} bytes are too long to go between processes at once (at most {MAX_FRAME_BYTES}); "
             "use shorter values, or yield them in parts"
         )
-    return _LENGTH.pack(len(payload)) + payload
+    return _HEADER.pack(len(payload), os.getpid(), number) + payload
 
 
 class FrameChannel(asyncio.Protocol):
     """One end of the socket.
 
-    accepts: the union of the frame types to decode. on_frame: called with each frame. on_lost: called once, when the
-    connection is closed.
+    accepts: the union of the frame types to decode. on_frame: called with each frame, the process id of its sender and the
+    number of its task. on_lost: called once, when the connection is closed.
     """
 
-    def __init__(self, accepts: Any, on_frame: Callable[[Any], None], on_lost: Callable[[], None]) -> None:
+    def __init__(self, accepts: Any, on_frame: Callable[[Any, int, int], None], on_lost: Callable[[], None]) -> None:
         self._decoder = msgspec.msgpack.Decoder(accepts)
         self._on_frame = on_frame
         self._on_lost = on_lost
@@ -59,22 +65,22 @@ class FrameChannel(asyncio.Protocol):
         """Decode the complete frames in the buffer; close the connection if the peer breaks the framing."""
         self._buffer += data
         start = 0
-        while (body := start + _LENGTH.size) <= len(self._buffer):
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
+        while (body := start + _HEADER.size) <= len(self._buffer):
+            length, pid, number = _HEADER.unpack_from(self._buffer, start)
             if length > MAX_FRAME_BYTES:
                 return self.close()
             if len(self._buffer) < body + length:
                 break
             start = body + length
-            self._decode(self._buffer[body:start])
+            self._decode(self._buffer[body:start], pid, number)
         del self._buffer[:start]
 
-    def _decode(self, payload: bytearray) -> None:
+    def _decode(self, payload: bytearray, pid: int, number: int) -> None:
         try:
             frame = self._decoder.decode(payload)
         except msgspec.DecodeError:
             return self.close()
-        self._on_frame(frame)
+        self._on_frame(frame, pid, number)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
@@ -87,12 +93,12 @@ class FrameChannel(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def send(self, frame: Frame) -> None:
-        """Write `frame` without waiting; drop it if the connection is closed.
+    def send(self, frame: Frame, number: int = 0) -> None:
+        """Write `frame`, which is about task `number`, without waiting; drop it if the connection is closed.
 
         Raises BackendFailed if the frame is too long or cannot be encoded.
         """
-        data = encode_frame(frame)
+        data = encode_frame(frame, number)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 

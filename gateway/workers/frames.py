@@ -3,7 +3,8 @@
 The gateway sends `Start` once. For each task it sends a `TaskFrame` and, if the task is cancelled, a `Cancel`. A closed
 socket stops the worker. The worker sends `Ready` once it accepts tasks. For each task it sends any number of
 `PartFrame`s and exactly one final frame: `ResultFrame`, `ErrorFrame` or `EndFrame`. It may send a `LogLine` at any
-time. A worker runs one task at a time, so these frames carry no numbers: a late `Cancel` has no effect.
+time. A worker runs one task at a time. Each frame travels with its sender's process id and the number of its task
+(`frame_channel.py`): a late `Cancel` has no effect, and a worker that sends a frame for another task is killed.
 
 During a task the worker may send numbered `SubtaskRequest`s. The gateway answers each with a `SubtaskResponse`, unless
 a `SubtaskCancel` arrives first. The gateway sends a `HealthRequest` to an idle worker at intervals; the worker answers
@@ -119,6 +120,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     models: dict[str, str] | None
     tasks: dict[str, str] | None
     kinds: list[Kind]
+    problems: list[str] = []
 
 
 class PartFrame(msgspec.Struct, tag=True, frozen=True):
@@ -168,3 +170,4 @@ FromWorker: TypeAlias = (
 Frame: TypeAlias = ToWorker | FromWorker
 
 FINAL_FRAMES = (ResultFrame, ErrorFrame, EndFrame)
+ANSWER_FRAMES = (PartFrame, *FINAL_FRAMES)

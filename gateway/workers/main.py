@@ -12,11 +12,13 @@ import ctypes
 import faulthandler
 import importlib
 import io
+import selectors
 import signal
 import socket
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +37,7 @@ from gateway.plugin import (
 )
 from gateway.plugin.checks import parse_names
 from gateway.plugin.errors import PluginRaised, frames_of, is_own_cancellation, message_of
+from gateway.workers import forks
 from gateway.workers.codec import decode_task, encode_error, encode_part, encode_result
 from gateway.workers.frame_channel import FrameChannel
 from gateway.workers.frames import (
@@ -69,6 +72,7 @@ class Worker:
         self._is_open = False
         self._job: asyncio.Task[None] | None = None
         self._is_job_cancelled = False
+        self._number = 0  # of the current task, or of the last one
         self._health_check: asyncio.Task[None] | None = None
 
     async def serve(self, sock: socket.socket) -> None:
@@ -88,10 +92,11 @@ class Worker:
     def _on_lost(self) -> None:
         self._stopping.set()
 
-    def _on_frame(self, frame: ToWorker) -> None:
+    def _on_frame(self, frame: ToWorker, _pid: int, number: int) -> None:
         match frame:
             case Cancel():
-                self._cancel_job()
+                if number == self._number:
+                    self._cancel_job()
             case Start():
                 self._job = asyncio.create_task(self._open(frame))
             case SubtaskResponse():
@@ -100,18 +105,18 @@ class Worker:
                 if self._health_check is None or self._health_check.done():
                     self._health_check = asyncio.create_task(self._check_health())
             case _:
-                self._is_job_cancelled = False
-                self._job = asyncio.create_task(self._run_task(decode_task(frame)))
-                self._job.add_done_callback(self._on_job_done)
+                self._is_job_cancelled, self._number = False, number
+                self._job = asyncio.create_task(self._run_task(decode_task(frame), number))
+                self._job.add_done_callback(partial(self._on_job_done, number))
 
     def _cancel_job(self) -> None:
         if self._job is not None:
             self._is_job_cancelled = True
             self._job.cancel()
 
-    def _on_job_done(self, job: asyncio.Task[None]) -> None:
+    def _on_job_done(self, number: int, job: asyncio.Task[None]) -> None:
         if job.cancelled():  # before its first step; after it, `_run_task` has sent the final frame
-            self._channel.send(EndFrame())
+            self._channel.send(EndFrame(), number)
 
     async def _open(self, start: Start) -> None:
         try:
@@ -120,8 +125,10 @@ class Worker:
             self._backend = cls(settings, WorkerServices(start.backend, self._channel, self._subtasks))
             await self._backend.__aenter__()
             self._is_open = True
+            forks.exit_if_child()
             self._channel.send(ready_frame(self._backend))
         except BaseException as exc:
+            forks.exit_if_child(exc)
             self._channel.send(self._report_error(exc, f"`{start.path}`", None))
             self._stopping.set()
             if is_own_cancellation(exc):
@@ -137,22 +144,24 @@ class Worker:
             error = f"its health check raised {raised}"
         self._channel.send(HealthResponse(None if error is None else str(error)))
 
-    async def _run_task(self, task: Task) -> None:
-        final = await self._final_frame(task)
+    async def _run_task(self, task: Task, number: int) -> None:
+        final = await self._final_frame(task, number)
+        forks.exit_if_child()
         try:
-            self._channel.send(final)
+            self._channel.send(final, number)
         except BackendFailed as exc:
-            self._channel.send(encode_error(exc, f"`{task.name}`"))
+            self._channel.send(encode_error(exc, f"`{task.name}`"), number)
 
-    async def _final_frame(self, task: Task) -> ResultFrame | EndFrame | ErrorFrame:
+    async def _final_frame(self, task: Task, number: int) -> ResultFrame | EndFrame | ErrorFrame:
         try:
-            return await self._send_parts(task)
+            return await self._send_parts(task, number)
         except BaseException as exc:
+            forks.exit_if_child(exc)
             # A CancelledError that we did not cause was raised by the plugin, and is a bug of it.
             is_ours = self._is_job_cancelled and is_own_cancellation(exc)
             return EndFrame() if is_ours else self._report_error(exc, f"`{task.name}`", task)
 
-    async def _send_parts(self, task: Task) -> ResultFrame | EndFrame:
+    async def _send_parts(self, task: Task, number: int) -> ResultFrame | EndFrame:
         """Run the backend and send the parts. Returns the final frame.
 
         The final frame is sent after all clean-up, because the gateway sends the next task once it has read it.
@@ -164,7 +173,8 @@ class Worker:
             async for item in stream:
                 if isinstance(item, Result):
                     return encode_result(item)
-                self._channel.send(encode_part(item))
+                forks.exit_if_child()
+                self._channel.send(encode_part(item), number)
                 await self._channel.drain()
                 await asyncio.sleep(0)  # lets a generator that only computes receive a cancellation
         return EndFrame()
@@ -236,7 +246,8 @@ def load_class(path: str) -> type[Backend[Any]]:
 
 
 def ready_frame(backend: Backend[Any]) -> Ready:
-    return Ready(parse_names(backend.models), parse_names(backend.tasks), list(backend.kinds))
+    problems = [str(problem) for problem in backend.problems]
+    return Ready(parse_names(backend.models), parse_names(backend.tasks), list(backend.kinds), problems)
 
 
 def print_exception(source: str, exc: BaseException | None) -> None:
@@ -267,7 +278,14 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     sock.setblocking(False)
-    asyncio.run(Worker().serve(sock))
+    selector = selectors.DefaultSelector()
+    forks.cut_off_children([sock.fileno(), selector.fileno()])
+    with asyncio.Runner(loop_factory=partial(asyncio.SelectorEventLoop, selector)) as runner:
+        try:
+            runner.run(Worker().serve(sock))
+        except BaseException as exc:  # a child's event loop ends with an OSError at its first wait
+            forks.exit_if_child(exc)
+            raise
 
 
 if __name__ == "__main__":

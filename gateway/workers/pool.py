@@ -132,6 +132,7 @@ class WorkerBackend(Backend[BackendSettings]):
 
     def _adopt(self, ready: Ready) -> None:
         self.models, self.tasks, self.kinds = ready.models, ready.tasks, frozenset(ready.kinds)
+        self.problems = tuple(ready.problems)
 
     async def _supervise(self, slot: Slot) -> None:
         """Keep a process in `slot`: start one, and another when it dies."""

@@ -11,6 +11,9 @@ Theory of operation. The states are those of TRANSITIONS; an event that the tabl
     killed     SIGKILL was sent
     gone       the process is reaped, its socket and its output are read to the end and closed
 
+Tasks are numbered. A worker that sends a frame from another process (a child that a plugin forked), or for another task
+than its current one, is killed, and its current task fails: no answer reaches another request.
+
 Output is logged line by line; lines beyond the rate limit are counted instead.
 """
 
@@ -29,6 +32,7 @@ from gateway.plugin import BackendUnavailable, Log, Task
 from gateway.workers.codec import content_bytes, decode_error, encode_task
 from gateway.workers.frame_channel import FrameChannel
 from gateway.workers.frames import (
+    ANSWER_FRAMES,
     FINAL_FRAMES,
     Cancel,
     ErrorFrame,
@@ -103,9 +107,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         "exited": "gone",
     },
     "killed": {
-        "ready": "killed",  # frames that were on their way
-        "task_cancelled": "killed",
-        "task_ended": "killed",
+        "task_cancelled": "killed",  # frames that were on their way are dropped
         "stop_requested": "killed",
         "socket_closed": "killed",
         "kill_sent": "killed",
@@ -148,6 +150,8 @@ class Process:
         self._health: asyncio.Future[str | None] | None = None
         self._subtasks = SubtaskServer(dispatch, self._channel.send)
         self._task: Task | None = None  # the parent that its subtasks must have
+        self._number = 0  # of the current task, or of the last one
+        self._is_expecting = True  # an answer to the current task, or to the start
         self.was_used = False
 
     # ── start ────────────────────────────────────────────────────────────────────────────────────
@@ -227,8 +231,9 @@ class Process:
 
     def begin(self, task: Task) -> None:
         """Send `task` to an idle worker. Raises BackendFailed if the task is too long for a frame."""
-        self._channel.send(encode_task(task))
+        self._channel.send(encode_task(task), self._number + 1)
         self._transition("task_sent")
+        self._number, self._is_expecting = self._number + 1, True
         self._inbox, self._inbox_bytes = asyncio.Queue(), 0
         self._task, self.was_used = task, True
         self._resolve_health(None)  # the worker may be too busy to answer the health check
@@ -266,7 +271,7 @@ class Process:
         self._cancel_subtasks()
         self._channel.resume_reading()
         try:
-            self._channel.send(Cancel())
+            self._channel.send(Cancel(), self._number)
             while self._state not in ("idle", "gone"):
                 await self.next_frame(until)
         except TimeoutError:
@@ -284,14 +289,20 @@ class Process:
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────
 
-    def _on_frame(self, frame: FromWorker) -> None:
+    def _on_frame(self, frame: FromWorker, pid: int, number: int) -> None:
+        if self._state == "killed":
+            return
+        if fault := self._fault_of(frame, pid, number):
+            return self.kill(fault)
         if isinstance(frame, PartFrame):
             if self._state == "draining":
                 return
         elif isinstance(frame, FINAL_FRAMES):
+            self._is_expecting = False
             self._transition("task_ended")
             self._cancel_subtasks()
         elif isinstance(frame, Ready):
+            self._is_expecting = False
             self._transition("ready")
         else:
             return self._on_side_frame(frame)
@@ -299,6 +310,15 @@ class Process:
         self._inbox_bytes += content_bytes(frame)
         if self._inbox.qsize() >= MAX_INBOX_FRAMES or self._inbox_bytes >= MAX_INBOX_BYTES:
             self._channel.pause_reading()
+
+    def _fault_of(self, frame: FromWorker, pid: int, number: int) -> str | None:
+        """Why a frame must not be accepted; None if it is from the worker itself, and about its current task."""
+        if pid != self.pid:
+            return f"a process that it forked ({pid}) sent a {type(frame).__name__}"
+        is_answer = isinstance(frame, (Ready, *ANSWER_FRAMES))
+        if is_answer and (number != self._number or not self._is_expecting):
+            return f"it sent a {type(frame).__name__} for another task (number {number})"
+        return None
 
     def _on_side_frame(self, frame: FromWorker) -> None:
         """Handle a frame that is not part of the task's answer."""

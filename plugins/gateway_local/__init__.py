@@ -9,13 +9,14 @@ yields is a part of a stream. Functions and generators may be plain or async.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import os
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, closing
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import aclosing
 from typing import ClassVar, Self
 
 from pydantic import DirectoryPath, Field, field_validator
@@ -25,6 +26,7 @@ from gateway.plugin import (
     BackendSettings,
     BackendUnavailable,
     GatewayError,
+    NotServed,
     Part,
     Result,
     Services,
@@ -32,11 +34,13 @@ from gateway.plugin import (
     frames_of,
 )
 from gateway_local.calling import BoundFunction, as_json
-from gateway_local.loading import load_folder, load_functions
+from gateway_local.event_loop import outside_loop
+from gateway_local.loading import Functions, load_file, load_folder, load_functions
 
 EXAMPLE_FUNCTIONS = {name: f"gateway_local.functions:{name}" for name in ("add", "burn", "count", "squares")}
 EXAMPLES = {"add": {"a": 10, "b": 20}, "burn": {"seconds": 0.001}, "count": {"n": 3}, "squares": {"items": [2, 3]}}
 LOG_INTERVAL_S = 60.0
+RETRY_S = 5.0  # between two attempts to load a file that could not be imported
 TRACEBACK_CHARS = 8000
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -77,22 +81,50 @@ class Local(Backend[LocalSettings]):
     def __init__(self, settings: LocalSettings, services: Services) -> None:
         super().__init__(settings, services)
         self.tasks = None
-        self._callees: dict[str, BoundFunction] = {}
+        self._functions = Functions()
+        self._tried_at: dict[str, float] = {}  # by broken task, the last attempt to load it
         self._logged: dict[tuple[str, str, str], tuple[float, int]] = {}
 
     async def __aenter__(self) -> Self:
-        """Import the functions. Raises BackendUnavailable, which names the function and the error."""
+        """Import the functions. Raises BackendUnavailable if none can be served; it names the first error."""
         settings = self.settings
         named = settings.tasks or ({} if settings.tasks_dir else EXAMPLE_FUNCTIONS)
-        functions = load_functions(named)
-        if settings.tasks_dir is not None:
-            for name, function in load_folder(settings.tasks_dir).items():
-                if name in functions:
-                    raise BackendUnavailable(f"`{name}` is both in TASKS ({named[name]}) and in {settings.tasks_dir}")
-                functions[name] = function
-        self._callees = {name: BoundFunction(name, function) for name, function in functions.items()}
-        self.tasks = {name: name for name in self._callees}
+        functions = self._functions = Functions()
+        with outside_loop():
+            if settings.tasks_dir is not None:
+                load_folder(settings.tasks_dir.absolute(), functions)
+            for name in set(named) & set(functions.files):
+                raise BackendUnavailable(f"`{name}` is both in TASKS ({named[name]}) and in {settings.tasks_dir}")
+            load_functions(named, functions)
+        if not functions.served:
+            nothing = f"no file in {settings.tasks_dir} defines a public function"
+            raise BackendUnavailable("; ".join(functions.problems) or nothing)
+        names = [*functions.served, *functions.broken]
+        self.tasks, self.problems = dict(zip(names, names, strict=True)), tuple(functions.problems)
+        self._tried_at = dict.fromkeys(functions.broken, time.monotonic())
         return self
+
+    def _function(self, name: str) -> BoundFunction:
+        """Return the function of a task. One that could not be loaded is tried again after RETRY_S.
+
+        Raises NotServed, which another backend may serve, with the reason.
+        """
+        functions, now = self._functions, time.monotonic()
+        if name in functions.broken and now - self._tried_at[name] >= RETRY_S:
+            self._tried_at[name] = now
+            with outside_loop():
+                self._load_again(name)
+        if name in functions.broken:
+            reason = f"task `{name}` cannot be served: {functions.broken[name]}"
+            raise NotServed(reason, code="unavailable", began=False, again=False)
+        return functions.served[name]
+
+    def _load_again(self, name: str) -> None:
+        if (file := self._functions.files.get(name)) is not None:
+            importlib.invalidate_caches()
+            load_file(file, self._functions)
+        elif target := (self.settings.tasks or {}).get(name):
+            load_functions({name: target}, self._functions)
 
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         """Call the function; yield one result, or a part for each value of a generator.
@@ -124,7 +156,10 @@ class Local(Backend[LocalSettings]):
         self.services.log.error("local.raised", request_id=task.id, error=what, traceback=where, suppressed=suppressed)
 
     async def _call(self, task: Task) -> AsyncGenerator[Part | Result, None]:
-        value = self._callees[task.name].call(task.json)
+        function = self._function(task.name)
+        arguments = function.arguments(task)
+        with outside_loop():
+            value = function.call(arguments)
         if inspect.isawaitable(value):
             value = await value
         if inspect.isasyncgen(value):
@@ -132,8 +167,23 @@ class Local(Backend[LocalSettings]):
                 async for item in value:
                     yield Part(as_json(item, task.name))
         elif inspect.isgenerator(value):
-            with closing(value):
-                for item in value:
+            async with aclosing(_iterate(value)) as items:
+                async for item in items:
                     yield Part(as_json(item, task.name))
         else:
             yield Result(json={"result": as_json(value, task.name)})
+
+
+async def _iterate(values: Generator[Any, Any, Any]) -> AsyncGenerator[Any, None]:
+    """Yield the values of a plain generator, whose code runs outside the event loop."""
+    done = object()
+    try:
+        while True:
+            with outside_loop():
+                item = next(values, done)
+            if item is done:
+                return
+            yield item
+    finally:
+        with outside_loop():
+            values.close()

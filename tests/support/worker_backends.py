@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import dataclasses
+import inspect
 import os
 import sys
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +27,22 @@ from gateway.plugin import (
     TaskInvalid,
     TaskRefused,
 )
+from gateway.workers.codec import encode_result
+
+LIBC = ctypes.CDLL(None)
+
+
+def leave(how: str) -> None:
+    """Leave a forked child: by an exit, an exception, or by returning into the caller's code."""
+    match how:
+        case "exit":
+            sys.exit(3)
+        case "exit with a text":
+            sys.exit("no more")
+        case "raise":
+            raise LookupError("in the child")
+        case "cancel":
+            raise asyncio.CancelledError
 
 
 class ToolSettings(BackendSettings):
@@ -117,6 +135,50 @@ class Tool(Backend[ToolSettings]):
         finally:
             for _ in range(50):
                 await asyncio.sleep(0)
+
+    async def fork(self, task: Task) -> AsyncIterator[Result]:
+        """Fork; the child leaves in the way that the JSON names, and the parent waits for it if `wait` is set."""
+        how, wait = task.json["child"], task.json.get("wait", True)
+        child = LIBC.fork() if how.startswith("native") else os.fork()
+        if child == 0:
+            if how.endswith("writes"):
+                for fd in range(3, 50):
+                    with suppress(OSError):
+                        os.write(fd, bytes(64))
+            leave(how.removeprefix("native "))
+            yield Result(json={"nonce": "of a child"})
+            return
+        if how.startswith("native"):
+            time.sleep(task.json.get("seconds", 20))  # noqa: ASYNC251 - until the kill
+        status = os.waitpid(child, 0)[1] if wait and not how.startswith("native") else None
+        yield Result(json={"nonce": task.json["nonce"], "status": status and os.waitstatus_to_exitcode(status)})
+
+    async def fork_stream(self, task: Task) -> AsyncIterator[Part]:
+        yield Part(task.json["nonce"])
+        os.fork()
+        yield Part(task.json["nonce"])
+
+    async def fork_and_await(self, task: Task) -> AsyncIterator[Result]:
+        if os.fork() == 0:
+            await asyncio.sleep(0.01)
+        else:
+            os.wait()
+        yield Result(json={"nonce": task.json["nonce"]})
+
+    async def close_all(self, task: Task) -> AsyncIterator[Result]:
+        os.closerange(3, 256)
+        yield Result(json={"nonce": task.json["nonce"]})
+
+    async def write_all(self, task: Task) -> AsyncIterator[Result]:
+        for fd in range(3, 50):
+            with suppress(OSError):
+                os.write(fd, b"\xff" * 64)
+        yield Result(json={"nonce": task.json["nonce"]})
+
+    async def answer_twice(self, task: Task) -> AsyncIterator[Result]:
+        worker = inspect.currentframe().f_back.f_back.f_back.f_locals["self"]  # type: ignore[union-attr]
+        worker._channel.send(encode_result(Result(json={"nonce": "of another"})), worker._number + task.json["offset"])
+        yield Result(json={"nonce": task.json["nonce"]})
 
     async def segfault(self, task: Task) -> AsyncIterator[Part]:
         yield Part("next: a null pointer")

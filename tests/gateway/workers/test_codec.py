@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,13 @@ from support.workers import (
 
 def test_frames_are_decoded_for_any_chunking_of_the_bytes() -> None:
     frames: list[Any] = [Cancel(), Start("a:b", {"x": 1}, "here"), Cancel()]
-    data = b"".join(encode_frame(frame) for frame in frames)
+    data = b"".join(encode_frame(frame, number) for number, frame in enumerate(frames))
     for step in range(1, len(data) + 1):
         got: list[Any] = []
-        channel = FrameChannel(ToWorker, got.append, lambda: None)
+        channel = FrameChannel(ToWorker, lambda *frame: got.append(frame), lambda: None)
         for at in range(0, len(data), step):
             channel.data_received(data[at : at + step])
-        assert got == frames
+        assert got == [(frame, os.getpid(), number) for number, frame in enumerate(frames)]
 
 
 def test_class_that_cannot_be_imported_is_refused_with_the_reason() -> None:
