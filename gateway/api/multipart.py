@@ -1,4 +1,4 @@
-"""The fields and files of a multipart/form-data body, from the gateway's one parser of forms (`gateway.plugin.forms`)."""
+"""The fields and files of a multipart/form-data body. `gateway.plugin.forms` is the one parser of forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.plugin import TaskInvalid, Upload
 from gateway.plugin.forms import FormLayout, FormSpan, check_model_part, form_layout
 from gateway.plugin.forms import is_form as is_multipart
 
-__all__ = ["Form", "FormPart", "check_model_part", "collect", "is_multipart", "form_layout", "parse", "parts_of"]
+__all__ = ["Form", "FormPart", "check_model_part", "collect", "form_layout", "is_multipart", "parse", "parts_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.plugin.spelling import folded
 from gateway.settings.listeners import (
     Listener,
     MqttUrl,
@@ -100,6 +101,8 @@ Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 def _stays(value: str) -> str:
     if value.startswith("v1/"):
         raise ValueError(f"{value!r} matches nothing: a path begins with a slash, /{value}")
+    if not folded(value):
+        raise ValueError(f"{value!r} has no visible character; remove it")
     return value
 
 
@@ -125,8 +128,9 @@ class Policy(Group):
     routes: dict[str, str] = setting({}, "models and tasks that always go to one backend: map from name to backend")
     edge_only: tuple[Annotated[str, AfterValidator(_stays)], ...] = setting(
         (),
-        "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; in capitals "
-        "or not, with `*` at the end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may "
+        "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; with `*` at "
+        "the end for any rest. Case, escapes, invisible characters, `/v1`, a final slash and `:latest` make no "
+        "difference. A path holds for the paths below it, and by MQTT, too; `auto` stays where a model that it may "
         "become does, and what a hybrid offers where the name it stands for does",
     )
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")

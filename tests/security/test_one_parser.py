@@ -5,7 +5,7 @@ The upstream records every byte. `secret` may not leave the site; each group has
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,15 @@ from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.testing import RunningGateway
 from support.ambiguous_requests import (
-    END, HEAD, IMAGE, PLAIN, QUERIES, SUB_PATHS, TYPE, ambiguous_forms, part,
+    END,
+    HEAD,
+    IMAGE,
+    PLAIN,
+    QUERIES,
+    SUB_PATHS,
+    TYPE,
+    ambiguous_forms,
+    part,
 )  # fmt: skip
 from support.raw import Answer, connected, post, read_answer
 from support.upstream import Upstream, answer
@@ -25,10 +33,10 @@ SECRET = "a" * SECRET_CHARS
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> Iterator[str]:
+def keys(tmp_path: Path) -> str:
     path = tmp_path / "keys.json"
     write_keys(path, {"some": Key(sha256=hash_of(SECRET), models=("bird",))})
-    yield str(path)
+    return str(path)
 
 
 @asynccontextmanager
@@ -54,7 +62,7 @@ async def test_ambiguous_form_is_400_and_its_hidden_model_never_leaves(keys: str
         for label, content_type, body in ambiguous_forms():
             upstream.requests.clear()
             status = (await ask(gateway, "/v1/images/edits", body, content_type)).status
-            for request in upstream.requests:
+            for request in upstream.posted:
                 assert b"\r\n\r\nsecret" not in request.body, label
             assert status in (400, 403), label
             asked += 1
@@ -63,7 +71,7 @@ async def test_ambiguous_form_is_400_and_its_hidden_model_never_leaves(keys: str
             upstream.requests.clear()
             assert (await ask(gateway, "/v1/images/edits", leading + control, TYPE)).status == 200
             sent = leading + control.replace(b"\r\nbird\r\n", f"\r\n{own_name}\r\n".encode())
-            assert [request.body for request in upstream.requests] == [sent]
+            assert [request.body for request in upstream.posted] == [sent]
     assert asked > 180
 
 
@@ -72,7 +80,7 @@ async def test_form_with_a_missing_content_type_leaves_with_the_one_it_was_judge
         for content_type in ("application/x-www-form-urlencoded", "text/plain"):
             upstream.requests.clear()
             assert (await ask(gateway, "/v1/images/edits", PLAIN + END, content_type)).status == 200
-            assert upstream.requests[0].headers["content-type"] == TYPE
+            assert upstream.posted[0].headers["content-type"] == TYPE
 
 
 @pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/responses", "/v1/audio/translations", "/v1/messages"])
@@ -82,9 +90,9 @@ async def test_model_in_the_query_of_a_relayed_path_is_400(keys: str, path: str)
         for query in QUERIES:
             upstream.requests.clear()
             assert (await ask(gateway, f"{path}?{query}", body, "application/json")).status == 400, query
-            assert upstream.requests == []
+            assert upstream.posted == []
         assert (await ask(gateway, f"{path}?x=models&api-version=1", body, "application/json")).status == 200
-        assert upstream.requests[0].path == f"{path}?x=models&api-version=1"
+        assert upstream.posted[0].path == f"{path}?x=models&api-version=1"
 
 
 async def test_relayed_path_with_an_encoded_separator_does_not_leave(keys: str) -> None:
@@ -93,6 +101,6 @@ async def test_relayed_path_with_an_encoded_separator_does_not_leave(keys: str) 
         for path in SUB_PATHS:
             upstream.requests.clear()
             status = (await ask(gateway, f"/v1/images/{path}", body, "application/json")).status
-            assert (status in (400, 404), upstream.requests) == (True, []), path
+            assert (status in (400, 404), upstream.posted) == (True, []), path
         assert (await ask(gateway, "/v1/images/caf%C3%A9/x", body, "application/json")).status == 200
-        assert upstream.requests[0].path == "/v1/images/caf%C3%A9/x"
+        assert upstream.posted[0].path == "/v1/images/caf%C3%A9/x"

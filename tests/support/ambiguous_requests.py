@@ -49,7 +49,9 @@ WRAPS = {
     + b'\n--b2\nContent-Disposition: form-data; name="model"\n\nsecret\n\r\n'
     + END,
     "CR lines within a part": PLAIN[:-2] + b'\r--b2\rContent-Disposition: form-data; name="model"\r\rsecret\r\n' + END,
-    "padded delimiter": PLAIN[:-2] + b'\r\n--b2 \r\nContent-Disposition: form-data; name="model"\r\n\r\nsecret\r\n' + END,
+    "padded delimiter": PLAIN[:-2]
+    + b'\r\n--b2 \r\nContent-Disposition: form-data; name="model"\r\n\r\nsecret\r\n'
+    + END,
     "delimiter that goes on": PLAIN[:-2] + b"\r\n--b2x\r\n" + part(f'{HEAD}name="model"') + END,
     "unterminated": PLAIN + part(f'{HEAD}name="model"'),
     "cut": (PLAIN + part(f'{HEAD}name="model"'))[:-10],
@@ -98,6 +100,6 @@ QUERIES = (
 # Paths under which a server finds /v1/images/secret, or another endpoint, where the gateway does not.
 SUB_PATHS = (
     "x%2Fsecret", "x%2fsecret", "x/..%2fsecret", "x%5Csecret", "x%5c..%5csecret", "%252e%252e/secret", "..%252fsecret",
-    "x%253f/secret", "x/%2e%2e/secret", "x/./secret", "x//secret", "%2Fsecret", "x%3Bsecret", "x%23secret", "x%3Fsecret",
-    "secret%2F", "secret%5C", "..%5Csecret", "x/..", "..", "%2e%2e%2fimages/secret",
+    "x%253f/secret", "x/%2e%2e/secret", "x/./secret", "x//secret", "%2Fsecret", "x%3Bsecret", "x%23secret",
+    "x%3Fsecret",    "secret%2F", "secret%5C", "..%5Csecret", "x/..", "..", "%2e%2e%2fimages/secret",
 )  # fmt: skip
