@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -99,6 +99,15 @@ class Locality:
         """Return the task with `may_leave` turned off where a rule keeps it on the site."""
         name = task.name if task.pin is None else f"{task.pin}/{task.name}"
         return task.replace(may_leave=False) if task.may_leave and self.is_edge_only(task.kind, name) else task
+
+    def under_present_rules(self, task: Task, may_leave: Callable[[], bool] | None) -> Task:
+        """Return the task with `may_leave` turned off where the rules of this moment, or its key, keep it on the site.
+
+        may_leave: see ResponseSpec. A reload may have changed the rules since the request came.
+        """
+        if may_leave is not None and not may_leave():
+            return task.replace(may_leave=False) if task.may_leave else task
+        return self.with_locality(task)
 
     def task_for(self, task: Task, backend: str, own_name: str, **changes: Any) -> Task:
         """Return the task as `backend` receives it, with the backend's own name for it.

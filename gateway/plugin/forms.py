@@ -1,9 +1,9 @@
 """Encode and read `multipart/form-data` bodies (RFC 7578, RFC 2046 §5.1).
 
 There is one parser of forms. The gateway judges a form by it, and a plugin that changes a form uses it, so that what
-was judged is what is sent. It rejects what other parsers read differently (parser differential): a second boundary, bytes
-outside the parts, line ends other than CRLF, folded or repeated headers, unknown parameters, backslashes in names. It
-searches for the delimiter only, in time linear in the body.
+was judged is what is sent. It rejects what other parsers read differently (parser differential): a second boundary,
+bytes outside the parts, line ends other than CRLF, folded or repeated headers, unknown parameters, backslashes in
+names. It searches for the delimiter only, in time linear in the body.
 """
 
 from __future__ import annotations
