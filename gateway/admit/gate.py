@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from gateway.admit.keys import Key, is_secret_of, parse_key
 from gateway.plugin import GatewayError, Kind, TaskRefused
 
@@ -126,6 +128,15 @@ class Gate:
         if key.has_expired(self._wall()):
             raise _unauthorized(f"the API key {key_id} has expired")
         return Caller(key_id, key, self._usage.setdefault(key_id, _Usage()))
+
+    def current(self, caller: Caller) -> Caller:
+        """Return the caller with the rules that its key has now; with a key that is gone, no data may leave."""
+        if caller.key is None or caller.id is None or self._keys is None:
+            return caller
+        key = self._keys.get(caller.id)
+        if key is None or not _is_same(caller.key, key) or key.has_expired(self._wall()):
+            key = msgspec.structs.replace(caller.key, allow_cloud=False)
+        return caller if key is caller.key else Caller(caller.id, key, caller._usage)
 
     def admit(self, caller: Caller) -> None:
         """Count a request; call `caller.release()` at its end. Raises TaskRefused above the caller's limits."""

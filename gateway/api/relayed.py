@@ -13,12 +13,13 @@ import msgspec
 
 from gateway.api import multipart
 from gateway.api.operation import Operation, ParsedRequest, PartCollector
-from gateway.api.parse import check_model_key, checked_name, read_json_with_model
+from gateway.api.parse import checked_name, read_json_with_model
 from gateway.api.response_json import JSON, ResponseContext, encode_json, restore_model_nested
 from gateway.api.routes import Match
 from gateway.api.schemas import OtherRequest, schema_ref
 from gateway.api.stream_encoder import StreamEncoder
 from gateway.plugin import Part, Result, TaskInvalid
+from gateway.plugin.spelling import folded, is_like, unescaped
 
 SPEECH = "/v1/audio/speech"  # its `stream` requests audio while it is made, not events
 # Paths where `stream` alone decides whether the response is a stream of events.
@@ -46,13 +47,15 @@ class RelayedOperation(Operation):
 
     def parse(self, match: Match, content_type: str, body: bytes) -> ParsedRequest:
         if multipart.is_multipart(content_type, body):
-            fields = [part for part in multipart.parse(content_type, body) if not part.is_file]
-            check_model_key(part.name for part in fields)
-            parts = {part.name: part.data for part in fields}
-            name, stream = parts.get("model", b"").decode(errors="replace"), parts.get("stream") == b"true"
+            layout = multipart.form_layout(content_type, body)
+            multipart.check_model_part(layout)
+            content_type = layout.content_type
+            parts = {span.name: body[span.start : span.end] for span in layout.spans if not span.is_file}
+            name, stream = _text_of(parts, "model"), parts.get("stream") == b"true"
         else:
             read = read_json_with_model(_REQUEST, body)
             name, stream, content_type = read.model or "", bool(read.stream), JSON
+        _check_query(match.query)
         query = _without_credentials(match.query)
         return ParsedRequest(
             operation=self,
@@ -91,6 +94,20 @@ class RelayedOperation(Operation):
 
 def _streams_on_request(request: ParsedRequest) -> bool:
     return request.path.partition("?")[0] in _STREAM_ON_REQUEST
+
+
+def _text_of(fields: Mapping[str, bytes], name: str) -> str:
+    try:
+        return fields.get(name, b"").decode()
+    except UnicodeDecodeError:
+        raise TaskInvalid(f"the form field `{name}` is not UTF-8", param=name) from None
+
+
+def _check_query(query: str) -> None:
+    """Reject a query that names a model: rules hold for the model in the body (parser differential)."""
+    names = (pair.partition("=")[0] for pair in re.split("[&;]", unescaped(query)))
+    if "model" in folded(unescaped(query)) and any(is_like(name, "model") for name in names):
+        raise TaskInvalid("the query names a model; name it in the body, as `model`", param="model")
 
 
 def _without_credentials(query: str) -> str:

@@ -35,6 +35,7 @@ _NOT_PATH_CHARS, _NOT_QUERY_CHARS = (
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PLAIN = ":@!$&'()*+,="  # RFC 3986 §3.3: allowed unescaped in a segment; an escaped slash stays escaped
 _UNRESERVED = re.compile(r"[A-Za-z0-9._~-]*")
+_SEPARATOR = re.compile(r"[/\\%;?#]")
 _CONTROL_OR_SURROGATE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -162,6 +163,8 @@ def match(method: str, target: str) -> Match:
     if route is None:
         raise _wrong_method(method, path, routes)
     params = {route.parameter: rest} if route.parameter else {}
+    if route.parameter and route.kind == "other":
+        _check_relayed(segments[len(_segments(route.path)) - 1 :])
     return Match(
         route=route,
         path=_normalized(segments),
@@ -177,6 +180,13 @@ def _normalized(segments: tuple[str, ...]) -> str:
 def _check(text: str, wrong: re.Pattern[str], what: str) -> None:
     if (found := wrong.search(text)) is not None:
         raise TaskInvalid(f"the {what} has an unescaped {found[0]!r}; write it as `{quote(found[0], safe='')}`")
+
+
+def _check_relayed(segments: tuple[str, ...]) -> None:
+    """Reject characters in a relayed path that some servers read as separators or escapes (parser differential)."""
+    for segment in segments:
+        if (found := _SEPARATOR.search(segment)) is not None:
+            raise TaskInvalid(f"the path has an escaped {found[0]!r}, which servers read differently; leave it out")
 
 
 def _find(segments: tuple[str, ...]) -> tuple[dict[str, Route], str] | None:

@@ -52,8 +52,9 @@ class TaskOperation(Operation):
             content_type=JSON,
         )
         if multipart.is_multipart(content_type, body):
-            form = multipart.collect(multipart.parse(content_type, body))
-            return replace(request, content_type=content_type, fields=form.fields, files=form.files)
+            layout = multipart.form_layout(content_type, body)
+            form = multipart.collect(multipart.parts_of(layout, body))
+            return replace(request, content_type=layout.content_type, fields=form.fields, files=form.files)
         return replace(request, items=_count_items(request.body))
 
     def collects(self, request: ParsedRequest, first: Part, *, takes_pieces: bool = True) -> bool:

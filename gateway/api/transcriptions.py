@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from gateway.api import multipart
 from gateway.api.operation import Operation, ParsedRequest, PartCollector
-from gateway.api.parse import check_model_key, checked_name
+from gateway.api.parse import checked_name
 from gateway.api.response_json import JSON, ResponseContext, encode_json
 from gateway.api.routes import Match
 from gateway.api.schemas import EVENT_STREAM, STRING, TRANSCRIPT_FORMATS, TranscriptFormat, schema_ref
@@ -39,8 +39,9 @@ class TranscriptionOperation(Operation):
     def parse(self, match: Match, content_type: str, body: bytes) -> ParsedRequest:
         if not multipart.is_multipart(content_type, body):
             raise TaskInvalid("a transcription is a multipart/form-data body with the parts `file` and `model`")
-        form = multipart.collect(multipart.parse(content_type, body))
-        check_model_key(form.fields)
+        layout = multipart.form_layout(content_type, body)
+        multipart.check_model_part(layout)
+        form = multipart.collect(multipart.parts_of(layout, body))
         name = form.fields.get("model")
         if not isinstance(name, str) or not name:
             raise TaskInvalid("the form has no field `model`; name a model of /v1/models, or `auto`", param="model")
@@ -52,7 +53,7 @@ class TranscriptionOperation(Operation):
             name=checked_name(name),
             path=match.path,
             body=body,
-            content_type=content_type,
+            content_type=layout.content_type,
             stream=_form_flag(form.fields, "stream"),
             fields=form.fields,
             files=form.files,

@@ -1,6 +1,7 @@
 """One attempt: a task at one backend, from its place in the queue until its slot is free again.
 
-`may_leave` is checked where candidates are filtered, and again here, at the last instruction before `run`.
+`may_leave` is checked where candidates are filtered, and again here, at the last instruction before `run`, by the rules
+and the key of that moment.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import aclosing
 from typing import Any, Protocol
 
 from gateway.dispatch.collect import MAX_EMPTY_BYTES, collect, size_of, too_large, wrong_type
+from gateway.dispatch.eligibility import Locality
 from gateway.dispatch.planner import Plan
 from gateway.dispatch.response_spec import Renderer
 from gateway.dispatch.retry import DispatchState
@@ -24,7 +26,6 @@ from gateway.plugin import (
     Part,
     Result,
     Site,
-    Task,
     TaskInvalid,
 )
 from gateway.plugin.errors import PluginRaised, is_own_cancellation
@@ -91,14 +92,11 @@ class Attempt:
         self._terms: Watch | None = None
         self._granted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def run(self, backends: Mapping[str, ManagedBackend], task_for: Callable[..., Task]) -> None:
-        """Wait for the grant, then run. Cancel it if the result is not needed; call `release` when it has ended.
-
-        task_for: makes the task as the backend receives it.
-        """
+    async def run(self, backends: Mapping[str, ManagedBackend], locality: Locality) -> None:
+        """Wait for the grant, then run. Cancel it if the result is not needed; call `release` when it has ended."""
         try:
             self.member = member = self._granted_backend(backends, await self._granted)
-            await self._produce(member, task_for)
+            await self._produce(member, locality)
             await self._listener.on_item(self, End)
         except BaseException as exc:
             if self._is_stopped and is_own_cancellation(exc):
@@ -113,6 +111,11 @@ class Attempt:
     def has_own_limits(self) -> bool:
         """Whether a timeout does not show that a backend is slow: the client allows less time than the operator."""
         return self._expected.has_own_limits
+
+    @property
+    def may_leave(self) -> Callable[[], bool] | None:
+        """Whether the data may leave by the rules of this moment, see ResponseSpec; also for its subtasks."""
+        return self._expected.may_leave
 
     def release(self) -> None:
         """Give the slot back, or the place in the queue.
@@ -159,8 +162,11 @@ class Attempt:
             raise BackendUnavailable(f"backend {name} was replaced by a different one since the decision", began=False)
         return member
 
-    async def _produce(self, member: ManagedBackend, task_for: Callable[..., Task]) -> None:
-        task, site, serving = self.task, member.site, self._plan.serving
+    async def _produce(self, member: ManagedBackend, locality: Locality) -> None:
+        site, serving = member.site, self._plan.serving
+        task = locality.under_present_rules(self.task, self.may_leave)
+        if member.is_off_site and self.task.may_leave and not task.may_leave:
+            raise BackendUnavailable(f"a rule keeps this on the site now, and {member.name} is off site", began=False)
         if member.is_off_site and not task.may_leave:
             log.error("egress.refused", request_id=task.id, backend=member.name)
             raise BackendFailed(
@@ -183,7 +189,7 @@ class Attempt:
                 "egress.sent", request_id=task.id, parent_id=task.parent_id, backend=member.name, bytes=len(task.body)
             )
         name = serving.names[member.name]
-        produced = member.backend.run(task_for(task, member.name, name, terms=terms))
+        produced = member.backend.run(locality.task_for(task, member.name, name, terms=terms))
         renderer = self._expected.renderer(member.name, name) if self._expected.renderer else None
         if isinstance(produced, AsyncIterator):
             await self._relay(produced, renderer)

@@ -110,8 +110,9 @@ class Dispatcher:
             state.watch.enter("decide")
 
     def _plan(self, state: DispatchState) -> Plan:
-        task, client_deadline = state.task, state.expected.client_deadline
+        client_deadline = state.expected.client_deadline
         try:
+            state.task = task = self.planner.locality.under_present_rules(state.task, state.expected.may_leave)
             plan = self.planner.plan(task, client_deadline=client_deadline, tried=state.tried)
             if state.failure is None:
                 self._note_decision(state.record, plan.decision)  # before a refusal, so that the log line explains it
@@ -173,7 +174,7 @@ class Dispatcher:
         return answer
 
     def _spawn(self, attempt: Attempt) -> asyncio.Task[None]:
-        task = asyncio.create_task(attempt.run(self.registry.members, self.planner.locality.task_for))
+        task = asyncio.create_task(attempt.run(self.registry.members, self.planner.locality))
         self._attempts[task] = attempt
         task.add_done_callback(self._attempts.pop)
         return task

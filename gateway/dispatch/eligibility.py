@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from gateway.admit.keys import matches
 from gateway.lanes import Scheduler
 from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendUnavailable, GatewayError, Kind, Task
+from gateway.plugin.spelling import folded, unescaped
 from gateway.policy import Decision
 from gateway.registry import AUTO, Registry, ServingBackends
 
@@ -18,17 +20,60 @@ PERMANENT = (None, EDGE_ONLY, LACKS_ENDPOINT)  # reasons that waiting does not r
 DEFAULT_RETRY_AFTER_S = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Edge-only rules in their normal form: whole names, and the beginnings of others."""
+
+    whole: frozenset[str]
+    beginnings: tuple[str, ...]
+
+    def match(self, text: str) -> bool:
+        return text in self.whole or text.startswith(self.beginnings)
+
+
+@lru_cache(maxsize=8)
+def _rules_of(edge_only: tuple[str, ...]) -> _Rules:
+    whole = {_normal(rule) for rule in edge_only if not rule.rstrip().endswith("*")}
+    beginnings = [_normal(rule.rstrip()[:-1]) for rule in edge_only if rule.rstrip().endswith("*")]
+    return _Rules(frozenset(whole), (*beginnings, *(f"{rule}/" for rule in whole if rule.startswith("/"))))
+
+
+def _normal(text: str) -> str:
+    """Return a name, path or topic in the one spelling in which rules and requests are compared.
+
+    Servers differ in whether they ignore case, width, escapes, invisible characters, repeated or final slashes, and a
+    missing `/v1`, so a rule that distinguished them could be bypassed.
+    """
+    text = folded(unescaped(text)).replace("\\", "/")
+    if not text.startswith("/"):
+        return text.rstrip("/")
+    path = "/".join(segment for segment in text.split("/") if segment)
+    return f"/{path}" if f"{path}/".startswith("v1/") else f"/v1/{path}".rstrip("/")
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield a name as it is and without each backend before it; Ollama serves `x` and `x:latest` as one model."""
+    while True:
+        plain = _normal(name).removesuffix(":latest")
+        yield plain
+        yield f"{plain}:latest"
+        _, slash, name = name.partition("/")
+        if not slash:
+            return
+
+
 def is_edge_only(edge_only: tuple[str, ...], names: Iterable[str], places: Iterable[str] = ()) -> bool:
     """Whether an edge-only rule matches one of these models or tasks, or one of these places.
 
     names: as requested, pinned or not, and the names they may resolve to. places: the path, and the MQTT topic.
-    Rules match case-insensitively: some servers ignore case, so another spelling could bypass the rule.
+    A rule for a path holds for the paths below it.
     """
     if not edge_only:
         return False
-    rules = tuple(rule.casefold() for rule in edge_only)
-    spellings = [each for name in names for each in (name, name.partition("/")[2])]
-    return any(matches(rules, each.casefold()) for each in (*spellings, *places))
+    rules = _rules_of(edge_only)
+    if any(rules.match(spelling) for name in names for spelling in _spellings(name)):
+        return True
+    return any(rules.match(_normal(place)) for place in places)
 
 
 class Locality:
@@ -37,8 +82,15 @@ class Locality:
     def __init__(self, registry: Registry, scheduler: Scheduler) -> None:
         self._registry, self._scheduler = registry, scheduler
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether the operator keeps any name or place on the site."""
+        return bool(self._scheduler.policy.edge_only)
+
     def is_edge_only(self, kind: Kind, name: str, places: Iterable[str] = ()) -> bool:
         """Whether the rules keep `name`, a name it may resolve to, or one of `places` on the site."""
+        if not self.has_rules:
+            return False
         is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
         names = (name, *self._registry.auto_models_off_site(kind)) if is_auto else (name,)
         return is_edge_only(self._scheduler.policy.edge_only, names, places)
@@ -47,6 +99,15 @@ class Locality:
         """Return the task with `may_leave` turned off where a rule keeps it on the site."""
         name = task.name if task.pin is None else f"{task.pin}/{task.name}"
         return task.replace(may_leave=False) if task.may_leave and self.is_edge_only(task.kind, name) else task
+
+    def under_present_rules(self, task: Task, may_leave: Callable[[], bool] | None) -> Task:
+        """Return the task with `may_leave` turned off where the rules of this moment, or its key, keep it on the site.
+
+        may_leave: see ResponseSpec. A reload may have changed the rules since the request came.
+        """
+        if may_leave is not None and not may_leave():
+            return task.replace(may_leave=False) if task.may_leave else task
+        return self.with_locality(task)
 
     def task_for(self, task: Task, backend: str, own_name: str, **changes: Any) -> Task:
         """Return the task as `backend` receives it, with the backend's own name for it.

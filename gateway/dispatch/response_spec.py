@@ -83,6 +83,8 @@ class ResponseSpec:
     continuation: the record of a stream, with which another backend can continue it after a failure.
     renderer(backend, name): makes the renderer for the response of that backend, which calls the model or task `name`.
     collects: whether a response that begins with this part is collected into a whole one.
+    may_leave: whether the data may leave the site by the rules and the key of this moment. It raises GatewayError if
+    the key may not use the model or task any more. None: the task alone decides.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -93,3 +95,4 @@ class ResponseSpec:
     continuation: Continuation | None = None
     renderer: Callable[[str, str], Renderer] | None = None
     collects: Callable[[Part], bool] = _no_part
+    may_leave: Callable[[], bool] | None = None

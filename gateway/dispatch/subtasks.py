@@ -52,7 +52,7 @@ class BackendServices:
         """Serve a subtask like any request. Its account is laid over its parent's, and it is logged."""
         dispatcher, expected = self._dispatcher, ResponseSpec()
         if task.parent_id is not None and (parent := dispatcher.attempt_at(task.parent_id)) is not None:
-            expected = ResponseSpec(has_own_limits=parent.has_own_limits)
+            expected = ResponseSpec(has_own_limits=parent.has_own_limits, may_leave=parent.may_leave)
             # A plugin may build the task itself, with a later deadline or permission to leave the site.
             task = task.replace(deadline=parent.task.deadline, may_leave=parent.task.may_leave)
         if task.depth > MAX_DEPTH:

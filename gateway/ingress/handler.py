@@ -79,8 +79,11 @@ class RequestHandler:
 
     def is_edge_only(self, parsed: ParsedRequest, target: str, topic: str | None = None) -> bool:
         """Whether the operator's rules keep this model, task, path or topic on the site."""
+        locality = self.dispatcher.planner.locality
+        if not locality.has_rules:
+            return False
         entry_points = entry_points_of(parsed.path, target, topic)
-        return self.dispatcher.planner.locality.is_edge_only(parsed.kind, parsed.name or AUTO, entry_points)
+        return locality.is_edge_only(parsed.kind, parsed.name or AUTO, entry_points)
 
     def stop(self) -> None:
         """Answer every open request, and every later one, with an error: the gateway stops.
@@ -211,6 +214,12 @@ class _RequestCycle:
             self.record.trace_id = task.headers["traceparent"].split("-")[1]
         return task
 
+    def _may_leave(self, parsed: ParsedRequest) -> bool:
+        """Whether the request may leave the site by the rules and the key of this moment. Raises GatewayError."""
+        caller = self.handler.gate.current(self.caller)
+        caller.check(parsed.kind, parsed.name or AUTO)
+        return caller.may_leave and not self.handler.is_edge_only(parsed, self.request.target, self.request.topic)
+
     # ── requests that need no backend ────────────────────────────────────────────────────────────
 
     async def _serve_local(self, matched: Match) -> None:
@@ -262,6 +271,7 @@ class _RequestCycle:
             continuation=operation.continuation(parsed) if parsed.stream else None,
             renderer=partial(ResponseRenderer, parsed, request_id),
             collects=partial(operation.collects, parsed, takes_pieces=self.request.takes_pieces),
+            may_leave=partial(self._may_leave, parsed),
         )
         dispatching = self.handler.dispatcher.dispatch(task, self.watch, self.record, expected)
         self.answer = answer = await (self._with_heartbeats(dispatching) if parsed.stream else dispatching)

@@ -26,7 +26,7 @@ from gateway.plugin.errors import (
     TaskRefused,
     frames_of,
 )
-from gateway.plugin.forms import encode_form
+from gateway.plugin.forms import encode_form, set_form_model
 from gateway.plugin.functions import load_function
 from gateway.plugin.plain_chunks import PlainChoice, PlainChunk
 from gateway.plugin.result import Part, Result
@@ -68,4 +68,5 @@ __all__ = [
     "frames_of",
     "load_function",
     "new_id",
+    "set_form_model",
 ]

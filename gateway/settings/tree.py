@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gateway.plugin.spelling import folded
 from gateway.settings.network_addresses import (
     Listener,
     MqttUrl,
@@ -100,6 +101,8 @@ Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 def _edge_only_name(value: str) -> str:
     if value.startswith("v1/"):
         raise ValueError(f"{value!r} matches no request: write the path with a slash, /{value}")
+    if not folded(value):
+        raise ValueError(f"{value!r} has no visible character; remove it")
     return value
 
 
@@ -133,8 +136,9 @@ class Policy(Group):
     edge_only: tuple[Annotated[str, AfterValidator(_edge_only_name)], ...] = setting(
         (),
         "models, tasks, paths and MQTT topics that only backends on the site may serve, regardless of request headers; "
-        "case-insensitive, with `*` at the end for any rest. A path applies to MQTT as well. `auto` is edge-only if a "
-        "model that it may select is; a name of a hybrid backend is edge-only if the name it stands for is",
+        "with `*` at the end for any rest. Case, escapes, invisible characters, `/v1`, a final slash and `:latest` make "
+        "no difference. A path applies to the paths below it, and to MQTT as well. `auto` is edge-only if a model that it "
+        "may select is; a name of a hybrid backend is edge-only if the name it stands for is",
     )
     probe_s: Seconds = setting(1.0, "pause between probes of an idle backend; doubles up to 60", unit="s")
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from yarl import URL
 
-from gateway.plugin import NotServed, Task, encode_form
+from gateway.plugin import NotServed, Task, TaskInvalid, encode_form, set_form_model
 
-from .rewrite_model import is_form, set_form_model, set_json_model
+from .rewrite_model import set_json_model
 from .settings import BaseUrl
 
 # Set by the gateway, hop-by-hop, or credentials: never forwarded, although a task's headers may hold them.
@@ -88,10 +88,11 @@ def _body(task: Task) -> tuple[bytes, str]:
     """
     if task.kind == "task" or not task.name:
         return task.body, task.content_type
-    if task.fields is not None or is_form(task.content_type):
-        if (form := set_form_model(task.body, task.content_type, task.name)) is not None:
-            return form
-        if task.fields is not None:
-            return encode_form({**task.fields, "model": task.name}, task.files)
-        return task.body, task.content_type
+    if task.fields is not None or task.content_type.lstrip()[:10].lower() == "multipart/":
+        try:
+            return set_form_model(task.body, task.content_type, task.name)
+        except TaskInvalid:
+            if task.fields is None:
+                raise
+            return encode_form({**task.fields, "model": task.name}, task.files)  # from the parts that were judged
     return set_json_model(task.body, task.name), task.content_type

@@ -90,6 +90,11 @@ class Upstream:
     def url(self) -> str:
         return f"{'https' if self._tls else 'http'}://{self._name}:{self.port}"
 
+    @property
+    def posted(self) -> list[Request]:
+        """The requests without the gateway's own probes and lists."""
+        return [request for request in self.requests if request.method == "POST"]
+
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         task = asyncio.current_task()

@@ -14,6 +14,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from gateway.api.routes import MethodNotAllowed
 from gateway.ingress.auth import CREDENTIAL_HEADERS
+from gateway.ingress.header_names import check_header_names
 from gateway.ingress.http.hosts import host_of
 from gateway.plugin import GatewayError, TaskInvalid
 
@@ -58,6 +59,7 @@ def check_headers(request: web.BaseRequest) -> None:
     for name in CREDENTIAL_HEADERS:
         if len(request.headers.getall(name, [])) > 1:
             raise TaskInvalid(f"the header {name} came twice; send it once")
+    check_header_names(request.headers)
     for name in request.headers:
         if "_" in name and name.lower().replace("_", "-") in _NEVER_UNDERSCORED:
             raise TaskInvalid(f"some servers read the header {name!r} as another header; write it with hyphens")

@@ -17,13 +17,14 @@ from collections import deque
 from collections.abc import Coroutine, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gateway.ingress.handler import RequestHandler
 from gateway.ingress.mqtt.connection import RECEIVE_MAXIMUM, Broker, Delivery, PublishRefused
 from gateway.ingress.mqtt.deduplication import Event, PendingRequest, RequestHistory, identity_of
 from gateway.ingress.mqtt.messages import Message, Publication
-from gateway.ingress.mqtt.request import Address, Rejected, Topics, body_of, headers_of
+from gateway.ingress.mqtt.request import Address, Rejected, Topics, body_of, check_properties, headers_of
 from gateway.ingress.mqtt.response_writer import MqttResponseWriter
 from gateway.ingress.mqtt.session import BrokerSession, cancel_and_wait
 from gateway.ingress.transport import IncomingRequest
@@ -194,6 +195,7 @@ class MqttTransport:
             headers=headers_of(queued.message, time.monotonic() - queued.received_at),
             read=read,
             is_trusted=self._is_trusted,
+            check=partial(check_properties, queued.message),
             key_id=self._key_id,
             topic=queued.message.topic,
             is_redelivered=True,

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gateway.ingress.header_names import check_header_names
 from gateway.ingress.mqtt.messages import MAX_TEXT_BYTES, Message
 from gateway.ingress.task import NUMBER
-from gateway.plugin import GatewayError, TaskRefused
+from gateway.plugin import GatewayError, TaskInvalid, TaskRefused
 
 DEADLINE = "x-gateway-deadline-ms"
 HEADERS = frozenset({"traceparent", "x-gateway-locality", DEADLINE})  # all other user properties are ignored
@@ -96,6 +97,15 @@ class Topics:
             if f"{topic}/".startswith(f"{self.prefix}/{kind}/"):
                 raise Rejected(f"its response topic is under {self.prefix}/{kind}, which is reserved for gateways")
         return topic
+
+
+def check_properties(message: Message) -> None:
+    """Raise TaskInvalid for a user property that is almost a header of the gateway, and for one that is given twice."""
+    check_header_names(name for name, _ in message.user)
+    names = [lower for name, _ in message.user if (lower := name.lower()) in HEADERS]
+    for name in set(names):
+        if names.count(name) > 1:
+            raise TaskInvalid(f"the user property {name} is given twice; send it once", param=name)
 
 
 def headers_of(message: Message, waited_s: float = 0.0) -> dict[str, str]:

@@ -109,9 +109,17 @@ def test_query_characters_that_parsers_read_differently_are_refused(query: str) 
 
 
 def test_every_valid_path_and_query_character_is_forwarded() -> None:
-    path, query = "/v1/images/aZ0-._~!$&'()*+,=:@%23%3b", "a;b=/?:@!$'()*+,%20%5b"
+    path, query = "/v1/tasks/aZ0-._~!$&'()*+,=:@%23%3b", "a;b=/?:@!$'()*+,%20%5b"
     found = match("POST", f"{path}?{query}")
     assert (found.path, found.query) == (path.replace("%3b", "%3B"), query)
+
+
+@pytest.mark.parametrize("escape", ["%2F", "%5c", "%25", "%3B", "%3f", "%23", "%252F"])
+def test_relayed_path_with_an_escaped_separator_is_refused(escape: str) -> None:
+    for path in (f"x{escape}y", f"x/y{escape}z"):
+        with pytest.raises(TaskInvalid, match="the path has an escaped"):
+            match("POST", f"/v1/images/{path}")
+    assert match("POST", "/v1/images/x/y+z").path == "/v1/images/x/y+z"
 
 
 def test_unescaped_query_characters_of_browsers_are_forwarded_escaped() -> None:
