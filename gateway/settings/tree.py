@@ -136,9 +136,9 @@ class Policy(Group):
     edge_only: tuple[Annotated[str, AfterValidator(_edge_only_name)], ...] = setting(
         (),
         "models, tasks, paths and MQTT topics that only backends on the site may serve, regardless of request headers; "
-        "with `*` at the end for any rest. Case, escapes, invisible characters, `/v1`, a final slash and `:latest` make "
-        "no difference. A path applies to the paths below it, and to MQTT as well. `auto` is edge-only if a model that it "
-        "may select is; a name of a hybrid backend is edge-only if the name it stands for is",
+        "with `*` at the end for any rest. Case, escapes, invisible characters, `/v1`, a final slash and `:latest` "
+        "make no difference. A path applies to the paths below it, and to MQTT as well. `auto` is edge-only if a model "
+        "that it may select is; a name of a hybrid backend is edge-only if the name it stands for is",
     )
     probe_s: Seconds = setting(1.0, "pause between probes of an idle backend; doubles up to 60", unit="s")
 
