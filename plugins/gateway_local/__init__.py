@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import aclosing
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import DirectoryPath, Field, field_validator
 
