@@ -5,6 +5,7 @@ A new operation is a module with a subclass of `Operation`, an entry here, and i
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 
 from gateway.api.chat import ChatOperation
@@ -33,8 +34,9 @@ OPERATIONS: Mapping[Kind, Operation] = {
 def parse_request(match: Match, content_type: str, body: bytes) -> ParsedRequest:
     """Parse a request's body.
 
-    `content_type` may be empty or wrong if the body is JSON.
+    `content_type` may be empty or wrong if the body is JSON. A byte order mark before it is dropped (RFC 8259 §8.1):
+    PowerShell and .NET write one.
 
     Raises TaskInvalid with what is wrong and where, and with `param` if a single field is at fault.
     """
-    return OPERATIONS[match.route.kind].parse(match, content_type, body)
+    return OPERATIONS[match.route.kind].parse(match, content_type, body.removeprefix(codecs.BOM_UTF8))

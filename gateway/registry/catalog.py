@@ -1,6 +1,6 @@
 """Looks up the backends that serve a model or task.
 
-While a backend still starts, names that may be its own get 503 with Retry-After, not 404.
+While a backend still starts, or if it failed to open, names that may be its own get 503 with Retry-After, not 404.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from gateway.plugin import GatewayError, Kind
 from gateway.registry.managed_backend import AUTO, ManagedBackend
+
+FAILED_RETRY_S = 5.0  # Retry-After for the names of a backend that failed to open, which is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,8 @@ class Catalog:
     def resolve(self, kind: Kind, name: str) -> ServingBackends:
         """The backends that serve `name`.
 
-        Raises GatewayError: not found (with the nearest name), or unavailable while names are not known yet.
+        Raises GatewayError: not found (with the nearest name), or unavailable while names are not known yet, or if a
+        backend that may serve it failed to open.
         """
         pin, _, rest = name.partition("/")
         if kind != "task" and rest and pin in self.members:
@@ -60,6 +63,13 @@ class Catalog:
                 f"the models and tasks of {', '.join(unknown)} are not known yet; try again shortly",
                 code="unavailable",
                 retry_after_s=1.0,
+            )
+        if failed := [m for m in members.values() if m.may_own_unopened(kind, name)]:
+            reasons = "; ".join(f"backend `{m.name}` failed to open: {m.error}" for m in failed)
+            raise GatewayError(
+                f"{requested!r} cannot be served, or is not known: {reasons}",
+                code="unavailable",
+                retry_after_s=FAILED_RETRY_S,
             )
         what = "task" if kind == "task" else "model"
         near = difflib.get_close_matches(requested, self.owners(kind), n=1)

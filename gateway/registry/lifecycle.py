@@ -21,6 +21,8 @@ MAX_PAUSE_S = 0.25  # demand for an idle backend advances its next probe; this i
 CLOSE_S = 10.0  # at the gateway's stop, a backend that has not closed after this is cancelled
 CANCEL_S = 1.0  # and abandoned this much later if it ignores the cancellation
 
+FIRST_RETRY_S, MAX_RETRY_S = 1.0, 60.0  # between two attempts to open a backend; the pause doubles
+
 OnChange = Callable[[ManagedBackend], None]
 
 
@@ -53,7 +55,7 @@ class BackendLifecycle:
     def stop(self, managed: ManagedBackend) -> None:
         """Close it without waiting. An opening that still runs is cancelled, because it may never end."""
         managed.stop_requested.set()
-        if managed.state == "starting" and managed.task is not None:
+        if managed.state in ("starting", "failed") and managed.task is not None:
             managed.task.cancel()
 
     async def close_all(self) -> None:
@@ -73,7 +75,7 @@ class BackendLifecycle:
 
     async def _run(self, managed: ManagedBackend, on_change: OnChange) -> None:
         try:
-            if await self._open(managed, on_change):
+            if await self._open_with_retries(managed, on_change):
                 try:
                     await self._check_health_until_stopped(managed)
                 finally:
@@ -85,6 +87,23 @@ class BackendLifecycle:
             raise
         finally:
             managed.opening_done.set()
+
+    async def _open_with_retries(self, managed: ManagedBackend, on_change: OnChange) -> bool:
+        """Open the backend, again after each failure until it is stopped; True if it has to be closed later.
+
+        Only failures that may pass are tried again: those of worker processes, and BackendUnavailable.
+        """
+        pause_s = FIRST_RETRY_S
+        while not await self._open(managed, on_change):
+            managed.opening_done.set()
+            if not managed.can_open_later:
+                return False
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(managed.stop_requested.wait(), pause_s)
+            if managed.stop_requested.is_set() or managed.state != "failed":
+                return False
+            pause_s = min(2 * pause_s, MAX_RETRY_S)
+        return True
 
     async def _open(self, managed: ManagedBackend, on_change: OnChange) -> bool:
         """Open the backend; True if it has to be closed later."""
@@ -99,14 +118,19 @@ class BackendLifecycle:
             if managed.stop_requested.is_set() and is_own_cancellation(exc):
                 managed.transition("open_cancelled")  # requested by us, so not a failure
                 raise
+            before = managed.cause if managed.state == "failed" else None
             managed.fail(exc)
-            log.error("backend.failed_to_open", backend=managed.name, plugin=managed.plugin, error=managed.cause)
-            on_change(managed)
+            if managed.cause != before:  # else a further attempt failed in the same manner
+                log.error("backend.failed_to_open", backend=managed.name, plugin=managed.plugin, error=managed.cause)
+                on_change(managed)
             if is_own_cancellation(exc):
                 raise
             return False
-        if not managed.stop_requested.is_set():  # it may have been set while the plugin opened
+        if (
+            managed.state in ("starting", "failed") and not managed.stop_requested.is_set()
+        ):  # else it was retired meanwhile
             managed.transition("opened")
+            managed.error = managed.cause = None
             seconds = round(self._clock() - began, 3)
             log.info("backend.opened", backend=managed.name, plugin=managed.plugin, seconds=seconds)
             for problem in managed.problems:

@@ -4,7 +4,7 @@ State machine of the lifecycle. The pairs that the table does not hold cannot ha
 
     starting  the plugin's `__aenter__` runs, or is about to
     serving   opened; gets requests
-    failed    it could not be opened; it stays in the registry, so that its error can be reported
+    failed    it could not be opened; it stays in the registry, so that its error can be reported, and is tried again
     closing   a reload retires it: it finishes its work and gets no new work
     closed    the plugin's `__aexit__` was called, or the opening was cancelled
 """
@@ -39,7 +39,13 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
         "closed": "closed",  # the stop was requested while it opened
     },
     "serving": {"retired": "closing", "closed": "closed"},
-    "failed": {"retired": "closing"},
+    "failed": {
+        "opened": "serving",  # at a further attempt
+        "open_failed": "failed",
+        "open_cancelled": "closed",
+        "retired": "closing",
+        "closed": "closed",
+    },
     "closing": {
         "open_failed": "failed",  # retired while it opened
         "open_cancelled": "closed",
@@ -57,6 +63,7 @@ class ManagedBackend:
     """One configured backend. Settings of the operator win over declarations of the plugin.
 
     error: why it does not serve, safe for clients to read. cause: the same for the operator, with the exception's text.
+    can_open_later: the last attempt to open it failed in a way that may pass.
     health_error: the result of the last health check; None: it passed. declaration_errors: by attribute, why the
     plugin's declaration cannot be read.
     opening_done: set once it has opened and its first health check is done, or once the opening has failed.
@@ -72,6 +79,7 @@ class ManagedBackend:
     state: State = "starting"
     error: str | None = None
     cause: str | None = None
+    can_open_later: bool = False
     health_error: str | None = None
     declaration_errors: dict[str, str] = field(default_factory=dict)
     missing_endpoints: MissingEndpoints = field(default_factory=MissingEndpoints)
@@ -87,9 +95,11 @@ class ManagedBackend:
     def fail(self, exc: BaseException) -> None:
         """It does not serve because `exc` was raised while it opened."""
         self.transition("open_failed")
+        self.can_open_later = self.backend is not None and (self.has_workers or isinstance(exc, BackendUnavailable))
         self.error = public_error(exc)
         text = exc.detail if isinstance(exc, GatewayError) else message_of(exc)
-        self.cause = self.cause or (f"{self.error}: {text}" if text else self.error)
+        if self.backend is not None or self.cause is None:  # else its plugin cannot be loaded: the first cause stays
+            self.cause = f"{self.error}: {text}" if text else self.error
 
     # ── where it works ───────────────────────────────────────────────────────────────────────────
 
@@ -192,6 +202,21 @@ class ManagedBackend:
         if self.state == "starting":
             return False
         return self.state != "serving" or (self.tasks if kind == "task" else self.models) is not None
+
+    def may_own_unopened(self, kind: Kind, name: str) -> bool:
+        """True if it failed to open and may serve `name`: it declares the name, or its names are not known."""
+        if self.state != "failed":
+            return False
+        backend = self.backend.unopened if isinstance(self.backend, WorkerBackend) else self.backend
+        declared: list[Mapping[str, str] | None] = []
+        for own, chosen in (("tasks", self.settings.tasks), ("models", self.settings.models)):
+            names = self._declared(own, lambda _, own=own: _names(getattr(backend, own)), None)  # type: ignore[misc]
+            declared.append(names if chosen is None else chosen)
+        tasks, models = declared
+        if not tasks and not models and None not in declared:
+            return True  # a plugin may learn its names when it opens
+        names = tasks if kind == "task" else models
+        return names is None or name in names or (name == AUTO and kind != "task" and bool(names))
 
     def is_repeatable(self, kind: Kind) -> bool:
         """True if running a task of `kind` twice is harmless."""

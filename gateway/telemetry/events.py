@@ -163,7 +163,12 @@ EVENTS: Mapping[str, Event] = {
     ),
     "http.rejected": Event(
         "A client sent bytes that are not an HTTP request; it got an error and was disconnected. Rate-limited.",
-        {"why": "the fault", "peer": "the client's address", "suppressed": "lines left out since the last one"},
+        {
+            "why": "the fault",
+            "peer": "the client's address",
+            "request_id": "in its error; the lines left out share it",
+            "suppressed": "lines left out since the last one",
+        },
     ),
     "loop.stalled": Event(
         "Code blocks the event loop, by computing or by waiting. Logged once per place.",
@@ -201,7 +206,11 @@ EVENTS: Mapping[str, Event] = {
     "http.full": Event(
         "The limit of connections, set by the number of file descriptors, is reached; one more client got 503. "
         "Rate-limited.",
-        {"peer": "the client's address", "suppressed": "lines left out since the last one"},
+        {
+            "peer": "the client's address",
+            "request_id": "in its 503; the lines left out share it",
+            "suppressed": "lines left out since the last one",
+        },
     ),
     "door.broke": Event(
         "The gateway's own code failed on a request: a bug; please report it.",
@@ -212,7 +221,8 @@ EVENTS: Mapping[str, Event] = {
         {"backend": "its name", "plugin": "its plugin", "seconds": "duration of the start"},
     ),
     "backend.failed_to_open": Event(
-        "A backend could not be imported or started; it is left out, the others serve.",
+        "A backend could not be imported or started; it is left out, the others serve. It is tried again after a failure "
+        "that may pass; a line is logged only if the error changes.",
         {"backend": "its name", "plugin": "its plugin", "error": "why, with the exception's text"},
     ),
     "backend.ended": Event(

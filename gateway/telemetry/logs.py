@@ -145,15 +145,26 @@ class RateLimitedEvent:
     ) -> None:
         self._event, self._per_s, self._burst, self._clock = event, per_s, burst, clock
         self._tokens, self._at, self._suppressed = float(burst), clock(), 0
+        self._request_id = ""
 
-    def warning(self, **keys: Any) -> None:
-        """Log the event with `keys` and `suppressed`, the number left out since the last line; or only count it."""
+    def warning_with_id(self, request_id: str, **keys: Any) -> str:
+        """Log as `warning`, with a request id. Returns the id for the client: that of the last line logged."""
+        if self.warning(**keys, request_id=request_id):
+            self._request_id = request_id
+        return self._request_id
+
+    def warning(self, **keys: Any) -> bool:
+        """Log the event with `keys` and `suppressed`, the number left out since the last line; or only count it.
+
+        Returns whether it was logged.
+        """
         now = self._clock()
         self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_s)
         self._at = now
         if self._tokens < 1:
             self._suppressed += 1
-            return
+            return False
         self._tokens -= 1
         log.warning(self._event, **keys, suppressed=self._suppressed)
         self._suppressed = 0
+        return True

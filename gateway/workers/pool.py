@@ -243,6 +243,11 @@ class WorkerBackend(Backend[BackendSettings]):
 
     # ── properties of the backend ────────────────────────────────────────────────────────────────
 
+    @property
+    def unopened(self) -> Backend[Any]:
+        """An instance of the backend that is never entered."""
+        return self._unopened
+
     def size(self, task: Task) -> float:
         return self._unopened.size(task)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-LEVELS = {"debug", "info", "warning", "error"}
+LEVELS = {"debug", "info", "warning", "warning_with_id", "error"}
 EVENT = re.compile(r"[a-z]+\.[a-z_]+")
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 

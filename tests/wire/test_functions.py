@@ -77,3 +77,12 @@ async def test_picture_reaches_a_function_from_a_form_and_from_json(tmp_path: Pa
         assert await ask(gateway, "size", json={"image": encoded}) == (200, {"result": 20})
         code, answer = await ask(gateway, "size", json={"image": "?"})
         assert (code, answer["error"]["param"]) == (400, "image")
+
+
+async def test_json_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text("def echo(a):\n    return a\n")
+    async with running_gateway(**local(tmp_path)) as gateway:
+        for body in (b'\xef\xbb\xbf{"a": 1}', b'\xef\xbb\xbf  {"a": 1}'):
+            assert await ask(gateway, "echo", data=body) == (200, {"result": 1})
+        code, answer = await ask(gateway, "echo", data=b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}')
+        assert (code, answer["error"]["code"]) == (400, "bad_request")

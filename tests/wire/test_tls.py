@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import trustme
 from gateway.admit.keyfile import write_keys
 from gateway.admit.keys import SECRET_CHARS, Key, hash_of
 from gateway.ingress.http import listener
+from gateway.ingress.http.listener import TooManyConnections
 from gateway.ingress.http.request_checks import names_in
+from gateway.telemetry import RateLimitedEvent
 from gateway.testing import RunningGateway, running_gateway
 from support.configurations import only
 from support.polling import wait_until
@@ -174,8 +177,49 @@ async def test_connection_over_the_limit_is_503_and_the_others_are_served(monkey
             assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "1")
             writer.write(post("/v1/tasks/say", b"1"))
             assert (await read_answer(reader)).status == 200
-        await gateway.line("http.full")
+        line = await gateway.line("http.full")
+        assert line["request_id"] == refused.headers["x-request-id"] == refused.json["error"]["request_id"]
         assert (await answered(gateway.url, post("/v1/tasks/say", b"1"))).status == 200
+
+
+async def test_each_503_over_the_connection_limit_has_the_request_id_of_a_log_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 0)
+    monkeypatch.setattr("gateway.ingress.http.listener._full", RateLimitedEvent("http.full", per_s=1.0, burst=1))
+    async with running_gateway(**STUB) as gateway:
+        ids = {(await answered(gateway.url, b"")).headers["x-request-id"] for _ in range(8)}
+        assert ids <= {line["request_id"] for line in gateway.lines.of("http.full")}
+
+
+async def test_reset_by_a_client_over_the_connection_limit_is_not_logged_as_a_bug(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client resets its connection between the 503 and the end of the stream."""
+    made = TooManyConnections.connection_made
+    clients: list[socket.socket] = []
+
+    def connection_made(self: TooManyConnections, transport: Any) -> None:
+        send = transport.write
+
+        def write_then_reset(data: bytes) -> None:
+            send(data)
+            client = clients.pop()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+
+        transport.write = write_then_reset
+        made(self, transport)
+
+    monkeypatch.setattr("gateway.service.listeners.max_connections", lambda descriptors, slots: 0)
+    monkeypatch.setattr(TooManyConnections, "connection_made", connection_made)
+    unhandled: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+    async with running_gateway(**STUB) as gateway:
+        clients.append(socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))))
+        await wait_until(lambda: not clients)
+        await wait_until(lambda: TooManyConnections.open_count == 0)
+        assert unhandled == []
 
 
 async def test_burst_of_connections_is_cut_at_the_connection_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,9 +81,9 @@ class HttpTransport:
         try:
             check_framing(request)
         except GatewayError as exc:
-            log_rejected(exc.message, request.transport and request.transport.get_extra_info("peername"))
+            request_id = log_rejected(exc.message, request.transport and request.transport.get_extra_info("peername"))
             request._version = HttpVersion11  # a response with the request's unknown version would be invalid
-            await writer.reject(exc)
+            await writer.reject(exc, request_id)
             return writer.response
         await self._handler.serve(self._incoming(request, writer), writer)
         return writer.response

@@ -11,12 +11,13 @@ import resource
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 from aiohttp import web
 
 from gateway.ingress.http.response_writer import error_bytes
-from gateway.plugin import TaskRefused
+from gateway.plugin import TaskRefused, new_id
 from gateway.telemetry import RateLimitedEvent, metrics
 
 BACKLOG = 1024
@@ -183,15 +184,18 @@ class TooManyConnections(asyncio.Protocol):
         self._transport = transport
         metrics.SHED.inc(reason="connections")
         peer = transport.get_extra_info("peername")
-        _full.warning(peer=str(peer[0]) if isinstance(peer, tuple) else "unix")
+        request_id = _full.warning_with_id(
+            request_id=new_id(), peer=str(peer[0]) if isinstance(peer, tuple) else "unix"
+        )
         TooManyConnections.open_count += 1
         if TooManyConnections.open_count > MAX_REFUSALS:
             transport.abort()
             return
         error = TaskRefused("the gateway has as many connections as it can serve; try again later", retry_after_s=1.0)
-        transport.write(error_bytes(error))
+        transport.write(error_bytes(error, request_id))
         if transport.can_write_eof():
-            transport.write_eof()
+            with suppress(OSError):  # the client has reset the connection since the write
+                transport.write_eof()
         self._timer = asyncio.get_running_loop().call_later(REFUSAL_S, transport.abort)
 
     def data_received(self, data: bytes) -> None:

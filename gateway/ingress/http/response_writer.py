@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import HttpVersion10, web
 
 from gateway.api.errors import envelope, error_headers, status_of
-from gateway.plugin import GatewayError, new_id
+from gateway.plugin import GatewayError
 
 WRITE_TIMEOUT_S = 30.0
 CROWDED_S, MANY = 20.0, 32
@@ -104,9 +104,9 @@ class HttpResponseWriter:
             await self.write(body)
         await self.end()
 
-    async def reject(self, error: GatewayError) -> None:
+    async def reject(self, error: GatewayError, request_id: str) -> None:
         """Answer an invalid request and close: the start of the next request is unknown (request smuggling)."""
-        self.response = error_response(error, new_id())
+        self.response = error_response(error, request_id)
         self.response.force_close()
         await self._in_time(self.response.prepare(self._request))
         await self.end()
@@ -169,9 +169,9 @@ class HttpResponseWriter:
         transport.abort()
 
 
-def error_bytes(error: GatewayError) -> bytes:
+def error_bytes(error: GatewayError, request_id: str) -> bytes:
     """An error as a whole response, for a connection without a request, which is closed after it."""
-    response = error_response(error, new_id())
+    response = error_response(error, request_id)
     assert isinstance(response.body, bytes)
     headers = {**response.headers, "Content-Length": str(len(response.body)), "Connection": "close"}
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

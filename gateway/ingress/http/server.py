@@ -58,9 +58,9 @@ class _Connection(RequestHandler):
     def force_close(self) -> None:
         """Close an idle connection after aiohttp's keep-alive timeout; status 408 if part of a head was received."""
         if getattr(self, "_has_partial_head", False) and self.transport is not None:
-            log_rejected("the request head came too slowly", self.peername)
+            request_id = log_rejected("the request head came too slowly", self.peername)
             message = f"the request head did not arrive within {HEAD_TIMEOUT_S:g} s"
-            self.transport.write(error_bytes(GatewayError(message, code="request_timeout")))
+            self.transport.write(error_bytes(GatewayError(message, code="request_timeout"), request_id))
         super().force_close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,13 +83,13 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answer an invalid request, or a bug of ours. Neither the client nor the log gets a traceback."""
-        request_id = new_id()
         error: GatewayError
         if exc is not None and status >= 500:
+            request_id = new_id()
             error = internal_error(exc, request_id)
         else:
             why = (message or (type(exc).__name__ if exc else "")).splitlines()[0:1]
-            log_rejected((why or ["malformed request"])[0], self.peername)
+            request_id = log_rejected((why or ["malformed request"])[0], self.peername)
             error = TaskInvalid("the request is not valid HTTP: check its request line, headers and framing")
         response = error_response(error, request_id)
         response.force_close()
@@ -102,9 +102,11 @@ def _fail(body: StreamReader | None) -> None:
         body.feed_eof()
 
 
-def log_rejected(why: str, peer: Any) -> None:
-    """Log a request that is not valid HTTP. peer: an address of getpeername()."""
-    _rejected.warning(why=why[:200], peer=str(peer[0] if isinstance(peer, tuple) else "unix"))
+def log_rejected(why: str, peer: Any) -> str:
+    """Log a request that is not valid HTTP; return its id. peer: an address of getpeername()."""
+    return _rejected.warning_with_id(
+        request_id=new_id(), why=why[:200], peer=str(peer[0] if isinstance(peer, tuple) else "unix")
+    )
 
 
 class Server(web.Server):
