@@ -29,8 +29,6 @@ class Forecast:
         lane = self._lanes.get(name)
         if lane is None:
             return Candidate(name, "edge", refused or "it is not open")
-        if refused is None and lane.remote and self._measurements.is_down(name):
-            refused = "its link is down"
         if refused is not None:
             return Candidate(name, lane.site, refused)
         service_s, p95_s, samples, optimism, hold = self.service(work, name)

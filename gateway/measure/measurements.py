@@ -99,6 +99,10 @@ class Measurements:
         measured = self._backends.get(backend)
         return measured is not None and measured.link.state == "down"
 
+    def why_down(self, backend: str) -> str | None:
+        """Why `backend` is not reachable now: the cause that holds its link down; None if the link is not down."""
+        return f"its link is down: {self._backends[backend].link.why}" if self.is_down(backend) else None
+
     def uplink_bytes_per_s(self, backend: str) -> float:
         """The upload rate to expect to `backend`; a default while it is unknown."""
         measured = self._get(backend)
@@ -120,17 +124,30 @@ class Measurements:
         """A request could go to `backend`: probes of its link keep their interval."""
         self._get(backend).link.on_demand(self._clock())
 
-    def probe_due_s(self, backend: str) -> float:
-        """Seconds until the next probe of `backend` is due; 0 or less: now."""
-        return self._get(backend).link.probe_due_s(self._clock(), self.probe_s)
+    def probe_due_s(self, backend: str, *, after_answers: bool = True) -> float:
+        """Seconds until the next probe of `backend` is due; 0 or less: now. after_answers: see `Link`."""
+        return self._get(backend).link.probe_due_s(self._clock(), self.probe_s, after_answers=after_answers)
 
-    def on_probe_sent(self, backend: str) -> None:
-        """A probe was sent. Report its answer or its failure by `observe`."""
-        self._get(backend).link.on_probe_sent(self._clock())
+    def on_probe_sent(self, backend: str) -> float:
+        """A probe was sent; returns the instant. Report its answer or its failure by `observe`."""
+        now = self._clock()
+        self._get(backend).link.on_probe_sent(now)
+        return now
+
+    def on_probe_timeout(self, backend: str, sent_at: float, timeout_s: float) -> bool:
+        """The probe sent at `sent_at` has no answer after `timeout_s`; returns whether that is a miss.
+
+        A later answer still counts.
+        """
+        return self._get(backend).link.on_probe_timeout(sent_at, timeout_s, self._clock())
 
     def probe_timeout_s(self, backend: str) -> float:
         """Seconds after which the answer to a probe counts as missing."""
-        return self._get(backend).link.probe_timeout_s()
+        return self._get(backend).link.probe_timeout_s(self._clock())
+
+    def is_answering(self, backend: str) -> bool:
+        """Whether no answer of `backend` is missing. If False, probes do not wait for each other."""
+        return self._get(backend).link.is_answering
 
     # ── service times ────────────────────────────────────────────────────────────────────────────
 

@@ -262,12 +262,17 @@ def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
     assert chosen[-100:].count("cloud") >= 95
 
 
-def test_backend_with_a_link_that_is_down_is_excluded() -> None:
+def test_queued_work_does_not_move_to_a_backend_with_a_link_that_is_down() -> None:
     house = LaneFixture()
+    house.teach(box_s=10.0, cloud_s=0.1)
     house.board.on_carrier_lost("cloud")
-    assert house.lanes.selector.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
-        "cloud": "its link is down"
-    }
+    for name in "ab":
+        house.submit(name, "box")
+    house.lanes.tick()
+    assert house.moved == []
+    house.board.on_carrier_back("cloud")
+    house.lanes.tick()
+    assert house.moved == [("b", "box", "cloud")]
 
 
 # ── for any history ──────────────────────────────────────────────────────────────────────────────
