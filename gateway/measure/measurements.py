@@ -21,6 +21,7 @@ __all__ = ["Estimate", "LinkChange", "LinkView", "Measured", "Measurements", "Sa
 PRIOR_EDGE_S, PRIOR_CLOUD_S = 0.2, 0.3
 DRIFT_EDGE_PER_S, DRIFT_CLOUD_PER_S = 0.004, 0.001
 MAX_CLASSES = 4096
+GUESS_P95 = 3.0
 TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.8
 PASSES_PER_TRIAL, TRIAL_EVERY_S, SURE_PASSES = 300, 60.0, 15
 
@@ -112,6 +113,10 @@ class Measurements:
         """The smoothed round trip to `backend`; 0 while unknown."""
         return self._get(backend).link.rtt.smoothed_s
 
+    def path_s(self, backend: str) -> float:
+        """The present round trip to `backend`, as contained in its predictions; 0 while unknown."""
+        return self._get(backend).link.rtt.recent_s
+
     def on_carrier_lost(self, backend: str) -> None:
         """The kernel has no route to `backend` any more."""
         self._get(backend).link.on_carrier_lost()
@@ -196,7 +201,8 @@ class Measurements:
         service_time = measured.classes.get((kind, model))
         if service_time is None or not service_time.samples:
             passes = service_time.passes if service_time is not None else 0
-            return Estimate(measured.prior_s, measured.prior_s * 3, 0, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
+            optimism = TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL)
+            return untried(measured.prior_s, measured.link.rtt.recent_s, optimism)
         now = self._clock()
         # usual_s(x) * slowdown(now), inlined: this is half the cost of a decision.
         x = 0.0 if not x >= 0.0 else x if x < service_time.beyond else service_time.beyond
@@ -292,6 +298,15 @@ class Measurements:
                 if service_time.samples
             ],
         }
+
+
+def untried(mean_s: float, path_s: float, optimism: float) -> Estimate:
+    """The estimate for work without samples: a guess for the time at the backend, plus the round trip, which is known.
+
+    Optimism shortens the part that is unknown only: no decision is based on a time below the round trip.
+    """
+    total_s = max(mean_s + path_s, MIN_S)
+    return Estimate(total_s, GUESS_P95 * mean_s + path_s, 0, max(optimism, min(path_s / total_s, 1.0)))
 
 
 def _optimism(service_time: ServiceTime, now: float) -> float:
