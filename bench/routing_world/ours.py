@@ -115,7 +115,7 @@ class Gateway:
         self.sim.at(0.0, self._watch_link)
 
     def _new_lanes(self) -> Scheduler:
-        return Scheduler(self.board, self.policy, self.sim.clock, lambda name: None)
+        return Scheduler(self.board, self.policy, self.sim.clock, self.board.why_down)
 
     def run(self) -> Record:
         self.sim.run(lambda: len(self.record.latencies) == self._wanted)
@@ -141,7 +141,7 @@ class Gateway:
         self.attempts[request.id] = [attempt]
         with Stopwatch(self.record.decisions_us):
             decision = self.lanes.selector.choose(
-                attempt.work, Query(request.kind, request.kind), {"edge": None, "cloud": None}
+                attempt.work, Query(request.kind, request.kind), {"edge": None, "cloud": self.board.why_down("cloud")}
             )
         self.lanes.submit(attempt.work, decision.order[0], attempt)
 
@@ -185,23 +185,22 @@ class Gateway:
     def _watch_link(self) -> None:
         due_s = self.board.probe_due_s("cloud")
         if due_s > 1e-3:
-            self.sim.at(self.sim.now + min(due_s, 1.0), self._watch_link)
+            self.sim.at(self.sim.now + min(due_s, 0.25), self._watch_link)
             return
         self.board.on_probe_sent("cloud")
         timeout_s = self.board.probe_timeout_s("cloud")
 
+        sent_at = self.sim.now
+
         def answered(rtt_s: float) -> None:
             miss.cancel()
             self.board.observe("cloud", LinkSample(rtt_s=rtt_s))
-            self._watch_link()
 
-        def missed() -> None:
-            answer.cancel()
-            self.board.observe("cloud", LinkSample(failed="no answer to a probe"))
-            self._watch_link()
-
-        miss = self.sim.at(self.sim.now + timeout_s, missed)
-        answer = self.cloud.probe(answered)
+        miss = self.sim.at(
+            self.sim.now + timeout_s, lambda: self.board.on_probe_timeout("cloud", sent_at, timeout_s) and None
+        )
+        self.cloud.probe(answered)
+        self.sim.at(self.sim.now + min(max(self.board.probe_due_s("cloud"), 0.01), 0.25), self._watch_link)
 
 
 class LateOracle(Gateway):
@@ -218,7 +217,7 @@ class LateOracle(Gateway):
         def exact(board: Measurements, lanes: Mapping[str, Lane], clock: Callable[[], float]) -> Forecast:
             return _ExactForecast(board, lanes, clock, self._requests, self.cloud, self._throttle)
 
-        return Scheduler(self.board, self.policy, self.sim.clock, lambda name: None, exact)
+        return Scheduler(self.board, self.policy, self.sim.clock, self.board.why_down, exact)
 
 
 class _ExactForecast(Forecast):

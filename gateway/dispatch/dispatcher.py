@@ -99,6 +99,7 @@ class Dispatcher:
             state.is_second_round = True
             state.tried.clear()
             plan = self._plan(state)
+        state.is_probe = plan.is_probe
         self._note_plan(state, plan)
         return plan
 
@@ -116,6 +117,7 @@ class Dispatcher:
             plan = self.planner.plan(task, client_deadline=client_deadline, tried=state.tried)
             if state.failure is None:
                 self._note_decision(state.record, plan.decision)  # before a refusal, so that the log line explains it
+            self.planner.eligibility.note_demand(plan.decision.refused, task)
             if task.deadline <= time.monotonic():
                 raise DeadlineExceeded("the deadline had passed before work could start")
             self.planner.check(plan, task, client_deadline=client_deadline and not state.tried)

@@ -146,7 +146,7 @@ class Eligibility:
             return f"breaker open: {member.breaker.why_open}"
         if pinned:
             return None
-        return self._unhealthy(name) or ("its link is down" if self._measurements.is_down(name) else None)
+        return self._unhealthy(name) or self._measurements.why_down(name)
 
     def _unhealthy(self, name: str) -> str | None:
         unwell = self._registry.members[name].unhealthy_reason
@@ -158,12 +158,26 @@ class Eligibility:
     def last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
         """Allow the backends that are excluded only by a health check: their response is more helpful than ours.
 
+        Allow those whose link is down as well: the request is then a probe, which costs less than a wrong refusal.
         A backend known to answer 404 for this path is allowed only if every backend that may serve it is: its 404 is
         final and would mask a temporary failure.
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None
-        return {name: None if why and why in (self._unhealthy(name), lacks) else why for name, why in refused.items()}
+        return {
+            name: None if why and why in (self._unhealthy(name), self._measurements.why_down(name), lacks) else why
+            for name, why in refused.items()
+        }
+
+    def is_unreachable(self, name: str) -> bool:
+        """Whether the link to `name` is down."""
+        return self._measurements.is_down(name)
+
+    def note_demand(self, refused: Iterable[str], task: Task) -> None:
+        """Keep probing the excluded backends that this task could use: their next answer ends the exclusion."""
+        for name in refused:
+            if task.may_leave or not self._registry.members[name].is_off_site:
+                self._measurements.on_demand(name)
 
     def error_without_candidates(self, decision: Decision, task: Task, serving: ServingBackends) -> GatewayError:
         """Return the error for a task that every backend is excluded from.

@@ -21,12 +21,16 @@ from gateway.registry import ManagedBackend, Registry, ServingBackends
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One decision: the backends that serve the task, the work as the lanes see it, the query and its result."""
+    """One decision: the backends that serve the task, the work as the lanes see it, the query and its result.
+
+    is_probe: every backend is excluded, and the link to the chosen one is down: the task is a probe of that link.
+    """
 
     serving: ServingBackends
     work: Work
     query: Query
     decision: Decision
+    is_probe: bool = False
 
 
 class Planner:
@@ -51,10 +55,12 @@ class Planner:
         refused = {name: tried.get(name) or refusal(name, task, pinned) for name in serving.names}
         query = self._query(task, serving, client_deadline)
         decision = self._selector.choose(work, query, refused)
+        is_probe = False
         if not decision.order:
             decision = self._selector.choose(work, query, self.eligibility.last_resort(refused, task))
+            is_probe = bool(decision.order) and self.eligibility.is_unreachable(decision.order[0])
         work.allowed = decision.order
-        return Plan(serving, work, query, decision)
+        return Plan(serving, work, query, decision, is_probe)
 
     def check(self, plan: Plan, task: Task, *, client_deadline: bool = False) -> None:
         """Raise GatewayError if the plan has no backend, or if no backend can meet the client's deadline."""

@@ -42,7 +42,8 @@ class DispatchState:
     until: the instant by which the result, or a stream's first content, must be there. tried: the backends that failed
     or cannot serve it, and why. how: the task continues a broken stream in this mode. failure: the error that the
     client gets if no backend serves it; failed_backend: the backend that raised it, "" if it was raised elsewhere.
-    is_second_round: the one retry of the same backend has been used.
+    is_second_round: the one retry of the same backend has been used. is_probe: the attempt goes over a link that is
+    down, because every backend is excluded.
     """
 
     task: Task
@@ -55,9 +56,12 @@ class DispatchState:
     failed_backend: str = ""
     how: ResumeMode | None = None
     is_second_round: bool = False
+    is_probe: bool = False
 
     def note_failure(self, failure: GatewayError) -> None:
-        """Keep the failure if it is the one to report."""
+        """Keep the failure if it is the one to report; that of a probe only if there is no other."""
+        if self.is_probe and self.failure is not None:
+            return
         if error_to_report(self.failure, failure) is failure:
             self.failure, self.failed_backend = failure, self.record.backend
 
@@ -111,7 +115,7 @@ def retry_pause_s(state: DispatchState, backend: ManagedBackend | None, budget: 
     failure = state.failure
     if not isinstance(failure, BackendUnavailable) or not failure.again:
         return None
-    if len(state.tried) != 1 or state.is_second_round or state.how:
+    if len(state.tried) != 1 or state.is_second_round or state.is_probe or state.how:
         return None
     if failure.code == "unavailable" and backend is not None and backend.has_workers:
         return 0.0 if budget.take() else None  # a worker died; the pool has others

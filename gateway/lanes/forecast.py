@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping
 
 from gateway.lanes.lane import Lane
 from gateway.lanes.work import AGING, Work
-from gateway.measure.measurements import Estimate, Measurements
+from gateway.measure.measurements import Estimate, Measurements, untried
 from gateway.policy import Candidate
 
 MAX_BUSY_PERIOD_S = 30.0
 WINDOW_LIMITED_RTTS = 4.0
-GUESS_P95 = 3.0
 
 
 class Forecast:
@@ -29,8 +28,6 @@ class Forecast:
         lane = self._lanes.get(name)
         if lane is None:
             return Candidate(name, "edge", refused or "it is not open")
-        if refused is None and lane.remote and self._measurements.is_down(name):
-            refused = "its link is down"
         if refused is not None:
             return Candidate(name, lane.site, refused)
         service_s, p95_s, samples, optimism, hold = self.service(work, name)
@@ -85,15 +82,20 @@ class Forecast:
         return learned if learned.samples else self._guess(work, name, learned)
 
     def _guess(self, work: Work, name: str, prior: Estimate) -> Estimate:
-        """Guess for unmeasured work: its time at another backend, but at least the age of such work running here."""
-        mean_s = prior.mean_s
+        """Guess for unmeasured work: its time at another backend, but at least the age of such work running here.
+
+        Both round trips are known: the other backend's is left out, and this backend's is added.
+        """
+        path_s = self._measurements.path_s(name)
+        mean_s = prior.mean_s - path_s
         for other in work.models:
             known = self._measurements.predict(other, work.kind, work.model(other), work.size(other))
             if known.samples:
-                mean_s = known.mean_s
+                mean_s = max(known.mean_s - self._measurements.path_s(other), 0.0)
                 break
-        now = self._clock()
+        now, oldest_s = self._clock(), 0.0
         for run in self._lanes[name].runs.values():
             if run.work.kind == work.kind and run.work.name == work.name:
-                mean_s = max(mean_s, now - run.began)
-        return prior._replace(mean_s=mean_s, p95_s=GUESS_P95 * mean_s)
+                oldest_s = max(oldest_s, now - run.began)
+        mean_s = max(mean_s, oldest_s - path_s)
+        return untried(mean_s, path_s, prior.optimism)

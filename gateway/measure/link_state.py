@@ -11,6 +11,12 @@ A miss is a failure of the network (refused, reset, no route, timeout), whether 
 answer of the backend, even a 500, proves that the network works. Misses less than a quarter of a second apart are
 one event seen several times. A pair that the table does not hold raises KeyError.
 
+Probes. A probe without an answer in time is a miss, but it is not given up: a late answer is an answer, and the only
+way to learn that the path has become slow. The timeout doubles with each miss (RFC 6298 §5.5). After a miss the next
+probe does not wait for the previous one: it is sent after 0.25 s, then 1 s, and then at intervals that grow to 3 s, so
+that the state follows the path within 3 s and the time of one exchange. Ten minutes after the last demand the interval
+is a minute; the next request is then the probe.
+
 Round trips are smoothed by RFC 6298. `rtt_min` is the smallest of the last one to two minutes: the path without its
 queues. Throughput is learned as a logarithm, from transfers large enough to fill the path. Without transfers
 the estimate drifts back to its long-run mean, so that a bad phase is forgotten without test traffic.
@@ -70,6 +76,12 @@ RTT_WINDOW_S = 60.0
 MAX_RTT_S = 60.0
 IDLE_DIVISOR = 4.0  # the interval of probes is a quarter of the time since the last demand for this link
 MAX_PROBE_INTERVAL_S = 60.0
+MISSING_STEP_S, MAX_MISSING_INTERVAL_S = 0.5, 3.0  # the interval of probes per miss, and its maximum, under demand
+DEMAND_LASTS_S = 600.0  # a link that is down is probed at that interval for this long after the last demand
+FIRST_PROBE_TIMEOUT_S, MIN_PROBE_TIMEOUT_S = 2.0, 0.5
+MAX_PROBE_S = 20.0  # a probe without an answer ends after this: several exchanges at a round trip of 3 s
+WARM_RTTS, COLD_RTTS = 3.0, 3.0  # the timeout is at least 3 round trips; cold: also connect (1) and TLS 1.2 (2)
+COLD_AFTER_S = 50.0  # a connection without an exchange for this long may be closed, so the next one is cold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +171,8 @@ class Rate:
 class RoundTrip:
     """Round-trip time: smoothed, its variation, and the minimum of the last one to two minutes.
 
-    recent_s follows a changed path within two or three samples; predictions use it. 0 without a sample.
+    recent_s follows a changed path within two or three samples; predictions use it. last_s: the last sample. 0
+    without a sample.
     """
 
     __slots__ = (
@@ -167,6 +180,7 @@ class RoundTrip:
         "_previous_min_s",
         "_window_began",
         "_window_min_s",
+        "last_s",
         "recent_s",
         "samples",
         "smoothed_s",
@@ -174,7 +188,7 @@ class RoundTrip:
     )
 
     def __init__(self) -> None:
-        self.smoothed_s = self.variation_s = self.recent_s = 0.0
+        self.smoothed_s = self.variation_s = self.recent_s = self.last_s = 0.0
         self.samples = 0
         self._learned_at = self._window_began = 0.0
         self._window_min_s = self._previous_min_s = math.inf
@@ -190,6 +204,7 @@ class RoundTrip:
             self.variation_s += (abs(seconds - self.smoothed_s) - self.variation_s) / 4
             self.smoothed_s += (seconds - self.smoothed_s) / 8
             self.recent_s += (seconds - self.recent_s) / 2
+        self.last_s = seconds
         if now - self._window_began > RTT_WINDOW_S:
             self._previous_min_s, self._window_min_s, self._window_began = self._window_min_s, math.inf, now
         self._window_min_s = min(self._window_min_s, seconds)
@@ -222,7 +237,8 @@ class LinkChange(NamedTuple):
 class Link:
     """The link to one remote backend. Every `now` is in seconds of one monotonic clock.
 
-    on_change: called for each change of state.
+    why: the cause of the state; while it is down, the cause of the last miss. on_change: called for each change of
+    state.
     """
 
     def __init__(self, now: float, on_change: Callable[[LinkChange], None] = lambda change: None) -> None:
@@ -234,6 +250,7 @@ class Link:
         self._on_change = on_change
         self._missed_at = -math.inf
         self._answered_at = self._probed_at = -math.inf
+        self._last_answer_at = -math.inf  # never reset, unlike `_answered_at`
         self._demanded_at = now
 
     def observe(self, sample: LinkSample, now: float) -> None:
@@ -254,7 +271,7 @@ class Link:
     def on_answer(self, now: float) -> None:
         """The backend answered: the network works."""
         self.misses = 0
-        self._answered_at = now
+        self._answered_at = self._last_answer_at = now
         is_late = self.rtt.is_late() or self.up.is_slow(now)
         self._transition("answered_late" if is_late else "answered", "answers late or slowly" if is_late else "answers")
 
@@ -266,10 +283,19 @@ class Link:
         self.misses += 1
         self._missed_at = now
         self._transition("missed" if self.misses == 1 else "missed_again", why)
+        self.why = why
+
+    def on_probe_timeout(self, sent_at: float, timeout_s: float, now: float) -> bool:
+        """A probe has no answer yet. Returns whether that is a miss: no answer has arrived since the probe was sent."""
+        if self._last_answer_at >= sent_at:
+            return False
+        self.on_miss(f"probe timed out after {timeout_s:.3g} s", now)
+        return True
 
     def on_carrier_lost(self) -> None:
         """The kernel has no route to the backend any more."""
         self._transition("carrier_lost", "no carrier")
+        self.why = "no carrier"
 
     def on_carrier_back(self) -> None:
         """The kernel has a route to the backend again; a probe is due at once."""
@@ -292,19 +318,40 @@ class Link:
     def on_probe_sent(self, now: float) -> None:
         self._probed_at = now
 
-    def probe_due_s(self, now: float, every_s: float) -> float:
-        """Seconds until the next probe is due; 0 or less: now. An answered request counts as a probe."""
-        idle_s = max(now - self._demanded_at, 0.0)
-        interval_s = min(max(every_s, idle_s / IDLE_DIVISOR), max(MAX_PROBE_INTERVAL_S, every_s))
-        if self.misses == 1:
-            interval_s = min(interval_s, SAME_EVENT_S)  # one answer is missing: a second probe decides quickly
-        return max(self._answered_at, self._probed_at) + interval_s - now
+    @property
+    def is_answering(self) -> bool:
+        """Whether no answer is missing. If False, probes do not wait for each other."""
+        return self.misses == 0 and self.state != "down"
 
-    def probe_timeout_s(self) -> float:
-        """Seconds to wait for the answer to a probe: the timeout of RFC 6298, between 0.5 and 2."""
-        if not self.rtt.samples:
-            return 2.0
-        return min(max(self.rtt.smoothed_s + 4 * self.rtt.variation_s, 0.5), 2.0)
+    def probe_due_s(self, now: float, every_s: float, *, after_answers: bool = True) -> float:
+        """Seconds until the next probe is due; 0 or less: now.
+
+        after_answers: an answered request counts as a probe.
+        """
+        last = max(self._answered_at, self._probed_at) if after_answers else self._probed_at
+        return last + self._probe_interval_s(now, every_s) - now
+
+    def _probe_interval_s(self, now: float, every_s: float) -> float:
+        idle_s = max(now - self._demanded_at, 0.0)
+        idle_interval_s = min(max(every_s, idle_s / IDLE_DIVISOR), max(MAX_PROBE_INTERVAL_S, every_s))
+        if self.misses == 1 and self._probed_at <= self._missed_at:
+            return min(idle_interval_s, SAME_EVENT_S)  # one answer is missing: a second probe decides quickly
+        if self.is_answering or idle_s > DEMAND_LASTS_S:
+            return idle_interval_s
+        step_s = MISSING_STEP_S * self.misses if self.misses else MAX_MISSING_INTERVAL_S  # 0: no carrier
+        return max(every_s, min(step_s, MAX_MISSING_INTERVAL_S))
+
+    def probe_timeout_s(self, now: float) -> float:
+        """Seconds to wait for the answer to a probe: the timeout of RFC 6298, doubled for each miss."""
+        rtt = self.rtt
+        if not rtt.samples:
+            base_s = FIRST_PROBE_TIMEOUT_S
+        else:
+            base_s = max(rtt.smoothed_s + 4 * rtt.variation_s, MIN_PROBE_TIMEOUT_S)
+        backed_off_s = base_s * 2.0 ** min(self.misses, 6)
+        is_cold = not self.is_answering or now - self._last_answer_at > COLD_AFTER_S
+        least_s = (WARM_RTTS + (COLD_RTTS if is_cold else 0.0)) * rtt.last_s
+        return min(max(backed_off_s, least_s), MAX_PROBE_S)
 
     def view(self, now: float) -> LinkView:
         return LinkView(

@@ -21,6 +21,7 @@ __all__ = ["Estimate", "LinkChange", "LinkView", "Measured", "Measurements", "Sa
 PRIOR_EDGE_S, PRIOR_CLOUD_S = 0.2, 0.3
 DRIFT_EDGE_PER_S, DRIFT_CLOUD_PER_S = 0.004, 0.001
 MAX_CLASSES = 4096
+GUESS_P95 = 3.0
 TRIAL_SAMPLES, TRIAL_FACTOR = 3, 0.8
 PASSES_PER_TRIAL, TRIAL_EVERY_S, SURE_PASSES = 300, 60.0, 15
 
@@ -99,6 +100,10 @@ class Measurements:
         measured = self._backends.get(backend)
         return measured is not None and measured.link.state == "down"
 
+    def why_down(self, backend: str) -> str | None:
+        """Why `backend` is not reachable now: the cause that holds its link down; None if the link is not down."""
+        return f"its link is down: {self._backends[backend].link.why}" if self.is_down(backend) else None
+
     def uplink_bytes_per_s(self, backend: str) -> float:
         """The upload rate to expect to `backend`; a default while it is unknown."""
         measured = self._get(backend)
@@ -107,6 +112,10 @@ class Measurements:
     def rtt_s(self, backend: str) -> float:
         """The smoothed round trip to `backend`; 0 while unknown."""
         return self._get(backend).link.rtt.smoothed_s
+
+    def path_s(self, backend: str) -> float:
+        """The present round trip to `backend`, as contained in its predictions; 0 while unknown."""
+        return self._get(backend).link.rtt.recent_s
 
     def on_carrier_lost(self, backend: str) -> None:
         """The kernel has no route to `backend` any more."""
@@ -120,17 +129,30 @@ class Measurements:
         """A request could go to `backend`: probes of its link keep their interval."""
         self._get(backend).link.on_demand(self._clock())
 
-    def probe_due_s(self, backend: str) -> float:
-        """Seconds until the next probe of `backend` is due; 0 or less: now."""
-        return self._get(backend).link.probe_due_s(self._clock(), self.probe_s)
+    def probe_due_s(self, backend: str, *, after_answers: bool = True) -> float:
+        """Seconds until the next probe of `backend` is due; 0 or less: now. after_answers: see `Link`."""
+        return self._get(backend).link.probe_due_s(self._clock(), self.probe_s, after_answers=after_answers)
 
-    def on_probe_sent(self, backend: str) -> None:
-        """A probe was sent. Report its answer or its failure by `observe`."""
-        self._get(backend).link.on_probe_sent(self._clock())
+    def on_probe_sent(self, backend: str) -> float:
+        """A probe was sent; returns the instant. Report its answer or its failure by `observe`."""
+        now = self._clock()
+        self._get(backend).link.on_probe_sent(now)
+        return now
+
+    def on_probe_timeout(self, backend: str, sent_at: float, timeout_s: float) -> bool:
+        """The probe sent at `sent_at` has no answer after `timeout_s`; returns whether that is a miss.
+
+        A later answer still counts.
+        """
+        return self._get(backend).link.on_probe_timeout(sent_at, timeout_s, self._clock())
 
     def probe_timeout_s(self, backend: str) -> float:
         """Seconds after which the answer to a probe counts as missing."""
-        return self._get(backend).link.probe_timeout_s()
+        return self._get(backend).link.probe_timeout_s(self._clock())
+
+    def is_answering(self, backend: str) -> bool:
+        """Whether no answer of `backend` is missing. If False, probes do not wait for each other."""
+        return self._get(backend).link.is_answering
 
     # ── service times ────────────────────────────────────────────────────────────────────────────
 
@@ -179,7 +201,8 @@ class Measurements:
         service_time = measured.classes.get((kind, model))
         if service_time is None or not service_time.samples:
             passes = service_time.passes if service_time is not None else 0
-            return Estimate(measured.prior_s, measured.prior_s * 3, 0, TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL))
+            optimism = TRIAL_FACTOR / (1.0 + passes / PASSES_PER_TRIAL)
+            return untried(measured.prior_s, measured.link.rtt.recent_s, optimism)
         now = self._clock()
         # usual_s(x) * slowdown(now), inlined: this is half the cost of a decision.
         x = 0.0 if not x >= 0.0 else x if x < service_time.beyond else service_time.beyond
@@ -275,6 +298,15 @@ class Measurements:
                 if service_time.samples
             ],
         }
+
+
+def untried(mean_s: float, path_s: float, optimism: float) -> Estimate:
+    """The estimate for work without samples: a guess for the time at the backend, plus the round trip, which is known.
+
+    Optimism shortens the part that is unknown only: no decision is based on a time below the round trip.
+    """
+    total_s = max(mean_s + path_s, MIN_S)
+    return Estimate(total_s, GUESS_P95 * mean_s + path_s, 0, max(optimism, min(path_s / total_s, 1.0)))
 
 
 def _optimism(service_time: ServiceTime, now: float) -> float:

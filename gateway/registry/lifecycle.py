@@ -7,17 +7,14 @@ only: it is recorded in the backend's state and logged.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 
 from gateway.measure.measurements import Measurements
-from gateway.plugin import LinkSample
 from gateway.plugin.errors import is_own_cancellation
+from gateway.registry.health_checks import MAX_PAUSE_S, HealthChecks
 from gateway.registry.managed_backend import ManagedBackend, public_error
 from gateway.telemetry import log, log_exceptions, log_task_failure
 
-MIN_PAUSE_S = 0.01
-MAX_PAUSE_S = 0.25  # demand for an idle backend advances its next probe; this is how late that is noticed
 CLOSE_S = 10.0  # at the gateway's stop, a backend that has not closed after this is cancelled
 CANCEL_S = 1.0  # and abandoned this much later if it ignores the cancellation
 
@@ -140,48 +137,18 @@ class BackendLifecycle:
         return True
 
     async def _check_health_until_stopped(self, managed: ManagedBackend) -> None:
-        while not managed.stop_requested.is_set():
-            pause_s: float | None = MAX_PAUSE_S
-            with log_exceptions(f"watching backend {managed.name}"):  # our own bug: the backend continues to serve
-                pause_s = await self._probe_if_due(managed)
-            managed.opening_done.set()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(managed.stop_requested.wait(), pause_s)
-
-    async def _probe_if_due(self, managed: ManagedBackend) -> float | None:
-        """Check the backend's health if that is due. Returns seconds until the next call; None without a check."""
-        if not managed.has_health_check:
-            return None
-        if not managed.opening_done.is_set() or self._measurements.probe_due_s(managed.name) <= 0:
-            await self._probe(managed)
-        return min(max(MIN_PAUSE_S, self._measurements.probe_due_s(managed.name)), MAX_PAUSE_S)
-
-    async def _probe(self, managed: ManagedBackend) -> None:
-        before = managed.health_error
-        self._measurements.on_probe_sent(managed.name)
-        managed.health_error = await self._check_health(managed)
-        if managed.health_error is None:
-            managed.breaker.record_probe_success()
-        if managed.health_error and not before:
-            log.warning("backend.unwell", backend=managed.name, error=managed.health_error)
-        elif before and not managed.health_error:
-            log.info("backend.well", backend=managed.name)
-
-    async def _check_health(self, managed: ManagedBackend) -> str | None:
-        """The fault that the plugin's health check reports, or how the check itself failed; None if it passed."""
-        assert managed.backend is not None
+        checks = HealthChecks(managed, self._measurements)
+        stopped = asyncio.create_task(managed.stop_requested.wait())
         try:
-            async with asyncio.timeout(self._measurements.probe_timeout_s(managed.name)):
-                fault = await managed.backend.health()
-        except TimeoutError:
-            error = "its health check timed out"
-            self._measurements.observe(managed.name, LinkSample(failed=error))
-            return error
-        except BaseException as exc:
-            if is_own_cancellation(exc):
-                raise
-            return f"its health check raised {public_error(exc)}"
-        return None if fault is None else str(fault)
+            while not stopped.done():
+                pause_s: float | None = MAX_PAUSE_S
+                with log_exceptions(f"watching backend {managed.name}"):  # our own bug: the backend continues to serve
+                    pause_s = await checks.run_if_due()
+                managed.opening_done.set()
+                await asyncio.wait({stopped, *checks.pending}, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            await checks.close()
 
     async def _close(self, managed: ManagedBackend) -> None:
         managed.transition("closed")

@@ -40,12 +40,14 @@ from .response.upstream_errors import UpstreamRejected, describe, error_body
 from .response.validate import ResponseValidator, begins_stream
 from .response.whole import read_whole, relay_pieces
 from .settings import BaseUrl, HttpSettings
+from .transport.connection import Connector
 from .transport.exceptions import map_exceptions
 from .transport.exchange import Exchange, send_request
 from .transport.session import open_session
 
 __all__ = ["Http", "HttpSettings"]
 
+MAY_HAVE_MOVED = ("refused", "no route", "timed out")
 MODELS, TASKS = "/v1/models", "/v1/tasks"
 
 
@@ -66,7 +68,7 @@ class Http(Backend[HttpSettings]):
     async def __aenter__(self) -> Self:
         """Open the connection pool; the upstream may still be unreachable."""
         self._session = await open_session(self.settings, slots=self.slots, only_private=self.site == "edge")
-        self._client = UpstreamClient(self._session, self._base)
+        self._client = UpstreamClient(self._session, self._base, self._forget_path)
         configured = {MODELS: self.settings.models, TASKS: self.settings.tasks}
         fetched = [path for path, names in configured.items() if names is None]
         self._lists = ModelLists(self._client, self._base.netloc, fetched, self._on_names)
@@ -180,7 +182,13 @@ class Http(Backend[HttpSettings]):
     def _map_exceptions(self, deadline: float) -> map_exceptions:
         return map_exceptions(self._base.netloc, deadline, self._on_link_failure)
 
+    def _forget_path(self) -> None:
+        assert isinstance(self._session.connector, Connector)
+        self._session.connector.forget_path()
+
     def _on_link_failure(self, fault: str) -> None:
+        if fault in MAY_HAVE_MOVED:
+            self._forget_path()
         self._observe(LinkSample(failed=fault))
 
     def _observe(self, sample: LinkSample) -> None:
@@ -192,7 +200,9 @@ class Http(Backend[HttpSettings]):
         """Measure one round trip on a warm connection; refresh the lists when due."""
         try:
             with self._map_exceptions(math.inf):
-                self._observe(await self._client.probe())
+                async with aclosing(self._client.probe()) as samples:
+                    async for sample in samples:
+                        self._observe(sample)
         except CaptivePortal as exc:
             self._on_link_failure("captive portal")
             return exc.message

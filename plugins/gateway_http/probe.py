@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 
 import aiohttp
 import msgspec
@@ -16,8 +16,10 @@ from .settings import BaseUrl
 from .transport.connection import Response
 from .transport.exceptions import bad_response, key_rejected
 from .transport.exchange import claimed_s
+from .transport.session import timeout_for
 
-PROBE_S = 5.0  # a slower probe is a failed probe
+PROBE_S = 20.0  # as long as the gateway waits for a late answer
+PROBE_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=PROBE_S)
 MAX_PROBE_BYTES = 64 << 10
 MAX_LIST_BYTES = 4 << 20
 LIST_S = 20.0  # some upstreams query all their own upstreams first
@@ -39,29 +41,42 @@ class CaptivePortal(BackendUnavailable):
 class UpstreamClient:
     """Probes an upstream and fetches its lists.
 
-    `rtt_s` is the round-trip time of the last probe, in seconds.
+    `rtt_s` is the round-trip time of the last probe, in seconds. on_silence: called if a probe begins and the
+    previous one has no answer.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, base: BaseUrl) -> None:
+    def __init__(self, session: aiohttp.ClientSession, base: BaseUrl, on_silence: Callable[[], None]) -> None:
         self._session = session
         self._base = base
+        self._on_silence = on_silence
+        self._is_silent = False
         self.rtt_s: float | None = None
         self._has_answered = False
 
-    async def probe(self) -> LinkSample:
-        """Measure one round trip on a warm connection.
+    async def probe(self) -> AsyncGenerator[LinkSample]:
+        """Measure one round trip on a warm connection; several probes may run at once.
 
-        Raises exceptions of aiohttp, CaptivePortal, and BackendUnavailable for a 5xx.
+        Yields a sample without figures first if the connection is cold: the upstream answers, but the first answer on a
+        connection is no measure of the path. Raises exceptions of aiohttp, CaptivePortal, and BackendUnavailable for a
+        5xx.
         """
+        if self._is_silent:
+            self._on_silence()
         async with asyncio.timeout(PROBE_S):
-            sample, was_warm = await self._round_trip()
+            sample, was_warm, status = await self._round_trip()
             if not was_warm:
-                sample, _ = await self._round_trip()
+                yield LinkSample(peer=sample.peer)
+                sample, _, status = await self._round_trip()
         self.rtt_s = sample.rtt_s
-        return sample
+        yield sample
+        if status >= 500:
+            raise bad_response(f"answered its health check /livez with status {status}")
 
-    async def _round_trip(self) -> tuple[LinkSample, bool]:
-        response = await self._get(self._base.url("/livez"))
+    async def _round_trip(self) -> tuple[LinkSample, bool, int]:
+        """Return the sample, whether the connection was warm, and the status."""
+        self._is_silent = True
+        response = await self._get(self._base.url("/livez"), PROBE_TIMEOUT)
+        self._is_silent = False
         connection = response.upstream_connection
         first_byte_at = connection.first_byte_at or time.monotonic()
         # Read before the body: after it the connection may carry another request.
@@ -69,11 +84,9 @@ class UpstreamClient:
         tcp_rtt_s, peer = connection.tcp_rtt_s(), connection.peer()
         await _read_up_to(response, MAX_PROBE_BYTES)
         self._check_captive_portal(response)
-        if response.status >= 500:
-            raise bad_response(f"answered its health check /livez with status {response.status}")
         claim = claimed_s(response.headers)
         rtt_s = max(first_byte_at - began_at - (claim[0] if claim else 0.0), 0.0)
-        return LinkSample(rtt_s=rtt_s, tcp_rtt_s=tcp_rtt_s, peer=peer), was_warm
+        return LinkSample(rtt_s=rtt_s, tcp_rtt_s=tcp_rtt_s, peer=peer), was_warm, response.status
 
     def _check_captive_portal(self, response: Response) -> None:
         """Raise CaptivePortal, unless the upstream has always answered with web pages."""
@@ -93,7 +106,7 @@ class UpstreamClient:
         Raises exceptions of aiohttp, and BackendUnavailable if the upstream rejects the gateway's key.
         """
         async with asyncio.timeout(LIST_S):
-            response = await self._get(self._base.url(path))
+            response = await self._get(self._base.url(path), timeout_for(self.rtt_s))
             body = await _read_up_to(response, MAX_LIST_BYTES)
         if response.status in (401, 403):
             raise key_rejected(response.status)
@@ -106,8 +119,8 @@ class UpstreamClient:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None if "json" in response.content_type else {}  # a truncated list, or a web page
 
-    async def _get(self, url: URL) -> Response:
-        response = await self._session.get(url, allow_redirects=False)
+    async def _get(self, url: URL, timeout: aiohttp.ClientTimeout) -> Response:
+        response = await self._session.get(url, allow_redirects=False, timeout=timeout)
         assert isinstance(response, Response)
         return response
 

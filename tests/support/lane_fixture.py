@@ -23,7 +23,7 @@ class LaneFixture:
     def __init__(self, policy: Policy | None = None, *, slots: int = 1, queue: int = 100) -> None:
         self.now = 100.0
         self.board = Measurements(lambda: self.now)
-        self.why_excluded: Callable[[str], str | None] = lambda name: None
+        self.why_excluded: Callable[[str], str | None] = self.board.why_down
         self.lanes = Scheduler(self.board, policy or Policy(), lambda: self.now, lambda name: self.why_excluded(name))
         self.lanes.add("box", site="edge", slots=slots, queue=queue, remote=False)
         self.lanes.add("cloud", site="cloud", slots=16, queue=queue, remote=True)

@@ -15,6 +15,7 @@ import socket
 import struct
 import termios
 import time
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,6 +26,8 @@ from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.plugin import Terms
+
+from .resolver import CachingResolver
 
 READ_BYTES = 32768  # per read; the event loop stalls while aiohttp parses one
 WRITE_BYTES = 65536
@@ -122,6 +125,11 @@ class UpstreamConnection(ResponseHandler):
         if request == self.requests:
             self._is_busy = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits in the pool for its next request."""
+        return self.requests > 0 and not self._is_busy
+
     def tcp_rtt_s(self) -> float | None:
         """Return the kernel's smoothed round-trip time in seconds, or None."""
         sock = _socket(self.transport)
@@ -188,10 +196,28 @@ class Response(aiohttp.ClientResponse):
 class Connector(aiohttp.TCPConnector):
     """A pool of `UpstreamConnection`s."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        loop = asyncio.get_running_loop()
-        self._factory: Any = lambda: UpstreamConnection(loop)
+    def __init__(self, *, resolver: CachingResolver, **options: Any) -> None:
+        super().__init__(resolver=resolver, **options)
+        self._addresses = resolver
+        self._loop_of_connections = asyncio.get_running_loop()
+        self._made: weakref.WeakSet[UpstreamConnection] = weakref.WeakSet()
+        self._factory: Any = self._make
+
+    def _make(self) -> UpstreamConnection:
+        connection = UpstreamConnection(self._loop_of_connections)
+        self._made.add(connection)
+        return connection
+
+    def forget_path(self) -> None:
+        """Close the connections that wait in the pool, and look the name up again before the next is made.
+
+        Call it when the upstream is silent: a connection may have been forgotten by a NAT, or belong to an address that
+        the name no longer has, and then swallows the next request.
+        """
+        self._addresses.expire()
+        for connection in tuple(self._made):
+            if connection.is_idle:
+                connection.abort()
 
 
 class StampedBody(aiohttp.Payload):

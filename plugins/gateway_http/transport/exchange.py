@@ -22,6 +22,7 @@ from gateway.plugin import LinkSample, Task
 
 from ..request import OutgoingRequest
 from .connection import ACKED_ABOVE_BYTES, Response, StampedBody
+from .session import timeout_for
 
 PEEKED_BYTES = 8
 MAX_SAMPLE_AGE_S = 1.0  # older bytes do not show the present state of the network
@@ -147,11 +148,14 @@ async def send_request(
     Sends it once more if a kept-alive connection turns out to be closed before any byte of the response, and
     `may_repeat` states that running the request twice is harmless.
     """
+    timeout = timeout_for(rtt_s)
     while True:
         body = StampedBody(request.body, request.content_type, task.terms)
         task.terms.enter("connect")
         try:
-            response = await session.post(request.url, data=body, headers=request.headers, allow_redirects=False)
+            response = await session.post(
+                request.url, data=body, headers=request.headers, allow_redirects=False, timeout=timeout
+            )
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             body.abort()
             if not (may_repeat and _was_stale(body)):

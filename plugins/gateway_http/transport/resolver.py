@@ -8,6 +8,7 @@ thread of its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import threading
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 RESOLVE_S = 3.0
+REFRESH_S = 0.5  # if an earlier result is known, a lookup that takes longer is used by the next caller
+MAX_LOOKUPS = 4
 DNS_TTL_S = 30.0
 _NUMERIC = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
 
@@ -73,15 +76,15 @@ def _numeric(address: Any) -> str:
 class CachingResolver(AbstractResolver):
     """Keeps addresses for 30 s, and longer while lookups fail.
 
-    Runs one lookup of a name at a time.
-    A caller waits for a lookup for at most 3 s. The next caller waits for the same lookup, so a silent name server
-    occupies one thread, not all of them.
+    Runs one lookup of a name at a time, and a further one, up to 4, beside one that has taken 3 s: a lookup that began
+    while the network was down may take much longer than a new one. A caller waits for a lookup for at most 3 s, or
+    0.5 s if earlier addresses are known. A silent name server occupies four threads, not all of them.
     """
 
     def __init__(self, inner: AbstractResolver) -> None:
         self._inner = inner
         self._cache: dict[_Key, tuple[float, list[ResolveResult]]] = {}
-        self._lookups: dict[_Key, asyncio.Task[list[ResolveResult]]] = {}
+        self._lookups: dict[_Key, list[tuple[float, asyncio.Task[list[ResolveResult]]]]] = {}
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -95,7 +98,7 @@ class CachingResolver(AbstractResolver):
         if cached is not None and time.monotonic() - cached[0] < DNS_TTL_S:
             return cached[1]
         try:
-            async with asyncio.timeout(RESOLVE_S):
+            async with asyncio.timeout(RESOLVE_S if cached is None else REFRESH_S):
                 return await asyncio.shield(self._lookup(key, family))
         except (OSError, TimeoutError) as exc:
             if cached is not None:
@@ -104,21 +107,33 @@ class CachingResolver(AbstractResolver):
                 raise OSError(None, f"the name server did not answer in {RESOLVE_S:g} s") from exc
             raise
 
+    def expire(self) -> None:
+        """Look every name up again before its next use; the known addresses remain in case that fails."""
+        self._cache = {key: (-math.inf, found) for key, (_, found) in self._cache.items()}
+
     def _lookup(self, key: _Key, family: socket.AddressFamily) -> asyncio.Task[list[ResolveResult]]:
-        lookup = self._lookups.get(key)
-        if lookup is None:
-            lookup = asyncio.get_running_loop().create_task(self._inner.resolve(key[0], key[1], family))
-            self._lookups[key] = lookup
-            lookup.add_done_callback(lambda done: self._on_done(key, done))
+        running = self._lookups.setdefault(key, [])
+        if running and (len(running) >= MAX_LOOKUPS or time.monotonic() - running[-1][0] < RESOLVE_S):
+            return running[-1][1]
+        lookup = asyncio.get_running_loop().create_task(self._inner.resolve(key[0], key[1], family))
+        entry = (time.monotonic(), lookup)
+        running.append(entry)
+        lookup.add_done_callback(lambda done: self._on_done(key, entry))
         return lookup
 
-    def _on_done(self, key: _Key, lookup: asyncio.Task[list[ResolveResult]]) -> None:
-        self._lookups.pop(key, None)
+    def _on_done(self, key: _Key, entry: tuple[float, asyncio.Task[list[ResolveResult]]]) -> None:
+        running, (began, lookup) = self._lookups[key], entry
+        running.remove(entry)
+        if not running:
+            del self._lookups[key]
         if not lookup.cancelled() and lookup.exception() is None:
-            self._cache[key] = (time.monotonic(), lookup.result())
+            cached = self._cache.get(key)
+            if cached is None or began > cached[0]:  # not older than what a later lookup has found
+                self._cache[key] = (time.monotonic(), lookup.result())
 
     async def close(self) -> None:
         """Cancel the lookups without waiting for them."""
-        for lookup in tuple(self._lookups.values()):
-            lookup.cancel()
+        for running in tuple(self._lookups.values()):
+            for _, lookup in running:
+                lookup.cancel()
         await self._inner.close()

@@ -19,9 +19,10 @@ from .connection import Connector, Response
 from .resolver import CachingResolver, SystemResolver
 
 CONNECT_S = 3.0
+CONNECT_RTTS = 4.0  # on a slow path connecting may take longer: TCP, TLS 1.2, and some variation
 IDLE_S = 60.0
 USER_TIMEOUT_MS = 10_000  # a peer that acknowledges no data for this long is gone
-PROBES_BESIDE_SLOTS = 2  # a health probe and a model list
+PROBES_BESIDE_SLOTS = 14  # health probes (several while answers are missing) and a model list
 MAX_HEADER_LINE_BYTES = 8190
 MAX_HEADERS = 128
 
@@ -53,6 +54,16 @@ def socket_factory(*, only_private: bool) -> Callable[[AddrInfo], socket.socket]
         return sock
 
     return make
+
+
+TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S)
+
+
+def timeout_for(rtt_s: float | None) -> aiohttp.ClientTimeout:
+    """Return the timeout for connecting on a path with this round trip."""
+    if rtt_s is None or CONNECT_RTTS * rtt_s <= CONNECT_S:
+        return TIMEOUT
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_RTTS * rtt_s)
 
 
 def tls_context(ca_file: Path | None, client_cert_file: Path | None) -> ssl.SSLContext:
@@ -97,7 +108,7 @@ async def open_session(settings: HttpSettings, *, slots: int, only_private: bool
         headers=headers,
         response_class=Response,
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+        timeout=TIMEOUT,
         auto_decompress=False,
         trust_env=False,
         proxy=settings.proxy.get_secret_value() if settings.proxy else None,

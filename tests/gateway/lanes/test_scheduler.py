@@ -262,12 +262,39 @@ def test_slower_backend_that_became_the_fastest_is_discovered() -> None:
     assert chosen[-100:].count("cloud") >= 95
 
 
-def test_backend_with_a_link_that_is_down_is_excluded() -> None:
+def test_queued_work_does_not_move_to_a_backend_with_a_link_that_is_down() -> None:
     house = LaneFixture()
+    house.teach(box_s=10.0, cloud_s=0.1)
     house.board.on_carrier_lost("cloud")
-    assert house.lanes.selector.choose(house.work("a"), QUERY, {"box": None, "cloud": None}).refused == {
-        "cloud": "its link is down"
-    }
+    for name in "ab":
+        house.submit(name, "box")
+    house.lanes.tick()
+    assert house.moved == []
+    house.board.on_carrier_back("cloud")
+    house.lanes.tick()
+    assert house.moved == [("b", "box", "cloud")]
+
+
+@pytest.mark.parametrize("passes", [0, 5000])
+@pytest.mark.parametrize("is_known_at_box", [False, True])
+def test_untried_backend_is_never_predicted_faster_than_its_round_trip_and_upload(
+    passes: int, is_known_at_box: bool
+) -> None:
+    house = LaneFixture()
+    for _ in range(5):
+        house.board.observe("cloud", LinkSample(rtt_s=1.5, upload_bytes=BIG, upload_s=BIG / 50_000))
+    if is_known_at_box:
+        house.board.learn("box", "task", "add", 1.0, 0.5)
+    for _ in range(passes):
+        house.board.on_passed_over("cloud", "task", "add")
+    work = house.work("a", body_bytes=400_000)
+    decision = house.lanes.selector.choose(work, QUERY, {"box": None, "cloud": None})
+    rank_s, *_, cloud = next(entry for entry in decision.ranked if entry[1] == "cloud")
+    assert cloud.samples == 0
+    assert cloud.upload_s == pytest.approx(8.0, rel=0.01)
+    assert cloud.service_s >= 1.5 + (0.5 if is_known_at_box else 0.0)
+    assert rank_s >= 1.5 + cloud.upload_s - 1e-9
+    assert decision.order[0] == "box"
 
 
 # ── for any history ──────────────────────────────────────────────────────────────────────────────

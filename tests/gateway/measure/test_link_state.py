@@ -153,9 +153,74 @@ def test_link_is_down_within_two_and_a_half_seconds_of_losing_probes() -> None:
     while link.state != "down":
         now += max(link.probe_due_s(now, 1.0), 0.0)
         link.on_probe_sent(now)
-        now += link.probe_timeout_s()
+        now += link.probe_timeout_s(now)
         link.observe(MISS, now)
     assert now - 7.0 <= 2.5
+
+
+def test_probe_timeout_doubles_with_each_miss_and_resets_on_the_first_answer() -> None:
+    link = Link(0.0)
+    link.observe(ANSWER, 0.0)
+    timeouts_s = []
+    for at in range(1, 9):
+        timeouts_s.append(link.probe_timeout_s(float(at)))
+        link.observe(MISS, float(at))
+    assert timeouts_s == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
+    link.observe(ANSWER, 10.0)
+    assert link.probe_timeout_s(10.0) == 0.5
+
+
+@pytest.mark.parametrize(("rtt_s", "warm_s", "cold_s"), [(0.4, 1.2, 2.4), (3.0, 9.0, 18.0)])
+def test_probe_timeout_leaves_time_for_the_last_round_trip_and_a_cold_connection(
+    rtt_s: float, warm_s: float, cold_s: float
+) -> None:
+    link = Link(0.0)
+    link.observe(LinkSample(rtt_s=0.01), 0.0)
+    link.observe(LinkSample(rtt_s=rtt_s), 1.0)
+    assert link.probe_timeout_s(1.0) >= warm_s
+    assert link.probe_timeout_s(100.0) >= cold_s
+    link.observe(MISS, 101.0)
+    assert link.probe_timeout_s(101.0) >= cold_s
+
+
+def test_probe_timeout_is_no_miss_if_a_request_was_answered_meanwhile() -> None:
+    link = Link(0.0)
+    link.on_probe_sent(1.0)
+    link.observe(ANSWER, 2.0)
+    assert not link.on_probe_timeout(1.0, 2.0, 3.0)
+    assert (link.misses, link.state) == (0, "up")
+
+
+def test_state_names_the_cause_that_holds_the_link_down_now() -> None:
+    link = Link(0.0)
+    for at, why in enumerate(["refused", "reset"]):
+        link.observe(LinkSample(failed=why), float(at))
+    assert (link.state, link.why) == ("down", "reset")
+    link.on_probe_timeout(2.0, 0.5, 2.5)
+    assert (link.state, link.why) == ("down", "probe timed out after 0.5 s")
+    link.on_carrier_lost()
+    assert link.why == "no carrier"
+    link.observe(ANSWER, 4.0)
+    assert (link.state, link.why) == ("up", "answers")
+
+
+@pytest.mark.parametrize("event", ["misses", "carrier lost"])
+def test_link_that_is_down_is_probed_at_a_bounded_pace_with_and_without_traffic(event: str) -> None:
+    link = Link(0.0)
+    link.observe(ANSWER, 0.0)
+    link.on_demand(0.0)
+    if event == "carrier lost":
+        link.on_carrier_lost()
+    now, sent = 0.0, []
+    while now < 3600.0:
+        now += max(link.probe_due_s(now, 1.0), 0.01)
+        link.on_probe_sent(now)
+        sent.append(now)
+        link.observe(MISS, now + 0.2)
+    gaps_s = [(at, after - at) for at, after in pairwise(sent)]
+    assert all(gap_s <= 3.3 for at, gap_s in gaps_s if at < 590.0)
+    assert all(gap_s <= 60.3 for _, gap_s in gaps_s)
+    assert len(sent) < 300
 
 
 @given(
@@ -181,5 +246,5 @@ def test_link_values_stay_finite_for_any_samples(samples: list[LinkSample], inst
         view = link.view(now)
         for measured in (view.rtt, view.rtt_min, view.tcp_rtt, view.uplink_bytes_per_s, view.downlink_bytes_per_s):
             assert measured.value is None or 0.0 < measured.value < math.inf
-        assert math.isfinite(link.probe_timeout_s())
+        assert math.isfinite(link.probe_timeout_s(now))
         assert link.probe_due_s(now, 1.0) <= 60.0 or instants != sorted(instants)
