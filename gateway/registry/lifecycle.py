@@ -7,6 +7,7 @@ only: it is recorded in the backend's state and logged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from gateway.measure.measurements import Measurements
@@ -123,9 +124,8 @@ class BackendLifecycle:
             if is_own_cancellation(exc):
                 raise
             return False
-        if (
-            managed.state in ("starting", "failed") and not managed.stop_requested.is_set()
-        ):  # else it was retired meanwhile
+        is_retired = managed.stop_requested.is_set() or managed.state not in ("starting", "failed")
+        if not is_retired:
             managed.transition("opened")
             managed.error = managed.cause = None
             seconds = round(self._clock() - began, 3)
