@@ -88,14 +88,19 @@ def _serve(args: argparse.Namespace) -> int:
     import gc
     import signal
 
+    from gateway import memory_privacy
+    from gateway.settings.tree import PREFIX
+
+    memory_privacy.forbid_dumps()  # before a secret is read
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is a configuration to read again
     gc.disable()  # what start-up imports is all kept: looking for garbage in it costs 30 ms; the service enables it
-    loaded = _load_or_tell(args.env_file)
+    environ = memory_privacy.take_variables(PREFIX)
+    loaded = _load_or_tell(args.env_file, environ=environ)
     if loaded is None:
         return CONFIGURATION
     from gateway import service
 
-    return service.serve(loaded, args.env_file)
+    return service.serve(loaded, args.env_file, environ)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -140,12 +145,14 @@ def _config(args: argparse.Namespace) -> int:
     return OK
 
 
-def _load_or_tell(env_file: Path | None, out: Any = None) -> Loaded | None:
+def _load_or_tell(
+    env_file: Path | None, out: Any = None, *, environ: Mapping[str, str] = os.environ
+) -> Loaded | None:
     """The configuration; or None, when every problem has been printed."""
     from gateway.settings import SettingsError, load
 
     try:
-        return load(os.environ, env_file)
+        return load(environ, env_file)
     except SettingsError as exc:
         try:
             _tell(exc.problems, out or sys.stderr)

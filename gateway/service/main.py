@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,16 +30,19 @@ unhandled = exception_hooks.loop_handler(log_bug)
 _reader = ThreadPoolExecutor(1, "reload")  # its own: behind plugins that fill asyncio's, a reload would wait for ever
 
 
-def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
-    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process."""
+def serve(loaded: Loaded, env_file: Path | None = None, environ: Mapping[str, str] = os.environ) -> NoReturn:
+    """Run until SIGTERM or SIGINT, reading the configuration again on SIGHUP; then end the process.
+
+    environ: the environment that `loaded` was read from; a reload reads it again, with the files that it names.
+    """
     configure(loaded.settings.log.format, loaded.settings.log.level)
     exception_hooks.install(log_bug, log_python_warning)
-    event_loop.leave(_status(loaded, env_file))
+    event_loop.leave(_status(loaded, env_file, environ))
 
 
-def _status(loaded: Loaded, env_file: Path | None) -> int:
+def _status(loaded: Loaded, env_file: Path | None, environ: Mapping[str, str]) -> int:
     try:
-        event_loop.run(_run(loaded, env_file))
+        event_loop.run(_run(loaded, env_file, environ))
     except SettingsError as exc:
         log.error("service.failed", error=str(exc))
         return CONFIGURATION
@@ -52,7 +56,7 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
     return 0
 
 
-async def _run(loaded: Loaded, env_file: Path | None) -> None:
+async def _run(loaded: Loaded, env_file: Path | None, environ: Mapping[str, str]) -> None:
     here = asyncio.get_running_loop()
     here.set_exception_handler(unhandled)
     asked: asyncio.Future[str] = here.create_future()
@@ -69,7 +73,8 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         gc.collect()
         gc.freeze()  # what start-up made stays; no need to look at it again
         gc.enable()
-        reloading = log_task_failure(asyncio.create_task(_reload_when_told(service, env_file, told), name="reload"))
+        reloader = _reload_when_told(service, env_file, environ, told)
+        reloading = log_task_failure(asyncio.create_task(reloader, name="reload"))
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await asked
         reloading.cancel()
@@ -85,13 +90,15 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         log.error("service.abandoned", backends=backends, threads=threads)
 
 
-async def _reload_when_told(service: Service, env_file: Path | None, told: asyncio.Event) -> None:
+async def _reload_when_told(
+    service: Service, env_file: Path | None, environ: Mapping[str, str], told: asyncio.Event
+) -> None:
     while True:
         await told.wait()
         told.clear()
         systemd.reloading()
         try:
-            await reload(service, env_file)
+            await reload(service, env_file, environ)
         except BaseException as exc:  # a bug, ours or a plugin's: the old configuration serves on, and the next is read
             if is_own_cancellation(exc):
                 raise  # with no word to systemd, which has heard that we stop
@@ -100,10 +107,10 @@ async def _reload_when_told(service: Service, env_file: Path | None, told: async
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 
 
-async def reload(service: Service, env_file: Path | None) -> None:
+async def reload(service: Service, env_file: Path | None, environ: Mapping[str, str] = os.environ) -> None:
     """Read everything again; where anything is wrong with it, all stays as it is, but for keys that are gone."""
     try:
-        loaded = await asyncio.get_running_loop().run_in_executor(_reader, load, os.environ, env_file)
+        loaded = await asyncio.get_running_loop().run_in_executor(_reader, load, environ, env_file)
         waiting = await service.reload(loaded)
     except (SettingsError, TlsInvalid) as exc:
         problems = exc.problems if isinstance(exc, SettingsError) else [exc]

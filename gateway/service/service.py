@@ -36,6 +36,7 @@ from gateway.service.wiring import mqtt_door, policy_of, rules_of, tls_of
 from gateway.settings import Loaded, Settings
 from gateway.settings.live import waiting_for_restart
 from gateway.telemetry import flush, log, log_exceptions, log_task_failure, metrics
+from gateway.workers import SecretMask, secrets_in
 
 START_S = 5.0
 DRAIN_S = 30.0
@@ -65,8 +66,10 @@ class Service:
         )
         self.policy = policy_of(settings)
         self._services: dict[str, BackendServices] = {}
+        mask = SecretMask()
+        mask.add(secrets_in(settings))
         self.registry = Registry(
-            backends.values(), self._services_for, self.board, drain_s=lambda: self.settings.deadline_s
+            backends.values(), self._services_for, self.board, drain_s=lambda: self.settings.deadline_s, mask=mask
         )
         why_excluded = Eligibility(self.registry, self.board).why_unavailable
         self.lanes = Scheduler(self.board, self.policy, time.monotonic, why_excluded)

@@ -20,6 +20,7 @@ from gateway.admit.keys import may_administer
 from gateway.plugin import Backend, BackendSettings
 from gateway.plugin.errors import PLUGIN_EXCEPTIONS
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
+from gateway.registry.loader import runs_in_workers
 from gateway.settings.model import fill, groups_of, leaves_of
 from gateway.settings.problems import Problem, SettingsError, nearest
 from gateway.settings.secrets import with_secrets
@@ -247,6 +248,9 @@ class _BackendReader:
             self.origins[variable] = self._variables[variable].origin
         if cls is not None:
             settings = self._settings(cls.Settings)
+        if cls is not None and settings is not None and settings.environment and not runs_in_workers(cls, settings):
+            what = "has no effect: this backend runs in the process of the gateway, which inherits everything"
+            self.problems.append(Problem(f"{self._prefix}ENVIRONMENT", what, "set ISOLATION=process, or remove it"))
         return BackendConfig(name=self._name, plugin=plugin, cls=cls, settings=settings, broken=broken)
 
     def _check_name(self) -> None:

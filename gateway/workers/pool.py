@@ -37,6 +37,7 @@ from gateway.plugin.errors import PluginRaised
 from gateway.workers.codec import decode_error, decode_part, decode_result
 from gateway.workers.frames import End, ErrorFrame, FromWorker, PartFrame, Ready, ResultFrame, Start
 from gateway.workers.process import Process
+from gateway.workers.secret_mask import SecretMask, secrets_in
 
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 10.0
@@ -75,7 +76,8 @@ class WorkerBackend(Backend[BackendSettings]):
     """Runs `cls` in `slots` worker processes, with the same interface.
 
     `site`, `repeatable`, `kinds`, `models` and `tasks` are those of the backend; models and tasks are None until the
-    first worker is ready. drain_s: seconds that a cancelled task may take to end.
+    first worker is ready. drain_s: seconds that a cancelled task may take to end. mask: conceals secrets in what the
+    workers print and log; those of `settings` are added to it.
     """
 
     def __init__(
@@ -86,9 +88,12 @@ class WorkerBackend(Backend[BackendSettings]):
         *,
         slots: int,
         drain_s: Callable[[], float] = lambda: DRAIN_S,
+        mask: SecretMask | None = None,
     ) -> None:
         super().__init__(settings, services)
         self._start = Start(_import_path(cls), _to_builtins(settings), services.name)
+        self._mask = mask or SecretMask()
+        self._mask.add(secrets_in(settings))
         self._unopened = cls(settings, services)
         self.site, self.repeatable = self._unopened.site, self._unopened.repeatable
         self.kinds, self.models, self.tasks = self._unopened.kinds, None, None
@@ -139,7 +144,9 @@ class WorkerBackend(Backend[BackendSettings]):
             await asyncio.sleep(slot.retry_s)
             began = time.monotonic()
             try:
-                process = await Process.start(self._start, self.services.log, self.services.dispatch)
+                process = await Process.start(
+                    self._start, self.services.log, self.services.dispatch, self.settings.environment, self._mask
+                )
             except GatewayError as exc:
                 self._on_start_failed(slot, exc.message, exc.text if isinstance(exc, PluginRaised) else exc.detail)
                 continue
@@ -155,7 +162,7 @@ class WorkerBackend(Backend[BackendSettings]):
 
     def _on_start_failed(self, slot: Slot, error: str, detail: str) -> None:
         slot.failures, slot.error, slot.detail = slot.failures + 1, error, detail
-        message = f"{error}: {detail}" if detail else error
+        message = self._mask.conceal(f"{error}: {detail}" if detail else error)
         self.services.log.warning("worker.start_failed", error=message, retry_s=slot.retry_s)
         self._state_changed.set()
 
