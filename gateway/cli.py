@@ -145,9 +145,7 @@ def _config(args: argparse.Namespace) -> int:
     return OK
 
 
-def _load_or_tell(
-    env_file: Path | None, out: Any = None, *, environ: Mapping[str, str] = os.environ
-) -> Loaded | None:
+def _load_or_tell(env_file: Path | None, out: Any = None, *, environ: Mapping[str, str] = os.environ) -> Loaded | None:
     """The configuration; or None, when every problem has been printed."""
     from gateway.settings import SettingsError, load
 

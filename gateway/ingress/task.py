@@ -79,11 +79,15 @@ def has_own_limits(headers: Mapping[str, str], limits: RequestLimits) -> bool:
 def entry_points_of(path: str, target: str, topic: str | None) -> tuple[str, ...]:
     """The names of a request's entry point that an edge-only rule may contain: its path, and its MQTT topic.
 
-    A topic is matched as the client wrote it, and as it is routed: with `/v1`, without escapes and query. Otherwise an
-    escaped path would bypass the rule.
+    A topic is matched as the client wrote it, and as it is routed: with `/v1`, without escapes and query; and also
+    without the level before the path, which may be the client's name. Otherwise an escaped path, or a client's name,
+    would bypass the rule.
     """
     routed = unquote(path.partition("?")[0])
-    return (routed,) if topic is None else (routed, topic, topic.removesuffix(target) + routed)
+    if topic is None:
+        return (routed,)
+    ahead = topic.removesuffix(target)
+    return (routed, topic, ahead + routed, ahead.rpartition("/")[0] + routed)
 
 
 def _read_timeout_s(headers: Mapping[str, str]) -> float:

@@ -58,7 +58,9 @@ class Registry(Catalog):
         if config.cls is not None and cause is None:
             self.backend_by_package.setdefault(config.cls.__module__.partition(".")[0], config.name)
             try:
-                backend = build_backend(config.cls, settings, self._services_for(config.name), self._drain_s, self._mask)
+                backend = build_backend(
+                    config.cls, settings, self._services_for(config.name), self._drain_s, self._mask
+                )
             except BaseException as exc:  # synchronous, so every exception comes from the plugin
                 error, cause = public_error(exc), f"{type(exc).__name__}: {message_of(exc)}"
         return ManagedBackend(

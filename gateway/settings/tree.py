@@ -91,6 +91,14 @@ def _topic_level(value: str) -> str:
     return value
 
 
+def _topic_filter(value: str) -> str:
+    levels = value.split("/")
+    is_bad = any(len(level) > 1 and ("+" in level or "#" in level) for level in levels) or "#" in levels[:-1]
+    if not value or "\0" in value or value.startswith("$") or is_bad:
+        raise ValueError(f"{value!r} is not a topic filter; write filters such as answers/# or devices/+/answers")
+    return value
+
+
 ListenerField = Annotated[Listener, PlainValidator(_listener)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -149,6 +157,11 @@ class Mqtt(Group):
     key: str | None = setting(
         None,
         "the id of the API key whose rules apply to what comes by MQTT; needed where there are keys",
+    )
+    response_topics: tuple[Annotated[str, AfterValidator(_topic_filter)], ...] = setting(
+        ("#",),
+        "topic filters; a request on `PREFIX/req/v1/…` is answered only on topics that match one of them and are not "
+        "under the prefix. A request on `PREFIX/req/CLIENT/v1/…` is answered under `PREFIX/reply/CLIENT/` only",
     )
     telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
     ca_file: Path | None = setting(None, "mqtts: who may have signed the broker's certificate; unset: the system's")

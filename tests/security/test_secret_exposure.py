@@ -113,7 +113,8 @@ async def test_function_sees_no_secret_and_nothing_of_the_service_manager(folder
 
 
 @pytest.mark.parametrize(
-    "names", ["GATEWAY_BACKENDS__X__API_KEY", "gateway_*", "NOTIFY_SOCKET", "LISTEN_*", "A=B", "*", "CREDENTIALS_DIRECTORY"]
+    "names",
+    ["GATEWAY_BACKENDS__X__API_KEY", "gateway_*", "NOTIFY_SOCKET", "LISTEN_*", "A=B", "*", "CREDENTIALS_DIRECTORY"],
 )
 def test_worker_cannot_be_given_the_variables_of_the_gateway(names: str) -> None:
     prefix = "GATEWAY_BACKENDS__HERE__"
