@@ -164,7 +164,8 @@ class Process:
         """Run the worker program and wait until its backend is open.
 
         dispatch: serves the subtasks of the backend. environment: names of variables that the worker inherits.
-        mask: conceals secrets in what the worker prints and logs. Raises BackendUnavailable, or the error that the backend raised.
+        mask: conceals secrets in what the worker prints and logs. Raises BackendUnavailable, or the error that the
+        backend raised.
         """
         process = cls(log, start.backend, dispatch, worker_environment(environment), mask)
         await process._spawn()

@@ -1,4 +1,4 @@
-"""Secrets of the gateway are in no place where no function needs them: workers, other processes, core files, the log."""
+"""Workers, other processes of the user, core files and the log hold no secret of the gateway."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def readable(pid: int) -> set[str]:
 
 
 @needs("setpriv")
-async def test_memory_of_gateway_and_worker_is_unreadable_for_the_same_user(folder: Path) -> None:
+def test_memory_of_gateway_and_worker_is_unreadable_for_the_same_user(folder: Path) -> None:
     ordinary = [*UNPRIVILEGED, sys.executable, "-c", "print(flush=True); input()"]
     with subprocess.Popen(ordinary, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
@@ -152,9 +152,14 @@ async def test_memory_of_gateway_and_worker_is_unreadable_for_the_same_user(fold
         assert "environ" in readable(other.pid)  # the control
         other.kill()
     with gateway(folder, prefix=UNPRIVILEGED, **SECRETS) as served:
-        worker = (await call(served, "pid"))["result"]
+        worker = asyncio.run(call(served, "pid"))["result"]
         assert readable(served.process.pid) == set()
         assert readable(worker) == set()
+
+
+def core_limits(pid: int) -> list[str]:
+    (limit,) = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core" in line]
+    return limit.split()[4:6]
 
 
 async def test_crash_of_gateway_or_worker_leaves_no_core_file(folder: Path) -> None:
@@ -163,9 +168,7 @@ async def test_crash_of_gateway_or_worker_leaves_no_core_file(folder: Path) -> N
     try:
         with gateway(folder) as served:
             worker = (await call(served, "pid"))["result"]
-            for pid in (served.process.pid, worker):
-                (limit,) = [line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core" in line]
-                assert limit.split()[4:6] == ["0", "0"]
+            assert core_limits(served.process.pid) == core_limits(worker) == ["0", "0"]
             os.kill(worker, signal.SIGABRT)
             await wait_until(lambda: served.lines("worker.died"))
             served.process.send_signal(signal.SIGABRT)

@@ -60,7 +60,8 @@ def gateway(
 ) -> Iterator[Gateway]:
     """Run a serving process.
 
-    `listener` is passed as systemd does. log_to: its standard error; by default a file. prefix: the program that runs it.
+    `listener` is passed as systemd does. log_to: its standard error; by default a file. prefix: the program that
+    runs it.
     """
     port = free_port()
     (folder / "jobs.py").write_text(JOBS)

@@ -19,7 +19,7 @@ from gateway.ingress.mqtt.messages import Message
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import PASSWORDS, Broker, running_broker
 from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
-from support.mqtt_clients import ANSWERS, Device, device, run, streamed
+from support.mqtt_clients import Device, device, run, streamed
 from support.programs import needs
 
 pytestmark = needs("mosquitto", "mosquitto_passwd")
