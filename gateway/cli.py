@@ -122,7 +122,20 @@ def _check(args: argparse.Namespace) -> int:
         return CONFIGURATION
     for line in _backend_table(loaded):
         print(line)
+    if args.env_file is not None:
+        _warn_of_exposed_secrets(loaded, args.env_file)
     return OK
+
+
+def _warn_of_exposed_secrets(loaded: Loaded, env_file: Path) -> None:
+    from gateway.settings.report import exposed_secrets
+
+    if exposed := exposed_secrets(loaded, env_file):
+        print(
+            f"edge-gateway: warning: every user of this machine can read {env_file}, which holds secrets "
+            f"({', '.join(exposed)}). Fix: chmod o-r {env_file}, or keep each in a file of its own, named by X_FILE",
+            file=sys.stderr,
+        )
 
 
 def _backend_table(loaded: Loaded) -> Iterator[str]:

@@ -7,6 +7,7 @@ be imported is no error here: its backend is left out by name while the others s
 
 from __future__ import annotations
 
+import grp
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from gateway.plugin import Backend, BackendSettings
 from gateway.plugin.errors import PLUGIN_EXCEPTIONS
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
 from gateway.registry.loader import runs_in_workers
+from gateway.settings.listeners import UnixListener
 from gateway.settings.model import fill, groups_of, leaves_of
 from gateway.settings.problems import Problem, SettingsError, nearest
 from gateway.settings.secrets import with_secrets
@@ -142,6 +144,7 @@ def _across(
             f"{settings.admin_listen} can be reached from other machines, and no key that has not expired has `admin`",
             f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or make such a key and set {PREFIX}KEYS_FILE",
         )
+    yield from _socket_group(settings)
     yield from _twice(settings)
     if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in told:
         yield from _mqtt(settings, keys)
@@ -149,6 +152,19 @@ def _across(
     for name, backend in settings.policy.routes.items():
         if backend not in backends:
             yield _no_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
+
+
+def _socket_group(settings: Settings) -> Iterator[Problem]:
+    variable, group = f"{PREFIX}SOCKET_GROUP", settings.socket_group
+    if group is None:
+        return
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        yield Problem(variable, f"names {group!r}, and there is no such group", "`getent group` lists the groups")
+    if not any(isinstance(listener, UnixListener) for listener in (*settings.listen, settings.admin_listen)):
+        fix = "listen on unix:/path, or remove it; for systemd's sockets set SocketGroup= in edge-gateway.socket"
+        yield Problem(variable, "has no effect: no listener is a Unix socket", fix)
 
 
 def _tls(tls: Tls) -> Iterator[Problem]:

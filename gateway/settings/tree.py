@@ -135,7 +135,7 @@ class Policy(Group):
         (),
         "models, tasks, paths and MQTT topics whose data never leaves the site, whatever a request says; in capitals "
         "or not, with `*` at the end for any rest. A path holds by MQTT, too; `auto` stays where a model that it may "
-        "become does, and what a hybrid offers where the name it stands for does",
+        "become does, and an alias, or what a hybrid offers, where the name it stands for does",
     )
     probe_s: Seconds = setting(1.0, "pause between looks at an idle backend; backs off to 60", unit="s")
 
@@ -219,6 +219,9 @@ class Settings(BaseSettings):
     admin_listen: ListenerField = setting(
         TcpListener("127.0.0.1", 8081),
         "admin listener: `host:port`, `[v6]:port`, `unix:/path`; where others can reach it, for keys that have `admin`",
+    )
+    socket_group: str | None = setting(
+        None, "group whose members may connect to Unix sockets (mode 0660); unset: only the gateway's user (0600)"
     )
     deadline_s: Seconds = setting(300.0, "whole request, where the answer is not a stream", unit="s")
     first_byte_s: Seconds = setting(60.0, "streams: until the first content", unit="s")
