@@ -88,14 +88,19 @@ def _serve(args: argparse.Namespace) -> int:
     import gc
     import signal
 
+    from gateway import memory_privacy
+    from gateway.settings.tree import PREFIX
+
+    memory_privacy.forbid_dumps()  # before a secret is read
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until the configuration is loaded
     gc.disable()  # imports create no garbage, and collections among them cost 30 ms; the service enables it
-    loaded = _load_or_print_problems(args.env_file)
+    environ = memory_privacy.take_variables(PREFIX)
+    loaded = _load_or_print_problems(args.env_file, environ=environ)
     if loaded is None:
         return CONFIGURATION
     from gateway import service
 
-    return service.serve(loaded, args.env_file)
+    return service.serve(loaded, args.env_file, environ)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -117,7 +122,20 @@ def _check(args: argparse.Namespace) -> int:
         return CONFIGURATION
     for line in _backend_table(loaded):
         print(line)
+    if args.env_file is not None:
+        _warn_of_exposed_secrets(loaded, args.env_file)
     return OK
+
+
+def _warn_of_exposed_secrets(loaded: Loaded, env_file: Path) -> None:
+    from gateway.settings.report import exposed_secrets
+
+    if exposed := exposed_secrets(loaded, env_file):
+        print(
+            f"edge-gateway: warning: every user of this machine can read {env_file}, which holds secrets "
+            f"({', '.join(exposed)}). Fix: chmod o-r {env_file}, or keep each in a file of its own, named by X_FILE",
+            file=sys.stderr,
+        )
 
 
 def _backend_table(loaded: Loaded) -> Iterator[str]:
@@ -140,12 +158,14 @@ def _config(args: argparse.Namespace) -> int:
     return OK
 
 
-def _load_or_print_problems(env_file: Path | None, out: Any = None) -> Loaded | None:
+def _load_or_print_problems(
+    env_file: Path | None, out: Any = None, *, environ: Mapping[str, str] = os.environ
+) -> Loaded | None:
     """The configuration; None after printing every problem."""
     from gateway.settings import SettingsError, load
 
     try:
-        return load(os.environ, env_file)
+        return load(environ, env_file)
     except SettingsError as exc:
         try:
             _print_problems(exc.problems, out or sys.stderr)

@@ -25,6 +25,7 @@ LAYERS = {
     "__init__": -1,  # imported by every module, so it imports none of ours
     "plugin": 0,
     "exception_hooks": 0,
+    "memory_privacy": 0,
     "tls": 0,
     "telemetry": 1,
     "timing": 2,

@@ -20,10 +20,14 @@ BUSY_RETRY_S = 1.0
 
 @dataclass(slots=True)
 class _Usage:
-    """Usage of a key. due: the theoretical arrival time, monotonic seconds. active: requests in progress."""
+    """Usage of a key. due: the theoretical arrival time, monotonic seconds. active: requests in progress.
+
+    has_refused: whether a request was refused because of these, since the last one ended.
+    """
 
     due: float = 0.0
     active: int = 0
+    has_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +59,15 @@ class Caller:
         return limit if own is None else min(limit, own)
 
     def release(self) -> None:
-        """Count out a request that has ended."""
+        """Count out a request that has ended, and whose work has stopped."""
         if self.key is not None:
             self._usage.active -= 1
+            self._usage.has_refused = False
+
+    @property
+    def has_refused(self) -> bool:
+        """Whether a request was refused because those in progress use up the concurrency of the key."""
+        return self._usage.has_refused
 
 
 ANONYMOUS = Caller()
@@ -144,7 +154,11 @@ class Gate:
         if key is None:
             return
         if key.concurrency is not None and usage.active >= key.concurrency:
-            raise _rate_limited(f"the key {caller.id} may have {key.concurrency} requests open at once", BUSY_RETRY_S)
+            usage.has_refused = True
+            message = (
+                f"the key {caller.id} may have {key.concurrency} requests open at once, cancelled ones that still run"
+            )
+            raise _rate_limited(f"{message} included", BUSY_RETRY_S)
         self._check_rate(caller.id, key, usage)
         usage.active += 1
 

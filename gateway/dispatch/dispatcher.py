@@ -6,8 +6,10 @@ import asyncio
 import time
 from functools import partial
 
+from gateway.admit import Caller
 from gateway.dispatch.attempt import Attempt
 from gateway.dispatch.attempt_group import Answer, AttemptGroup
+from gateway.dispatch.drains import DrainMonitor
 from gateway.dispatch.leaks import LeakDetector
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.response_spec import ResponseSpec
@@ -42,6 +44,7 @@ class Dispatcher:
         self._budget = RetryBudget()
         self._attempts: dict[asyncio.Task[None], Attempt] = {}
         self._leaks = LeakDetector()
+        self._drains = DrainMonitor(self._attempts, scheduler)
 
     async def dispatch(
         self, task: Task, watch: Watch, record: RequestRecord, expected: ResponseSpec | None = None
@@ -179,11 +182,19 @@ class Dispatcher:
         task = asyncio.create_task(attempt.run(self.registry.members, self.planner.locality))
         self._attempts[task] = attempt
         task.add_done_callback(self._attempts.pop)
+        if attempt.task.parent_id is not None:
+            self._drains.add_subtask(task, attempt.task.parent_id)
         return task
+
+    def release(self, caller: Caller, request_id: str) -> None:
+        """Count a request that has ended out for its key, as soon as its attempts have freed their slots."""
+        self._drains.release(caller, request_id)
 
     def look_for_leaks(self) -> None:
         """Find attempts that still run after their cancellation; call it regularly."""
-        self._leaks.check(self._attempts, self.registry.members, time.monotonic())
+        now = time.monotonic()
+        self._leaks.check(self._attempts, self.registry.members, now)
+        self._drains.check(self.registry.members, now)
 
     def attempt_at(self, task_id: str) -> Attempt | None:
         """Return the running attempt at the task with this id."""

@@ -88,12 +88,13 @@ class Locality:
         return bool(self._scheduler.policy.edge_only)
 
     def is_edge_only(self, kind: Kind, name: str, places: Iterable[str] = ()) -> bool:
-        """Whether the rules keep `name`, a name it may resolve to, or one of `places` on the site."""
+        """Whether the rules keep `name`, what it may resolve to or is an alias of, or one of `places` on the site."""
         if not self.has_rules:
             return False
         is_auto = name.rpartition("/")[2] == AUTO  # pinned or not
-        names = (name, *self._registry.auto_models_off_site(kind)) if is_auto else (name,)
-        return is_edge_only(self._scheduler.policy.edge_only, names, places)
+        resolved = list(self._registry.auto_models_off_site(kind)) if is_auto else [name]
+        aliased = {own for each in resolved for own in self._registry.aliased_names(kind, each)}
+        return is_edge_only(self._scheduler.policy.edge_only, {name, *resolved, *aliased}, places)
 
     def with_locality(self, task: Task) -> Task:
         """Return the task with `may_leave` turned off where a rule keeps it on the site."""

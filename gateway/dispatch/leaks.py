@@ -1,7 +1,7 @@
 """Counts leaked attempts: cancelled, but still running. Each holds a slot, and whatever its plugin holds.
 
-A plugin in the gateway's loop has LEAKED_S to end after its cancellation. A plugin in a worker process computes until
-its deadline, or for `drain_s`, and then its process is killed; it counts as leaked only after that.
+A plugin in the gateway's loop has LEAKED_S to end after its cancellation. A plugin in a worker process may compute for
+`drain_s`, and then its process is killed; it counts as leaked only after that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LeakDetector:
         self._logged &= self._cancelled_at.keys()
         for task, since in self._cancelled_at.items():
             backend = attempts[task].member
-            if backend is not None and now >= _must_end_at(attempts[task], backend, since) + LEAKED_S:
+            if backend is not None and now >= since + backend.drain_s + LEAKED_S:
                 found[id(backend)] += 1
                 self._log_once(task, attempts[task], backend.name)
         for name, backend in backends.items():
@@ -49,8 +49,3 @@ class LeakDetector:
             stack = task.get_stack(limit=1)
             where = f"{stack[-1].f_code.co_filename}:{stack[-1].f_lineno}" if stack else None
             log.error("dispatch.leaked", request_id=attempt.task.id, backend=backend, where=where)
-
-
-def _must_end_at(attempt: Attempt, backend: ManagedBackend, cancelled_at: float) -> float:
-    """Return the instant by which the backend should have ended the attempt."""
-    return max(cancelled_at, min(attempt.task.parts_deadline, cancelled_at + backend.drain_s))

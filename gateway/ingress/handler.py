@@ -128,9 +128,10 @@ class _RequestCycle:
             self.record.outcome, self.record.error, self.record.reason = "failed", STOPPED, "unavailable"
 
     def close(self) -> None:
-        self.caller.release()
         if self.answer is not None:
             self.answer.close()
+        if self.caller.key is not None:
+            self.handler.dispatcher.release(self.caller, self.record.request_id)
 
     async def run(self) -> None:
         try:

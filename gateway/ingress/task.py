@@ -79,14 +79,16 @@ def has_own_limits(headers: Mapping[str, str], limits: RequestLimits) -> bool:
 def entry_points_of(path: str, target: str, topic: str | None) -> tuple[str, ...]:
     """The names of a request's entry point that an edge-only rule may contain: its path, and its MQTT topic.
 
-    A topic is matched as the client wrote it, and as it is routed: with and without `/v1`, without escapes and query.
-    Otherwise an escaped path would bypass the rule.
+    A topic is matched as the client wrote it, and as it is routed: with and without `/v1`, without escapes and query;
+    and also without the level before the path, which may be the client's name. Otherwise an escaped path, or a client's
+    name, would bypass the rule.
     """
     routed = unquote(path.partition("?")[0])
     if topic is None:
         return (routed,)
     before = topic.removesuffix(target)
-    return (routed, topic, before + routed, before + routed.removeprefix("/v1"))
+    without_client = before.rpartition("/")[0]
+    return (routed, topic, before + routed, before + routed.removeprefix("/v1"), without_client + routed)
 
 
 def _read_timeout_s(headers: Mapping[str, str]) -> float:

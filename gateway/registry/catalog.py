@@ -79,6 +79,13 @@ class Catalog:
             param=None if kind == "task" else "model",
         )
 
+    def aliased_names(self, kind: Kind, name: str) -> set[str]:
+        """The backends' own names for `name`, pinned or not."""
+        pin, _, rest = name.partition("/")
+        requested = {name, rest} if kind != "task" and pin in self.members else {name}
+        found = {member.own_name(kind, each) for member in self.members.values() for each in requested}
+        return {own for own in found if own}
+
     def auto_models_off_site(self, kind: Kind) -> Iterator[str]:
         """The clients' names of the models that `auto` may select at a backend that is not on this site."""
         for managed in self.members.values():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.plugin import Backend, BackendSettings, Services
-from gateway.workers import WorkerBackend
+from gateway.workers import SecretMask, WorkerBackend
 
 ENTRY_POINT_GROUP = "gateway.backends"
 MAX_FILES = 1000  # of a folder that a setting names
@@ -88,13 +88,22 @@ def _file_state(path: Path) -> object:
 
 
 def build_backend(
-    cls: type[Backend[Any]], settings: BackendSettings, services: Services, drain_s: Callable[[], float]
+    cls: type[Backend[Any]],
+    settings: BackendSettings,
+    services: Services,
+    drain_s: Callable[[], float],
+    mask: SecretMask,
 ) -> Backend[Any]:
     """The backend, not yet opened; in worker processes if its class or the operator's settings ask for that.
 
-    drain_s: seconds a cancelled task has to end before its worker process is killed.
+    drain_s: seconds a cancelled task has to end before its worker process is killed. mask: conceals secrets in what
+    workers print.
     """
-    isolation = settings.isolation or cls.isolation
-    if isolation == "process":
-        return WorkerBackend(cls, settings, services, slots=settings.slots or cls.slots, drain_s=drain_s)
+    if runs_in_workers(cls, settings):
+        return WorkerBackend(cls, settings, services, slots=settings.slots or cls.slots, drain_s=drain_s, mask=mask)
     return cls(settings, services)
+
+
+def runs_in_workers(cls: type[Backend[Any]], settings: BackendSettings) -> bool:
+    """Whether the backend runs in worker processes."""
+    return (settings.isolation or cls.isolation) == "process"

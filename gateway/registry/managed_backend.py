@@ -139,6 +139,11 @@ class ManagedBackend:
         """Seconds a cancelled task has to end before its worker process is killed; 0 without worker processes."""
         return self.backend.drain_s() if isinstance(self.backend, WorkerBackend) else 0.0
 
+    def end_cancelled(self, task_id: str) -> None:
+        """Replace the worker process that still computes this cancelled task, if there is one."""
+        if isinstance(self.backend, WorkerBackend):
+            self.backend.end_cancelled(task_id)
+
     @property
     def slots(self) -> int:
         """How many tasks it runs at once."""

@@ -19,14 +19,15 @@ from gateway.registry.loader import BackendConfig, build_backend, fingerprint
 from gateway.registry.managed_backend import ManagedBackend, public_error
 from gateway.registry.reload import BackendReloader, BackendResources
 from gateway.telemetry import log, log_exceptions
-from gateway.workers import DRAIN_S
+from gateway.workers import DRAIN_S, SecretMask, secrets_in
 
 
 class Registry(Catalog):
     """All configured backends, from their configuration until they are closed.
 
     drain_s: seconds a cancelled task has to end before its worker process is killed. clock: returns monotonic seconds.
-    backend_by_package: the backend that uses each plugin package.
+    backend_by_package: the backend that uses each plugin package. mask: the secrets that worker output must not show;
+    those of all backends are added.
     """
 
     def __init__(
@@ -37,12 +38,16 @@ class Registry(Catalog):
         *,
         drain_s: Callable[[], float] = lambda: DRAIN_S,
         clock: Callable[[], float] = time.monotonic,
+        mask: SecretMask | None = None,
     ) -> None:
         super().__init__()
+        self._mask = mask or SecretMask()
         self._lifecycle = BackendLifecycle(measurements, clock)
         self._clock, self._services_for, self._drain_s = clock, services_for, drain_s
         self.backend_by_package: dict[str, str] = {}
         self._reloader = BackendReloader(self.members, self._lifecycle, self._make)
+        configs = list(configs)
+        self._mask.add(secrets_in([config.settings for config in configs]))
         for config in configs:
             self.members[config.name] = self._make(config)
 
@@ -53,7 +58,9 @@ class Registry(Catalog):
         if config.cls is not None and cause is None:
             self.backend_by_package.setdefault(config.cls.__module__.partition(".")[0], config.name)
             try:
-                backend = build_backend(config.cls, settings, self._services_for(config.name), self._drain_s)
+                backend = build_backend(
+                    config.cls, settings, self._services_for(config.name), self._drain_s, self._mask
+                )
             except BaseException as exc:  # synchronous, so every exception comes from the plugin
                 error, cause = public_error(exc), f"{type(exc).__name__}: {message_of(exc)}"
         return ManagedBackend(
@@ -95,6 +102,7 @@ class Registry(Catalog):
 
     def reload(self, configs: Mapping[str, BackendConfig], resources: BackendResources) -> None:
         """Replace the set of backends, in the background. Unchanged backends continue; see `wait_reloaded`."""
+        self._mask.add(secrets_in([config.settings for config in configs.values()]))
         for name in {**self.members, **configs}:
             with log_exceptions(f"changing backend {name}"):
                 self._reloader.apply(name, configs.get(name), resources)

@@ -61,8 +61,9 @@ class Listeners:
         passed = systemd.passed_sockets()
         self._is_activated = bool(passed)
         refuse_unauthenticated_public(passed, settings)
-        self._sockets = passed or [bind(listener, "GATEWAY_LISTEN") for listener in settings.listen]
-        admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN")
+        group = settings.socket_group
+        self._sockets = passed or [bind(listener, "GATEWAY_LISTEN", group) for listener in settings.listen]
+        admin = bind(settings.admin_listen, "GATEWAY_ADMIN_LISTEN", group)
         own = [admin] if passed else [*self._sockets, admin]
         self._files = [file for sock in own if (file := socket_file_of(sock)) is not None]
         self.bound, self.admin_bound = [name_of(sock) for sock in self._sockets], [name_of(admin)]

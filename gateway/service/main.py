@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,16 +31,19 @@ on_unhandled_exception = exception_hooks.loop_handler(log_bug)
 _reload_executor = ThreadPoolExecutor(1, "reload")
 
 
-def serve(loaded: Loaded, env_file: Path | None = None) -> NoReturn:
-    """Run until SIGTERM or SIGINT, reload the configuration on SIGHUP, then end the process."""
+def serve(loaded: Loaded, env_file: Path | None = None, environ: Mapping[str, str] = os.environ) -> NoReturn:
+    """Run until SIGTERM or SIGINT, reload the configuration on SIGHUP, then end the process.
+
+    environ: the environment that `loaded` was read from; a reload reads it again, with the files that it names.
+    """
     configure(loaded.settings.log.format, loaded.settings.log.level)
     exception_hooks.install(log_bug, log_python_warning)
-    shutdown.exit_process(_status(loaded, env_file))
+    shutdown.exit_process(_status(loaded, env_file, environ))
 
 
-def _status(loaded: Loaded, env_file: Path | None) -> int:
+def _status(loaded: Loaded, env_file: Path | None, environ: Mapping[str, str]) -> int:
     try:
-        event_loop.run(_run(loaded, env_file))
+        event_loop.run(_run(loaded, env_file, environ))
     except SettingsError as exc:
         log.error("service.failed", error=str(exc))
         return CONFIGURATION
@@ -53,7 +57,7 @@ def _status(loaded: Loaded, env_file: Path | None) -> int:
     return 0
 
 
-async def _run(loaded: Loaded, env_file: Path | None) -> None:
+async def _run(loaded: Loaded, env_file: Path | None, environ: Mapping[str, str]) -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(on_unhandled_exception)
     stop_signal: asyncio.Future[str] = loop.create_future()
@@ -70,7 +74,8 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         gc.collect()
         gc.freeze()  # objects made by the start live as long as the process: later collections need not visit them
         gc.enable()
-        reloading = asyncio.create_task(_reload_on_signal(service, env_file, reload_requested), name="reload")
+        reloader = _reload_on_signal(service, env_file, environ, reload_requested)
+        reloading = asyncio.create_task(reloader, name="reload")
         log_task_failure(reloading)
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
         await stop_signal
@@ -88,13 +93,15 @@ async def _run(loaded: Loaded, env_file: Path | None) -> None:
         log.error("service.abandoned", backends=backends, threads=threads)
 
 
-async def _reload_on_signal(service: Service, env_file: Path | None, requested: asyncio.Event) -> None:
+async def _reload_on_signal(
+    service: Service, env_file: Path | None, environ: Mapping[str, str], requested: asyncio.Event
+) -> None:
     while True:
         await requested.wait()
         requested.clear()
         systemd.notify_reloading()
         try:
-            await reload(service, env_file)
+            await reload(service, env_file, environ)
         except BaseException as exc:  # a bug, ours or a plugin's: keep the old configuration
             if is_own_cancellation(exc):
                 raise  # without READY=1: systemd has received STOPPING=1
@@ -103,10 +110,10 @@ async def _reload_on_signal(service: Service, env_file: Path | None, requested: 
         systemd.notify("READY=1", f"STATUS=serving on {', '.join(service.bound)}")
 
 
-async def reload(service: Service, env_file: Path | None) -> None:
+async def reload(service: Service, env_file: Path | None, environ: Mapping[str, str] = os.environ) -> None:
     """Read the configuration again and apply it; if any of it is invalid, apply nothing but revoked keys."""
     try:
-        loaded = await asyncio.get_running_loop().run_in_executor(_reload_executor, load, os.environ, env_file)
+        loaded = await asyncio.get_running_loop().run_in_executor(_reload_executor, load, environ, env_file)
         waiting = await service.reload(loaded)
     except (SettingsError, TlsInvalid) as exc:
         problems = exc.problems if isinstance(exc, SettingsError) else [exc]

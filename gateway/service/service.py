@@ -38,6 +38,7 @@ from gateway.service.wiring import mqtt_transport, policy_of, request_limits_of,
 from gateway.settings import Loaded, Settings
 from gateway.settings.load import waiting_for_restart
 from gateway.telemetry import flush, log, log_exceptions, log_task_failure, metrics
+from gateway.workers import SecretMask, secrets_in
 
 START_S = 5.0
 DRAIN_S = 30.0
@@ -67,8 +68,14 @@ class Service:
         )
         self.policy = policy_of(settings)
         self._services: dict[str, BackendServices] = {}
+        mask = SecretMask()
+        mask.add(secrets_in(settings))
         self.registry = Registry(
-            backends.values(), self._create_services, self.measurements, drain_s=lambda: self.settings.deadline_s
+            backends.values(),
+            self._create_services,
+            self.measurements,
+            drain_s=lambda: self.settings.deadline_s,
+            mask=mask,
         )
         why_excluded = Eligibility(self.registry, self.measurements).why_unavailable
         self.scheduler = Scheduler(self.measurements, self.policy, time.monotonic, why_excluded)

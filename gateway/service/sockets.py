@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import socket
 import stat
@@ -13,23 +14,28 @@ from pathlib import Path
 from gateway.ingress.http.listener import BACKLOG
 from gateway.settings import Listener, Problem, Settings, SettingsError, UnixListener, parse_listener
 
+UNIX_MODE, UNIX_GROUP_MODE = 0o600, 0o660
 
-def bind(listener: Listener, variable: str) -> socket.socket:
-    """Bind a listening socket. variable: the setting, which the message of a raised OSError names."""
+
+def bind(listener: Listener, variable: str, group: str | None = None) -> socket.socket:
+    """Bind a listening socket. variable: the setting, which the message of a raised OSError names.
+
+    group: the group that may connect to a Unix socket beside the gateway's own user.
+    """
     try:
-        return _bind(listener)
+        return _bind(listener, group)
     except OSError as exc:
         raise OSError(
             f"{variable}: cannot listen on {listener}: {exc.strerror}; choose another with {variable}"
         ) from exc
 
 
-def _bind(listener: Listener) -> socket.socket:
+def _bind(listener: Listener, group: str | None) -> socket.socket:
     if isinstance(listener, UnixListener):
         _remove_stale(listener.path)
         sock = socket.socket(socket.AF_UNIX)
         try:
-            sock.bind(listener.path)
+            _bind_private(sock, listener.path, group)
         except OSError:
             sock.close()
             raise
@@ -38,6 +44,33 @@ def _bind(listener: Listener) -> socket.socket:
         sock = socket.create_server((listener.host, listener.port), family=family, backlog=BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+def _bind_private(sock: socket.socket, path: str, group: str | None) -> None:
+    """Bind a Unix socket to which only the gateway's user, and then the group, can connect.
+
+    Linux takes the mode of the file from that of the unbound socket (unix(7), fchmod before bind) and the umask. The
+    umask alone would belong to all threads.
+    """
+    group_id = None if group is None else _group_id(group)
+    os.fchmod(sock.fileno(), UNIX_MODE)
+    sock.bind(path)
+    if group_id is None:
+        os.chmod(path, UNIX_MODE)  # a umask may have taken the owner's rights
+        return
+    try:
+        os.chown(path, -1, group_id, follow_symlinks=False)
+        os.chmod(path, UNIX_GROUP_MODE)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise OSError(errno.EINVAL, f"GATEWAY_SOCKET_GROUP names {name!r}; no group has this name") from None
 
 
 def refuse_tls_removal(listening: Sequence[socket.socket], before: Settings, after: Settings) -> None:

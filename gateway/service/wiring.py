@@ -35,7 +35,12 @@ def mqtt_transport(handler: RequestHandler, settings: Mqtt) -> MqttTransport | N
     password = None if settings.password is None else settings.password.get_secret_value()
     host, port = settings.url.host, settings.url.port
     broker = Broker(host=host, port=port, username=settings.username, password=password, tls=tls)
-    topics = Topics(prefix=settings.prefix, group=settings.group, host=socket.gethostname())
+    topics = Topics(
+        prefix=settings.prefix,
+        group=settings.group,
+        host=socket.gethostname(),
+        response_topics=settings.response_topics,
+    )
     is_trusted = settings.username is not None or settings.cert_file is not None or settings.url.is_local
     return MqttTransport(
         handler, broker, topics, telemetry_s=settings.telemetry_s, is_trusted=is_trusted, key_id=settings.key

@@ -7,6 +7,7 @@ fail the configuration: its backend is excluded, and the others serve.
 
 from __future__ import annotations
 
+import grp
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,10 @@ from gateway.admit.keys import may_administer
 from gateway.plugin import Backend, BackendSettings
 from gateway.plugin.errors import PLUGIN_EXCEPTIONS
 from gateway.registry import BackendConfig, PluginBroken, PluginMissing, find_plugin, installed_plugins
+from gateway.registry.loader import runs_in_workers
 from gateway.settings.messages import Problem, SettingsError, nearest
 from gateway.settings.model import Leaf, fill, groups_of, leaves_of
+from gateway.settings.network_addresses import UnixListener
 from gateway.settings.secrets import with_secrets
 from gateway.settings.tree import PREFIX, Settings, Tls
 from gateway.settings.variables import BACKENDS, Variable, Variables, read_variables
@@ -142,6 +145,7 @@ def _cross_checks(
             f"listen on 127.0.0.1:8081, [::1]:8081 or unix:/path, or create a key with --admin and set "
             f"{PREFIX}KEYS_FILE",
         )
+    yield from _socket_group(settings)
     yield from _duplicate_listeners(settings)
     if settings.mqtt.url is not None and f"{PREFIX}KEYS_FILE" not in reported:
         yield from _mqtt(settings, keys)
@@ -149,6 +153,19 @@ def _cross_checks(
     for name, backend in settings.policy.routes.items():
         if backend not in backends:
             yield _unknown_backend(f"{PREFIX}POLICY__ROUTES", f"sends {name!r} to", backend, backends)
+
+
+def _socket_group(settings: Settings) -> Iterator[Problem]:
+    variable, group = f"{PREFIX}SOCKET_GROUP", settings.socket_group
+    if group is None:
+        return
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        yield Problem(variable, f"names {group!r}, and there is no such group", "`getent group` lists the groups")
+    if not any(isinstance(listener, UnixListener) for listener in (*settings.listen, settings.admin_listen)):
+        fix = "listen on unix:/path, or remove it; for systemd's sockets set SocketGroup= in edge-gateway.socket"
+        yield Problem(variable, "has no effect: no listener is a Unix socket", fix)
 
 
 def _tls(tls: Tls) -> Iterator[Problem]:
@@ -252,6 +269,9 @@ class _BackendReader:
             self.origins[variable] = self._variables[variable].origin
         if cls is not None:
             settings = self._settings(cls.Settings)
+        if cls is not None and settings is not None and settings.environment and not runs_in_workers(cls, settings):
+            what = "has no effect: this backend runs in the process of the gateway, which inherits everything"
+            self.problems.append(Problem(f"{self._prefix}ENVIRONMENT", what, "set ISOLATION=process, or remove it"))
         return BackendConfig(name=self._name, plugin=plugin, cls=cls, settings=settings, broken=broken)
 
     def _check_name(self) -> None:

@@ -5,8 +5,10 @@ Both are made from the settings tree and the installed plugins, and neither show
 
 from __future__ import annotations
 
+import stat
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,7 +16,7 @@ from pydantic import BaseModel
 from gateway.plugin import Backend, BackendSettings
 from gateway.settings.load import Loaded
 from gateway.settings.messages import REDACTED, quote, redact_urls, render
-from gateway.settings.model import Leaf, leaves_of
+from gateway.settings.model import Leaf, leaves_of, mentions_secret
 from gateway.settings.tree import PREFIX, Settings
 from gateway.settings.variables import BACKENDS
 
@@ -45,6 +47,18 @@ def show_settings(loaded: Loaded) -> Iterator[str]:
     width = min(60, max(len(setting) for setting, _ in rows))
     for setting, origin in rows:
         yield f"{setting:<{width}}  # {origin}"
+
+
+def exposed_secrets(loaded: Loaded, env_file: Path) -> list[str]:
+    """The secrets that `env_file` holds, if every user of this machine may read it."""
+    if not env_file.stat().st_mode & stat.S_IROTH:
+        return []
+    leaves = list(leaves_of(Settings, PREFIX))
+    for name, backend in loaded.backends.items():
+        if backend.settings is not None:
+            leaves += leaves_of(type(backend.settings), f"{BACKENDS}__{name.upper()}__")
+    secrets = [leaf.variable for leaf in leaves if mentions_secret(leaf.field.annotation)]
+    return sorted(name for name in secrets if loaded.origins.get(name, "").startswith(f"{env_file}, line "))
 
 
 def _rows(

@@ -92,6 +92,14 @@ def _topic_level(value: str) -> str:
     return value
 
 
+def _topic_filter(value: str) -> str:
+    levels = value.split("/")
+    is_bad = any(len(level) > 1 and ("+" in level or "#" in level) for level in levels) or "#" in levels[:-1]
+    if not value or "\0" in value or value.startswith("$") or is_bad:
+        raise ValueError(f"{value!r} is not a topic filter; write filters such as answers/# or devices/+/answers")
+    return value
+
+
 ListenerField = Annotated[Listener, PlainValidator(_listener)]
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -138,7 +146,7 @@ class Policy(Group):
         "models, tasks, paths and MQTT topics that only backends on the site may serve, regardless of request headers; "
         "with `*` at the end for any rest. Case, escapes, invisible characters, `/v1`, a final slash and `:latest` "
         "make no difference. A path applies to the paths below it, and to MQTT as well. `auto` is edge-only if a model "
-        "that it may select is; a name of a hybrid backend is edge-only if the name it stands for is",
+        "that it may select is; an alias, or a name of a hybrid backend, is edge-only if the name it stands for is",
     )
     probe_s: Seconds = setting(1.0, "pause between probes of an idle backend; doubles up to 60", unit="s")
 
@@ -160,6 +168,11 @@ class Mqtt(Group):
     key: str | None = setting(
         None,
         "name of the API key with the rules for requests by MQTT; required if API keys are used",
+    )
+    response_topics: tuple[Annotated[str, AfterValidator(_topic_filter)], ...] = setting(
+        ("#",),
+        "topic filters; a request on `PREFIX/req/v1/…` is answered only on topics that match one of them and are not "
+        "under the prefix. A request on `PREFIX/req/CLIENT/v1/…` is answered under `PREFIX/reply/CLIENT/` only",
     )
     telemetry_s: Seconds = setting(30.0, "pause between two messages on the telemetry topic", unit="s")
     ca_file: Path | None = setting(None, "mqtts: certificates of the broker's CA (PEM); unset: the system's")
@@ -216,6 +229,9 @@ class Settings(BaseSettings):
         TcpListener("127.0.0.1", 8081),
         "admin listener: `host:port`, `[v6]:port`, `unix:/path`; if other machines can reach it, a key with `admin` is "
         "required",
+    )
+    socket_group: str | None = setting(
+        None, "group whose members may connect to Unix sockets (mode 0660); unset: only the gateway's user (0600)"
     )
     deadline_s: Seconds = setting(300.0, "whole request, if the response is not a stream", unit="s")
     first_byte_s: Seconds = setting(60.0, "streams: maximum time until the first content", unit="s")

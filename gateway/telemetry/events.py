@@ -187,6 +187,11 @@ EVENTS: Mapping[str, Event] = {
         "A cancelled attempt has not ended; its slot stays occupied. Logged once per attempt.",
         {"request_id": "of the request", "backend": "its name", "where": "file and line it waits at, or null"},
     ),
+    "dispatch.draining": Event(
+        "A cancelled request still occupies a slot, one second later. Its worker is replaced three seconds after the "
+        "cancellation if other requests wait. Logged once per attempt.",
+        {"request_id": "of the request", "backend": "its name"},
+    ),
     "egress.sent": Event(
         "A request body is passed to a backend off this site: the audit trail of data that may have left. Logged "
         "before the first byte is sent, once per attempt, also if the backend then cannot be reached. Not logged again "

@@ -147,6 +147,7 @@ STALLS = Counter(
     ("backend",),
 )
 LEAKED = Gauge("tasks_leaked", "Cancelled attempts that have not ended.", ("backend",))
+DRAINING = Gauge("slots_draining", "Slots that work on a cancelled request, for which no client waits.", ("backend",))
 EGRESS = Counter("egress_bytes_total", "Bytes of request bodies passed to backends off this site.", ("backend",))
 LOG_DROPPED = Counter("log_dropped_lines_total", "Log lines that could neither be written nor buffered.")
 BUILD = Gauge("build_info", "Always 1; the labels give the versions.", ("version", "python"))

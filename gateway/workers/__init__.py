@@ -6,8 +6,10 @@ its place, which has the same interface. Any failure in a worker, a crash includ
 
     pool.py            `WorkerBackend`: idle workers, replacement of dead ones, back-off of failing starts
     process.py         one worker process as the gateway sees it: its states, tasks and end
+    environment.py     the environment variables that a worker inherits
     output.py          the lines that a worker prints
     forks.py           cuts child processes that a plugin forks off from the socket
+    secret_mask.py     conceals secrets in these lines
     main.py            the worker program (`python -m gateway.workers.main FD`)
     subtasks.py        client and server for the subtasks that a worker's backend dispatches
     frames.py          the messages between gateway and worker
@@ -20,5 +22,6 @@ constructor of a backend must therefore be cheap and load nothing.
 """
 
 from gateway.workers.pool import DRAIN_S, WorkerBackend
+from gateway.workers.secret_mask import SecretMask, secrets_in
 
-__all__ = ["DRAIN_S", "WorkerBackend"]
+__all__ = ["DRAIN_S", "SecretMask", "WorkerBackend", "secrets_in"]

@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import msgspec
 
-from gateway import exception_hooks
+from gateway import exception_hooks, memory_privacy
 from gateway.plugin import (
     Backend,
     BackendFailed,
@@ -260,6 +260,7 @@ def configure_process() -> None:
     """Set signals, out-of-memory score and output of this process.
 
     It dies with its parent, ignores Ctrl-C, prints a traceback when it crashes, and flushes its output at each line.
+    Other processes cannot read its memory.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -270,6 +271,7 @@ def configure_process() -> None:
     with suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(min(int(score.read_text()) + _OOM_SCORE_STEP, 1000)))
+    memory_privacy.forbid_dumps()  # after the score, which only root could write from then on
 
 
 def main() -> None:

@@ -4,9 +4,10 @@ A process that dies is replaced at once. If it dies before its first task, its s
 waits 0.1 s, and twice as long after each further failure, up to 10 s. While all slots are failing, tasks end with
 BackendUnavailable at once instead of at their deadlines.
 
-`run` ends only when its process is idle again or gone. The worker of a cancelled task is drained, because a new worker
-would have to load its model again. It is killed only at the task's deadline or after `drain_s`, whichever is first,
-because the deadline of a stream can be a day away.
+`run` ends only when its process is idle again or gone. The worker of a task that is cancelled or past its deadline is
+drained, because a new worker would have to load its model again, and a client's short deadline must not cost that. It
+is killed when the task has run for `drain_s`, in a stream since its cancellation, but at the earliest SOFT_S after the
+cancellation; or at once by `end_cancelled`, if its slot is needed.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from gateway.plugin.errors import PluginRaised
 from gateway.workers.codec import decode_error, decode_part, decode_result
 from gateway.workers.frames import EndFrame, ErrorFrame, FromWorker, PartFrame, Ready, ResultFrame, Start
 from gateway.workers.process import Process
+from gateway.workers.secret_mask import SecretMask, secrets_in
 
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 10.0
+SOFT_S = 1.0  # a computation that ends soon after the deadline keeps its worker
 DRAIN_S = 300.0  # the default of a whole request's deadline
 
 State = Literal["starting", "failing", "idle", "busy"]
@@ -75,7 +78,8 @@ class WorkerBackend(Backend[BackendSettings]):
     """Runs `cls` in `slots` worker processes, with the same interface.
 
     `site`, `repeatable`, `kinds`, `models` and `tasks` are those of the backend; models and tasks are None until the
-    first worker is ready. drain_s: seconds that a cancelled task may take to end.
+    first worker is ready. drain_s: seconds that a cancelled task may take to end. mask: conceals secrets in what the
+    workers print and log; those of `settings` are added to it.
     """
 
     def __init__(
@@ -86,9 +90,12 @@ class WorkerBackend(Backend[BackendSettings]):
         *,
         slots: int,
         drain_s: Callable[[], float] = lambda: DRAIN_S,
+        mask: SecretMask | None = None,
     ) -> None:
         super().__init__(settings, services)
         self._start = Start(_import_path(cls), _to_builtins(settings), services.name)
+        self._mask = mask or SecretMask()
+        self._mask.add(secrets_in(settings))
         self._unopened = cls(settings, services)
         self.site, self.repeatable = self._unopened.site, self._unopened.repeatable
         self.kinds, self.models, self.tasks = self._unopened.kinds, None, None
@@ -98,7 +105,7 @@ class WorkerBackend(Backend[BackendSettings]):
         self._supervisors: list[asyncio.Task[None]] = []
         self._idle: list[Process] = []
         self._state_changed = asyncio.Event()
-        self._drains: set[asyncio.Task[None]] = set()
+        self._drains: dict[asyncio.Task[None], tuple[str, Process]] = {}  # with the id of the cancelled task
 
     # ── start and stop ───────────────────────────────────────────────────────────────────────────
 
@@ -140,7 +147,9 @@ class WorkerBackend(Backend[BackendSettings]):
             await asyncio.sleep(slot.retry_s)
             began = time.monotonic()
             try:
-                process = await Process.start(self._start, self.services.log, self.services.dispatch)
+                process = await Process.start(
+                    self._start, self.services.log, self.services.dispatch, self.settings.environment, self._mask
+                )
             except GatewayError as exc:
                 self._on_start_failed(slot, exc.message, exc.text if isinstance(exc, PluginRaised) else exc.detail)
                 continue
@@ -156,7 +165,7 @@ class WorkerBackend(Backend[BackendSettings]):
 
     def _on_start_failed(self, slot: Slot, error: str, detail: str) -> None:
         slot.failures, slot.error, slot.detail = slot.failures + 1, error, detail
-        message = f"{error}: {detail}" if detail else error
+        message = self._mask.conceal(f"{error}: {detail}" if detail else error)
         self.services.log.warning("worker.start_failed", error=message, retry_s=slot.retry_s)
         self._state_changed.set()
 
@@ -201,11 +210,13 @@ class WorkerBackend(Backend[BackendSettings]):
     async def run(self, task: Task) -> AsyncIterator[Part | Result]:
         """Run `task` in an idle worker; yields its parts, or its result as the only item.
 
-        Ends only when the worker is idle again or gone. At the task's deadline it kills the worker and raises
-        DeadlineExceeded. Raises BackendUnavailable if the worker dies, and the errors that the backend raises.
+        Ends only when the worker is idle again or gone. At the task's deadline it cancels the task, and raises
+        DeadlineExceeded once the worker has ended it, or is killed. Raises BackendUnavailable if the worker dies, and
+        the errors that the backend raises.
         """
         deadline = task.deadline
         process = await self._take_before(deadline)
+        began, is_late = time.monotonic(), False
         try:
             process.begin(task)
             while not isinstance(frame := await process.next_frame(deadline), EndFrame):
@@ -214,12 +225,11 @@ class WorkerBackend(Backend[BackendSettings]):
                 if isinstance(frame, ResultFrame):
                     break
         except TimeoutError:
-            if process.state != "idle":
-                process.kill("a task exceeded its deadline")
-                await process.gone()
+            is_late = True
             raise DeadlineExceeded(f"`{task.name}` was not done within the time allowed and was stopped") from None
         finally:
-            await self._release(process, deadline)
+            is_stream = deadline != task.deadline
+            await self._release(process, task.id, None if is_stream else began, is_late=is_late)
 
     async def _take_before(self, deadline: float) -> Process:
         try:
@@ -228,18 +238,31 @@ class WorkerBackend(Backend[BackendSettings]):
         except TimeoutError:
             raise DeadlineExceeded(f"no worker of backend `{self.services.name}` was free in time") from None
 
-    async def _release(self, process: Process, deadline: float) -> None:
+    async def _release(self, process: Process, task_id: str, began: float | None, *, is_late: bool) -> None:
+        """Make the process available, once it has ended the task. began: when the task began; None for a stream."""
         if process.state in ("idle", "gone"):
             return self._make_available(process)
-        until = min(deadline, time.monotonic() + self.drain_s())
+        now = time.monotonic()
+        until = max(now + SOFT_S, (now if began is None else began) + self.drain_s())
         drain = asyncio.create_task(self._drain(process, until))
-        self._drains.add(drain)
-        drain.add_done_callback(self._drains.discard)
-        await asyncio.shield(drain)  # a second cancellation ends this wait, not the drain
+        self._drains[drain] = task_id, process
+        drain.add_done_callback(self._drains.pop)
+        try:
+            await asyncio.shield(drain)
+        except asyncio.CancelledError:
+            if is_late:  # the caller's own timeout, at the same deadline: the first cancellation
+                await asyncio.shield(drain)
+            raise  # a second cancellation ends this wait, not the drain
 
     async def _drain(self, process: Process, until: float) -> None:
         await process.drain(until)
         self._make_available(process)
+
+    def end_cancelled(self, task_id: str) -> None:
+        """Kill the worker that still computes this cancelled task, because its slot is needed; it is replaced."""
+        for drained_id, process in self._drains.values():
+            if drained_id == task_id:
+                process.kill("a cancelled task did not end while other requests waited")
 
     # ── properties of the backend ────────────────────────────────────────────────────────────────
 

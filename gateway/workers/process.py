@@ -25,11 +25,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import IO, Literal
 
 from gateway.plugin import BackendUnavailable, Log, Task
 from gateway.workers.codec import content_bytes, decode_error, encode_task
+from gateway.workers.environment import worker_environment
 from gateway.workers.frame_channel import FrameChannel
 from gateway.workers.frames import (
     ANSWER_FRAMES,
@@ -47,6 +49,7 @@ from gateway.workers.frames import (
     SubtaskRequest,
 )
 from gateway.workers.output import LineReader, TokenBucket
+from gateway.workers.secret_mask import NO_SECRETS, SecretMask
 from gateway.workers.subtask_rpc import Dispatch, SubtaskServer
 
 State = Literal["starting", "idle", "busy", "draining", "stopping", "lost", "killed", "gone"]
@@ -133,8 +136,10 @@ class Process:
     Once `await gone()` returns, the process and its descriptors are released.
     """
 
-    def __init__(self, log: Log, backend: str, dispatch: Dispatch) -> None:
-        self._log = log
+    def __init__(
+        self, log: Log, backend: str, dispatch: Dispatch, environment: Mapping[str, str], mask: SecretMask
+    ) -> None:
+        self._log, self._environment, self._mask = log, environment, mask
         self._backend = backend
         self._state: State = "starting"
         self._channel = FrameChannel(FromWorker, self._on_frame, self._on_lost)
@@ -157,12 +162,16 @@ class Process:
     # ── start ────────────────────────────────────────────────────────────────────────────────────
 
     @classmethod
-    async def start(cls, start: Start, log: Log, dispatch: Dispatch) -> Process:
+    async def start(
+        cls, start: Start, log: Log, dispatch: Dispatch, environment: Iterable[str] = (), mask: SecretMask = NO_SECRETS
+    ) -> Process:
         """Run the worker program and wait until its backend is open.
 
-        dispatch: serves the subtasks of the backend. Raises BackendUnavailable, or the error that the backend raised.
+        dispatch: serves the subtasks of the backend. environment: names of variables that the worker inherits.
+        mask: conceals secrets in what the worker prints and logs. Raises BackendUnavailable, or the error that the
+        backend raised.
         """
-        process = cls(log, start.backend, dispatch)
+        process = cls(log, start.backend, dispatch, worker_environment(environment), mask)
         await process._spawn()
         try:
             process._channel.send(start)
@@ -182,7 +191,7 @@ class Process:
             try:
                 await loop.create_unix_connection(lambda: self._channel, sock=near)
                 await loop.connect_read_pipe(lambda: self._output, os.fdopen(read_fd, "rb", 0))
-                self._proc = await _run_program(far, output)
+                self._proc = await _run_program(far, output, self._environment)
             except BaseException:
                 self._channel.close()
                 self._output.close()
@@ -195,7 +204,7 @@ class Process:
             raise decode_error(frame)
         if not isinstance(frame, Ready):
             await self._end_of_lost()
-            last = f"its last line of output: {self._last_line}" if self._last_line else ""
+            last = f"its last line of output: {self._mask.conceal(self._last_line)}" if self._last_line else ""
             raise BackendUnavailable(f"the worker {self.exit_reason} before it was ready", detail=last)
         self.ready = frame
 
@@ -330,7 +339,7 @@ class Process:
             case SubtaskCancel():
                 self._subtasks.cancel(frame.number)
             case LogLine():
-                getattr(self._log, frame.level)(frame.event, **frame.keys)
+                getattr(self._log, frame.level)(frame.event, **self._mask.conceal_all(frame.keys))
 
     def _on_lost(self) -> None:
         self._transition("socket_closed")
@@ -343,7 +352,7 @@ class Process:
         if not self._bucket.try_take():
             self._suppressed += 1
             return
-        self._log.info("worker.output", pid=self.pid, line=line, suppressed=self._suppressed)
+        self._log.info("worker.output", pid=self.pid, line=self._mask.conceal(line), suppressed=self._suppressed)
         self._suppressed = 0
 
     def _cancel_subtasks(self) -> None:
@@ -390,22 +399,18 @@ class Process:
         self._transition("exited")
 
 
-async def _run_program(sock: socket.socket, output: IO[bytes]) -> asyncio.subprocess.Process:
+async def _run_program(
+    sock: socket.socket, output: IO[bytes], environment: Mapping[str, str]
+) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "gateway.workers.main", str(sock.fileno())),
         pass_fds=[sock.fileno()],
         stdin=asyncio.subprocess.DEVNULL,
         stdout=output,
         stderr=output,
-        env=_environment(),
+        env=environment,
         process_group=0,  # Ctrl-C reaches the gateway only; a kill of the group includes the worker's children
     )
-
-
-def _environment() -> dict[str, str]:
-    """Our environment with our import path, so that a worker finds the same plugins and modules as the gateway."""
-    paths = [os.path.abspath(entry) for entry in sys.path]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _signal_name(number: int) -> str:

@@ -15,7 +15,7 @@ from support.ports import free_port
 from support.programs import program
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
-PASSWORDS = {"edge-gateway": "gateway's own", "lamp": "a lamp's", "meter": "a meter's"}
+PASSWORDS = {"edge-gateway": "gateway's own", "lamp": "a lamp's", "meter": "a meter's", "watcher": "reads all"}
 
 
 class Broker:

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,13 @@ def gateway(
     listener: socket.socket | None = None,
     log_to: int | None = None,
     await_ready: bool = True,
+    prefix: Sequence[str] = (),
     **more: str,
 ) -> Iterator[Gateway]:
     """Run a serving process.
 
-    `listener` is passed as systemd does. log_to: its standard error; by default a file.
+    `listener` is passed as systemd does. log_to: its standard error; by default a file. prefix: the program that
+    runs it.
     """
     port = free_port()
     (folder / "jobs.py").write_text(JOBS)
@@ -78,7 +80,7 @@ def gateway(
         }
         handed = [] if listener is None else [sys.executable, "-c", ACTIVATE, str(listener.fileno())]
         process = subprocess.Popen(
-            [*handed, *SERVE, "--env-file", str(env_file)],
+            [*prefix, *handed, *SERVE, "--env-file", str(env_file)],
             env=environ,
             stderr=log if log_to is None else log_to,
             pass_fds=() if listener is None else (listener.fileno(),),

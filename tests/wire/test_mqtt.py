@@ -19,7 +19,7 @@ from gateway.ingress.mqtt.messages import Message
 from gateway.testing import RunningGateway, running_gateway
 from support.broker import PASSWORDS, Broker, running_broker
 from support.mqtt_backend import COUNTING_BACKEND, CountingBackend
-from support.mqtt_clients import ANSWERS, Device, device, run, streamed
+from support.mqtt_clients import Device, device, run, streamed
 from support.programs import needs
 
 pytestmark = needs("mosquitto", "mosquitto_passwd")
@@ -338,13 +338,14 @@ async def test_each_device_receives_its_own_responses_on_a_broker_with_acls() ->
     async with (
         running_broker(anonymous=False) as broker,
         running_gateway(**ECHO, **ours, GATEWAY_MQTT__URL=broker.url) as gateway,
-        device(broker.port, ANSWERS, **lamp_is) as lamp,
-        device(broker.port, ANSWERS, username="meter", password=PASSWORDS["meter"]) as meter,
+        device(broker.port, "edge-gateway/reply/lamp/#", **lamp_is) as lamp,
+        device(broker.port, "edge-gateway/reply/lamp/#", username="meter", password=PASSWORDS["meter"]) as meter,
     ):
         await gateway.line("mqtt.connected")
-        assert (await lamp.ask("/v1/tasks/echo", 1)).json == {"result": 1}
-        await meter.client.subscribe("devices/meter/answers", qos=1)
-        await meter.publish("edge-gateway/req/v1/tasks/echo", 2, ResponseTopic="devices/meter/answers")
+        own = {"ResponseTopic": "edge-gateway/reply/lamp/1"}
+        assert (await lamp.ask("/lamp/v1/tasks/echo", 1, **own)).json == {"result": 1}
+        await meter.client.subscribe("edge-gateway/reply/meter/#", qos=1)
+        await meter.publish("edge-gateway/req/meter/v1/tasks/echo", 2, ResponseTopic="edge-gateway/reply/meter/1")
         assert [answer.json for answer in await meter.wait_until(lambda heard: len(heard) == 1)] == [{"result": 2}]
 
 

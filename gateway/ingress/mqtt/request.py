@@ -1,15 +1,21 @@
 """The request in a message: its topic, headers and body. No I/O.
 
-    PREFIX/req/v1/tasks/add              POST /v1/tasks/add, answered on the message's own response topic
+    PREFIX/req/CLIENT/v1/tasks/add       POST /v1/tasks/add, answered on the message's response topic, which must be
+                                         under PREFIX/reply/CLIENT
     PREFIX/call/CLIENT/ID/v1/tasks/add   the same, answered on PREFIX/reply/CLIENT/ID
+    PREFIX/req/v1/tasks/add              the same, answered on any response topic that the operator allows
 
-The first form needs MQTT 5. The second works with every version, because the topic of the request determines the topic
-of the response.
+`req` needs MQTT 5; `call` works with every version, because the topic of the request determines that of the response.
+
+In the first two forms the broker's ACL proves the sender: CLIENT is its own name. Otherwise a client could have the
+gateway publish on topics on which the client itself may not (confused deputy).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from paho.mqtt.client import topic_matches_sub
 
 from gateway.ingress.header_names import check_header_names
 from gateway.ingress.mqtt.messages import MAX_TEXT_BYTES, Message
@@ -38,11 +44,15 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topics:
-    """The topics of the gateway `host` in the group `group`."""
+    """The topics of the gateway `host` in the group `group`.
+
+    response_topics: topic filters; a request whose topic does not prove its sender is answered only on these.
+    """
 
     prefix: str = "edge-gateway"
     group: str = "edge-gateway"
     host: str
+    response_topics: tuple[str, ...] = ("#",)
 
     @property
     def client_id(self) -> str:
@@ -69,11 +79,20 @@ class Topics:
             raise Rejected("its topic is not UTF-8")
         kind, _, rest = message.topic.removeprefix(f"{self.prefix}/").partition("/")
         if kind == "req":
-            response_topic = self._checked(message.response_topic)
-            return Address(target=f"/{rest}", response_topic=response_topic, takes_parts=True)
+            return self._parse_req(rest, message.response_topic)
         if kind == "call":
             return self._parse_call(rest)
         raise Rejected(f"its topic is neither under {self.prefix}/req nor under {self.prefix}/call")
+
+    def _parse_req(self, rest: str, response_topic: str | None) -> Address:
+        client, _, path = rest.partition("/")
+        if not client or client == "v1" or not path.startswith("v1/"):
+            return Address(target=f"/{rest}", response_topic=self._allowed(response_topic), takes_parts=True)
+        if response_topic is not None:
+            _check_syntax(response_topic)
+            if not response_topic.startswith(f"{self.prefix}/reply/{client}/"):
+                raise Rejected(f"its response topic is not under {self.prefix}/reply/{client[:80]}/, the sender's own")
+        return Address(target=f"/{path}", response_topic=response_topic, takes_parts=True)
 
     def _parse_call(self, rest: str) -> Address:
         client, _, rest = rest.partition("/")
@@ -83,20 +102,28 @@ class Topics:
         response_topic = f"{self.prefix}/reply/{client}/{call_id}"
         return Address(target=f"/{path}", response_topic=response_topic, takes_parts=False)
 
-    def _checked(self, topic: str | None) -> str | None:
-        """A client's response topic. Raises Rejected for a topic on which the gateway must not publish."""
+    def _allowed(self, topic: str | None) -> str | None:
+        """The response topic of a client that the request's topic does not name. Raises Rejected."""
         if topic is None:
             return None
-        if not topic or len(topic.encode("utf-8", "replace")) > MAX_TEXT_BYTES or "\0" in topic:
-            raise Rejected("its response topic is not a valid topic")
-        if "+" in topic or "#" in topic:
-            raise Rejected("its response topic has wildcards")
-        if topic.startswith("$"):
-            raise Rejected("its response topic begins with $, which is reserved for the broker")
-        for kind in ("req", "call", "status", "telemetry"):  # a forged request, or a forged status of a gateway
-            if f"{topic}/".startswith(f"{self.prefix}/{kind}/"):
-                raise Rejected(f"its response topic is under {self.prefix}/{kind}, which is reserved for gateways")
+        _check_syntax(topic)
+        if f"{topic}/".startswith(f"{self.prefix}/"):  # a forged request, status or reply
+            kind = topic.removeprefix(f"{self.prefix}/").partition("/")[0]
+            advice = f"; send the request to {self.prefix}/req/CLIENT/v1/..." if kind == "reply" else ""
+            raise Rejected(f"its response topic is under {self.prefix}/{kind[:80]}, which is reserved{advice}")
+        if not any(topic_matches_sub(allowed, topic) for allowed in self.response_topics):
+            raise Rejected("its response topic is none of GATEWAY_MQTT__RESPONSE_TOPICS")
         return topic
+
+
+def _check_syntax(topic: str) -> None:
+    """Raise Rejected for a topic on which no client may publish."""
+    if not topic or len(topic.encode("utf-8", "replace")) > MAX_TEXT_BYTES or "\0" in topic:
+        raise Rejected("its response topic is not a valid topic")
+    if "+" in topic or "#" in topic:
+        raise Rejected("its response topic has wildcards")
+    if topic.startswith("$"):
+        raise Rejected("its response topic begins with $, which is reserved for the broker")
 
 
 def check_properties(message: Message) -> None:

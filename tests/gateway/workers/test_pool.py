@@ -91,8 +91,10 @@ async def test_health_check_runs_in_an_idle_worker(tmp_path: Path) -> None:
 async def test_busy_pool_is_healthy_without_a_health_check(tmp_path: Path) -> None:
     pulse = tmp_path / "pulse"
     pulse.write_text("the lamp is out")
-    async with of(HealthFromFile, broken_until=pulse) as backend, begun(backend, a_task("block", within_s=1)):
-        assert await backend.health() is None
+    async with of(HealthFromFile, broken_until=pulse) as backend:
+        backend.drain_s = lambda: 0.1
+        async with begun(backend, a_task("block", within_s=1)):
+            assert await backend.health() is None
 
 
 async def test_work_is_not_delayed_by_a_running_health_check(tmp_path: Path) -> None:

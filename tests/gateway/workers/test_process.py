@@ -16,6 +16,7 @@ from gateway.plugin import (
     Part,
 )
 from gateway.workers import WorkerBackend
+from gateway.workers.pool import SOFT_S
 from gateway.workers.process import TRANSITIONS
 from support.worker_backends import DelaysCancel, Quick, Tool
 from support.workers import (
@@ -80,12 +81,35 @@ async def test_idle_worker_that_dies_is_replaced() -> None:
 # ── deadlines and client disconnects ─────────────────────────────────────────────────────────────
 
 
-async def test_blocking_task_is_killed_at_its_deadline_and_its_worker_replaced(tool: WorkerBackend) -> None:
+async def test_blocking_task_is_killed_after_the_drain_timeout_and_its_worker_replaced(tool: WorkerBackend) -> None:
+    tool.drain_s = lambda: 0.3
     (pid,) = pids(tool)
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="`block`"):
         await items(tool, a_task("block", {"seconds": 60}, within_s=0.3))
-    assert 0.3 <= time.monotonic() - began < 1.5
+    assert 0.3 + SOFT_S <= time.monotonic() - began < 10
+    assert is_gone(pid)
+    assert await answer(tool, a_task("pid")) != pid
+
+
+async def test_short_deadline_of_a_client_keeps_the_worker(tool: WorkerBackend) -> None:
+    (pid,) = pids(tool)
+    with pytest.raises(DeadlineExceeded, match="`block`"):
+        await items(tool, a_task("block", {"seconds": SOFT_S + 0.5}, within_s=0.1))
+    assert await answer(tool, a_task("pid")) == pid
+    assert tool.workers[0]["restarts"] == 0
+
+
+async def test_drained_worker_is_replaced_at_once_if_its_slot_is_needed(tool: WorkerBackend) -> None:
+    task = a_task("block", {"seconds": 60})
+    async with begun(tool, task) as (pid, job):
+        job.cancel()
+        await wait_until(lambda: bool(tool._drains))
+        tool.end_cancelled("another")
+        assert not is_gone(pid)
+        tool.end_cancelled(task.id)
+        with pytest.raises(asyncio.CancelledError):
+            await job
     assert is_gone(pid)
     assert await answer(tool, a_task("pid")) != pid
 
@@ -96,8 +120,11 @@ async def test_an_endless_stream_ends_at_its_deadline(tool: WorkerBackend) -> No
 
 
 async def test_killing_a_worker_also_kills_its_child_processes(tool: WorkerBackend) -> None:
-    async with begun(tool, a_task("spawn", within_s=0.5)) as (child, job):
-        with pytest.raises(DeadlineExceeded):
+    async with begun(tool, a_task("spawn")) as (child, job):
+        process = tool._slots[0].process
+        assert process is not None
+        process.kill("of this test")
+        with pytest.raises(BackendUnavailable):
             await job
         await wait_until(lambda: state_of(child) == "Z")
 
@@ -135,8 +162,9 @@ async def test_cancellation_returns_only_when_the_worker_is_idle_again(tool: Wor
         assert await answer(tool, a_task("pid")) == pid
 
 
-async def test_cancelled_task_that_does_not_end_is_killed_at_the_deadline(tmp_path: Path) -> None:
+async def test_cancelled_task_that_does_not_end_is_killed_after_the_drain_timeout(tmp_path: Path) -> None:
     async with of(DelaysCancel) as backend:
+        backend.drain_s = lambda: 1.0
         (pid,) = pids(backend)
         asked = {"seconds": 60, "begun": str(tmp_path / "begun")}
         job = asyncio.create_task(items(backend, a_task("echo", asked, within_s=1.0)))

@@ -68,6 +68,8 @@ def test_call_topic_without_client_or_id_is_rejected(rest: str) -> None:
         ("edge-gateway/call/a/b/v1", "edge-gateway/call"),
         ("edge-gateway/status/box", "edge-gateway/status"),
         ("edge-gateway/telemetry/box", "edge-gateway/telemetry"),
+        ("edge-gateway/reply/a", "edge-gateway/req/CLIENT/v1"),
+        ("edge-gateway", "reserved"),
         ("", "not a valid topic"),
         ("a\0b", "not a valid topic"),
         ("x" * 65_536, "not a valid topic"),
@@ -78,6 +80,18 @@ def test_response_topic_that_is_reserved_or_invalid_is_rejected(response_topic: 
         OURS.parse(message("edge-gateway/req/v1/tasks/add", response_topic))
 
 
-@pytest.mark.parametrize("response_topic", ["edge-gateway/reply/a", "edge-gateway/requests", "edge-gateway-2/req", "x"])
+@pytest.mark.parametrize("response_topic", ["edge-gateway-2/reply/a", "edge-gateway-2/req", "x", "x/edge-gateway/req"])
 def test_other_response_topics_are_accepted(response_topic: str) -> None:
     assert OURS.parse(message("edge-gateway/req/v1/tasks/add", response_topic)).response_topic == response_topic
+
+
+def test_request_topic_may_name_the_client_before_the_path() -> None:
+    address = OURS.parse(message("edge-gateway/req/lamp/v1/tasks/add", "edge-gateway/reply/lamp/1"))
+    assert (address.target, address.response_topic) == ("/v1/tasks/add", "edge-gateway/reply/lamp/1")
+    assert address.takes_parts
+    assert OURS.parse(message("edge-gateway/req/lamp/v1/tasks/add", None)).response_topic is None
+
+
+@pytest.mark.parametrize("topic", ["edge-gateway/req/v1/v1/tasks/add", "edge-gateway/req//v1/tasks/add"])
+def test_request_topic_without_a_client_is_a_path(topic: str) -> None:
+    assert OURS.parse(message(topic)).target == topic.removeprefix("edge-gateway/req")
