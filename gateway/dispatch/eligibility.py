@@ -69,6 +69,8 @@ class Eligibility:
             return EDGE_ONLY
         if self._lacks_endpoint(name, task):
             return LACKS_ENDPOINT
+        if (why := self._registry.members[name].rests.reason(task.name)) is not None:
+            return why
         return self.why_unavailable(name, pinned=pinned == name)
 
     def why_unavailable(self, name: str, *, pinned: bool = False) -> str | None:
@@ -95,14 +97,22 @@ class Eligibility:
         return task.kind != "task" and self._registry.members[name].missing_endpoints.is_missing(task.path)
 
     def last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
-        """Allow the backends that are excluded only by a health check: their response is more helpful than ours.
+        """Allow the backends that are excluded only by a health check or a rest.
+
+        Their response is more helpful than ours, and may show that they are repaired.
 
         A backend known to answer 404 for this path is allowed only if every backend that may serve it is: its 404 is
         final and would mask a temporary failure.
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None
-        return {name: None if why and why in (self._unhealthy(name), lacks) else why for name, why in refused.items()}
+        return {
+            name: None if why and why in (self._unhealthy(name), self._rest_of(name, task), lacks) else why
+            for name, why in refused.items()
+        }
+
+    def _rest_of(self, name: str, task: Task) -> str | None:
+        return self._registry.members[name].rests.reason(task.name)
 
     def error_without_candidates(self, decision: Decision, task: Task, serving: ServingBackends) -> GatewayError:
         """Return the error for a task that every backend is excluded from.
