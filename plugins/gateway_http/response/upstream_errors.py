@@ -50,7 +50,14 @@ REJECTION_CODES = frozenset(
 # Servers without a code for it: vLLM and OpenAI, llama.cpp, Anthropic, TGI.
 TOO_LONG = re.compile(
     r"maximum context length (is|of) \d|exceeds? the (available |model's )?(maximum )?context (size|length|window)"
-    r"|context length exceeded|prompt is too long: \d|tokens \+ `max_new_tokens` must be <=",
+    r"|context length exceeded|prompt is too long: \d|tokens \+ `max_new_tokens` must be <="
+    r"|input( \(\d+ tokens\))? is too large to process",
+    re.IGNORECASE,
+)
+# A chat template or a server that cannot take this request's messages or values, reported as 500: vLLM, llama.cpp.
+UNSUPPORTED = re.compile(
+    r"conversation roles must alternate|value is not callable: null|only supports .{0,20}roles"
+    r"|(unsupported|invalid) value:? .{0,20}reasoning_effort|reasoning_effort.{0,40}(not supported|unsupported)",
     re.IGNORECASE,
 )
 
@@ -170,7 +177,10 @@ def is_rejection(error: Error) -> bool:
     if isinstance(metadata, dict) and ("flagged_input" in metadata or "reasons" in metadata):  # OpenRouter
         return True
     message = error.get("message")
-    return isinstance(message, str) and TOO_LONG.search(message[:MAX_BUILT_BYTES]) is not None
+    if not isinstance(message, str):
+        return False
+    text = message[:MAX_BUILT_BYTES]
+    return TOO_LONG.search(text) is not None or UNSUPPORTED.search(text) is not None
 
 
 def exception_for(error: Error, fault: str) -> UpstreamRejected | BackendUnavailable:
