@@ -248,7 +248,8 @@ class Attempt:
             return
         self.member.breaker.record_success()
         self.member.quarantine.record_success()
-        self.member.rests.record_success(self.task.name)
+        if self.member.rests.entries:
+            self.member.rests.record_success(self.task.name)
         if self.member.site != "hybrid":
             self.watch.add_items(self.member.site, self.task.items)
         self._scheduler.on_answered(self.work, self.member.name)

@@ -69,7 +69,8 @@ class Eligibility:
             return EDGE_ONLY
         if self._lacks_endpoint(name, task):
             return LACKS_ENDPOINT
-        if (why := self._registry.members[name].rests.reason(task.name)) is not None:
+        rests = self._registry.members[name].rests
+        if rests.entries and (why := rests.reason(task.name)) is not None:
             return why
         return self.why_unavailable(name, pinned=pinned == name)
 

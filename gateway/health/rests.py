@@ -18,6 +18,7 @@ class Rests:
     """The rests of one backend.
 
     clock: returns monotonic seconds. on_rest(model, why, seconds): called when a rest begins; model "" for all.
+    entries: by model, the end of its rest and why; empty in most cases, which callers check first.
     """
 
     def __init__(
@@ -26,28 +27,25 @@ class Rests:
         on_rest: Callable[[str, str, float], None] = lambda model, why, seconds: None,
     ) -> None:
         self._clock, self._on_rest = clock, on_rest
-        self._rests: dict[str, tuple[float, str]] = {}  # by model: its end, and why
+        self.entries: dict[str, tuple[float, str]] = {}
 
     def record(self, model: str, why: str) -> None:
         """Begin a rest of this model, or of ALL; prolong a present one. The oldest of too many is dropped."""
         is_new = self._reason_of(model) is None
-        self._rests.pop(model, None)
-        if len(self._rests) >= MAX_MODELS:
-            del self._rests[next(each for each in self._rests if each != ALL)]
-        self._rests[model] = self._clock() + REST_S, why
+        self.entries.pop(model, None)
+        if len(self.entries) >= MAX_MODELS:
+            del self.entries[next(each for each in self.entries if each != ALL)]
+        self.entries[model] = self._clock() + REST_S, why
         if is_new:
             self._on_rest(model, why, REST_S)
 
     def record_success(self, model: str) -> None:
         """The backend served this model: neither it nor the backend rests any more."""
-        if self._rests:
-            self._rests.pop(ALL, None)
-            self._rests.pop(model, None)
+        self.entries.pop(ALL, None)
+        self.entries.pop(model, None)
 
     def reason(self, model: str) -> str | None:
         """Why the backend gets no requests for this model; None if it gets them."""
-        if not self._rests:
-            return None
         why = self._reason_of(ALL) or self._reason_of(model)
         return why and f"it rests: {why}"
 
@@ -56,10 +54,10 @@ class Rests:
         now = self._clock()
         return [
             {"model": model or None, "why": why, "seconds_left": round(until - now, 1)}
-            for model, (until, why) in self._rests.items()
+            for model, (until, why) in self.entries.items()
             if until > now
         ]
 
     def _reason_of(self, model: str) -> str | None:
-        until, why = self._rests.get(model, (0.0, ""))
+        until, why = self.entries.get(model, (0.0, ""))
         return why if until > self._clock() else None
