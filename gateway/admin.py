@@ -136,6 +136,7 @@ def _backend_status(backend: ManagedBackend) -> dict[str, Any]:
         "models": backend.models,
         "tasks": backend.tasks,
         "breaker": {"state": backend.breaker.state, "why": backend.breaker.why_open},
+        "rests": backend.rests.status(),
     }
 
 

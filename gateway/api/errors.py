@@ -42,6 +42,9 @@ ERRORS: Mapping[str, ErrorRow] = {
     "upstream_bad_response": ErrorRow(502, "upstream_error", True, "the upstream's response is malformed or cut off"),
     "upstream_tls_error": ErrorRow(502, "upstream_error", False, "the upstream's certificate is not valid"),
     "upstream_auth": ErrorRow(502, "upstream_error", False, "the upstream rejects the gateway's key"),
+    "upstream_quota": ErrorRow(
+        502, "upstream_error", False, "the gateway's account at the upstream has no credit left"
+    ),
     "overloaded": ErrorRow(503, "server_error", True, "too many requests are queued; `Retry-After` is computed"),
     "unavailable": ErrorRow(503, "server_error", True, "no backend for this can be reached, or the gateway stops"),
     "no_backend": ErrorRow(503, "server_error", False, "policy excludes every backend; each reason is named"),

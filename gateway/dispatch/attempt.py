@@ -16,6 +16,7 @@ from gateway.dispatch.eligibility import Locality
 from gateway.dispatch.planner import Plan
 from gateway.dispatch.response_spec import Renderer
 from gateway.dispatch.retry import DispatchState
+from gateway.health.rests import ALL
 from gateway.lanes import Scheduler, Work
 from gateway.plugin import (
     BackendFailed,
@@ -253,6 +254,8 @@ class Attempt:
             return
         self.member.breaker.record_success()
         self.member.quarantine.record_success()
+        if self.member.rests.entries:
+            self.member.rests.record_success(self.task.name)
         if self.member.site != "hybrid":
             self.watch.add_items(self.member.site, self.task.items)
         self._scheduler.on_answered(self.work, self.member.name)
@@ -281,6 +284,9 @@ class Attempt:
         assert self.member is not None
         if isinstance(error, TaskInvalid) or error.code == "plugin_error" or self._is_from_subtask(error):
             self.member.breaker.record_ignored()  # the plugin failed on this task; the next one may succeed
+        elif error.rests:
+            self.member.breaker.record_ignored()
+            self.member.rests.record(self.task.name if error.rests == "model" else ALL, error.message)
         elif isinstance(error, NotServed):
             self.member.breaker.record_ignored()
             if error.code == "not_found":

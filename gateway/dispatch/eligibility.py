@@ -131,6 +131,9 @@ class Eligibility:
             return EDGE_ONLY
         if self._lacks_endpoint(name, task):
             return LACKS_ENDPOINT
+        rests = self._registry.members[name].rests
+        if rests.entries and (why := rests.reason(task.name)) is not None:
+            return why
         return self.why_unavailable(name, pinned=pinned == name)
 
     def why_unavailable(self, name: str, *, pinned: bool = False) -> str | None:
@@ -157,7 +160,9 @@ class Eligibility:
         return task.kind != "task" and self._registry.members[name].missing_endpoints.is_missing(task.path)
 
     def last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
-        """Allow the backends that are excluded only by a health check: their response is more helpful than ours.
+        """Allow the backends that are excluded only by a health check or a rest.
+
+        Their response is more helpful than ours, and may show that they are repaired.
 
         Allow those whose link is down as well: the request is then a probe, which costs less than a wrong refusal.
         A backend known to answer 404 for this path is allowed only if every backend that may serve it is: its 404 is
@@ -165,10 +170,11 @@ class Eligibility:
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None
-        return {
-            name: None if why and why in (self._unhealthy(name), self._measurements.why_down(name), lacks) else why
-            for name, why in refused.items()
-        }
+        allowed: dict[str, str | None] = {}
+        for name, why in refused.items():
+            temporary = (self._unhealthy(name), self._measurements.why_down(name), self._rest_of(name, task), lacks)
+            allowed[name] = None if why in temporary else why
+        return allowed
 
     def is_unreachable(self, name: str) -> bool:
         """Whether the link to `name` is down."""
@@ -179,6 +185,9 @@ class Eligibility:
         for name in refused:
             if task.may_leave or not self._registry.members[name].is_off_site:
                 self._measurements.on_demand(name)
+
+    def _rest_of(self, name: str, task: Task) -> str | None:
+        return self._registry.members[name].rests.reason(task.name)
 
     def error_without_candidates(self, decision: Decision, task: Task, serving: ServingBackends) -> GatewayError:
         """Return the error for a task that every backend is excluded from.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from typing import Literal
 
 # Exceptions of plugin code that must not end the gateway: sys.exit() too. Cancellations are not included.
 PLUGIN_EXCEPTIONS = (Exception, SystemExit, KeyboardInterrupt)
@@ -49,6 +50,8 @@ class GatewayError(Exception):
     began: False if the work certainly did not start. Even a task that must not run twice may then be tried elsewhere.
     again: False if the same backend would fail in the same manner again.
     detail: text for the client only, never logged, because it may quote the request (such as an exception's text).
+    rests: "backend" or "model" if every further request would fail in the same manner until the operator repairs it.
+    The backend, or this model of it, is then used only if no other can serve, and its breaker does not count the error.
     is_of_subtask: set by the gateway if the error comes from a subtask that the backend dispatched.
     """
 
@@ -65,8 +68,10 @@ class GatewayError(Exception):
         began: bool = True,
         again: bool = True,
         detail: str = "",
+        rests: Literal["", "backend", "model"] = "",
     ) -> None:
         super().__init__(message)
+        self.rests = rests
         self.message = message
         self.code = code or type(self).code
         self.param = param

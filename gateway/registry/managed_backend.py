@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 from gateway.health.breaker import Breaker
 from gateway.health.missing_endpoints import MissingEndpoints
 from gateway.health.quarantine import Quarantine
+from gateway.health.rests import Rests
 from gateway.plugin import Backend, BackendSettings, BackendUnavailable, GatewayError, Kind, Site
 from gateway.plugin.checks import parse_names
 from gateway.plugin.errors import message_of
@@ -83,6 +84,7 @@ class ManagedBackend:
     health_error: str | None = None
     declaration_errors: dict[str, str] = field(default_factory=dict)
     missing_endpoints: MissingEndpoints = field(default_factory=MissingEndpoints)
+    rests: Rests = field(default_factory=Rests)
     opening_done: asyncio.Event = field(default_factory=asyncio.Event)
     stop_requested: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None

@@ -10,6 +10,7 @@ from functools import partial
 
 from gateway.health.breaker import Breaker
 from gateway.health.quarantine import Quarantine
+from gateway.health.rests import Rests
 from gateway.measure.measurements import Measurements
 from gateway.plugin import BackendSettings, Services
 from gateway.plugin.errors import message_of
@@ -70,6 +71,7 @@ class Registry(Catalog):
             backend=backend,
             breaker=Breaker(self._clock, partial(self._on_breaker_change, config.name)),
             quarantine=Quarantine(self._clock, partial(self._on_quarantine, config.name)),
+            rests=Rests(self._clock, partial(self._on_rest, config.name)),
             error=error,
             cause=cause,
             fingerprint=fingerprint(config),
@@ -79,6 +81,9 @@ class Registry(Catalog):
         event = {"open": "breaker.opened", "half_open": "breaker.half_opened", "closed": "breaker.closed"}[after]
         if before != after:
             log.info(event, backend=backend, why=why)
+
+    def _on_rest(self, backend: str, model: str, why: str, seconds: float) -> None:
+        log.warning("backend.rested", backend=backend, model=model or None, why=why, seconds=seconds)
 
     def _on_quarantine(self, backend: str, why: str, seconds: float) -> None:
         log.error("backend.quarantined", backend=backend, why=why, seconds=seconds)

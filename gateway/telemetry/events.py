@@ -183,6 +183,16 @@ EVENTS: Mapping[str, Event] = {
         "A plugin raised many exceptions in a row without one success: the backend gets no work for a while.",
         {"backend": "its name", "why": "the exception's type, and how many", "seconds": "duration of the quarantine"},
     ),
+    "backend.rested": Event(
+        "A backend, or one of its models, fails until its operator repairs it: an account without credit, a rejected "
+        "key, a missing model. It is used only if no other backend can serve.",
+        {
+            "backend": "its name",
+            "model": "the model that it lacks; null if the whole backend rests",
+            "why": "cause",
+            "seconds": "duration of the rest",
+        },
+    ),
     "dispatch.leaked": Event(
         "A cancelled attempt has not ended; its slot stays occupied. Logged once per attempt.",
         {"request_id": "of the request", "backend": "its name", "where": "file and line it waits at, or null"},

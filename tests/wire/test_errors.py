@@ -130,6 +130,7 @@ TOLD_ELSEWHERE = {
     "unauthorized",
     "upstream_bad_response",
     "upstream_auth",
+    "upstream_quota",
     "upstream_tls_error",
 }
 

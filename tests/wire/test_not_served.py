@@ -102,10 +102,13 @@ async def test_endpoint_missing_behind_a_peer_is_tried_on_another_backend() -> N
         assert posts(far) == [RESPONSES]
 
 
-async def test_model_not_found_of_a_peer_is_returned_to_the_client() -> None:
-    async with relaying(CHATTY, MODELS="other") as (peer, _), two(CHATTY, CHATTY, peer=peer.url) as (gateway, _, other):
-        got = await say(gateway, RESPONSES)
-        assert (got.status, got.json["error"]["code"], posts(other)) == (404, "model_not_found", [])
+async def test_model_that_a_peer_does_not_have_is_tried_on_another_backend() -> None:
+    has = by_path({RESPONSES: answer(json=SAID)}, CHATTY)
+    async with relaying(CHATTY, MODELS="other") as (peer, _), two(has, has, peer=peer.url) as (gateway, _, other):
+        for _ in range(2):
+            got = await say(gateway, RESPONSES)
+            assert (got.status, got.headers["x-gateway-backend"]) == (200, "two")
+        assert posts(other) == [RESPONSES] * 2
 
 
 async def test_not_found_of_an_upstream_behind_a_peer_is_returned_to_the_client() -> None:

@@ -3,7 +3,9 @@
 | the upstream reports | outcome |
 |---|---|
 | 400, 404, 409, 413, 422 and most other 4xx | passed on: it rejects the request |
-| 401, 403, 408, 425, 429, 5xx, a redirect | failure of the backend; another may be tried |
+| 401, 402, and 4xx whose code, type or text names the gateway's own account | failure of the backend, which rests |
+| 404 for a model that the upstream does not have | `NotServed`; this model rests |
+| 403, 408, 425, 429, 5xx, a redirect | failure of the backend; another may be tried |
 | 404, 405, 501 for the path itself | `NotServed`; another backend may be tried |
 | text too long for the model, or stopped by a filter | passed on, under any status and in streams |
 
@@ -48,9 +50,38 @@ REJECTION_CODES = frozenset(
 # Servers without a code for it: vLLM and OpenAI, llama.cpp, Anthropic, TGI.
 TOO_LONG = re.compile(
     r"maximum context length (is|of) \d|exceeds? the (available |model's )?(maximum )?context (size|length|window)"
-    r"|context length exceeded|prompt is too long: \d|tokens \+ `max_new_tokens` must be <=",
+    r"|context length exceeded|prompt is too long: \d|tokens \+ `max_new_tokens` must be <="
+    r"|input( \(\d+ tokens\))? is too large to process",
     re.IGNORECASE,
 )
+# A chat template or a server that cannot take this request's messages or values, reported as 500: vLLM, llama.cpp.
+UNSUPPORTED = re.compile(
+    r"conversation roles must alternate|value is not callable: null|only supports .{0,20}roles"
+    r"|(unsupported|invalid) value:? .{0,20}reasoning_effort|reasoning_effort.{0,40}(not supported|unsupported)",
+    re.IGNORECASE,
+)
+
+
+# OpenAI, Anthropic, OpenRouter, one-api, DeepSeek; as `code` or as `type`.
+QUOTA_CODES = frozenset(
+    {
+        "billing_error", "billing_hard_limit_reached", "billing_not_active", "insufficient_balance",
+        "insufficient_credits", "insufficient_quota", "insufficient_user_quota",
+    }
+)  # fmt: skip
+KEY_CODES = frozenset({"account_deactivated", "authentication_error", "invalid_api_key"})
+MODEL_CODES = frozenset({"model_not_found"})
+NO_CREDIT = re.compile(
+    r"credit balance is too low|insufficient (credits?|balance|funds|quota)|exceeded your current quota"
+    r"|specified api usage limits",
+    re.IGNORECASE,
+)
+BAD_KEY = re.compile(r"(incorrect|invalid) api key|api key (is )?(not valid|expired|invalid)", re.IGNORECASE)
+NO_MODEL = re.compile(  # Ollama, vLLM, llama-swap
+    r"^model ['\"`][^'\"`]*['\"`] not found|^the model [`'\"][^'\"`]*['\"`] does not exist|could not find real modelid",
+    re.IGNORECASE,
+)
+MAX_SEARCHED_BYTES = 1 << 20
 
 
 class UpstreamRejected(Exception):
@@ -146,7 +177,10 @@ def is_rejection(error: Error) -> bool:
     if isinstance(metadata, dict) and ("flagged_input" in metadata or "reasons" in metadata):  # OpenRouter
         return True
     message = error.get("message")
-    return isinstance(message, str) and TOO_LONG.search(message[:MAX_BUILT_BYTES]) is not None
+    if not isinstance(message, str):
+        return False
+    text = message[:MAX_BUILT_BYTES]
+    return TOO_LONG.search(text) is not None or UNSUPPORTED.search(text) is not None
 
 
 def exception_for(error: Error, fault: str) -> UpstreamRejected | BackendUnavailable:
@@ -201,11 +235,54 @@ def result_for_status(task: Task, response: Response, body: bytes) -> Result:
     if status in MISSING and task.kind != "task" and _is_missing_path(error, is_peer=PEER_HEADER in response.headers):
         message = f"the upstream has no {task.path.partition('?')[0]} (status {status})"
         raise NotServed(message, code="not_found", status=status, again=False)
+    if 400 <= status < 500 and not is_rejection(error) and (fault := account_fault(task, status, error)) is not None:
+        raise fault
     if 400 <= status < 500 and status not in FAILURES:
         return _rejection(response, status, body if is_json(body) else b"")  # the gateway writes its own error body
     if is_rejection(error):
         return _rejection(response, status if status < 500 else 400, error_body(error))
     raise _failure(response, error)
+
+
+def account_fault(task: Task, status: int, error: Error) -> GatewayError | None:
+    """Return the failure if a 4xx is about the gateway's account or the upstream's models, not about the request.
+
+    Status, code and type count. A known phrase in the text counts only if the request does not contain it: an upstream
+    that quotes one prompt must not rest for every client.
+    """
+    codes = {code for code in (error.get("code"), error.get("type")) if isinstance(code, str)}
+    message = error.get("message")
+    text = message[:MAX_BUILT_BYTES] if isinstance(message, str) else ""
+    cause, detail = f"status {status}{_code_suffix(error)}", _message_of(error)
+    if status == 404 and task.kind != "task" and (codes & MODEL_CODES or NO_MODEL.search(text)):
+        return NotServed(
+            f"the upstream does not have this model ({cause})",
+            code="not_found", status=404, again=False, detail=detail, rests="model",
+        )  # fmt: skip
+    if status == 402 or codes & QUOTA_CODES or _has_phrase(NO_CREDIT, text, task):
+        message = f"the gateway's account at the upstream has no credit left ({cause})"
+        return BackendUnavailable(message, code="upstream_quota", again=False, detail=detail, rests="backend")
+    if status == 401 or codes & KEY_CODES or _has_phrase(BAD_KEY, text, task):
+        fault = key_rejected(status)
+        fault.rests = "backend"
+        return fault
+    return None
+
+
+def _has_phrase(phrases: re.Pattern[str], text: str, task: Task) -> bool:
+    """Return whether the text holds one of the phrases, and the request does not."""
+    found = phrases.search(text)
+    if found is None:
+        return False
+    request = task.body
+    if b"\\u" in request:  # escapes could hide the phrase
+        if len(request) > MAX_SEARCHED_BYTES:
+            return False
+        try:
+            request = msgspec.json.encode(msgspec.json.decode(request))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+    return found[0].lower().encode() not in request.lower()
 
 
 def _rejection(response: Response, status: int, body: bytes) -> Result:
