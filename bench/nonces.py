@@ -23,7 +23,7 @@ from pathlib import Path
 from _serving import Serving, gateway
 
 DEADLINE_S = 20.0
-TASKS = '''
+TASKS = """
 import ctypes, multiprocessing, os, sys, threading, time
 LIBC = ctypes.CDLL(None)
 
@@ -83,7 +83,7 @@ def writes(nonce):
         except OSError: pass
     return nonce
 def leaves(nonce): os._exit(0)
-'''
+"""
 HARMLESS = ("good", "stream", "prints", "threads", "fork_exits", "fork_raises", "fork_returns", "fork_lingers")
 HARMLESS += ("fork_stream", "fork_in_thread", "processes")  # they succeed
 FAILING = ("raises", "exits", "native_fork", "closes", "writes", "leaves")  # the last four end their worker
@@ -135,7 +135,7 @@ async def ask_all(requests: int, clients: int, seed: int, serving: Serving) -> d
 def outcome_of(answer: bytes, name: str, nonce: str) -> str:
     """Return `right`, `error`, `foreign` for another request's nonce, or `unexpected` for an incomplete answer.
 
-    Any function may get an error: a natively forked child can answer while its worker has the next task, which then fails.
+    Any function may get an error: a natively forked child can answer while its worker has the next task, which fails.
     """
     head, _, body = answer.partition(b"\r\n\r\n")
     if body.replace(nonce.encode(), b"").count(b"<"):

@@ -221,8 +221,8 @@ EVENTS: Mapping[str, Event] = {
         {"backend": "its name", "plugin": "its plugin", "seconds": "duration of the start"},
     ),
     "backend.failed_to_open": Event(
-        "A backend could not be imported or started; it is left out, the others serve. It is tried again after a failure "
-        "that may pass; a line is logged only if the error changes.",
+        "A backend could not be imported or started; it is left out, the others serve. It is tried again after a "
+        "failure that may pass; a line is logged only if the error changes.",
         {"backend": "its name", "plugin": "its plugin", "error": "why, with the exception's text"},
     ),
     "backend.ended": Event(

@@ -1,8 +1,8 @@
 """The socket between the gateway and a worker, as a channel for frames.
 
-A frame is sent as a header and a msgpack map. The header holds, big-endian, the length of the map, the process id of the
-sender, and the number of the task that the frame is about (0: no task). By the process id the gateway recognises frames
-of a child process that a plugin forked, which shares the socket.
+A frame is sent as a header and a msgpack map. The header holds, big-endian, the length of the map, the process id of
+the sender, and the number of the task that the frame is about (0: no task). By the process id the gateway recognises
+frames of a child process that a plugin forked, which shares the socket.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def encode_frame(frame: Frame, number: int = 0) -> bytes:
 class FrameChannel(asyncio.Protocol):
     """One end of the socket.
 
-    accepts: the union of the frame types to decode. on_frame: called with each frame, the process id of its sender and the
-    number of its task. on_lost: called once, when the connection is closed.
+    accepts: the union of the frame types to decode. on_frame: called with each frame, the process id of its sender and
+    the number of its task. on_lost: called once, when the connection is closed.
     """
 
     def __init__(self, accepts: Any, on_frame: Callable[[Any, int, int], None], on_lost: Callable[[], None]) -> None:

@@ -2,8 +2,8 @@
 
 Argument names are checked before the call, so a TypeError from inside the function is an error of the function.
 
-JSON values are passed as decoded, unless the annotation is a type that JSON does not have: bytes, dates, dataclasses and
-others. The fields of a form are texts, so every annotation converts them. A file is passed as its bytes.
+JSON values are passed as decoded, unless the annotation is a type that JSON does not have: bytes, dates, dataclasses
+and others. The fields of a form are texts, so every annotation converts them. A file is passed as its bytes.
 """
 
 from __future__ import annotations

@@ -150,19 +150,19 @@ class Tool(Backend[ToolSettings]):
             return
         if how.startswith("native"):
             time.sleep(task.json.get("seconds", 20))  # noqa: ASYNC251 - until the kill
-        status = os.waitpid(child, 0)[1] if wait and not how.startswith("native") else None
+        status = os.waitpid(child, 0)[1] if wait else None  # noqa: ASYNC222 - a worker may block
         yield Result(json={"nonce": task.json["nonce"], "status": status and os.waitstatus_to_exitcode(status)})
 
     async def fork_stream(self, task: Task) -> AsyncIterator[Part]:
         yield Part(task.json["nonce"])
-        os.fork()  # noqa
+        os.fork()
         yield Part(task.json["nonce"])
 
     async def fork_and_await(self, task: Task) -> AsyncIterator[Result]:
         if os.fork() == 0:
             await asyncio.sleep(0.01)
         else:
-            os.wait()
+            os.wait()  # noqa: ASYNC222 - a worker may block
         yield Result(json={"nonce": task.json["nonce"]})
 
     async def close_all(self, task: Task) -> AsyncIterator[Result]:

@@ -32,7 +32,7 @@ def test_frames_are_decoded_for_any_chunking_of_the_bytes() -> None:
     data = b"".join(encode_frame(frame, number) for number, frame in enumerate(frames))
     for step in range(1, len(data) + 1):
         got: list[Any] = []
-        channel = FrameChannel(ToWorker, lambda *frame: got.append(frame), lambda: None)
+        channel = FrameChannel(ToWorker, lambda *frame, got=got: got.append(frame), lambda: None)
         for at in range(0, len(data), step):
             channel.data_received(data[at : at + step])
         assert got == [(frame, os.getpid(), number) for number, frame in enumerate(frames)]

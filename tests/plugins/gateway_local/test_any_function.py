@@ -109,7 +109,9 @@ async def test_hidden_and_editor_files_are_ignored(tmp_path: Path) -> None:
 
 
 async def test_files_import_each_other_once_and_other_processes_can_import_them(tmp_path: Path) -> None:
-    (tmp_path / "aaa_first.py").write_text("import zzz_shared\ndef first():\n    zzz_shared.seen.append(1)\n    return 1\n")
+    (tmp_path / "aaa_first.py").write_text(
+        "import zzz_shared\ndef first():\n    zzz_shared.seen.append(1)\n    return 1\n"
+    )
     (tmp_path / "zzz_shared.py").write_text(
         "import multiprocessing\nseen = []\n"
         "def double(n):\n    return 2 * n\n"
