@@ -8,6 +8,7 @@ import traceback
 # Exceptions of plugin code that must not end the gateway: sys.exit() too. Cancellations are not included.
 PLUGIN_EXCEPTIONS = (Exception, SystemExit, KeyboardInterrupt)
 MAX_MESSAGE_CHARS = 2000  # of an exception's text
+MAX_DEBUG_CHARS = 8000  # of its traceback
 
 
 def is_own_cancellation(exc: BaseException) -> bool:
@@ -39,6 +40,14 @@ def frames_of(exc: BaseException) -> list[str]:
     return [f"{frame.f_code.co_filename}:{line} {frame.f_code.co_name}" for frame, line in frames]
 
 
+def debug_text(exc: BaseException) -> str:
+    """Return the traceback of `exc` with its text, at most MAX_DEBUG_CHARS characters, for `GatewayError.debug`."""
+    try:
+        return "".join(traceback.format_exception(exc))[-MAX_DEBUG_CHARS:]
+    except BaseException as error:  # raised by its __str__
+        return f"its traceback raised {type(error).__name__}"
+
+
 class GatewayError(Exception):
     """The base of all errors that a request can end in. Plugins raise its subclasses.
 
@@ -49,6 +58,8 @@ class GatewayError(Exception):
     began: False if the work certainly did not start. Even a task that must not run twice may then be tried elsewhere.
     again: False if the same backend would fail in the same manner again.
     detail: text for the client only, never logged, because it may quote the request (such as an exception's text).
+    debug: the traceback of the exception behind the error, with its text: only for clients on this host, in developer
+    mode (`GATEWAY_DEBUG`), because it may contain data of the request.
     is_of_subtask: set by the gateway if the error comes from a subtask that the backend dispatched.
     """
 
@@ -75,6 +86,7 @@ class GatewayError(Exception):
         self.began = began
         self.again = again
         self.detail = detail
+        self.debug = ""
         self.is_of_subtask = False
 
 

@@ -224,6 +224,9 @@ class Settings(BaseSettings):
     allowed_origins: tuple[Annotated[str, BeforeValidator(_browser_origin)], ...] = setting(
         (), "browser origins that may ask, else 403 when an Origin is sent"
     )
+    debug: bool = setting(
+        False, "developer mode: errors to clients on this host contain the exception's text and traceback (`debug`)"
+    )
     policy: Policy = Field(Policy(), description="what a choice weighs")
     state_dir: Annotated[Path, AfterValidator(_home_opened)] = setting(
         Path("~/.local/state/edge-gateway"), "learned state; unset: `$STATE_DIRECTORY`, else the XDG state home"
