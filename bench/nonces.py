@@ -135,8 +135,7 @@ async def ask_all(requests: int, clients: int, seed: int, serving: Serving) -> d
 def outcome_of(answer: bytes, name: str, nonce: str) -> str:
     """Return `right`, `error`, `foreign` for another request's nonce, or `unexpected` for an incomplete answer.
 
-    Any function may get an error: a natively forked child can answer while its worker has the next task, which then
-    fails.
+    Any function may get an error: a natively forked child can answer while its worker has the next task, which fails.
     """
     head, _, body = answer.partition(b"\r\n\r\n")
     if body.replace(nonce.encode(), b"").count(b"<"):

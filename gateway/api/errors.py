@@ -57,9 +57,13 @@ def status_of(error: GatewayError) -> int:
     return error.status or ERRORS[error.code].status
 
 
-def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
-    """Return the body of an error response, in the shape OpenAI's clients parse."""
+def envelope(error: GatewayError, request_id: str, *, has_debug: bool = False) -> dict[str, Any]:
+    """Return the body of an error response, in the shape OpenAI's clients parse.
+
+    has_debug: add the traceback behind the error, if there is one; only for a developer on this host.
+    """
     row = ERRORS[error.code]
+    debug = {"debug": error.debug} if has_debug and error.debug else {}
     return {
         "error": {
             "message": f"{error.message}: {error.detail}" if error.detail else error.message,
@@ -68,6 +72,7 @@ def envelope(error: GatewayError, request_id: str) -> dict[str, Any]:
             "param": error.param,
             "request_id": request_id,
             "retryable": row.retryable,
+            **debug,
         }
     }
 

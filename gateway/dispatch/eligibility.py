@@ -160,13 +160,11 @@ class Eligibility:
         return task.kind != "task" and self._registry.members[name].missing_endpoints.is_missing(task.path)
 
     def last_resort(self, refused: Mapping[str, str | None], task: Task) -> dict[str, str | None]:
-        """Allow the backends that are excluded only by a health check or a rest.
+        """Allow the backends that are excluded only by a health check, a rest, or the state of their link.
 
-        Their response is more helpful than ours, and may show that they are repaired.
-
-        Allow those whose link is down as well: the request is then a probe, which costs less than a wrong refusal.
-        A backend known to answer 404 for this path is allowed only if every backend that may serve it is: its 404 is
-        final and would mask a temporary failure.
+        Their response is more helpful than ours, and may show that they are repaired. A request to a link that is down
+        is a probe, which costs less than a wrong refusal. A backend known to answer 404 for this path is allowed only if
+        every backend that may serve it is: its 404 is final and would mask a temporary failure.
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None

@@ -31,7 +31,7 @@ from gateway.ingress.auth import authenticate, check_route, credentials_in
 from gateway.ingress.load_shedding import LoadShedding
 from gateway.ingress.response import STOPPED, GatewayStops, Response, internal_error
 from gateway.ingress.task import RequestLimits, build_task, entry_points_of, has_own_limits, stream_limits_of
-from gateway.ingress.transport import IncomingRequest, ResponseWriter
+from gateway.ingress.transport import IncomingRequest, ResponseWriter, is_developer
 from gateway.plugin import GatewayError, Task, new_id
 from gateway.registry import AUTO
 from gateway.request_log import RequestRecord, log_request
@@ -115,7 +115,8 @@ class _RequestCycle:
     def __init__(self, handler: RequestHandler, request: IncomingRequest, writer: ResponseWriter, watch: Watch) -> None:
         self.handler, self.request, self.watch = handler, request, watch
         self.record = RequestRecord(request_id=new_id(), door=request.door)
-        self.response = Response(writer, self.record, watch, is_trusted=request.is_trusted)
+        has_debug = handler.limits.debug and is_developer(request)
+        self.response = Response(writer, self.record, watch, is_trusted=request.is_trusted, has_debug=has_debug)
         self.is_health = False
         self.caller: Caller = ANONYMOUS
         self.answer: Answer | None = None

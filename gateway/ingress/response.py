@@ -77,10 +77,12 @@ class GatewayStops(GatewayError):
 class Response:
     """The response to one request."""
 
-    def __init__(self, writer: ResponseWriter, record: RequestRecord, watch: Watch, *, is_trusted: bool) -> None:
+    def __init__(
+        self, writer: ResponseWriter, record: RequestRecord, watch: Watch, *, is_trusted: bool, has_debug: bool = False
+    ) -> None:
         self.state: State = "pending"
         self._writer, self._record, self._watch = writer, record, watch
-        self._is_trusted = is_trusted
+        self._is_trusted, self._has_debug = is_trusted, has_debug
         self._encoder: StreamEncoder | None = None
         self._answer: Answer | None = None
 
@@ -234,7 +236,7 @@ class Response:
             return
         if isinstance(error, TaskRefused):
             metrics.SHED.inc(reason=error.code)
-        body = envelope(error, record.request_id)
+        body = envelope(error, record.request_id, has_debug=self._has_debug)
         try:
             if has_begun:
                 assert self._encoder is not None

@@ -32,6 +32,7 @@ class RequestLimits:
 
     deadline_s: float = 300.0
     max_body_bytes: int = 33_554_432
+    debug: bool = False
     stream_limits: Limits = field(default_factory=Limits)
 
 

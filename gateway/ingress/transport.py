@@ -41,6 +41,15 @@ class IncomingRequest:
     takes_pieces: bool = True
 
 
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
+
+
+def is_developer(request: IncomingRequest) -> bool:
+    """Whether the client is a program on this host: it connects over loopback, and no proxy forwards for another."""
+    is_forwarded = any(name in request.headers for name in _FORWARDED)
+    return request.door == "http" and request.is_trusted and not is_forwarded
+
+
 class ResponseWriter(Protocol):
     """Writes one response to the client: either `send`, or `begin`, `write`… and `end` or `abort`.
 

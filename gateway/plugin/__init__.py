@@ -24,6 +24,7 @@ from gateway.plugin.errors import (
     NotServed,
     TaskInvalid,
     TaskRefused,
+    debug_text,
     frames_of,
 )
 from gateway.plugin.forms import encode_form, set_form_model
@@ -64,6 +65,7 @@ __all__ = [
     "Terms",
     "Upload",
     "View",
+    "debug_text",
     "encode_form",
     "frames_of",
     "load_function",

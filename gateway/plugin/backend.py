@@ -24,7 +24,7 @@ class Backend(ABC, Generic[S]):
     - kinds: the operations that its models serve.
     - models, tasks: the names that it serves, a list or a map from the client's name to the backend's; None while
       they are not known yet. They can be set on `self` at any time.
-    - problems: faults that do not keep it out of service, such as a file that cannot be read, for `/status` and the
+    - problems: faults that do not keep it out of service, such as a file that cannot be read; for `/status` and the
       log.
     - slots: the number of tasks that it runs at once.
     - isolation: `loop` to run in the gateway's event loop, `process` to run in worker processes, one per slot.

@@ -124,8 +124,8 @@ class BackendLifecycle:
             if is_own_cancellation(exc):
                 raise
             return False
-        is_retired = managed.stop_requested.is_set() or managed.state not in ("starting", "failed")
-        if not is_retired:
+        is_retired = managed.state not in ("starting", "failed")  # while the plugin opened
+        if not is_retired and not managed.stop_requested.is_set():
             managed.transition("opened")
             managed.error = managed.cause = None
             seconds = round(self._clock() - began, 3)

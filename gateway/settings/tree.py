@@ -255,6 +255,9 @@ class Settings(BaseSettings):
     allowed_origins: tuple[Annotated[str, BeforeValidator(_browser_origin)], ...] = setting(
         (), "allowed browser origins; a request with another Origin header gets 403"
     )
+    debug: bool = setting(
+        False, "developer mode: errors to clients on this host contain the exception's text and traceback (`debug`)"
+    )
     policy: Policy = Field(Policy(), description="the choice between backends")
     state_dir: Annotated[Path, AfterValidator(_expand_home)] = setting(
         Path("~/.local/state/edge-gateway"),

@@ -19,7 +19,7 @@ from gateway.plugin import (
     TaskInvalid,
     TaskRefused,
 )
-from gateway.plugin.errors import PluginRaised, message_of
+from gateway.plugin.errors import PluginRaised, debug_text, message_of
 from gateway.workers.frames import (
     ErrorFrame,
     FromWorker,
@@ -138,7 +138,9 @@ def encode_error(exc: BaseException, source: str, *, is_own_code: bool = True) -
     """
     if not isinstance(exc, GatewayError):
         raised = type(exc).__name__
-        exc = PluginRaised(f"{source} raised {raised}", raised=raised, text=message_of(exc))
+        error = PluginRaised(f"{source} raised {raised}", raised=raised, text=message_of(exc))
+        error.debug = debug_text(exc) if is_own_code else ""
+        exc = error
     return ErrorFrame(
         kind=next(base.__name__ for base in type(exc).__mro__ if base.__name__ in ERRORS),
         message=exc.message,
@@ -152,14 +154,21 @@ def encode_error(exc: BaseException, source: str, *, is_own_code: bool = True) -
         raised=exc.raised if isinstance(exc, PluginRaised) and is_own_code else None,
         text=exc.text if isinstance(exc, PluginRaised) and is_own_code else "",
         is_of_subtask=exc.is_of_subtask,
+        debug=exc.debug if is_own_code else "",
     )
 
 
 def decode_error(frame: ErrorFrame) -> GatewayError:
     """Return the error in `frame`, with its original class."""
+    error = _new_error(frame)
+    error.is_of_subtask, error.debug = frame.is_of_subtask, frame.debug
+    return error
+
+
+def _new_error(frame: ErrorFrame) -> GatewayError:
     if frame.raised is not None:
         return PluginRaised(frame.message, raised=frame.raised, text=frame.text)
-    error = ERRORS.get(frame.kind, BackendFailed)(
+    return ERRORS.get(frame.kind, BackendFailed)(
         frame.message,
         code=frame.code,
         param=frame.param,
@@ -169,8 +178,6 @@ def decode_error(frame: ErrorFrame) -> GatewayError:
         began=frame.began,
         again=frame.again,
     )
-    error.is_of_subtask = frame.is_of_subtask
-    return error
 
 
 # ── subtasks ─────────────────────────────────────────────────────────────────────────────────────

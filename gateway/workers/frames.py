@@ -65,7 +65,8 @@ class ErrorFrame(msgspec.Struct, tag=True, frozen=True):
     """A `GatewayError`, which ends its task.
 
     kind: the name of its class. raised: the type of the plugin's exception if the error is a bug of the plugin, else
-    None; text: the text of that exception. is_of_subtask: the error comes from a subtask that the backend dispatched.
+    None; text: the text of that exception. debug: its traceback. is_of_subtask: the error comes from a
+    subtask that the backend dispatched.
     """
 
     kind: str
@@ -80,6 +81,7 @@ class ErrorFrame(msgspec.Struct, tag=True, frozen=True):
     raised: str | None = None
     text: str = ""
     is_of_subtask: bool = False
+    debug: str = ""
 
 
 # ── from the gateway to the worker ───────────────────────────────────────────────────────────────

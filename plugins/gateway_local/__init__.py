@@ -31,6 +31,7 @@ from gateway.plugin import (
     Result,
     Services,
     Task,
+    debug_text,
     frames_of,
 )
 from gateway_local.calling import BoundFunction, as_json
@@ -140,7 +141,9 @@ class Local(Backend[LocalSettings]):
         except Exception as exc:
             self._log_exception(task, exc)
             message = f"`{task.name}` raised {type(exc).__name__}"
-            raise BackendUnavailable(message, code="plugin_error", again=False, detail=str(exc)) from exc
+            error = BackendUnavailable(message, code="plugin_error", again=False, detail=str(exc))
+            error.debug = debug_text(exc)
+            raise error from exc
 
     def _log_exception(self, task: Task, exc: Exception) -> None:
         """Log at most once a minute for each place: a client can cause any number of exceptions."""

@@ -86,3 +86,18 @@ async def test_json_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
             assert await ask(gateway, "echo", data=body) == (200, {"result": 1})
         code, answer = await ask(gateway, "echo", data=b'\xef\xbb\xbf\xef\xbb\xbf{"a": 1}')
         assert (code, answer["error"]["code"]) == (400, "bad_request")
+
+
+async def test_developer_mode_shows_the_traceback_to_clients_on_this_host_only(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def wrong(a):\n    secret = a\n    raise ValueError(secret)\n")
+    sent = {"json": {"a": "in the request"}}
+    async with running_gateway(**local(tmp_path), GATEWAY_DEBUG="true") as gateway:
+        code, answer = await ask(gateway, "wrong", **sent)
+        assert (code, answer["error"]["code"]) == (500, "plugin_error")
+        assert "line 3, in wrong" in answer["error"]["debug"]
+        assert "ValueError: in the request" in answer["error"]["debug"]
+        for name in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"):
+            assert "debug" not in (await ask(gateway, "wrong", headers={name: "x"}, **sent))[1]["error"]
+        assert "in the request" not in str(gateway.lines.of("local.raised"))
+    async with running_gateway(**local(tmp_path)) as gateway:
+        assert "debug" not in (await ask(gateway, "wrong", **sent))[1]["error"]

@@ -184,9 +184,8 @@ class TooManyConnections(asyncio.Protocol):
         self._transport = transport
         metrics.SHED.inc(reason="connections")
         peer = transport.get_extra_info("peername")
-        request_id = _full.warning_with_id(
-            request_id=new_id(), peer=str(peer[0]) if isinstance(peer, tuple) else "unix"
-        )
+        address = str(peer[0]) if isinstance(peer, tuple) else "unix"
+        request_id = _full.warning_with_id(request_id=new_id(), peer=address)
         TooManyConnections.open_count += 1
         if TooManyConnections.open_count > MAX_REFUSALS:
             transport.abort()

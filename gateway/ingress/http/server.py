@@ -104,9 +104,8 @@ def _fail(body: StreamReader | None) -> None:
 
 def log_rejected(why: str, peer: Any) -> str:
     """Log a request that is not valid HTTP; return its id. peer: an address of getpeername()."""
-    return _rejected.warning_with_id(
-        request_id=new_id(), why=why[:200], peer=str(peer[0] if isinstance(peer, tuple) else "unix")
-    )
+    address = str(peer[0] if isinstance(peer, tuple) else "unix")
+    return _rejected.warning_with_id(request_id=new_id(), why=why[:200], peer=address)
 
 
 class Server(web.Server):
