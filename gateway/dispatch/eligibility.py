@@ -69,7 +69,10 @@ class Eligibility:
             return EDGE_ONLY
         if self._lacks_endpoint(name, task):
             return LACKS_ENDPOINT
-        return self.why_unavailable(name, pinned=pinned == name)
+        if (why := self.why_unavailable(name, pinned=pinned == name)) is not None:
+            return why
+        # A hybrid pins its subtasks, and has another side to use.
+        return self._measurements.why_down(name) if task.parent_id is not None else None
 
     def why_unavailable(self, name: str, *, pinned: bool = False) -> str | None:
         """Return why `name` should get no work now, whatever the work, or None.
@@ -103,8 +106,11 @@ class Eligibility:
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None
+        is_subtask = task.parent_id is not None
         return {
-            name: None if why and why in (self._unhealthy(name), self._measurements.why_down(name), lacks) else why
+            name: None
+            if why and why in (self._unhealthy(name), lacks, None if is_subtask else self._measurements.why_down(name))
+            else why
             for name, why in refused.items()
         }
 
