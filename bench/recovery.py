@@ -2,7 +2,7 @@
 
     ./run bench recovery [--short] [--json FILE]
 
-A real `edge-gateway serve` process with an edge and a cloud backend, which is cheaper and therefore always preferred. The
+A real `edge-gateway serve` process with an edge and a cloud backend, which is cheaper and therefore preferred. The
 cloud is a local service behind the emulated link of the demo. After each fault the link works again, with another round
 trip. The time from then to the first response from the cloud must be at most 5 s and four round trips.
 """
