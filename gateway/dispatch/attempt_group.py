@@ -64,6 +64,7 @@ class AttemptGroup:
         self._timer = ReceiveTimer(self._channel)
         self._until = math.inf
         self._hedged_until: Callable[[], float] = lambda: math.inf
+        self._postponed_until: Callable[[], float] = lambda: -math.inf
 
     def start(self) -> None:
         """Queue the first attempt. Raises TaskRefused if the queue is full."""
@@ -109,12 +110,15 @@ class AttemptGroup:
 
     # ── to the first content ─────────────────────────────────────────────────────────────────────
 
-    async def first_content(self, until: float, hedged_until: Callable[[], float]) -> Answer:
+    async def first_content(
+        self, until: float, *, hedged_until: Callable[[], float], postponed_until: Callable[[], float]
+    ) -> Answer:
         """Return the whole result, or the stream from its first content on. Raises the error of the last attempt.
 
         until: the instant of the timeout. hedged_until: returns the new instant once a hedge has started.
+        postponed_until: called at the timeout of the only attempt; returns a later instant if nothing better is left.
         """
-        self._until, self._hedged_until = until, hedged_until
+        self._until, self._hedged_until, self._postponed_until = until, hedged_until, postponed_until
         ahead: list[tuple[Attempt, Part]] = []
         failed: dict[Attempt, Item] = {}
         while len(failed) < len(self.attempts) and (message := await self._next_unless_refused(failed)) is not None:
@@ -137,6 +141,9 @@ class AttemptGroup:
         try:
             return await self._next(self._until)
         except DeadlineExceeded:
+            if len(self.attempts) == 1 and not failed and (until := self._postponed_until()) > time.monotonic():
+                self._until = until
+                return await self._next(until)
             if any(isinstance(item, Result) for item in failed.values()):
                 return None
             raise

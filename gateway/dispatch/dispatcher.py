@@ -21,6 +21,7 @@ from gateway.dispatch.retry import (
     first_byte_deadline,
     hedged_timeout_at,
     may_fail_over,
+    postponed_timeout_at,
     retry_pause_s,
 )
 from gateway.lanes import Scheduler
@@ -163,7 +164,11 @@ class Dispatcher:
         try:
             group.start()
             record.attempts += 1  # after `start`: a task refused by a full queue has reached no backend
-            answer = await group.first_content(attempt_timeout_at(plan, until), partial(hedged_timeout_at, plan, until))
+            answer = await group.first_content(
+                attempt_timeout_at(plan, until),
+                hedged_until=partial(hedged_timeout_at, plan, until),
+                postponed_until=lambda: postponed_timeout_at(plan, self.planner.others(plan, state.task), until),
+            )
         except DeadlineExceeded as exc:
             group.on_timeout(exc)
             raise

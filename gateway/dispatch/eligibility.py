@@ -134,7 +134,10 @@ class Eligibility:
         rests = self._registry.members[name].rests
         if rests.entries and (why := rests.reason(task.name)) is not None:
             return why
-        return self.why_unavailable(name, pinned=pinned == name)
+        if (why := self.why_unavailable(name, pinned=pinned == name)) is not None:
+            return why
+        # A hybrid pins its subtasks, and has another side to use.
+        return self._measurements.why_down(name) if task.parent_id is not None else None
 
     def why_unavailable(self, name: str, *, pinned: bool = False) -> str | None:
         """Return why `name` should get no work now, whatever the work, or None.
@@ -163,14 +166,17 @@ class Eligibility:
         """Allow the backends that are excluded only by a health check, a rest, or the state of their link.
 
         Their response is more helpful than ours, and may show that they are repaired. A request to a link that is down
-        is a probe, which costs less than a wrong refusal. A backend known to answer 404 for this path is allowed only if
-        every backend that may serve it is: its 404 is final and would mask a temporary failure.
+        is a probe, which costs less than a wrong refusal; subtasks of a hybrid need the fast refusal. A backend known to
+        answer 404 for this path is allowed only if every backend that may serve it is: its 404 is final and would mask a
+        temporary failure.
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None
+        is_subtask = task.parent_id is not None
         allowed: dict[str, str | None] = {}
         for name, why in refused.items():
-            temporary = (self._unhealthy(name), self._measurements.why_down(name), self._rest_of(name, task), lacks)
+            down = None if is_subtask else self._measurements.why_down(name)
+            temporary = (self._unhealthy(name), down, self._rest_of(name, task), lacks)
             allowed[name] = None if why in temporary else why
         return allowed
 

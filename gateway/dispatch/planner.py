@@ -91,6 +91,13 @@ class Planner:
             },
         }
 
+    def others(self, plan: Plan, task: Task) -> list[Candidate]:
+        """Return the present predictions of the backends that follow the first of the plan."""
+        refusal, pinned = self.eligibility.refusal, plan.serving.pinned
+        members = self._registry.members
+        present = {name: refusal(name, task, pinned) for name in plan.decision.order[1:] if name in members}
+        return self._selector.candidates(plan.work, present)
+
     def _candidates(self, plan: Plan) -> list[Candidate]:
         """Return each backend's predictions after the decision."""
         refused = plan.decision.refused

@@ -52,18 +52,18 @@ def debug_text(exc: BaseException) -> str:
 class GatewayError(Exception):
     """The base of all errors that a request can end in. Plugins raise its subclasses.
 
-        message: the fault, its place, and how to fix it. It is sent to the client and must not contain secrets.
-        code: one of the documented error codes, from which the gateway derives the HTTP status.
-        param: the name of the wrong field in the request. status: the status of the upstream's error response.
-        retry_after_s: seconds after which the request may be sent again.
-        began: False if the work certainly did not start. Even a task that must not run twice may then be tried elsewhere.
-        again: False if the same backend would fail in the same manner again.
-        detail: text for the client only, never logged, because it may quote the request (such as an exception's text).
+    message: the fault, its place, and how to fix it. It is sent to the client and must not contain secrets.
+    code: one of the documented error codes, from which the gateway derives the HTTP status.
+    param: the name of the wrong field in the request. status: the status of the upstream's error response.
+    retry_after_s: seconds after which the request may be sent again.
+    began: False if the work certainly did not start; even a task that must not run twice may be tried elsewhere then.
+    again: False if the same backend would fail in the same manner again.
+    detail: text for the client only, never logged, because it may quote the request (such as an exception's text).
     rests: "backend" or "model" if every further request would fail in the same manner until the operator repairs it.
         The backend, or this model of it, is then used only if no other can serve, and its breaker does not count it.
     debug: the traceback of the exception behind the error, with its text: only for clients on this host, in
         developer mode (`GATEWAY_DEBUG`), because it may contain data of the request.
-        is_of_subtask: set by the gateway if the error comes from a subtask that the backend dispatched.
+    is_of_subtask: set by the gateway if the error comes from a subtask that the backend dispatched.
     """
 
     code = "plugin_error"

@@ -31,6 +31,7 @@ from gateway_hybrid.throughput import MIN_S, Throughput
 
 FIRST_GROUPS = 2  # groups in flight in the cloud at least: one in transit, one being computed
 HANDLING_S = 0.003  # time to divide and to join, for the estimate
+BUSY = ("overloaded", "rate_limited")  # errors of a side that works
 MAX_CLASSES = 1024  # classes of tasks with a learned speed
 
 
@@ -212,6 +213,7 @@ class _Batch:
         self._running: dict[asyncio.Task[Any], Group] = {}
         self._answers: dict[int, Any] = {}
         self._refusal: Result | None = None
+        self._failed_sides: set[str] = set()
         self._now = asyncio.get_running_loop().time
 
     async def run(self) -> list[Any] | Result:
@@ -286,6 +288,17 @@ class _Batch:
             self._refusal = refusal
         else:
             raise error
+        if self._are_sides_down(group.side, error):
+            raise error
+
+    def _are_sides_down(self, side: str, error: GatewayError) -> bool:
+        """Whether every side has failed and none has answered; a side that is only busy is waited for.
+
+        A plain request would have tried each backend and failed. Further rounds and pauses only delay the error.
+        """
+        if error.code not in BUSY:
+            self._failed_sides.add(side)
+        return not self._answers and not self._running and self._failed_sides.issuperset(self.throughputs)
 
     def _log_move(self, group: Group, why: str) -> None:
         self.services.log.info(

@@ -114,7 +114,7 @@ class Rescued:
             if isinstance(item, Result):
                 await self.race.on_item(attempt, End)
         try:
-            answer = await self.race.first_content(until, lambda: until)
+            answer = await self.race.first_content(until, hedged_until=lambda: until, postponed_until=lambda: until)
             return answer.backend, answer.result
         finally:
             self.race.close()

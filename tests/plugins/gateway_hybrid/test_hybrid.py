@@ -153,6 +153,15 @@ async def test_failed_group_moves_to_the_other_side(error: Exception, broken: st
     assert "hybrid.group_moved" in services.log.events
 
 
+@pytest.mark.parametrize("error", [BackendUnavailable("no route"), *NOTHING_RAN[1:]])
+async def test_batch_fails_at_once_when_both_sides_are_down(error: Exception) -> None:
+    services = HybridServices(raises(error), raises(error))
+    began = time.monotonic()
+    with pytest.raises(GatewayError):
+        await run(services, list(range(16)))
+    assert time.monotonic() - began < 0.5
+
+
 async def test_group_is_moved_at_most_once() -> None:
     services = HybridServices(raises(BackendUnavailable("here")), raises(BackendUnavailable("there")))
     with pytest.raises(BackendUnavailable):
