@@ -25,6 +25,7 @@ def rules_of(settings: Settings) -> RequestLimits:
     return RequestLimits(
         deadline_s=settings.deadline_s,
         max_body_bytes=settings.max_body_bytes,
+        max_items=settings.max_items,
         stream_limits=Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s),
     )
 

@@ -17,6 +17,7 @@ LIVE = frozenset(
         "FIRST_BYTE_S",
         "STALL_S",
         "MAX_BODY_BYTES",
+        "MAX_ITEMS",
         "ALLOW_UNAUTHENTICATED",
         "ALLOWED_HOSTS",
         "ALLOWED_ORIGINS",

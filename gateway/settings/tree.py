@@ -215,6 +215,12 @@ class Settings(BaseSettings):
     first_byte_s: Seconds = setting(60.0, "streams: until the first content", unit="s")
     stall_s: Seconds = setting(30.0, "streams: between two contents", unit="s")
     max_body_bytes: int = setting(33_554_432, "the largest request body; more is 413", unit="bytes", ge=1)
+    max_items: int = setting(
+        100_000,
+        "units of work in one request: items of a task, inputs of an embedding, prompts, messages; in all its lists "
+        "and objects, eight times as many elements; more is 400",
+        ge=1,
+    )
     keys_file: Annotated[Path, AfterValidator(_home_opened)] | None = setting(
         None,
         "API keys, hashed, with rules per key (`edge-gateway keys`); with it every request needs one, health apart",
