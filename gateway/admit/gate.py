@@ -49,6 +49,12 @@ class Caller:
             noun = "task" if kind == "task" else "model"
             raise GatewayError(f"the key {self.id} may not use the {noun} {name[:80]!r}", code="forbidden")
 
+    def check_any(self, kind: Kind) -> None:
+        """Raise GatewayError `forbidden` if the caller may use no model, or no task: before its body is read."""
+        if self.key is not None and (self.key.tasks if kind == "task" else self.key.models) == ():
+            noun = "task" if kind == "task" else "model"
+            raise GatewayError(f"the key {self.id} may use no {noun}", code="forbidden")
+
     def allows(self, kind: Kind, name: str) -> bool:
         """Whether the caller may use this model or task."""
         return self.key is None or self.key.allows(kind, name)

@@ -6,12 +6,14 @@ request or shape its response, and msgspec skips the others without building the
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
 
+from gateway.api.json_bounds import SLICE_BYTES, contains, count
 from gateway.api.schemas import MAX_NAME_CHARS
 from gateway.plugin import TaskInvalid
 
@@ -48,7 +50,7 @@ def read_json(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
         raise TaskInvalid("the body is empty; send JSON")
     try:
         if not body.isascii():
-            body.decode()  # msgspec does not check the encoding of fields it skips
+            _check_utf8(body)  # msgspec does not check the encoding of fields it skips
         return decoder.decode(body)
     except msgspec.ValidationError as exc:
         found = _FIELD.search(str(exc))
@@ -67,10 +69,17 @@ def read_json_with_model(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
     Raises TaskInvalid.
     """
     decoded = read_json(decoder, body)
-    exactly = body.count(b'"model"')
-    if exactly > 1 or body.lower().count(b'"model"') > exactly or _ESCAPED_LETTER.search(body):
+    exactly = count(body, b'"model"')
+    if exactly > 1 or count(body, b'"model"', ignores_case=True) > exactly or contains(body, _ESCAPED_LETTER, 6):
         check_model_key(_keys_of(body))
     return decoded
+
+
+def _check_utf8(body: bytes) -> None:
+    """Raise UnicodeDecodeError unless the body is UTF-8; slice by slice, so that a thread does not hold the loop."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(body), SLICE_BYTES):
+        decoder.decode(body[start : start + SLICE_BYTES], final=start + SLICE_BYTES >= len(body))
 
 
 def check_model_key(keys: Iterable[str]) -> None:

@@ -166,9 +166,9 @@ class Eligibility:
         """Allow the backends that are excluded only by a health check, a rest, or the state of their link.
 
         Their response is more helpful than ours, and may show that they are repaired. A request to a link that is down
-        is a probe, which costs less than a wrong refusal; subtasks of a hybrid need the fast refusal. A backend known to
-        answer 404 for this path is allowed only if every backend that may serve it is: its 404 is final and would mask a
-        temporary failure.
+        is a probe, which costs less than a wrong refusal; subtasks of a hybrid need the fast refusal. A backend known
+        to answer 404 for this path is allowed only if every backend that may serve it is: its 404 is final and would
+        mask a temporary failure.
         """
         all_lack_it = all(why == EDGE_ONLY or self._lacks_endpoint(name, task) for name, why in refused.items())
         lacks = LACKS_ENDPOINT if all_lack_it else None

@@ -20,6 +20,7 @@ import msgspec
 
 from gateway.admit import ANONYMOUS, Caller, Gate
 from gateway.api import openapi, tasks
+from gateway.api.json_bounds import SMALL_BYTES
 from gateway.api.models import model, models_list
 from gateway.api.operation import ParsedRequest
 from gateway.api.operations import parse_request
@@ -71,7 +72,7 @@ class RequestHandler:
         matched = match("POST", target)
         caller = self.gate.authenticate(credentials_in(headers)) if any(credentials_in(headers)) else ANONYMOUS
         check_route(caller, matched)
-        parsed = parse_request(matched, headers.get("content-type", ""), body)
+        parsed = parse_request(matched, headers.get("content-type", ""), body, max_items=self.limits.max_items)
         caller.check(parsed.kind, parsed.name or AUTO)
         task = build_task(parsed, headers, self.limits, request_id=new_id(), began=time.monotonic())
         task = task.replace(may_leave=caller.may_leave and not self.is_edge_only(parsed, target))
@@ -188,16 +189,24 @@ class _RequestCycle:
         body = await request.read(self.caller.max_bytes(self.handler.limits.max_body_bytes))
         self.record.bytes_in = len(body)
         self.watch.enter("admit")
-        parsed = parse_request(matched, request.headers.get("content-type", ""), body)
+        parsed = await self._parsed(matched, body)
         self.record.model, self.record.items, self.record.is_stream = parsed.name or None, parsed.items, parsed.stream
         self.caller.check(parsed.kind, parsed.name or AUTO)
         await self._dispatch(self._task(parsed), parsed)
+
+    async def _parsed(self, matched: Match, body: bytes) -> ParsedRequest:
+        """Parse the body; a large one in a thread, so that no content of it can hold the event loop."""
+        content_type = self.request.headers.get("content-type", "")
+        parse = partial(parse_request, matched, content_type, body, max_items=self.handler.limits.max_items)
+        return parse() if len(body) <= SMALL_BYTES else await asyncio.to_thread(parse)
 
     def _admit(self, matched: Match) -> None:
         """Authenticate and authorize the request, and check the rate, before the body is read."""
         request, handler = self.request, self.handler
         caller = authenticate(handler.gate, request.headers, request.key_id, request.certificate_names)
         check_route(caller, matched)
+        if matched.route.needs_body:
+            caller.check_any(matched.route.kind)
         if matched.route.needs_body and handler.shedding.is_active:
             raise handler.shedding.refusal()
         handler.gate.admit(caller)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import unquote
 
+from gateway.api.json_bounds import MAX_ITEMS
 from gateway.api.operation import ParsedRequest
 from gateway.dispatch import Limits
 from gateway.plugin import Task, TaskInvalid
@@ -33,6 +34,7 @@ class RequestLimits:
     deadline_s: float = 300.0
     max_body_bytes: int = 33_554_432
     debug: bool = False
+    max_items: int = MAX_ITEMS
     stream_limits: Limits = field(default_factory=Limits)
 
 

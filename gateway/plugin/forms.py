@@ -24,6 +24,7 @@ from gateway.plugin.spelling import is_like
 
 MAX_PARTS = 64
 MAX_HEADER_BYTES = 8192
+_SEARCHED_BYTES = 1 << 20
 
 # HTML §4.10.21.8, and backslashes as in a quoted string (RFC 9110 §5.6.4)
 _ESCAPES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A", "\\": "\\\\"})
@@ -188,7 +189,7 @@ def _edges(delimiter: bytes, body: bytes) -> list[tuple[int, int]]:
     The delimiter may occur nowhere else: parsers differ in which line ends and spaces may stand beside it.
     """
     edges: list[tuple[int, int]] = []
-    at = body.find(delimiter)
+    at = _find(body, delimiter, 0)
     if at < 0:
         raise _invalid_form("its boundary never occurs")
     if at > 0 and body[:at] != b"\r\n":
@@ -209,8 +210,17 @@ def _edges(delimiter: bytes, body: bytes) -> list[tuple[int, int]]:
             raise _invalid_form("a line begins with its boundary and goes on")
         if len(edges) > MAX_PARTS:
             raise _invalid_form(f"it has more than {MAX_PARTS} parts")
-        at = body.find(delimiter, after)
+        at = _find(body, delimiter, after)
     raise _invalid_form("its final boundary is missing; was the upload cut?")
+
+
+def _find(body: bytes, delimiter: bytes, at: int) -> int:
+    """As bytes.find, in steps: a thread that searches a large body does not hold the event loop."""
+    while at < len(body):
+        if (found := body.find(delimiter, at, at + _SEARCHED_BYTES + len(delimiter))) >= 0:
+            return found
+        at += _SEARCHED_BYTES
+    return -1
 
 
 def _span(body: bytes, start: int, end: int) -> FormSpan:

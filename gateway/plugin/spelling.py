@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+import heapq
 import re
 import unicodedata
+from collections.abc import Iterable
+from itertools import islice
 from urllib.parse import unquote, unquote_plus
 
 MAX_ESCAPES = 4  # layers of percent escapes that are undone; no server on the way undoes more
+_COMPARED_CHARS, _COMPARED, _MAX_KNOWN = 64, 8, 1000
 _INVISIBLE = ("Cc", "Cf")  # controls, and formats such as zero-width spaces
 _BLANK = dict.fromkeys((0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0xFE00, 0xFE10)))
 _NAME_END = re.compile(r"[\[\x00-\x08\x0a-\x1f]")  # a list, or the end of a C string
@@ -27,6 +32,19 @@ def unescaped(text: str) -> str:
             break
         text = plain
     return text
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that resembles `name` most, or None. Takes a few milliseconds at most."""
+    name, wanted = name[:_COMPARED_CHARS], _pairs(name)
+    ranked = heapq.nlargest(_COMPARED, islice(known, _MAX_KNOWN), key=lambda each: len(wanted & _pairs(each)))
+    shown = {each[:_COMPARED_CHARS]: each for each in reversed(ranked)}
+    return next((shown[each] for each in difflib.get_close_matches(name, shown, n=1)), None)
+
+
+def _pairs(text: str) -> set[str]:
+    text = text[:_COMPARED_CHARS]
+    return {text[at : at + 2] for at in range(len(text) - 1)}
 
 
 def is_like(name: str, known: str) -> bool:

@@ -5,11 +5,11 @@ While a backend still starts, or if it failed to open, names that may be its own
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gateway.plugin import GatewayError, Kind
+from gateway.plugin.spelling import nearest
 from gateway.registry.managed_backend import AUTO, ManagedBackend
 
 FAILED_RETRY_S = 5.0  # Retry-After for the names of a backend that failed to open, which is tried again
@@ -72,9 +72,9 @@ class Catalog:
                 retry_after_s=FAILED_RETRY_S,
             )
         what = "task" if kind == "task" else "model"
-        near = difflib.get_close_matches(requested, self.owners(kind), n=1)
+        near = nearest(requested, self.owners(kind))
         raise GatewayError(
-            f"no backend serves the {what} {requested!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+            f"no backend serves the {what} {requested!r}" + (f"; did you mean {near!r}?" if near else ""),
             code="not_found" if kind == "task" else "model_not_found",
             param=None if kind == "task" else "model",
         )

@@ -24,6 +24,7 @@ def request_limits_of(settings: Settings) -> RequestLimits:
         deadline_s=settings.deadline_s,
         max_body_bytes=settings.max_body_bytes,
         debug=settings.debug,
+        max_items=settings.max_items,
         stream_limits=Limits(first_byte_s=settings.first_byte_s, stall_s=settings.stall_s),
     )
 

@@ -326,6 +326,7 @@ RELOADABLE = frozenset(
         "FIRST_BYTE_S",
         "STALL_S",
         "MAX_BODY_BYTES",
+        "MAX_ITEMS",
         "ALLOW_UNAUTHENTICATED",
         "ALLOWED_HOSTS",
         "ALLOWED_ORIGINS",

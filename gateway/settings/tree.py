@@ -239,6 +239,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = setting(
         33_554_432, "maximum size of a request body; a larger one gets 413", unit="bytes", ge=1
     )
+    max_items: int = setting(
+        100_000,
+        "units of work in one request: items of a task, inputs of an embedding, prompts, messages; in all its lists "
+        "and objects, eight times as many elements; more is 400",
+        ge=1,
+    )
     keys_file: Annotated[Path, AfterValidator(_expand_home)] | None = setting(
         None,
         "file of hashed API keys with rules per key (`edge-gateway keys`); if set, every request needs a key, except "

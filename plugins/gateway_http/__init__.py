@@ -48,6 +48,7 @@ from .transport.session import open_session
 __all__ = ["Http", "HttpSettings"]
 
 MAY_HAVE_MOVED = ("refused", "no route", "timed out")
+LARGE_BODY_BYTES = 1 << 20
 MODELS, TASKS = "/v1/models", "/v1/tasks"
 
 
@@ -160,7 +161,10 @@ class Http(Backend[HttpSettings]):
             raise DeadlineExceeded("the time was up before the request could be sent")
 
     async def _send(self, task: Task) -> Exchange:
-        request = build_request(task, self._base, self._pseudonym)
+        if len(task.body) > LARGE_BODY_BYTES:  # its rewriting would hold the event loop
+            request = await asyncio.to_thread(build_request, task, self._base, self._pseudonym)
+        else:
+            request = build_request(task, self._base, self._pseudonym)
         try:
             with self._map_exceptions(task.deadline):
                 async with asyncio.timeout_at(task.deadline):
