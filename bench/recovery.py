@@ -21,7 +21,7 @@ import aiohttp
 from _serving import Serving, gateway
 from aiohttp import web
 
-from gateway.demo.link import Link
+from gateway.demo.emulated_link import EmulatedLink
 
 RTT_S = 0.05
 GRACE_S, GRACE_RTTS = 5.0, 4.0
@@ -77,7 +77,7 @@ async def recovery_s(row: Row) -> float:
     """Seconds from the end of the fault to the first response of the cloud; infinite if it does not recover."""
     async with AsyncExitStack() as stack:
         port = await _serve_cloud(stack)
-        link = await stack.enter_async_context(Link("127.0.0.1", port))
+        link = await stack.enter_async_context(EmulatedLink("127.0.0.1", port))
         link.set_rtt(RTT_S)
         serving = await _start(stack, link.port)
         http = await stack.enter_async_context(aiohttp.ClientSession())
@@ -125,7 +125,7 @@ async def _start(stack: AsyncExitStack, port: int) -> Serving:
     return serving
 
 
-async def _fail(link: Link, row: Row, http: aiohttp.ClientSession, serving: Serving) -> None:
+async def _fail(link: EmulatedLink, row: Row, http: aiohttp.ClientSession, serving: Serving) -> None:
     if row.fault == "refused":
         link.take_down()
     else:

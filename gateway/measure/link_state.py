@@ -12,10 +12,10 @@ answer of the backend, even a 500, proves that the network works. Misses less th
 one event seen several times. A pair that the table does not hold raises KeyError.
 
 Probes. A probe without an answer in time is a miss, but it is not given up: a late answer is an answer, and the only
-way to learn that the path has become slow. The timeout doubles with each miss (RFC 6298 §5.5). After a miss the next
-probe does not wait for the previous one: it is sent after 0.25 s, then 1 s, and then at intervals that grow to 3 s, so
-that the state follows the path within 3 s and the time of one exchange. Ten minutes after the last demand the interval
-is a minute; the next request is then the probe.
+way to learn that the path has become slow. From the second miss on, the timeout doubles (RFC 6298 §5.5). After a miss
+the next probe does not wait for the previous one: it is sent after 0.25 s, then 1 s, and then at intervals that grow to
+3 s, so that the state follows the path within 3 s and the time of one exchange. Ten minutes after the last demand the
+interval is a minute; the next request is then the probe.
 
 Round trips are smoothed by RFC 6298. `rtt_min` is the smallest of the last one to two minutes: the path without its
 queues. Throughput is learned as a logarithm, from transfers large enough to fill the path. Without transfers
@@ -342,13 +342,17 @@ class Link:
         return max(every_s, min(step_s, MAX_MISSING_INTERVAL_S))
 
     def probe_timeout_s(self, now: float) -> float:
-        """Seconds to wait for the answer to a probe: the timeout of RFC 6298, doubled for each miss."""
+        """Seconds to wait for the answer to a probe: the timeout of RFC 6298, doubled for each miss after the first.
+
+        The probe after the first miss decides whether the link is down, so its timeout bounds the detection of an
+        outage. A late answer counts nevertheless.
+        """
         rtt = self.rtt
         if not rtt.samples:
             base_s = FIRST_PROBE_TIMEOUT_S
         else:
             base_s = max(rtt.smoothed_s + 4 * rtt.variation_s, MIN_PROBE_TIMEOUT_S)
-        backed_off_s = base_s * 2.0 ** min(self.misses, 6)
+        backed_off_s = base_s * 2.0 ** min(max(self.misses - 1, 0), 6)
         is_cold = not self.is_answering or now - self._last_answer_at > COLD_AFTER_S
         least_s = (WARM_RTTS + (COLD_RTTS if is_cold else 0.0)) * rtt.last_s
         return min(max(backed_off_s, least_s), MAX_PROBE_S)

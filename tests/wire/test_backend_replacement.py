@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
@@ -298,7 +299,7 @@ async def reloading(
     monkeypatch.setattr(main.systemd, "notify", lambda *lines: said.extend(lines))
     told = asyncio.Event()
     told.set()
-    task = asyncio.create_task(main._reload_on_signal(Bound(), None, told))  # type: ignore[arg-type]
+    task = asyncio.create_task(main._reload_on_signal(Bound(), None, os.environ, told))  # type: ignore[arg-type]
     await wait_until(lambda: said)
     said.clear()
     return task, said

@@ -62,7 +62,7 @@ async def test_backend_keeps_serving_and_is_watched_again_after_its_watcher_rais
     async def look(*_: Any) -> None:
         looked.set()
 
-    monkeypatch.setattr("gateway.registry.lifecycle.BackendLifecycle._probe_if_due", breaking(1, look))
+    monkeypatch.setattr("gateway.registry.health_checks.HealthChecks.run_if_due", breaking(1, look))
     async with running_gateway(**STUB) as gateway:
         (told,) = await gateway.lines.wait("service.unhandled")
         assert "backend desk" in told["error"]

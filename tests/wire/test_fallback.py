@@ -288,16 +288,16 @@ async def test_request_is_the_probe_when_the_link_to_the_only_backend_is_down() 
         environ = cloud(f"http://127.0.0.1:{link.port}", TASKS='{"say":"/say"}', REPEATABLE="true")
         async with running_gateway(**environ, GATEWAY_POLICY__PROBE_S="3600") as gateway:
             assert (await call(gateway, "/v1/tasks/say"))[0] == 200
-            gateway.service.board.on_carrier_lost("cloud")
+            gateway.service.measurements.on_carrier_lost("cloud")
             link.refuse = True
             link.reset()
             status, said, headers = await call(gateway, "/v1/tasks/say")
             assert (status, headers["x-gateway-attempts"]) == (503, "1")
             assert said["error"]["code"] == "unavailable"
-            assert gateway.service.board.why_down("cloud") == "its link is down: reset"
+            assert gateway.service.measurements.why_down("cloud") == "its link is down: reset"
             link.refuse = False
             assert (await call(gateway, "/v1/tasks/say"))[:2] == (200, {"result": "far"})
-            assert gateway.service.board.why_down("cloud") is None
+            assert gateway.service.measurements.why_down("cloud") is None
 
 
 async def test_gateway_starts_and_is_ready_when_every_backend_is_unreachable() -> None:

@@ -174,7 +174,7 @@ HOSTILE_BODIES = {
     "overlong UTF-8": b'"\xc0\xaf"',
     "a surrogate in UTF-8": b'"\xed\xa0\x80"',
     "UTF-16": '{"a": 1}'.encode("utf-16"),
-    "a byte order mark": b'\xef\xbb\xbf{"a":1}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"a":1}',
     "NUL": b'{"a":1}\x00',
     "a comment": b'{"a":1} // one',
     "a control character in a string": b'"\x01"',

@@ -158,14 +158,14 @@ def test_link_is_down_within_two_and_a_half_seconds_of_losing_probes() -> None:
     assert now - 7.0 <= 2.5
 
 
-def test_probe_timeout_doubles_with_each_miss_and_resets_on_the_first_answer() -> None:
+def test_probe_timeout_doubles_from_the_second_miss_and_resets_on_the_first_answer() -> None:
     link = Link(0.0)
     link.observe(ANSWER, 0.0)
     timeouts_s = []
     for at in range(1, 9):
         timeouts_s.append(link.probe_timeout_s(float(at)))
         link.observe(MISS, float(at))
-    assert timeouts_s == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
+    assert timeouts_s == [0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0]
     link.observe(ANSWER, 10.0)
     assert link.probe_timeout_s(10.0) == 0.5
 

@@ -7,7 +7,7 @@ import pytest
 from gateway.plugin import BackendUnavailable, Part
 from gateway.workers import WorkerBackend
 from support.worker_backends import Tool
-from support.workers import a_task, answer, children, events, items, of, pids, wait_until
+from support.workers import a_task, answer, children, events, items, of, pids, state_of, wait_until
 
 
 @pytest.mark.parametrize(
@@ -76,4 +76,5 @@ async def test_children_do_not_outlive_a_stopped_backend() -> None:
     async with of(Tool, slots=2) as tool:
         for nonce in range(8):
             await answer(tool, a_task("fork", {"child": "exit", "nonce": nonce, "wait": False}))
-    assert children() == before
+    # If the conformance kit ran before, this process is a subreaper, and the dead children are its zombies.
+    assert {pid for pid in children() - before if state_of(pid) != "Z"} == set()
