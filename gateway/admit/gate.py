@@ -1,7 +1,6 @@
-"""Authentication by API key, and each key's limits: rate, concurrency, body size.
+"""Authentication by API key, and what each key allows. `rate_limiter` limits rate and concurrency.
 
-Rate limits use GCRA (ITU-T I.371, annex A): the state of a key is one instant, its theoretical arrival time. Without
-configured keys every request is admitted, and credentials are ignored.
+Without configured keys every request is admitted, and credentials are ignored.
 """
 
 from __future__ import annotations
@@ -13,21 +12,8 @@ from dataclasses import dataclass, field
 import msgspec
 
 from gateway.admit.keys import Key, is_secret_of, parse_key
-from gateway.plugin import GatewayError, Kind, TaskRefused
-
-BUSY_RETRY_S = 1.0
-
-
-@dataclass(slots=True)
-class _Usage:
-    """Usage of a key. due: the theoretical arrival time, monotonic seconds. active: requests in progress.
-
-    has_refused: whether a request was refused because of these, since the last one ended.
-    """
-
-    due: float = 0.0
-    active: int = 0
-    has_refused: bool = False
+from gateway.admit.rate_limiter import RateLimiter
+from gateway.plugin import GatewayError, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +22,7 @@ class Caller:
 
     id: str | None = None
     key: Key | None = None
-    _usage: _Usage = field(default_factory=_Usage, repr=False, compare=False)
+    limiter: RateLimiter = field(default_factory=RateLimiter, repr=False, compare=False)
 
     @property
     def may_leave(self) -> bool:
@@ -67,13 +53,12 @@ class Caller:
     def release(self) -> None:
         """Count out a request that has ended, and whose work has stopped."""
         if self.key is not None:
-            self._usage.active -= 1
-            self._usage.has_refused = False
+            self.limiter.release()
 
     @property
     def has_refused(self) -> bool:
         """Whether a request was refused because those in progress use up the concurrency of the key."""
-        return self._usage.has_refused
+        return self.limiter.has_refused
 
 
 ANONYMOUS = Caller()
@@ -90,7 +75,7 @@ class Gate:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._clock, self._wall = clock, wall
-        self._usage: dict[str, _Usage] = {}
+        self._limiters: dict[str, RateLimiter] = {}
         self.replace(keys)
 
     @property
@@ -104,7 +89,7 @@ class Gate:
         self._certified = {
             key.certificate: key_id for key_id, key in (keys or {}).items() if key.certificate is not None
         }
-        self._usage = {key_id: usage for key_id, usage in self._usage.items() if keys is not None and key_id in keys}
+        self._limiters = {key_id: limiter for key_id, limiter in self._limiters.items() if key_id in (keys or {})}
 
     def revoke_all_but(self, current: Mapping[str, Key]) -> list[str]:
         """Revoke each key that is missing from `current` or has another secret or certificate; return their ids."""
@@ -143,7 +128,7 @@ class Gate:
             raise _unauthorized(f"the API key {key_id!r} does not exist")
         if key.has_expired(self._wall()):
             raise _unauthorized(f"the API key {key_id} has expired")
-        return Caller(key_id, key, self._usage.setdefault(key_id, _Usage()))
+        return Caller(key_id, key, self._limiters.setdefault(key_id, RateLimiter()))
 
     def current(self, caller: Caller) -> Caller:
         """Return the caller with the rules that its key has now; with a key that is gone, no data may leave."""
@@ -152,40 +137,16 @@ class Gate:
         key = self._keys.get(caller.id)
         if key is None or not _is_same(caller.key, key) or key.has_expired(self._wall()):
             key = msgspec.structs.replace(caller.key, allow_cloud=False)
-        return caller if key is caller.key else Caller(caller.id, key, caller._usage)
+        return caller if key is caller.key else Caller(caller.id, key, caller.limiter)
 
     def admit(self, caller: Caller) -> None:
         """Count a request; call `caller.release()` at its end. Raises TaskRefused above the caller's limits."""
-        key, usage = caller.key, caller._usage
-        if key is None:
-            return
-        if key.concurrency is not None and usage.active >= key.concurrency:
-            usage.has_refused = True
-            message = (
-                f"the key {caller.id} may have {key.concurrency} requests open at once, cancelled ones that still run"
-            )
-            raise _rate_limited(f"{message} included", BUSY_RETRY_S)
-        self._check_rate(caller.id, key, usage)
-        usage.active += 1
-
-    def _check_rate(self, key_id: str | None, key: Key, usage: _Usage) -> None:
-        if key.requests_per_minute is None:
-            return
-        interval_s = 60.0 / key.requests_per_minute
-        now = self._clock()
-        due = max(usage.due, now)
-        early_s = due - now - interval_s * (key.burst - 1)
-        if early_s > 1e-9:
-            raise _rate_limited(f"the key {key_id} may send {key.requests_per_minute:g} requests a minute", early_s)
-        usage.due = due + interval_s
+        if caller.key is not None:
+            caller.limiter.acquire(caller.id, caller.key, self._clock())
 
 
 def _unauthorized(message: str) -> GatewayError:
     return GatewayError(message, code="unauthorized")
-
-
-def _rate_limited(message: str, retry_after_s: float) -> TaskRefused:
-    return TaskRefused(message, code="rate_limited", retry_after_s=retry_after_s)
 
 
 def _is_same(key: Key, other: Key | None) -> bool:

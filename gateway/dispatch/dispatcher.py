@@ -14,16 +14,8 @@ from gateway.dispatch.leaks import LeakDetector
 from gateway.dispatch.planner import Plan, Planner
 from gateway.dispatch.response_spec import ResponseSpec
 from gateway.dispatch.resume import FailoverBackends, FailoverStream
-from gateway.dispatch.retry import (
-    DispatchState,
-    RetryBudget,
-    attempt_timeout_at,
-    first_byte_deadline,
-    hedged_timeout_at,
-    may_fail_over,
-    postponed_timeout_at,
-    retry_pause_s,
-)
+from gateway.dispatch.retry import DispatchState, RetryBudget, may_fail_over, retry_pause_s
+from gateway.dispatch.timeouts import attempt_timeout_at, first_byte_deadline, hedged_timeout_at, postponed_timeout_at
 from gateway.lanes import Scheduler
 from gateway.measure.measurements import Measurements
 from gateway.plugin import DeadlineExceeded, GatewayError, Task

@@ -19,7 +19,8 @@ from dataclasses import replace
 
 from gateway.dispatch.attempt_group import IDLE, Answer
 from gateway.dispatch.response_spec import Continuation, ResumeMode
-from gateway.dispatch.retry import DispatchState, first_byte_deadline
+from gateway.dispatch.retry import DispatchState
+from gateway.dispatch.timeouts import first_byte_deadline
 from gateway.plugin import BackendUnavailable, DeadlineExceeded, GatewayError, Part, Result, Task
 from gateway.registry import Registry
 

@@ -86,7 +86,7 @@ def status(gateway: RunningGateway) -> list[dict[str, Any]]:
 
 
 def active(gateway: RunningGateway) -> int:
-    return gateway.service.gate._usage["one"].active
+    return gateway.service.gate._limiters["one"].active
 
 
 def is_running(pid: int) -> bool:

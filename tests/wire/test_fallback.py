@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.dispatch import retry
+from gateway.dispatch import timeouts
 from gateway.lanes import Work, WorkOwner
 from gateway.plugin import TERMS, TaskRefused
 from gateway.testing import RunningGateway, running_gateway
@@ -194,8 +194,8 @@ async def test_task_refused_by_a_full_or_closed_queue_goes_to_the_next_backend(
 
 
 async def test_hanging_upstream_times_out_early_enough_to_try_the_next_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "TIMEOUT_PREDICTIONS", 0.1)
-    monkeypatch.setattr(retry, "TIMEOUT_SHARE", 0.01)
+    monkeypatch.setattr(timeouts, "TIMEOUT_PREDICTIONS", 0.1)
+    monkeypatch.setattr(timeouts, "TIMEOUT_SHARE", 0.01)
     gone = asyncio.Event()
     async with (
         Upstream(by_path({"/add": stall(gone=gone)})) as bad,

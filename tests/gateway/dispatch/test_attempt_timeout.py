@@ -7,7 +7,7 @@ import time
 import pytest
 
 from gateway.dispatch.planner import Plan
-from gateway.dispatch.retry import attempt_timeout_at, postponed_timeout_at
+from gateway.dispatch.timeouts import attempt_timeout_at, postponed_timeout_at
 from gateway.lanes import Work
 from gateway.policy import Candidate, Policy, Query, decide
 from gateway.registry import ServingBackends
