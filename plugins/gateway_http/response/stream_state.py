@@ -16,6 +16,7 @@ A body ends a stream only if its framing shows its end: the last chunk, or the d
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,7 +86,7 @@ class _FailedResponse(msgspec.Struct):
     error: msgspec.Raw = NULL
 
 
-class StreamState:
+class StreamState(ABC):
     """The state of one stream.
 
     is_done: [DONE] was received. is_over: no event that matters can follow.
@@ -112,7 +113,7 @@ class StreamState:
         """Yield the events, before [DONE], that a complete stream lacks."""
         yield from ()
 
-    def on_body_end(self) -> None:
+    def on_body_end(self) -> None:  # noqa: B027 - most streams do not need it
         """Record that the body has ended as its framing declares."""
 
     def on_event(self, event: SseEvent) -> bool:
@@ -132,8 +133,8 @@ class StreamState:
         self._on_data(event)
         return True
 
-    def _on_done(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_done(self) -> None: ...
 
     def _on_data(self, event: SseEvent) -> None:
         chunk: _Chunk = self._decode(event.data, _Chunk)
@@ -143,18 +144,18 @@ class StreamState:
             raise exception_for(error_from(chunk), "ended its stream with an error")
         self._on_chunk(chunk)
 
-    def _on_chunk(self, chunk: _Chunk) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _on_chunk(self, chunk: _Chunk) -> None: ...
 
     def _is_heartbeat(self, event: SseEvent) -> bool:
         return event.name in HEARTBEATS and not event.data.startswith(b"{")
 
+    @abstractmethod
     def _is_error(self, chunk: _Chunk) -> bool:
         """Return whether the event itself is an error.
 
         vLLM, FastChat, FastAPI, Anthropic and Responses send such events.
         """
-        raise NotImplementedError
 
     def _check_utf8(self, data: bytes) -> None:
         """Raise BackendUnavailable for bytes that are not UTF-8.
