@@ -218,6 +218,8 @@ class Connection:
         }
         self._window = asyncio.Semaphore(min(MAX_UNCONFIRMED, self.broker_limits.get("ReceiveMaximum", 65_535)))
         self._aiomqtt_callbacks[0](client, userdata, flags, reason, properties)
+        if reason.is_failure:  # before the broker closes the socket, which would hide the reason
+            self._lose(f"the broker refused the connection: {reason}")
 
     def _on_disconnect(
         self, client: Any, userdata: Any, flags: Any, reason: ReasonCode, properties: Any = None

@@ -90,12 +90,15 @@ async def test_form_subtask_is_dispatched_with_its_body() -> None:
 
 async def test_concurrent_subtasks_are_limited() -> None:
     at_once = most = 0
+    overlapped = asyncio.Event()
 
     async def serve(task: Task) -> Result:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
-        await asyncio.sleep(0)
+        if at_once > 1:
+            overlapped.set()
+        await overlapped.wait()
         at_once -= 1
         return Result(json=task.json)
 
